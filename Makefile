@@ -1,0 +1,31 @@
+# Everything sets itself up on a fresh Debian machine with python3 and make; a second run sets up nothing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(shell cat pyproject.toml tools/setup.sh | cksum | cut -d' ' -f1)
+# real servers beside each other: two a core, more would only wait for each other
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(2 * len(os.sched_getaffinity(0)))')
+
+.PHONY: demo test check setup clean
+
+demo: setup ## gunicorn with a leaking app, live, for 20 seconds
+	@$(BIN)/oomsafe demo $(ARGS)
+
+test: setup ## every test; fast ones first
+	$(BIN)/pytest tests/unit tests/kernel -q -n $(JOBS)
+	$(BIN)/pytest tests/servers tests/oom -n $(JOBS) --dist loadgroup $(ARGS)
+
+check: setup ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: $(READY)
+
+$(READY):
+	@sh tools/setup.sh $(PYTHON) $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

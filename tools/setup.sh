@@ -1,0 +1,25 @@
+#!/bin/sh
+# A virtual environment with oomsafe and all that its checks and tests drive. Usage: setup.sh PYTHON VENV
+# Where the machine lacks a piece of it and we are root with apt, the piece is installed; else said.
+set -eu
+python=$1 venv=$2
+
+apt_install() {
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "installing $* with apt-get"
+        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"; } >/tmp/oomsafe-apt.$$ 2>&1 ||
+            { cat /tmp/oomsafe-apt.$$ >&2; rm -f /tmp/oomsafe-apt.$$; exit 1; }
+        rm -f /tmp/oomsafe-apt.$$
+    else
+        echo "$* is missing, and only root can install it: apt-get install $*" >&2
+        exit 1
+    fi
+}
+
+"$python" -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
+[ -x "$venv/bin/python" ] || { echo "making a virtual environment in $venv"; "$python" -m venv "$venv"; }
+rm -f "$venv"/.ready-*
+# pip 25.1 is the first that reads dependency groups
+"$venv/bin/python" -m pip install --quiet --upgrade 'pip>=25.1'
+"$venv/bin/python" -m pip install --quiet --editable '.[gunicorn,uvicorn,starlette,prometheus,cli]' --group dev
+echo "ready: $venv"
