@@ -1,0 +1,139 @@
+"""The product in one function: a worker's limits, its figures and its history in, what it should do out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from oomsafe.policy.limits import Limits
+from oomsafe.policy.settings import Policy
+
+#: Seconds between two attempts to reclaim: gc.collect() walks the whole heap.
+RECLAIM_EVERY = 10.0
+
+#: A worker this far over its soft limit waits for nobody any more.
+WAITS_UP_TO = 1.25
+
+
+class Action(Enum):
+    """From mildest to last."""
+
+    SERVE = "serve"
+    RECLAIM = "reclaim"
+    RECYCLE = "recycle"
+
+
+class Reason(Enum):
+    """Why; the values are labels in metrics, so they never change."""
+
+    WITHIN = "within_limits"
+    UNKNOWN = "unknown"
+    REFUSED = "soft_limit_refused"
+    YOUNG = "min_lifetime"
+    SUSTAIN = "sustain"
+    TURN = "max_unavailable"
+    SOFT = "soft_limit"
+    HARD = "hard_limit"
+
+
+#: The reasons for which a worker is recycled.
+RECYCLE_REASONS = (Reason.SOFT, Reason.HARD)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The rest of the pool, as this worker sees it on the scoreboard."""
+
+    draining: int = 0
+    """Workers, this one not counted, that are on their way out."""
+    starting: int = 0
+    """Workers, this one not counted, that do not serve yet."""
+    turns: int = 1
+    """How many may be away at once."""
+    over_budget: bool = False
+    """The working set is above the budget: nothing may wait for a worker's age."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One worker's memory, measured now. Bytes; None is a figure that could not be read."""
+
+    used: int | None
+    """What the soft limit is compared with: rss, pss or uss, as the policy's metric says."""
+    rss: int | None
+
+
+@dataclass(frozen=True)
+class History:
+    """What the worker remembers. Times in seconds, on the clock of `now`."""
+
+    ready_at: float
+    """When it began to serve."""
+    breached_since: float | None = None
+    """Since when it has been over its soft limit without a break; None while it is not."""
+    reclaimed_at: float | None = None
+    refused: bool = False
+    """Its soft limit is below what it needed right after boot: recycling would never end."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do, and why."""
+
+    action: Action
+    reason: Reason
+
+
+def decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, pool: Pool, now: float) -> Decision:
+    """What a worker with these figures should do at `now`. Pure: call it again after each new measurement."""
+    if seen.rss is not None and limits.hard is not None and seen.rss > limits.hard:
+        return Decision(Action.RECYCLE, Reason.HARD)
+    if seen.used is None or limits.soft is None or limits.early is None:
+        return Decision(Action.SERVE, Reason.UNKNOWN)
+    if seen.used <= limits.early:
+        return Decision(Action.SERVE, Reason.WITHIN)
+    if history.refused:
+        return Decision(Action.SERVE, Reason.REFUSED)
+    if policy.reclaim and (history.reclaimed_at is None or now - history.reclaimed_at >= RECLAIM_EVERY):
+        return Decision(Action.RECLAIM, Reason.SOFT)
+    if now - history.ready_at < policy.min_lifetime and not pool.over_budget:
+        return Decision(Action.SERVE, Reason.YOUNG)
+    if history.breached_since is None or now - history.breached_since < policy.sustain:
+        return Decision(Action.SERVE, Reason.SUSTAIN)
+    if not may_leave(seen.used, limits.soft, pool):
+        return Decision(Action.SERVE, Reason.TURN)
+    return Decision(Action.RECYCLE, Reason.SOFT)
+
+
+def may_leave(used: int, soft: int, pool: Pool) -> bool:
+    """Whether it is this worker's turn: the more it holds, the less it waits.
+
+    Up to its soft limit (it asks from a little below, by its jitter) it waits until nobody else is
+    away: neither draining nor still starting. Above it, only for those who drain. A worker that
+    grew by another quarter while it waited goes: an unserved moment is better than a kernel kill.
+    """
+    if used > soft * WAITS_UP_TO:
+        return True
+    away = pool.draining if used > soft else pool.draining + pool.starting
+    return away < pool.turns
+
+
+def within_reach(limits: Limits, baseline: int | None) -> Limits:
+    """The same limits without those that a worker is above right after boot: recycling would never end."""
+    if baseline is None:
+        return limits
+    soft_in_reach = limits.soft is None or baseline < limits.soft
+    hard_in_reach = limits.hard is None or baseline < limits.hard
+    return Limits(
+        soft=limits.soft if soft_in_reach else None,
+        early=limits.early if soft_in_reach else None,
+        hard=limits.hard if hard_in_reach else None,
+        budget=limits.budget,
+    )
+
+
+def above_baseline(limits: Limits, baseline: int | None) -> Limits:
+    """The same limits, with jitter never asking for less than the worker held right after boot."""
+    if baseline is None or limits.early is None or limits.early > baseline:
+        return limits
+    return Limits(soft=limits.soft, hard=limits.hard, budget=limits.budget, early=limits.soft)

@@ -1,0 +1,34 @@
+"""What one piece of work made its process grow by, when others were in flight beside it.
+
+With n pieces in flight nobody can say which of them made the process grow, so each gets an equal
+share. Adding up shares one by one would cost O(n) at every event; a clock makes it O(1): at each
+begin and end, the growth since the last event, divided by the number in flight, is added to the
+clock. A piece of work's share is the clock at its end minus the clock at its begin. Nothing is lost:
+the shares and the background add up to the whole growth.
+"""
+
+from __future__ import annotations
+
+
+class GrowthClock:
+    """Bytes that one more piece of work, in flight since ever, would have grown by. Callers serialise."""
+
+    __slots__ = ("background", "in_flight", "last", "value")
+
+    def __init__(self, rss: int) -> None:
+        self.value = 0.0
+        self.in_flight = 0
+        self.last = rss
+        self.background = 0
+        """Growth in bytes while nothing was in flight."""
+
+    def advance(self, rss: int) -> None:
+        """Take in a new measurement, in bytes, before the number in flight changes."""
+        growth = rss - self.last
+        if not growth:
+            return
+        self.last = rss
+        if self.in_flight:
+            self.value += growth / self.in_flight
+        else:
+            self.background += growth

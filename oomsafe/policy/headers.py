@@ -1,0 +1,36 @@
+"""What a response says about memory: headers that a person, a proxy or a browser's timing tab can read."""
+
+from __future__ import annotations
+
+from oomsafe.policy.units import format_change, format_size
+
+#: The request header that must carry the secret where one is set, as WSGI and as ASGI name it.
+TOKEN_WSGI = "HTTP_X_MEMORY_TOKEN"  # noqa: S105  the name of a header
+TOKEN_ASGI = b"x-memory-token"
+
+
+def memory_headers(rss: int, delta: int, limit: int | None) -> list[tuple[str, str]]:
+    """Headers for figures in bytes; `delta` is signed; `limit` None leaves X-Memory-Limit out.
+
+    Server-Timing has only dur (milliseconds) and desc, so memory goes into desc (W3C Server Timing, 2.1).
+    """
+    headers = [
+        ("X-Memory-RSS", str(rss)),
+        ("X-Memory-Delta", str(delta)),
+        ("Server-Timing", f'mem;desc="{format_size(rss)}, {format_change(delta)}"'),
+    ]
+    if limit is not None:
+        headers.append(("X-Memory-Limit", str(limit)))
+    return headers
+
+
+def may_see(setting: bool | str, token: str | bytes | None) -> bool:
+    """Whether a request with this token may see memory figures. Takes the same time for every wrong token."""
+    if isinstance(setting, bool):
+        return setting
+    if token is None:
+        return False
+    from hmac import compare_digest  # here: hmac loads OpenSSL, which a worker without a secret need not pay for
+
+    given = token.encode("latin-1", "replace") if isinstance(token, str) else token
+    return compare_digest(given, setting.encode("ascii"))

@@ -1,0 +1,115 @@
+"""A Policy and what the kernel allows, made into limits in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oomsafe.policy.settings import Policy
+from oomsafe.policy.units import Percent, Size, format_size
+
+#: Where a soft limit is put below a hard one when the machine's size has turned their order round.
+BELOW_HARD = 0.9
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the kernel allows a pool. Sizes in bytes; None is a figure that could not be had."""
+
+    limit: int | None
+    """The effective limit: the smallest of the cgroup's, its ancestors' and the machine's memory."""
+    source: str
+    """Where `limit` comes from, for the log."""
+    working_set: int | None = None
+    """What is in use below that limit and can't be dropped: usage - inactive_file."""
+    supervisor_rss: int | None = None
+    """None also where there is no supervisor."""
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of one worker in bytes; None means that this one does not apply."""
+
+    soft: int | None
+    """Above it the worker is recycled."""
+    hard: int | None = None
+    budget: int | None = None
+    """The pool's."""
+    early: int | None = None
+    """This worker's own soft limit, lowered by its share of jitter: from here it asks for its turn."""
+
+
+def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0) -> tuple[Limits, list[str]]:
+    """Limits for one worker, and warnings to log: what depends on the machine never stops a start.
+
+    `jitter_share` is the worker's own random number, 0 <= jitter_share <= 1.
+    A limit that the machine can't reach is replaced by auto; without any capacity, auto and
+    percentages have nothing to be a share of, and are None.
+    """
+    warnings: list[str] = []
+    budget = _bytes(policy.budget, capacity.limit)
+    if budget is not None and capacity.limit is not None and budget > capacity.limit:
+        warnings.append(_too_big("budget", policy.budget, budget, capacity, "90% is used in its place"))
+        budget = int(capacity.limit * 0.9)
+    hard = None if policy.hard_limit is None else _bytes(policy.hard_limit, capacity.limit)
+    if hard is not None and capacity.limit is not None and hard > capacity.limit:
+        warnings.append(_too_big("hard_limit", policy.hard_limit, hard, capacity, "no hard limit is used"))
+        hard = None
+    soft = _soft_limit(policy, capacity, budget, warnings)
+    if soft is not None and hard is not None and soft >= hard:
+        lowered = int(hard * BELOW_HARD)
+        if policy.soft_limit != "auto":
+            warnings.append(
+                f"soft_limit {format_size(soft)} is not below hard_limit {format_size(hard)} on this machine: "
+                f"{format_size(lowered)} is used in its place"
+            )
+        soft = lowered
+    early = None if soft is None else soft - int(soft * policy.jitter * jitter_share)
+    return Limits(soft=soft, hard=hard, budget=budget, early=early), warnings
+
+
+def turns(policy: Policy, workers: int) -> int:
+    """How many of `workers` may be recycling at once: at least 1, else none ever could."""
+    if isinstance(policy.max_unavailable, Percent):
+        return max(1, policy.max_unavailable.of(workers))
+    return policy.max_unavailable
+
+
+def _soft_limit(policy: Policy, capacity: Capacity, budget: int | None, warnings: list[str]) -> int | None:
+    if policy.soft_limit == "auto":
+        return _auto(capacity, budget, warnings)
+    soft = _bytes(policy.soft_limit, capacity.limit)
+    if soft is None:
+        warnings.append(f"soft_limit {policy.soft_limit} is a share of a limit that could not be read: it is not used")
+    elif capacity.limit is not None and soft > capacity.limit:
+        auto = _auto(capacity, budget, warnings)
+        warnings.append(_too_big("soft_limit", policy.soft_limit, soft, capacity, f"auto ({format_size(auto)}) is used in its place"))
+        return auto
+    return soft
+
+
+def _auto(capacity: Capacity, budget: int | None, warnings: list[str]) -> int | None:
+    """An equal share for each worker of what the supervisor leaves of the budget."""
+    if budget is None:
+        warnings.append("no memory limit could be read, so soft_limit auto can't be worked out: set soft_limit to recycle workers")
+        return None
+    left = budget - (capacity.supervisor_rss or 0)
+    if left <= 0:
+        warnings.append(
+            f"soft_limit auto can't be worked out: the supervisor alone has {format_size(capacity.supervisor_rss)}, "
+            f"the budget is {format_size(budget)}; raise the memory limit, or set soft_limit"
+        )
+        return None
+    return left // max(1, capacity.workers)
+
+
+def _bytes(size: Size | str, total: int | None) -> int | None:
+    if isinstance(size, Percent):
+        return None if total is None else size.of(total)
+    assert isinstance(size, int)
+    return size
+
+
+def _too_big(field: str, given: object, size: int, capacity: Capacity, instead: str) -> str:
+    shown = f"{given} ({format_size(size)})" if isinstance(given, Percent) else format_size(size)
+    return f"{field} {shown} is above the effective limit {format_size(capacity.limit)} ({capacity.source}): {instead}"

@@ -1,0 +1,139 @@
+"""One reader for each kind of setting: a keyword's value or a variable's text in, a checked value out.
+
+All have the same shape, ``(field, value) -> checked value``, and raise ConfigError.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Literal
+
+from oomsafe.policy.units import Percent, Size, parse_size, refused
+
+Metric = Literal["rss", "pss", "uss"]
+METRICS: tuple[Metric, ...] = ("rss", "pss", "uss")
+
+_YES = frozenset({"1", "true", "yes", "on"})
+_NO = frozenset({"0", "false", "no", "off"})
+_NONE = frozenset({"none", ""})
+
+#: The lowest and highest oom_score_adj (linux/oom.h, OOM_SCORE_ADJ_MIN and _MAX).
+SCORE_MIN, SCORE_MAX = -1000, 1000
+
+#: A shorter secret can be guessed by trying.
+SHORTEST_SECRET = 16
+
+
+def read_size(field: str, value: object) -> Size:
+    """A size that must be given."""
+    return parse_size(field, value, "90%" if field.lower().endswith("budget") else "300MiB")
+
+
+def read_soft_limit(field: str, value: object) -> Size | Literal["auto"]:
+    """A size, or "auto"."""
+    return "auto" if value == "auto" else parse_size(field, value)
+
+
+def read_hard_limit(field: str, value: object) -> Size | None:
+    """A size, or None."""
+    return None if _is_none(value) else parse_size(field, value, "500MiB")
+
+
+def read_metric(field: str, value: object) -> Metric:
+    """One of the three ways to count a process's memory."""
+    for metric in METRICS:
+        if value == metric:
+            return metric
+    raise refused(field, value, "is not one of rss, pss or uss", "rss")
+
+
+def read_seconds(field: str, value: object) -> float:
+    """Seconds, 0 or more."""
+    number = _number(value)
+    if number is None or number < 0:
+        raise refused(field, value, "is not a number of seconds, 0 or more", "10")
+    return number
+
+
+def read_share(field: str, value: object) -> float:
+    """A share from 0 to 0.9."""
+    number = _number(value)
+    if number is None or not 0 <= number <= 0.9:
+        raise refused(field, value, "is not a share from 0 to 0.9", "0.1")
+    return number
+
+
+def read_switch(field: str, value: object) -> bool:
+    """A bool, or one of the usual words for one."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in _YES | _NO:
+        return value.strip().lower() in _YES
+    raise refused(field, value, "is not true or false", "True")
+
+
+def read_count(field: str, value: object) -> int | Percent:
+    """A number of workers from 1, or a share of them."""
+    if isinstance(value, Percent):
+        value = str(value)
+    if isinstance(value, str) and value.strip().endswith("%"):
+        number = _number(value.strip()[:-1])
+        if number is not None and 0 < number <= 100:
+            return Percent(number)
+    count = _whole(value)
+    if count is None or count < 1:
+        raise refused(field, value, "is not a number of workers from 1, nor a share such as 25%", "1")
+    return count
+
+
+def read_worker_score(field: str, value: object) -> int | Literal["auto"]:
+    """A step of oom_score_adj, or "auto". Below zero it would send the kernel to the supervisor first."""
+    return "auto" if value == "auto" else read_score(field, value)
+
+
+def read_score(field: str, value: object) -> int:
+    """A step of oom_score_adj upwards."""
+    return _score(field, value, 0, "300")
+
+
+def read_supervisor_score(field: str, value: object) -> int | None:
+    """An absolute oom_score_adj, or None."""
+    return None if _is_none(value) else _score(field, value, SCORE_MIN, "-500")
+
+
+def read_headers(field: str, value: object) -> bool | str:
+    """A bool, or a secret."""
+    if isinstance(value, bool) or (isinstance(value, str) and value.strip().lower() in _YES | _NO):
+        return read_switch(field, value)
+    if isinstance(value, str) and len(value) >= SHORTEST_SECRET and value.isascii() and value.isprintable():
+        return value
+    # the value is not shown: it may be most of somebody's secret
+    raise refused(field, "***", f"is neither True or False nor a secret of {SHORTEST_SECRET} or more ASCII characters", "True")
+
+
+def _score(field: str, value: object, lowest: int, example: str) -> int:
+    number = _whole(value)
+    if number is None or not lowest <= number <= SCORE_MAX:
+        raise refused(field, value, f"is not a whole number from {lowest} to {SCORE_MAX}", example)
+    return number
+
+
+def _is_none(value: object) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() in _NONE)
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _whole(value: object) -> int | None:
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", value) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

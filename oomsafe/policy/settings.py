@@ -1,0 +1,159 @@
+"""Policy: every setting with its default, its unit and its environment variable (``OOMSAFE_<FIELD>``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NoReturn
+
+from oomsafe.errors import ConfigError
+from oomsafe.policy.readers import (
+    Metric,
+    read_count,
+    read_hard_limit,
+    read_headers,
+    read_metric,
+    read_score,
+    read_seconds,
+    read_share,
+    read_size,
+    read_soft_limit,
+    read_supervisor_score,
+    read_switch,
+    read_worker_score,
+)
+from oomsafe.policy.text import near_matches, printable
+from oomsafe.policy.units import Percent, Size, refused
+
+PREFIX = "OOMSAFE_"
+
+#: Variables that begin with the prefix and are not fields of the policy.
+OTHER_VARIABLES = ("OOMSAFE_SCOREBOARD", "OOMSAFE_GUNICORN_CONF", "OOMSAFE_TESTS_REQUIRE")
+
+SizeLike = int | str | Percent
+
+
+@dataclass(frozen=True, init=False)
+class Policy:
+    """What a pool of workers may take, and what happens at each limit.
+
+    Sizes are an int of bytes, or text with an IEC suffix (``"300MiB"``) or ``%`` of the effective
+    limit: the smallest memory limit of the process's cgroup and its ancestors, else the machine's
+    memory. Times are in seconds. Raises ConfigError: one line that names the field.
+    """
+
+    soft_limit: Size | Literal["auto"]
+    """A worker above it is recycled when its current work is done. auto: (budget - supervisor) / workers."""
+    hard_limit: Size | None
+    """A worker above it is recycled without waiting for `sustain`, `min_lifetime` or its turn. None: no such limit."""
+    budget: Size
+    """The working set that the whole pool may have; `soft_limit` auto is a share of it."""
+    metric: Metric
+    """What the soft limit is compared with. pss and uss don't count shared pages whole, but reading them
+    stalls the process (2.5 ms a GiB), so they are read only while rss is over the limit, every few seconds."""
+    sustain: float
+    """Seconds that a breach must last before a recycle."""
+    reclaim: bool
+    """Before a recycle, try gc.collect() and malloc_trim(), and measure again."""
+    jitter: float
+    """Each worker's soft limit is lowered by a random share, 0 to this (0.1 = 10 %), so that they don't end together."""
+    min_lifetime: float
+    """Seconds after boot before a worker may be recycled, while the pool is within its budget."""
+    max_unavailable: int | Percent
+    """How many workers of the pool may be recycling at once; a share is rounded down, and is at least 1."""
+    worker_oom_score_adj: int | Literal["auto"]
+    """Added to the supervisor's oom_score_adj for each worker, clamped to 1000. auto: at least +300, and what the
+    kernel's formula needs to rank even a fresh worker above its supervisor."""
+    draining_oom_score_adj: int
+    """Added on top of the worker's while it drains: it is going anyway."""
+    supervisor_oom_score_adj: int | None
+    """Absolute, -1000 to 1000, for the supervisor itself; lowering needs CAP_SYS_RESOURCE. None: left as it is."""
+    headers: bool | str
+    """Memory headers on each response: False, True, or a secret that a request must carry in X-Memory-Token."""
+    dry_run: bool
+    """Decide, log and count everything, and do nothing."""
+
+    def __init__(
+        self,
+        *,
+        soft_limit: SizeLike = "auto",
+        hard_limit: SizeLike | None = None,
+        budget: SizeLike = "90%",
+        metric: Metric = "rss",
+        sustain: float = 0,
+        reclaim: bool = True,
+        jitter: float = 0.1,
+        min_lifetime: float = 10,
+        max_unavailable: int | str | Percent = 1,
+        worker_oom_score_adj: int | Literal["auto"] = "auto",
+        draining_oom_score_adj: int = 300,
+        supervisor_oom_score_adj: int | None = None,
+        headers: bool | str = False,
+        dry_run: bool = False,
+        **unknown: NoReturn,
+    ) -> None:
+        given = dict(locals())
+        for name in given.pop("unknown"):
+            raise ConfigError(f"unknown setting {printable(name)}{near_matches(name, list(READERS))}")
+        for name, read in READERS.items():
+            object.__setattr__(self, name, read(name, given[name]))
+        _check_order(self.soft_limit, self.hard_limit)
+
+
+#: How each field is read, from a keyword or from the environment's text: raises ConfigError.
+READERS: dict[str, Callable[[str, object], Any]] = {
+    "soft_limit": read_soft_limit,
+    "hard_limit": read_hard_limit,
+    "budget": read_size,
+    "metric": read_metric,
+    "sustain": read_seconds,
+    "reclaim": read_switch,
+    "jitter": read_share,
+    "min_lifetime": read_seconds,
+    "max_unavailable": read_count,
+    "worker_oom_score_adj": read_worker_score,
+    "draining_oom_score_adj": read_score,
+    "supervisor_oom_score_adj": read_supervisor_score,
+    "headers": read_headers,
+    "dry_run": read_switch,
+}
+
+
+def load_policy(environ: Mapping[str, str], keywords: Mapping[str, Any]) -> tuple[Policy, list[str]]:
+    """The policy of keywords over `environ`'s OOMSAFE_ variables over the defaults, and warnings to log.
+
+    A misspelt keyword is a ConfigError; an unknown variable is only a warning, for an environment is
+    shared with others and may be newer or older than this version. An empty variable counts as unset.
+    """
+    known = {PREFIX + name.upper(): name for name in READERS}
+    from_environment: dict[str, Any] = {}
+    warnings = []
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable in OTHER_VARIABLES:
+            continue
+        if variable not in known:
+            warnings.append(f"ignoring unknown variable {printable(variable)}{near_matches(variable, list(known))}")
+        elif text.strip():
+            from_environment[known[variable]] = _from_text(variable, known[variable], text)
+    return Policy(**{**from_environment, **keywords}), warnings
+
+
+def overridden(policy: Policy) -> dict[str, Any]:
+    """The fields of `policy` that are not at their default."""
+    plain = Policy()
+    return {f.name: getattr(policy, f.name) for f in fields(policy) if getattr(policy, f.name) != getattr(plain, f.name)}
+
+
+def _from_text(variable: str, field: str, text: str) -> Any:
+    """Check one variable by itself, so that the error names the variable and not the field."""
+    value = text.strip()
+    READERS[field](variable, value)
+    return value
+
+
+def _check_order(soft: object, hard: object) -> None:
+    """soft_limit must be below hard_limit; where that depends on the machine, resolve_limits looks again."""
+    bytes_turned = isinstance(soft, int) and isinstance(hard, int) and soft >= hard
+    shares_turned = isinstance(soft, Percent) and isinstance(hard, Percent) and soft.value >= hard.value
+    if bytes_turned or shares_turned:
+        raise refused("soft_limit", soft, f"is not below hard_limit={hard}", "300MiB")

@@ -1,0 +1,22 @@
+"""Text that came from outside, made fit for a log line, a terminal or a label."""
+
+from __future__ import annotations
+
+
+def printable(raw: bytes | str, length: int = 96) -> str:
+    """`raw` with everything but printable ASCII replaced by ``?``, cut at `length` characters.
+
+    A client chooses the path of its request: without this it could write log lines of its own
+    (CR, LF), move a terminal's cursor (ESC) or fill a disk.
+    """
+    text = raw.decode("ascii", "replace") if isinstance(raw, bytes) else raw
+    clean = "".join(c if " " <= c <= "~" else "?" for c in text[: length + 1])
+    return clean if len(clean) <= length else f"{clean[: length - 3]}..."
+
+
+def near_matches(name: str, known: list[str]) -> str:
+    """`` (did you mean soft_limit?)`` for a misspelt name, or nothing when no known name is near."""
+    from difflib import get_close_matches  # here: only a mistake pays for its import
+
+    near = get_close_matches(name, known, n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

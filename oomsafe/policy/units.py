@@ -1,0 +1,104 @@
+"""Sizes: "512MiB" and "80%" to bytes, and bytes back to text that a person reads."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from oomsafe.errors import ConfigError
+
+KIB, MIB, GIB, TIB = (1 << shift for shift in (10, 20, 30, 40))
+_FACTORS = {"kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]ib|%)", re.IGNORECASE | re.ASCII)
+_TAIL = re.compile(r"\d(?:[\d.]*)\s*([a-z]*)$", re.IGNORECASE | re.ASCII)
+
+#: The smallest size taken as a limit. No Python process fits in less, so a smaller int is a forgotten unit.
+SMALLEST = MIB
+
+
+@dataclass(frozen=True)
+class Percent:
+    """A share of the effective limit: 0 < value <= 100."""
+
+    value: float
+
+    def of(self, total: int) -> int:
+        """The share in bytes, rounded down."""
+        return int(total * self.value / 100)
+
+    def __str__(self) -> str:
+        return f"{self.value:g}%"
+
+
+#: What a size is once it has been read: bytes, or a share of a limit that only the machine knows.
+Size = int | Percent
+
+
+def parse_size(field: str, value: object, example: str = "300MiB") -> Size:
+    """Read an int of bytes, or text with an IEC suffix (KiB, MiB, GiB, TiB) or ``%``.
+
+    Raises ConfigError, naming `field`, `value` and `example`, for anything else: a bare number in
+    text may mean anything, and SI suffixes (MB) are 5 % off what the kernel counts in.
+    """
+    if isinstance(value, Percent):
+        value = str(value)
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise refused(field, value, "is not a size", example)
+    if isinstance(value, int):
+        return _checked(field, value, value, example)
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise refused(field, value, _why_not(value), example)
+    number, suffix = float(match[1]), match[2].lower()
+    if suffix != "%":
+        return _checked(field, value, int(number * _FACTORS[suffix]), example)
+    if not 0 < number <= 100:
+        raise refused(field, value, "is not above 0% and at most 100%", "80%")
+    return Percent(number)
+
+
+def format_size(size: int | None) -> str:
+    """Bytes as text with three or four digits: ``84.2 MiB``. None, a figure that is missing, is ``unknown``."""
+    if size is None:
+        return "unknown"
+    for suffix, factor in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        # 1023.96 MiB must not be rounded to "1024.0 MiB"
+        if abs(size) >= factor * 0.99995:
+            number = size / factor
+            return f"{number:.0f} {suffix}" if abs(number) >= 100 else f"{number:.1f} {suffix}"
+    return f"{size} B"
+
+
+def format_change(size: int) -> str:
+    """A signed number of bytes as text: ``+1.2 MiB``."""
+    return f"{'+' if size >= 0 else '-'}{format_size(abs(size))}"
+
+
+def refused(field: str, value: object, why: str, example: str) -> ConfigError:
+    """The one line for a bad setting: field, value, what is wrong, and an example that would be taken."""
+    shown = example if example[:1] in "0123456789-TF" and example[-1:] not in "B%" else f'"{example}"'
+    return ConfigError(f"{field}={_shortened(value)} {why}; a correct example: {field}={shown}")
+
+
+def _shortened(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _checked(field: str, given: object, size: int, example: str) -> int:
+    if size <= 0:
+        raise refused(field, given, "is not above zero", example)
+    if size < SMALLEST:
+        raise refused(field, given, f"is {size} bytes, less than any Python process needs: is a unit missing?", example)
+    return size
+
+
+def _why_not(text: str) -> str:
+    if text.strip().startswith("-"):
+        return "is negative"
+    tail = _TAIL.fullmatch(text.strip())
+    if tail is None:
+        return "is not a size"
+    if not tail[1]:
+        return "has no unit (KiB, MiB, GiB or %)"
+    return f"has the unit {tail[1]!r}, which is not one of KiB, MiB, GiB, TiB or %"
