@@ -1,0 +1,61 @@
+"""Small kernel files: read whole, or not at all. A file that vanishes or holds garbage is None, said once."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+_log = logging.getLogger("oomsafe.kernel")
+_said: set[str] = set()
+
+
+def read_bytes(path: str) -> bytes | None:
+    """The content of a kernel file; None when it can't be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        chunks = []
+        while chunk := os.read(fd, 65536):
+            chunks.append(chunk)
+        return b"".join(chunks)
+    except OSError:  # ESRCH: the process went away between open and read
+        return None
+    finally:
+        os.close(fd)
+
+
+def read_text(path: str) -> str | None:
+    """The same as text; bytes that are not UTF-8 are replaced."""
+    raw = read_bytes(path)
+    return None if raw is None else raw.decode("utf-8", "replace")
+
+
+def read_int(path: str) -> int | None:
+    """The one number in a kernel file; None when it can't be read, or is none, which is logged once a file."""
+    text = read_text(path)
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        say_once(path, f"{path} holds {text[:40]!r} where a number was expected: the figure is left out")
+        return None
+
+
+def read_keyed(path: str, factor: int = 1) -> dict[str, int]:
+    """Lines of ``key value`` or ``key: value kB``, as a table; lines that are not of that form are left out."""
+    table: dict[str, int] = {}
+    for line in (read_text(path) or "").splitlines():
+        words = line.replace(":", " ", 1).split()
+        if len(words) >= 2 and words[1].isdecimal():
+            table[words[0]] = int(words[1]) * factor
+    return table
+
+
+def say_once(key: str, message: str) -> None:
+    """Log a warning, the first time that this process meets `key`."""
+    if key not in _said:
+        _said.add(key)
+        _log.warning("%s", message)

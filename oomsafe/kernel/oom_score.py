@@ -1,0 +1,45 @@
+"""oom_score_adj: who the kernel kills first. It is inherited over fork and exec (proc(5))."""
+
+from __future__ import annotations
+
+import os
+
+from oomsafe.errors import ScoreRefused
+from oomsafe.kernel.files import read_int
+
+
+def read_score(pid: int | str = "self", proc: str = "/proc") -> int | None:
+    """A process's oom_score_adj, -1000 to 1000; None when it can't be read."""
+    return read_int(f"{proc}/{pid}/oom_score_adj")
+
+
+def write_score(score: int, pid: int | str = "self", proc: str = "/proc") -> int | None:
+    """Set a process's oom_score_adj, and return what the kernel then says it is.
+
+    Raising is free for one's own processes; below the value last set with CAP_SYS_RESOURCE nobody
+    without it gets (fs/proc/base.c, __set_oom_adj). Raises ScoreRefused.
+    """
+    path = f"{proc}/{pid}/oom_score_adj"
+    try:
+        # os.write, for a file object would swallow EACCES until it is closed
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, str(score).encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise ScoreRefused(_explained(score, pid, read_score(pid, proc), error)) from error
+    return read_score(pid, proc)
+
+
+def _explained(score: int, pid: int | str, present: int | None, error: OSError) -> str:
+    whose = "this process" if pid == "self" else f"process {pid}"
+    if isinstance(error, PermissionError):
+        why = (
+            "lowering it needs CAP_SYS_RESOURCE"
+            if present is not None and score < present
+            else "its /proc files belong to root (it changed its user without an exec)"
+        )
+    else:
+        why = os.strerror(error.errno) if error.errno else str(error)
+    return f"oom_score_adj of {whose} stays {present}: {score} was refused, {why}"

@@ -1,0 +1,134 @@
+"""One process's memory, start time and name."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from oomsafe.kernel.files import read_bytes, read_keyed
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+#: The kernel keeps 15 bytes of a name (TASK_COMM_LEN is 16 with the final zero).
+COMM_LENGTH = 15
+
+
+class OwnMemory:
+    """This process's resident memory, read on a descriptor that is kept: 0.5 us instead of 2.
+
+    /proc/self/statm is opened for the process that opens it, so after a fork the descriptor would
+    tell about the parent: the owner is checked. Where there is no /proc, psutil answers.
+    """
+
+    def __init__(self, proc: str = "/proc") -> None:
+        self._path = f"{proc}/self/statm"
+        self._fd = -1
+        self._pid = 0
+        self._psutil: Any = None
+
+    def rss(self) -> int | None:
+        """Resident bytes (statm's second field, exact since Linux 6.16); None when they can't be read."""
+        if self._pid != os.getpid():
+            self._open()
+        if self._fd < 0:
+            return self._ask_psutil()
+        try:
+            return int(os.pread(self._fd, 128, 0).split(b" ", 2)[1]) * PAGE
+        except (OSError, ValueError, IndexError):
+            return None
+
+    def close(self) -> None:
+        """Close the descriptor; the next rss() opens it again."""
+        if self._fd >= 0 and self._pid == os.getpid():
+            os.close(self._fd)
+        self._fd, self._pid = -1, 0
+
+    def _open(self) -> None:
+        # an inherited descriptor is closed too: nobody else in this process has its number
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._pid = os.getpid()
+        try:
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1
+
+    def _ask_psutil(self) -> int | None:
+        if self._psutil is None or self._psutil.pid != os.getpid():
+            import psutil  # here: a worker that has /proc should not pay for it
+
+            self._psutil = psutil.Process()
+        try:
+            return int(self._psutil.memory_info().rss)
+        except OSError:
+            return None
+
+
+def rss_of(pid: int, proc: str = "/proc") -> int | None:
+    """Resident bytes of any process (any user may read statm); None when it is gone."""
+    words = (read_bytes(f"{proc}/{pid}/statm") or b"").split()
+    try:
+        return int(words[1]) * PAGE
+    except (ValueError, IndexError):
+        return None
+
+
+def shared_out(pid: int | str = "self", proc: str = "/proc") -> tuple[int, int] | None:
+    """(pss, uss) in bytes from smaps_rollup (Linux 4.14); None when it may not be read (needs ptrace-read).
+
+    It holds the process's mmap_lock while it walks all pages, 2.5 ms a GiB: read it rarely.
+    """
+    table = read_keyed(f"{proc}/{pid}/smaps_rollup", factor=1024)
+    if "Pss" not in table:
+        return None
+    return table["Pss"], table.get("Private_Clean", 0) + table.get("Private_Dirty", 0)
+
+
+def start_time(pid: int | str = "self", proc: str = "/proc") -> int | None:
+    """When the process started, in clock ticks since boot (proc(5), stat field 22); None when it is gone.
+
+    With the pid it names one process for ever: the kernel gives pids again.
+    """
+    raw = read_bytes(f"{proc}/{pid}/stat")
+    if raw is None:
+        return None
+    try:
+        # the name in parentheses may itself hold spaces and parentheses
+        return int(raw.rpartition(b") ")[2].split()[19])
+    except (ValueError, IndexError):
+        return None
+
+
+def is_alive(pid: int, started: int, proc: str = "/proc") -> bool:
+    """Whether this very process still runs; a zombie does not."""
+    raw = read_bytes(f"{proc}/{pid}/stat")
+    if raw is None:
+        # without /proc, the best that can be asked is whether the pid is taken
+        return not os.path.isdir(f"{proc}/self") and _pid_taken(pid)
+    words = raw.rpartition(b") ")[2].split()
+    return len(words) > 19 and words[0] not in (b"Z", b"X") and (not started or int(words[19]) == started)
+
+
+def set_comm(name: str, proc: str = "/proc") -> bool:
+    """Name this process's main thread, as ps, top and the kernel's OOM report show it: at most 15 bytes."""
+    try:
+        fd = os.open(f"{proc}/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.write(fd, name.encode("ascii", "replace")[:COMM_LENGTH])
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _pid_taken(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # EPERM: it is somebody else's
+        return True
+    return True
