@@ -1,0 +1,145 @@
+"""The bytes of a scoreboard. Version 1, little-endian; sizes in bytes; -1 in a figure is None, never 0.
+
+A scoreboard is one header of 4096 bytes and then `slots` slots of 6144 bytes, one slot a worker::
+
+    header   0  magic "oomsafe\\0" · u32 version · u32 slots · u32 slot size
+            20  u16 1 once a worker has refused its soft limit · u16 recycles in a row after a worker's first work
+            24  u64 sequence: odd while the supervisor folds a slot into the totals
+            32  u64 supervisor's pid · u64 its start time · f64 created, seconds since 1970
+            56  u64 generations handed out · i64 workers wanted · i64 turns (who may recycle at once)
+            80  i64 effective limit · i64 budget
+            96  server, 32 bytes of text
+           128  totals: the counters of all workers that are gone
+
+    slot     0  u32 state · u32 0 · u64 pid · u64 start time · u64 generation · f64 reserved, seconds since 1970
+            40  u64 sequence: odd while the worker publishes
+            48  i64 rss · peak rss · baseline · soft limit · hard limit · pss · uss · oom_score_adj · in flight
+           120  f64 published, seconds since 1970
+           192  counters
+          3968  16 cells of 128: what is in flight
+
+    counters 0  u64 work done · reclaims · bytes reclaimed · recycles by reason (8 of them)
+            88  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets
+
+    cell     0  u8 1 while in use · u8 length of the name · 6 bytes 0 · f64 began, seconds since 1970 · i64 rss then
+            24  name, 104 bytes as they came from outside: made printable by whoever reads them
+
+Each slot has one writer, its worker; the header and the totals have one, the supervisor (at 20 and
+22 write the workers, under the lock). Whoever reads takes a copy, and again if a sequence was odd or has moved meanwhile.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+MAGIC = b"oomsafe\0"
+VERSION = 1
+
+HEADER_SIZE = 4096
+SLOT_SIZE = 6144
+IDENTITY = struct.Struct("<8s3I")
+REFUSED_AT, REFUSED = 20, struct.Struct("<H")
+EARLY_AT, EARLY = 22, struct.Struct("<H")
+SEQUENCE_AT = 24
+SUPERVISOR_AT, SUPERVISOR = 32, struct.Struct("<QQd")
+POOL_AT, POOL = 56, struct.Struct("<Q4q32s")
+TOTALS_AT = 128
+
+STATE = struct.Struct("<I")
+OWNER_AT, OWNER = 8, struct.Struct("<QQQd")
+SLOT_SEQUENCE_AT = 40
+FIGURES_AT, FIGURES = 48, struct.Struct("<9qd")
+COUNTERS_AT = 192
+CELLS_AT = 3968
+CELL_SIZE, CELLS = 128, 16
+CELL = struct.Struct("<BB6xdq")
+CELL_NAME = CELL_SIZE - CELL.size
+SEQUENCE = struct.Struct("<Q")
+
+#: Upper ends of the growth buckets in bytes; the last bucket has none.
+BOUNDS = (0, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 20, 1 << 30)
+BUCKETS = len(BOUNDS) + 1
+ROUTES, ROUTE_NAME = 24, 64
+#: Recycles are counted by reason, in this order; a new reason goes to the end.
+REASONS = ("soft_limit", "hard_limit")
+
+_TALLY = struct.Struct("<11Q")
+_ROUTE = struct.Struct(f"<{ROUTE_NAME}s{1 + BUCKETS}Q")
+COUNTERS_SIZE = _TALLY.size + ROUTES * _ROUTE.size
+
+FREE, STARTING, SERVING, DRAINING = range(4)
+STATES = ("free", "starting", "serving", "draining")
+
+#: The route of work whose route nobody knows, and of that which found no more room in the table.
+UNMATCHED, OTHER = "unmatched", "other"
+
+assert TOTALS_AT + COUNTERS_SIZE <= HEADER_SIZE
+assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
+assert CELLS_AT + CELLS * CELL_SIZE <= SLOT_SIZE
+assert len(REASONS) <= 8
+
+
+@dataclass
+class Counters:
+    """What only ever rises."""
+
+    work: int = 0
+    reclaims: int = 0
+    reclaimed: int = 0
+    recycles: list[int] = field(default_factory=lambda: [0] * 8)
+    routes: dict[str, list[int]] = field(default_factory=dict)
+    """By route: the sum of growth (shrinking counts as 0), then the number in each bucket."""
+
+    def route(self, name: str) -> list[int]:
+        """The row of a route; of OTHER when the table is full, so that no client can make it grow."""
+        row = self.routes.get(name)
+        if row is None:
+            # the last row is kept for OTHER
+            name = name if len(self.routes) < ROUTES - 1 else OTHER
+            row = self.routes.setdefault(name, [0] * (1 + BUCKETS))
+        return row
+
+    def add(self, other: Counters) -> None:
+        """Add another's counts to these."""
+        self.work += other.work
+        self.reclaims += other.reclaims
+        self.reclaimed += other.reclaimed
+        self.recycles = [a + b for a, b in zip(self.recycles, other.recycles, strict=True)]
+        for name, row in other.routes.items():
+            mine = self.route(name)
+            mine[:] = [a + b for a, b in zip(mine, row, strict=True)]
+
+    def pack(self) -> bytes:
+        """As they stand on the scoreboard; names of routes are cut at 64 bytes."""
+        rows = [_ROUTE.pack(name.encode("utf-8", "replace"), *row) for name, row in list(self.routes.items())]
+        packed = _TALLY.pack(self.work, self.reclaims, self.reclaimed, *self.recycles) + b"".join(rows)
+        return packed.ljust(COUNTERS_SIZE, b"\0")
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Counters:
+        """The counters in `raw`, which is COUNTERS_SIZE long."""
+        work, reclaims, reclaimed, *recycles = _TALLY.unpack_from(raw)
+        counters = cls(work, reclaims, reclaimed, recycles)
+        for offset in range(_TALLY.size, COUNTERS_SIZE, _ROUTE.size):
+            name, *row = _ROUTE.unpack_from(raw, offset)
+            if not name.strip(b"\0"):
+                break
+            mine = counters.routes.setdefault(as_text(name), [0] * len(row))
+            mine[:] = [a + b for a, b in zip(mine, row, strict=True)]
+        return counters
+
+
+def as_text(raw: bytes) -> str:
+    """Text of a fixed field, up to its first zero byte."""
+    return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+def optional(figure: int) -> int | None:
+    """A figure as it is read: -1 is None."""
+    return None if figure == -1 else figure
+
+
+def stored(figure: int | None) -> int:
+    """A figure as it is written: None is -1."""
+    return -1 if figure is None else figure

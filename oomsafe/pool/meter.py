@@ -1,0 +1,203 @@
+"""The hot path: what every piece of work costs and what it made the process grow by. Counted in microseconds.
+
+A read of statm costs 2 to 3 us in a process that serves, so it is made only when it can have
+changed: a process does not grow without a page fault, and getrusage() tells the number of faults of
+all its threads in 0.4 us. Memory that was given back makes no fault, so the end of work that had
+grown is looked at too; what else is freed is seen by the guard's tick.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+from _thread import allocate_lock  # the real one: gevent replaces threading.Lock, and nothing here waits
+from bisect import bisect_left
+from types import TracebackType
+
+from oomsafe.kernel.process import OwnMemory
+from oomsafe.policy.growth import GrowthClock
+from oomsafe.policy.headers import memory_headers
+from oomsafe.pool.layout import BOUNDS, CELLS, UNMATCHED, Counters
+from oomsafe.pool.slot import Slot
+
+log = logging.getLogger("oomsafe")
+
+_usage, _self = resource.getrusage, resource.RUSAGE_SELF
+_wall, _clock = time.time, time.monotonic
+
+#: Seconds between two publications of a worker's figures.
+PUBLISH_EVERY = 1.0
+
+
+class Work:
+    """One piece of work in flight; also a context manager that ends it."""
+
+    __slots__ = ("cell", "mark", "meter", "name", "route", "rss", "started")
+
+    def __init__(self, meter: Meter, name: bytes) -> None:
+        self.meter = meter
+        self.name = name
+        self.route = UNMATCHED
+        """What it is counted under: one of few names, never what a client sent."""
+        self.started = False
+        self.cell = -1
+        self.mark = 0.0
+        self.rss = 0
+        """The process's, in bytes, when it began."""
+
+    def grown(self) -> int:
+        """Bytes that this work has grown the process by until now; negative when it shrank."""
+        return self.meter.grown(self)
+
+    def end(self) -> int:
+        """End it, once; later calls change nothing. Returns the growth in bytes."""
+        return self.meter.end(self)
+
+    def headers(self) -> list[tuple[str, str]]:
+        """The memory headers of a response, with the figures of this moment."""
+        delta = self.grown()
+        return memory_headers(self.meter.rss, delta, self.meter.soft_limit)
+
+    def __enter__(self) -> Work:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.end()
+
+
+class Meter:
+    """Measures the work of one process. Every failure of ours is logged once, and the work goes on."""
+
+    def __init__(self, slot: Slot, memory: OwnMemory | None = None) -> None:
+        self.slot = slot
+        self.memory = memory or OwnMemory()
+        self.counters = Counters()
+        rss = self.memory.rss()
+        self.rss_known = rss is not None
+        self.rss = rss or 0
+        """Resident bytes at the last look."""
+        self.peak_rss = self.rss
+        self.soft_limit: int | None = None
+        """In bytes; None while there is none."""
+        self.largest = (0, b"")
+        """The most that one piece of work has grown the process by, and its name."""
+        self.clock = GrowthClock(self.rss)
+        self._faults = -1
+        self._lock = allocate_lock()
+        self._cells = list(range(CELLS - 1, -1, -1))
+        self._routes: dict[str, list[int]] = {}
+        self._alert: float = sys.maxsize
+        self._look_at = 0.0
+        self._publish_at = 0.0
+        self._said: set[str] = set()
+
+    def begin(self, name: bytes) -> Work:
+        """Work begins; `name` may come from outside, for it is made printable by those who show it."""
+        work = Work(self, name)
+        try:
+            faults = _usage(_self).ru_minflt
+            with self._lock:
+                if faults != self._faults:
+                    self._faults = faults
+                    self._read()
+                clock = self.clock
+                clock.in_flight += 1
+                work.mark = clock.value
+                work.started = True
+                work.rss = self.rss
+                if self._cells:
+                    work.cell = self._cells.pop()
+            if work.cell >= 0:
+                self.slot.begin(work.cell, name, _wall(), work.rss)
+        except Exception as error:
+            self.failed("begin", error)
+        return work
+
+    def end(self, work: Work) -> int:
+        """Work ends; see Work.end."""
+        if not work.started:
+            return 0
+        work.started = False
+        growth = 0
+        try:
+            faults = _usage(_self).ru_minflt
+            with self._lock:
+                clock = self.clock
+                if faults != self._faults or clock.value != work.mark:
+                    self._faults = faults
+                    self._read()
+                clock.in_flight -= 1
+                growth = int(clock.value - work.mark)
+                self.counters.work += 1
+                row = self._routes.get(work.route) or self._row(work.route)
+                if growth <= 0:
+                    row[1] += 1
+                else:
+                    row[0] += growth
+                    row[1 + bisect_left(BOUNDS, growth)] += 1
+                    if growth > self.largest[0]:
+                        self.largest = (growth, work.name)
+                if work.cell >= 0:
+                    self.slot.end(work.cell)
+                    self._cells.append(work.cell)
+            now = _clock()
+            if now >= self._publish_at or (self.rss > self._alert and now >= self._look_at):
+                self._look(now)
+        except Exception as error:
+            self.failed("end", error)
+        return growth
+
+    def grown(self, work: Work) -> int:
+        """See Work.grown."""
+        try:
+            faults = _usage(_self).ru_minflt
+            with self._lock:
+                if faults != self._faults:
+                    self._faults = faults
+                    self._read()
+                return int(self.clock.value - work.mark)
+        except Exception as error:
+            self.failed("grown", error)
+            return 0
+
+    def work(self, name: str) -> Work:
+        """``with guard.work("name"): ...``"""
+        return self.begin(name.encode("utf-8", "replace"))
+
+    def failed(self, what: str, error: Exception) -> None:
+        """Log a failure of ours, once for each kind, and go on: the server matters more."""
+        self.say_once(f"{what} {type(error).__name__}", logging.ERROR, "oomsafe failed in %s (it goes on): %r", what, error)
+
+    def say_once(self, key: str, level: int, message: str, *figures: object) -> None:
+        """Log a message, the first time that this process says `key`."""
+        if key not in self._said:
+            self._said.add(key)
+            log.log(level, message, *figures)
+
+    def _read(self) -> None:
+        """Take in the memory as it is now. Callers hold the lock."""
+        rss = self.memory.rss()
+        if rss is None:
+            return
+        self.rss = rss
+        if rss > self.peak_rss:
+            self.peak_rss = rss
+        self.clock.advance(rss)
+
+    def measure(self) -> int:
+        """Read the memory whatever the faults say; the last figure when it can't be read. Bytes."""
+        with self._lock:
+            self._read()
+            return self.rss
+
+    def _row(self, route: str) -> list[int]:
+        row = self.counters.route(route)
+        if len(self._routes) < 1024:  # routes beyond the table share a row; remember only so many names for it
+            self._routes[route] = row
+        return row
+
+    def _look(self, now: float) -> None:
+        """Publish, and see whether anything is to be done; the guard's part."""
+        raise TypeError("a Meter only measures: make a Guard")

@@ -1,0 +1,88 @@
+"""Where scoreboards lie: a folder that only its owner can enter, never followed through a link."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterator
+
+from oomsafe.errors import ScoreboardError
+from oomsafe.kernel.process import is_alive
+
+#: Memory that every user may use.
+SHM = "/dev/shm"  # noqa: S108  what is made in it is 0700, and looked at before use
+
+_NAME = re.compile(r"(\d+)-(\d+)\.board")
+
+
+def folders() -> Iterator[str]:
+    """Where to try, best first: memory, the runtime folder, a folder for temporary files."""
+    name = f"oomsafe-{os.geteuid()}"
+    for parent in (SHM, os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir()):
+        if parent and os.path.isabs(parent) and os.path.isdir(parent):
+            yield os.path.join(parent, name)
+
+
+def open_folder(path: str, create: bool) -> int:
+    """A descriptor of the folder `path`, which belongs to this user alone. Raises ScoreboardError.
+
+    In a folder that all may write to, somebody else may have made `path` first, or a link in its
+    place: what is not ours, or open to others, is not used.
+    """
+    try:
+        if create:
+            try:
+                os.mkdir(path, 0o700)
+            except FileExistsError:
+                pass  # an earlier pool's: looked at below
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise ScoreboardError(f"{path}: {error.strerror}") from error
+    found = os.fstat(fd)
+    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        os.close(fd)
+        raise ScoreboardError(f"{path} belongs to user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}: not used")
+    return fd
+
+
+def board_name(pid: int, started: int) -> str:
+    """The file of the supervisor that is this very process."""
+    return f"{pid}-{started}.board"
+
+
+def living_boards() -> list[str]:
+    """The scoreboards of this user's pools whose supervisor is alive; for root, everybody's."""
+    found = []
+    for path in _all_folders():
+        try:
+            names = sorted(os.listdir(path))
+        except OSError:  # not there, or not ours
+            continue
+        for name in names:
+            match = _NAME.fullmatch(name)
+            if match and is_alive(int(match[1]), int(match[2])):
+                found.append(os.path.join(path, name))
+    return found
+
+
+def sweep(folder: int) -> None:
+    """Remove what supervisors left behind that were killed before they could."""
+    for name in os.listdir(folder):
+        match = _NAME.fullmatch(name)
+        if match and not is_alive(int(match[1]), int(match[2])):
+            try:
+                os.unlink(name, dir_fd=folder)
+            except OSError:
+                pass  # another supervisor swept it first
+
+
+def _all_folders() -> list[str]:
+    mine = list(folders())
+    if os.geteuid() != 0:
+        return mine
+    parents = {os.path.dirname(path) for path in mine}
+    return sorted(
+        {entry.path for parent in parents for entry in os.scandir(parent) if re.fullmatch(r"oomsafe-\d+", entry.name)} | set(mine)
+    )

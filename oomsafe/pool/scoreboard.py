@@ -1,0 +1,225 @@
+"""The scoreboard: what the processes of one pool know of each other, in one shared mapping (see layout.py).
+
+The supervisor makes it, in a 0700 folder, 0600; workers inherit the mapping over their fork. It
+survives its writers' SIGKILL, and anyone who may read the file reads the whole pool from it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import stat
+import time
+
+from oomsafe.errors import ScoreboardError
+from oomsafe.kernel.process import is_alive, start_time
+from oomsafe.pool import layout, places
+from oomsafe.pool.layout import Counters, stored
+from oomsafe.pool.slot import Slot
+from oomsafe.pool.view import PoolView, read_pool
+
+#: A slot that was reserved this long ago, in seconds, and never claimed belongs to a fork that failed.
+RESERVED_FOR = 60.0
+
+
+class Scoreboard:
+    """One pool's shared memory. Made by create() or opened by open(); close() when done."""
+
+    def __init__(self, fd: int, memory: mmap.mmap, path: str | None) -> None:
+        self.path = path
+        """None where no folder could hold it: then only the pool itself can read it."""
+        self._fd = fd
+        self._mmap = memory
+        self._memory = memoryview(memory)
+        self.slots = int(layout.IDENTITY.unpack_from(self._memory)[2])
+        self._owner = os.getpid()
+
+    @classmethod
+    def create(cls, workers: int, server: str) -> tuple[Scoreboard, list[str]]:
+        """A new scoreboard of this process's pool, and warnings to log when it could not lie where it should.
+
+        It has room for twice the workers and some more, for replacements and for SIGTTIN.
+        """
+        slots = max(16, 2 * workers + 8)
+        size = layout.HEADER_SIZE + slots * layout.SLOT_SIZE
+        fd, path, warnings = _allocate(size)
+        memory = mmap.mmap(fd, size)
+        layout.IDENTITY.pack_into(memory, 0, layout.MAGIC, layout.VERSION, slots, layout.SLOT_SIZE)
+        layout.SUPERVISOR.pack_into(memory, layout.SUPERVISOR_AT, os.getpid(), start_time() or 0, time.time())
+        layout.POOL.pack_into(memory, layout.POOL_AT, 0, workers, 1, -1, -1, server.encode()[:32])
+        return cls(fd, memory, path), warnings
+
+    @classmethod
+    def open(cls, path: str) -> Scoreboard:
+        """Another process's scoreboard, to read. Raises ScoreboardError when it is none, or of another version."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise ScoreboardError(f"{path}: {error.strerror}") from error
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode) or os.geteuid() not in (found.st_uid, 0):
+                raise ScoreboardError(f"{path} is not a scoreboard of this user")
+            memory = mmap.mmap(fd, found.st_size, prot=mmap.PROT_READ) if found.st_size >= layout.HEADER_SIZE else None
+            if memory is None or not _is_board(memory, found.st_size):
+                raise ScoreboardError(f"{path} is not a scoreboard of version {layout.VERSION}")
+            return cls(fd, memory, path)
+        except ScoreboardError:
+            os.close(fd)
+            raise
+
+    def describe(self, *, workers: int, turns: int, limit: int | None, budget: int | None) -> None:
+        """The supervisor says what the pool is; all but `workers` and `turns` in bytes."""
+        generations, *_, server = layout.POOL.unpack_from(self._memory, layout.POOL_AT)
+        figures = (generations, workers, turns, stored(limit), stored(budget), server)
+        layout.POOL.pack_into(self._memory, layout.POOL_AT, *figures)
+        # new limits deserve a new verdict
+        layout.REFUSED.pack_into(self._memory, layout.REFUSED_AT, 0)
+        layout.EARLY.pack_into(self._memory, layout.EARLY_AT, 0)
+
+    @property
+    def workers(self) -> int:
+        """How many workers the supervisor wants now."""
+        return int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[1])
+
+    @property
+    def early_breaches(self) -> int:
+        """How many workers in a row were recycled after their very first work. Read and set with the lock held."""
+        return int(layout.EARLY.unpack_from(self._memory, layout.EARLY_AT)[0])
+
+    @early_breaches.setter
+    def early_breaches(self, count: int) -> None:
+        layout.EARLY.pack_into(self._memory, layout.EARLY_AT, count)
+
+    def first_to_refuse(self) -> bool:
+        """Whether this worker is the pool's first to find its soft limit too low, and should say so."""
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1)
+        try:
+            (said,) = layout.REFUSED.unpack_from(self._memory, layout.REFUSED_AT)
+            layout.REFUSED.pack_into(self._memory, layout.REFUSED_AT, 1)
+            return not said
+        finally:
+            self.unlock()
+
+    def reserve(self) -> Slot | None:
+        """In the supervisor, before a fork: a slot for the new worker; None when all are taken."""
+        for number in range(self.slots):
+            at = self._offset(number)
+            state = layout.STATE.unpack_from(self._memory, at)[0]
+            if state != layout.FREE and not self._abandoned(at):
+                continue
+            self.release(number)
+            generation, *rest = layout.POOL.unpack_from(self._memory, layout.POOL_AT)
+            layout.POOL.pack_into(self._memory, layout.POOL_AT, generation + 1, *rest)
+            layout.OWNER.pack_into(self._memory, at + layout.OWNER_AT, 0, 0, generation + 1, time.time())
+            layout.STATE.pack_into(self._memory, at, layout.STARTING)
+            return Slot(self._memory, at, number)
+        return None
+
+    def release(self, number: int) -> None:
+        """In the supervisor, when a worker is gone: its counts go into the totals, in one step for all who read."""
+        at = self._offset(number)
+        if layout.STATE.unpack_from(self._memory, at)[0] == layout.FREE:
+            return
+        totals = Counters.unpack(self._memory[layout.TOTALS_AT : layout.TOTALS_AT + layout.COUNTERS_SIZE].tobytes())
+        counters_at = at + layout.COUNTERS_AT
+        totals.add(Counters.unpack(self._memory[counters_at : counters_at + layout.COUNTERS_SIZE].tobytes()))
+        packed = totals.pack()
+        (sequence,) = layout.SEQUENCE.unpack_from(self._memory, layout.SEQUENCE_AT)
+        layout.SEQUENCE.pack_into(self._memory, layout.SEQUENCE_AT, sequence + 1)
+        self._memory[layout.TOTALS_AT : layout.TOTALS_AT + len(packed)] = packed
+        self._memory[at : at + layout.SLOT_SIZE] = bytes(layout.SLOT_SIZE)
+        layout.SEQUENCE.pack_into(self._memory, layout.SEQUENCE_AT, sequence + 2)
+
+    def read(self) -> PoolView:
+        """The whole pool, as one consistent copy."""
+        return read_pool(self._memory, self.slots)
+
+    def others(self, slot: Slot) -> tuple[int, int, int]:
+        """(draining, starting, turns): how many living workers beside `slot` are away, and how many may be."""
+        draining = starting = 0
+        for number in range(self.slots):
+            at = self._offset(number)
+            state = layout.STATE.unpack_from(self._memory, at)[0]
+            if state in (layout.DRAINING, layout.STARTING) and number != slot.number and not self._abandoned(at):
+                draining += state == layout.DRAINING
+                starting += state == layout.STARTING
+        return draining, starting, int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[2])
+
+    def try_lock(self) -> bool:
+        """Keep other workers from taking a turn until unlock(). False: somebody else has it, try again soon.
+
+        A POSIX record lock belongs to one process, also on an inherited descriptor, and goes with it.
+        """
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+        except OSError:
+            return False
+        return True
+
+    def unlock(self) -> None:
+        """Let others take a turn."""
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1)
+
+    def remove(self) -> None:
+        """Remove the file; the mapping stays for those who have it. Only its supervisor does."""
+        if self.path and os.getpid() == self._owner:
+            try:
+                os.unlink(self.path)
+            except OSError:
+                pass  # the folder was cleaned by somebody else
+            self.path = None
+
+    def close(self) -> None:
+        """Let go of the mapping. Slots that were handed out must not be used any more."""
+        self._memory.release()
+        self._mmap.close()
+        os.close(self._fd)
+
+    def _offset(self, number: int) -> int:
+        return layout.HEADER_SIZE + number * layout.SLOT_SIZE
+
+    def _abandoned(self, at: int) -> bool:
+        pid, started, _, reserved = layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)
+        if not pid:
+            return bool(time.time() - reserved > RESERVED_FOR)
+        return not is_alive(pid, started)
+
+
+def _allocate(size: int) -> tuple[int, str | None, list[str]]:
+    """A descriptor of `size` bytes that are really there, its path, and what went wrong on the way."""
+    warnings: list[str] = []
+    name = places.board_name(os.getpid(), start_time() or 0)
+    for folder in places.folders():
+        try:
+            return _in_folder(folder, name, size), os.path.join(folder, name), warnings
+        except (ScoreboardError, OSError) as error:
+            warnings.append(f"no scoreboard in {folder} ({error}): trying elsewhere")
+    fd = os.memfd_create("oomsafe-scoreboard")
+    os.posix_fallocate(fd, 0, size)
+    warnings.append("the scoreboard is in memory only: `oomsafe status` can't see this pool")
+    return fd, None, warnings
+
+
+def _in_folder(folder: str, name: str, size: int) -> int:
+    folder_fd = places.open_folder(folder, create=True)
+    try:
+        places.sweep(folder_fd)
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder_fd)
+        try:
+            # ftruncate would promise pages that a full tmpfs does not have: writing to one is a SIGBUS
+            os.posix_fallocate(fd, 0, size)
+        except OSError:
+            os.close(fd)
+            os.unlink(name, dir_fd=folder_fd)
+            raise
+    finally:
+        os.close(folder_fd)
+    return fd
+
+
+def _is_board(memory: mmap.mmap, size: int) -> bool:
+    magic, version, slots, slot_size = layout.IDENTITY.unpack_from(memory)
+    fits = layout.HEADER_SIZE + slots * layout.SLOT_SIZE <= size
+    return bool(magic == layout.MAGIC and version == layout.VERSION and slot_size == layout.SLOT_SIZE and fits)

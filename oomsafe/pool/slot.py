@@ -1,0 +1,106 @@
+"""A worker's own slot: the one place that this worker, and nobody else, writes to."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+from oomsafe.kernel.process import start_time
+from oomsafe.pool import layout
+from oomsafe.pool.layout import Counters, optional, stored
+
+#: -1 is a score like any other, so None is written as a number that is none.
+_NO_SCORE = -32768
+
+
+@dataclass
+class Figures:
+    """What a worker says of itself, in bytes; None is a figure that is not known."""
+
+    rss: int | None = None
+    peak_rss: int | None = None
+    baseline: int | None = None
+    """rss right after boot."""
+    soft: int | None = None
+    hard: int | None = None
+    pss: int | None = None
+    uss: int | None = None
+    oom_score_adj: int | None = None
+    in_flight: int = 0
+
+    def stored(self) -> tuple[int, ...]:
+        """As they stand in a slot, but for the time."""
+        sizes = (self.rss, self.peak_rss, self.baseline, self.soft, self.hard, self.pss, self.uss)
+        score = _NO_SCORE if self.oom_score_adj is None else self.oom_score_adj
+        return (*map(stored, sizes), score, self.in_flight)
+
+    @classmethod
+    def unpack(cls, slot: bytes) -> Figures:
+        """The figures in the bytes of a slot."""
+        rss, peak, baseline, soft, hard, pss, uss, score, in_flight, _ = layout.FIGURES.unpack_from(slot, layout.FIGURES_AT)
+        return cls(
+            optional(rss), optional(peak), optional(baseline), optional(soft), optional(hard), optional(pss), optional(uss),
+            None if score == _NO_SCORE else score, in_flight,
+        )  # fmt: skip
+
+
+class Slot:
+    """Writes one slot of a scoreboard, or of private memory where there is no scoreboard."""
+
+    def __init__(self, memory: memoryview, offset: int = 0, number: int = 0) -> None:
+        self.number = number
+        self._memory = memory
+        self._at = offset
+        self._cells = offset + layout.CELLS_AT
+        self._sequence = 0
+
+    @classmethod
+    def private(cls) -> Slot:
+        """A slot that only this process sees."""
+        return cls(memoryview(bytearray(layout.SLOT_SIZE)))
+
+    def claim(self) -> None:
+        """Put this process's pid and start time into a slot that was reserved for it; the rest stays."""
+        _, _, generation, reserved = layout.OWNER.unpack_from(self._memory, self._at + layout.OWNER_AT)
+        owner = (os.getpid(), start_time() or 0, generation, reserved)
+        layout.OWNER.pack_into(self._memory, self._at + layout.OWNER_AT, *owner)
+        self.set_state(layout.STARTING)
+
+    @property
+    def generation(self) -> int:
+        """Which worker this is, counted over the life of the pool."""
+        return int(layout.OWNER.unpack_from(self._memory, self._at + layout.OWNER_AT)[2])
+
+    @property
+    def state(self) -> int:
+        """STARTING, SERVING or DRAINING."""
+        return int(layout.STATE.unpack_from(self._memory, self._at)[0])
+
+    def set_state(self, state: int) -> None:
+        """Tell the pool at once: others wait for it."""
+        layout.STATE.pack_into(self._memory, self._at, state)
+
+    def publish(self, figures: Figures, counters: Counters) -> None:
+        """Write the figures and the counters; readers that meet it half done read again."""
+        at, memory = self._at, self._memory
+        packed = counters.pack()
+        self._sequence += 1
+        layout.SEQUENCE.pack_into(memory, at + layout.SLOT_SEQUENCE_AT, self._sequence)
+        layout.FIGURES.pack_into(memory, at + layout.FIGURES_AT, *figures.stored(), time.time())
+        memory[at + layout.COUNTERS_AT : at + layout.COUNTERS_AT + len(packed)] = packed
+        self._sequence += 1
+        layout.SEQUENCE.pack_into(memory, at + layout.SLOT_SEQUENCE_AT, self._sequence)
+
+    def begin(self, cell: int, name: bytes, began: float, rss: int) -> None:
+        """Note what is in flight, at once: a SIGKILL must find it there."""
+        at = self._cells + cell * layout.CELL_SIZE
+        name = name[: layout.CELL_NAME]
+        size = len(name)
+        end = at + 24 + size
+        self._memory[at + 24 : end] = name
+        layout.CELL.pack_into(self._memory, at, 1, size, began, rss)
+
+    def end(self, cell: int) -> None:
+        """It is in flight no more."""
+        self._memory[self._cells + cell * layout.CELL_SIZE] = 0

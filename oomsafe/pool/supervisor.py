@@ -1,0 +1,144 @@
+"""The supervisor's part: the pool's scoreboard, a slot for each worker, and who dies first.
+
+Nothing here runs a thread or waits: a server's adapter calls it from the server's own hooks.
+"""
+
+from __future__ import annotations
+
+import binascii
+import os
+
+from oomsafe.errors import ScoreRefused
+from oomsafe.kernel.capacity import read_capacity
+from oomsafe.kernel.oom_score import read_score, write_score
+from oomsafe.kernel.process import COMM_LENGTH, rss_of, set_comm
+from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
+from oomsafe.policy.readers import SCORE_MAX
+from oomsafe.policy.settings import Policy
+from oomsafe.policy.units import format_size
+from oomsafe.policy.victims import auto_step, worker_score
+from oomsafe.pool.guard import Background, Guard, Recycle
+from oomsafe.pool.meter import log
+from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.pool.slot import Slot
+
+
+class Supervisor:
+    """Made once in the supervising process, before its first worker; workers inherit it over the fork."""
+
+    def __init__(self, policy: Policy, server: str, workers: int) -> None:
+        self.policy = policy
+        self.pid = os.getpid()
+        self.capacity = self._measure(workers)
+        self.board: Scoreboard | None = None
+        try:
+            self.board, warnings = Scoreboard.create(workers, server)
+            for warning in warnings:
+                log.warning("%s", warning)
+        except Exception as error:
+            log.error("no scoreboard (%s): each worker protects itself, and nobody sees the pool", error)
+        self._set_own_score()
+        self._describe(say=True)
+
+    def change(self, workers: int, policy: Policy | None = None) -> None:
+        """The number of workers, or with a reload the policy, has changed."""
+        if policy is not None:
+            self.policy = policy
+        self.capacity = self._measure(workers)
+        self._describe(say=policy is not None)
+
+    def reserve(self) -> Slot | None:
+        """Before a fork: the new worker's slot; None where there is none, and it protects itself unseen."""
+        self.capacity = self._measure(self.capacity.workers)
+        slot = self.board.reserve() if self.board else None
+        if slot is None and self.board is not None:
+            log.warning("all %d slots of the scoreboard are taken: the new worker is not seen by the pool", self.board.slots)
+        return slot
+
+    def enlist(self, slot: Slot | None) -> None:
+        """In the new worker, right after the fork and before it drops privileges: its slot, its name, its score."""
+        if slot is not None:
+            slot.claim()
+            set_comm(comm_of(self.pid, slot))
+        present = read_score()
+        if present is None:
+            return
+        step = self._step()
+        try:
+            write_score(worker_score(present, step))
+        except ScoreRefused as error:
+            log.warning("%s", error)
+
+    def guard(self, slot: Slot | None, recycle: Recycle, background: Background | None, unit: str) -> Guard:
+        """In the worker, when it is ready to serve: its guard."""
+        return Guard(
+            self.policy,
+            recycle=recycle,
+            background=background,
+            unit=unit,
+            board=self.board if slot is not None else None,
+            slot=slot,
+            capacity=self.capacity,
+        )
+
+    def release(self, slot: Slot | None) -> None:
+        """In the supervisor, when the worker is gone."""
+        if slot is not None and self.board is not None and os.getpid() == self.pid:
+            self.board.release(slot.number)
+
+    def close(self) -> None:
+        """At the supervisor's exit; in a fork of it, nothing."""
+        if self.board is not None and os.getpid() == self.pid:
+            self.board.remove()
+
+    def _measure(self, workers: int) -> Capacity:
+        return read_capacity(supervisor_rss=rss_of(os.getpid()), workers=workers)
+
+    def _step(self) -> int:
+        step = self.policy.worker_oom_score_adj
+        return auto_step(self.capacity.supervisor_rss, self.capacity.limit) if step == "auto" else step
+
+    def _describe(self, say: bool) -> None:
+        limits, warnings = resolve_limits(self.policy, self.capacity)
+        if self.board is not None:
+            workers = self.capacity.workers
+            away = turns(self.policy, workers)
+            self.board.describe(workers=workers, turns=away, limit=self.capacity.limit, budget=limits.budget)
+        if say:
+            for warning in warnings:
+                log.warning("%s", warning)
+            log.info("%s", self._effective(limits))
+
+    def _effective(self, limits: Limits) -> str:
+        """The limits in force, with where they come from: once at boot, and at a reload."""
+        auto = " (auto)" if self.policy.soft_limit == "auto" else ""
+        hard = "" if limits.hard is None else f", hard limit {format_size(limits.hard)}"
+        dry = "; dry run: nothing will be done" if self.policy.dry_run else ""
+        return (
+            f"oomsafe guards {self.capacity.workers} workers: soft limit {format_size(limits.soft)} each{auto}{hard}, "
+            f"budget {format_size(limits.budget)} of {format_size(self.capacity.limit)} ({self.capacity.source}), "
+            f"supervisor {format_size(self.capacity.supervisor_rss)}, workers' oom_score_adj +{self._step()}{dry}"
+        )
+
+    def _set_own_score(self) -> None:
+        wanted = self.policy.supervisor_oom_score_adj
+        try:
+            if wanted is not None:
+                write_score(wanted)
+        except ScoreRefused as error:
+            log.warning("supervisor_oom_score_adj: %s", error)
+        present = read_score()
+        if present is not None and present + self._step() > SCORE_MAX:
+            log.warning(
+                "the supervisor's oom_score_adj is %d and nothing is above %d: the kernel can't be told to take a worker first",
+                present, SCORE_MAX,
+            )  # fmt: skip
+
+
+def comm_of(supervisor: int, slot: Slot) -> str:
+    """A worker's name, as the kernel's OOM report shows it: ``oomsafe-w3-a1b2``. At most 15 bytes, unlike any other's.
+
+    The report names pids of the initial PID namespace, which a container can't match; the name it can.
+    """
+    mark = binascii.crc32(f"{supervisor}.{slot.generation}".encode()) & 0xFFFF
+    return f"oomsafe-w{slot.number}-{mark:04x}"[:COMM_LENGTH]
