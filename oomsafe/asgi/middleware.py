@@ -1,0 +1,96 @@
+"""ASGI middleware: a request is in flight until the app returns, which is after its background tasks.
+
+Pure ASGI, and never around `receive`: a server may hand over its own objects, and a wrapped stream
+would cost at every part.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from oomsafe.policy.headers import TOKEN_ASGI, may_see
+from oomsafe.policy.settings import load_policy
+from oomsafe.pool.current import guard_for
+from oomsafe.pool.guard import Guard
+from oomsafe.pool.layout import UNMATCHED
+from oomsafe.pool.meter import Work
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: Where the request's Work is kept, so that a second middleware does not count it again.
+KEY, ANNOUNCED = "oomsafe.work", "oomsafe.announced"
+
+
+class MemoryMiddleware:
+    """Measures each request, and puts memory headers on its response where the policy says so.
+
+    Keywords are those of Policy. They hold where no server adapter has made this process's guard;
+    where one has, only `headers` does. Websockets are in flight while they are open; what they make
+    the process grow by is the background's. Raises ConfigError.
+    """
+
+    def __init__(self, app: ASGIApp, *, guard: Guard | None = None, **policy: Any) -> None:
+        checked, _ = load_policy(os.environ, policy)
+        self.app = app
+        self._keywords = policy
+        self._headers = guard.policy.headers if guard else checked.headers
+        self._guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            work = scope.get(KEY)
+            if work is not None:  # wrapped twice, counted once
+                return await self.app(scope, receive, self._announcing(scope, send, work))
+        elif kind != "websocket" or KEY in scope:
+            return await self.app(scope, receive, send)
+        guard = self._guard
+        if guard is None or guard.pid != os.getpid():
+            guard = self._guard = guard_for(self._keywords, "requests")
+        name = f"{scope.get('method', 'WEBSOCKET')} {scope['path']}"
+        work = scope[KEY] = guard.begin(name.encode("utf-8", "replace"))
+        try:
+            await self.app(scope, receive, self._announcing(scope, send, work) if self._headers and kind == "http" else send)
+        finally:
+            work.route = _route(scope)
+            work.end()
+
+    def _announcing(self, scope: Scope, send: Send, work: Work) -> Send:
+        """`send` with the memory headers added, for who may see them, once. It returns the server's own awaitable."""
+        if ANNOUNCED in scope or not may_see(self._headers, _token(scope)):
+            return send
+        scope[ANNOUNCED] = True
+
+        def announce(message: Message) -> Awaitable[None]:
+            if message["type"] == "http.response.start":
+                # new ones: an app may send the same message every time
+                message = {**message, "headers": [*message.get("headers", ()), *_encoded(work.headers())]}
+            return send(message)
+
+        return announce
+
+
+def in_thread(function: Callable[[], None]) -> None:
+    """Run something slow beside an event loop: malloc_trim takes up to 9 ms, and lets go of the GIL."""
+    threading.Thread(target=function, name="oomsafe", daemon=True).start()
+
+
+def _encoded(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers]
+
+
+def _token(scope: Scope) -> bytes | None:
+    return next((value for name, value in scope["headers"] if name == TOKEN_ASGI), None)
+
+
+def _route(scope: Scope) -> str:
+    """The route's own path with its parameters' names (Starlette, FastAPI); never what the client sent."""
+    path = getattr(scope.get("route"), "path", None)
+    return path if type(path) is str else UNMATCHED
