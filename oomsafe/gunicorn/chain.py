@@ -1,0 +1,77 @@
+"""Two hooks made one: gunicorn has room for one function a hook, and checks how many arguments it takes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+Hook = Callable[..., None]
+Failed = Callable[[str, Exception], None]
+
+#: Where a chained hook keeps the user's own, so that a configuration that installs twice is not chained twice.
+THEIRS = "oomsafe_theirs"
+
+
+def chain(ours: Hook, theirs: Any, *, first: bool, failed: Failed) -> Any:
+    """`ours` and `theirs` as one hook of the same arity; `first` says whether ours goes first.
+
+    What ours raises goes to `failed`, never to gunicorn. What theirs raises goes where it always
+    went, after ours has run. `theirs` may be None, or the text that gunicorn takes as well
+    ("module.function"). A hook of theirs that gunicorn would refuse is left for it to refuse.
+    """
+    theirs = getattr(theirs, THEIRS, theirs)
+    arity = len(inspect.signature(ours).parameters)
+    if isinstance(theirs, str):
+        theirs = _imported(theirs)
+    if theirs is not None and not _takes(theirs, arity):
+        return theirs
+
+    def both(*arguments: Any) -> None:
+        if first:
+            _guarded(ours, failed, *arguments)
+        try:
+            if theirs is not None:
+                theirs(*arguments)
+        finally:
+            if not first:
+                _guarded(ours, failed, *arguments)
+
+    hook = _with_arity(both, arity)
+    setattr(hook, THEIRS, theirs)
+    return hook
+
+
+def _guarded(hook: Hook, failed: Failed, *arguments: Any) -> None:
+    try:
+        hook(*arguments)
+    except Exception as error:
+        failed(hook.__name__, error)
+
+
+def _with_arity(function: Hook, arity: int) -> Hook:
+    """gunicorn counts parameters, and ``*arguments`` counts as one."""
+    # they look superfluous, and are what gunicorn counts
+    by_arity: dict[int, Hook] = {
+        1: lambda server: function(server),  # noqa: PLW0108
+        2: lambda server, worker: function(server, worker),  # noqa: PLW0108
+        3: lambda server, new, old: function(server, new, old),  # noqa: PLW0108
+    }
+    return by_arity[arity]
+
+
+def _takes(hook: Any, arity: int) -> bool:
+    """Whether gunicorn would take `hook`: it must be callable with exactly so many parameters."""
+    try:
+        return callable(hook) and len(inspect.signature(hook).parameters) == arity
+    except (TypeError, ValueError):
+        return False
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError):
+        return name  # gunicorn says what is wrong with it

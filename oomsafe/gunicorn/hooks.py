@@ -1,0 +1,151 @@
+"""gunicorn's hooks: each translates, none decides, and none can hurt the master: what fails is logged once."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from oomsafe.errors import ConfigError
+from oomsafe.gunicorn import workers
+from oomsafe.gunicorn.chain import chain
+from oomsafe.policy.settings import Policy, load_policy
+from oomsafe.pool.current import set_guard
+from oomsafe.pool.meter import log
+from oomsafe.pool.slot import Slot
+from oomsafe.pool.supervisor import Supervisor
+
+_plugin: Plugin | None = None
+
+
+def install(namespace: dict[str, Any], **policy: Any) -> None:
+    """Guard the workers of the gunicorn whose configuration `namespace` is: ``install(globals(), ...)``, as its last line.
+
+    The hooks that the configuration defines are called as before. Keywords are those of Policy. A
+    setting that can't be right is one line on stderr, and gunicorn does not start; at a reload
+    (SIGHUP) the policy stays as it was, for exiting would take the whole service down.
+    """
+    global _plugin
+    running = _plugin is not None and _plugin.running
+    try:
+        checked, warnings = load_policy(os.environ, policy)
+    except ConfigError as error:
+        print(f"oomsafe: {error}{' (the policy stays as it was)' if running else ''}", file=sys.stderr, flush=True)
+        if not running:
+            raise SystemExit(1) from None
+    else:
+        if _plugin is None or not running:
+            _plugin = Plugin(checked, warnings)
+        else:
+            _plugin.policy, _plugin.warnings = checked, warnings
+    assert _plugin is not None
+    for name, (hook, first) in _plugin.hooks().items():
+        namespace[name] = chain(hook, namespace.get(name), first=first, failed=_plugin.failed)
+
+
+class Plugin:
+    """One gunicorn: its policy, and its Supervisor once the arbiter has started."""
+
+    def __init__(self, policy: Policy, warnings: list[str]) -> None:
+        self.policy = policy
+        self.warnings = warnings
+        self._supervisor: Supervisor | None = None
+        self._said: set[str] = set()
+
+    @property
+    def running(self) -> bool:
+        """Whether this process is an arbiter that has started, and the configuration is read anew."""
+        return self._supervisor is not None and self._supervisor.pid == os.getpid()
+
+    def hooks(self) -> dict[str, tuple[Callable[..., None], bool]]:
+        """By gunicorn's names: our hook, and whether it goes before the user's own.
+
+        Ours is last where it must see what theirs changed: the app, and the worker's last moments.
+        """
+        return {
+            "on_starting": (self.on_starting, True),
+            "on_reload": (self.on_reload, True),
+            "nworkers_changed": (self.nworkers_changed, True),
+            "pre_fork": (self.pre_fork, True),
+            "post_fork": (self.post_fork, True),
+            "post_worker_init": (self.post_worker_init, False),
+            "worker_exit": (self.worker_exit, False),
+            "child_exit": (self.child_exit, False),
+        }
+
+    def on_starting(self, server: Any) -> None:
+        """In the arbiter, once, before its first fork."""
+        _log_with(server)
+        self._supervisor = Supervisor(self.policy, f"gunicorn {server.cfg.worker_class_str}", server.num_workers)
+        atexit.register(self._supervisor.close)
+        self._loaded(server)
+
+    def on_reload(self, server: Any) -> None:
+        """In the arbiter, after SIGHUP has loaded the configuration anew."""
+        if self._supervisor is not None:
+            self._supervisor.change(server.num_workers, self.policy)
+        self._loaded(server)
+
+    def nworkers_changed(self, server: Any, new: int, old: int | None) -> None:
+        """In the arbiter: SIGTTIN, SIGTTOU, and once before on_starting."""
+        if self._supervisor is not None and new != old:
+            self._supervisor.change(new)
+
+    def pre_fork(self, server: Any, worker: Any) -> None:
+        """In the arbiter, before each fork."""
+        worker.oomsafe_slot = self._supervisor.reserve() if self._supervisor else None
+
+    def post_fork(self, server: Any, worker: Any) -> None:
+        """In the worker, before gunicorn drops privileges: afterwards its score can't be written any more."""
+        if self._supervisor is not None:
+            self._supervisor.enlist(_slot(worker))
+
+    def post_worker_init(self, worker: Any) -> None:
+        """In the worker, with the app loaded, before it serves."""
+        if self._supervisor is None:
+            return
+        guard = self._supervisor.guard(_slot(worker), workers.recycle_of(worker), workers.background_of(worker), "requests")
+        workers.wrap_app(worker, guard)
+        workers.tick_with(worker, guard)
+        set_guard(guard)
+        worker.oomsafe_guard = guard
+
+    def worker_exit(self, server: Any, worker: Any) -> None:
+        """In the worker, at its end; in the arbiter, when it finds a worker gone that it wanted to signal."""
+        guard = getattr(worker, "oomsafe_guard", None)
+        if guard is not None and guard.pid == os.getpid():
+            guard.retire()
+        elif self.running:
+            self.child_exit(server, worker)
+
+    def child_exit(self, server: Any, worker: Any) -> None:
+        """In the arbiter, after it has reaped a worker."""
+        if self._supervisor is not None:
+            self._supervisor.release(_slot(worker))
+
+    def failed(self, hook: str, error: Exception) -> None:
+        """A hook of ours failed: say so once, and let gunicorn go on."""
+        if hook not in self._said:
+            self._said.add(hook)
+            log.error("oomsafe failed in %s (gunicorn goes on): %r", hook, error, exc_info=error)
+
+    def _loaded(self, server: Any) -> None:
+        for warning in self.warnings:
+            log.warning("%s", warning)
+        self.warnings = []
+        # gunicorn imports a python: configuration once; without this, SIGHUP would not read it anew
+        sys.modules.pop("oomsafe.gunicorn.conf", None)
+
+
+def _slot(worker: Any) -> Slot | None:
+    return getattr(worker, "oomsafe_slot", None)
+
+
+def _log_with(server: Any) -> None:
+    """Our lines go where gunicorn's error log goes, also after it has been set up anew; not if the user has handlers for us."""
+    ours, theirs = logging.getLogger("oomsafe"), getattr(server.log, "error_log", None)
+    if isinstance(theirs, logging.Logger) and not ours.handlers:
+        ours.parent = theirs

@@ -1,0 +1,112 @@
+"""gunicorn's worker classes: where each keeps its app, and its own way to end without losing a request."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from oomsafe.asgi.middleware import MemoryMiddleware as ASGIMiddleware
+from oomsafe.asgi.middleware import in_thread
+from oomsafe.pool.guard import Background, Guard
+from oomsafe.wsgi.middleware import MemoryMiddleware as WSGIMiddleware
+
+#: Seconds between two heartbeats of UvicornWorker, and so between two ticks; its own are timeout / 2 apart.
+HEARTBEAT = 1
+
+
+def kind_of(worker: Any) -> str:
+    """Which of the classes below `worker` is, by what it has: people derive their own."""
+    names = {cls.__name__ for cls in type(worker).__mro__}
+    if "UvicornWorker" in names:
+        return "uvicorn"
+    if "ASGIWorker" in names:
+        return "asgi"
+    if "ThreadWorker" in names:
+        return "gthread"
+    return "sync" if "SyncWorker" in names else "other"
+
+
+def background_of(worker: Any) -> Background | None:
+    """How to run something slow beside the requests; None: in place, between two of them."""
+    return in_thread if kind_of(worker) in ("uvicorn", "asgi") else None
+
+
+def recycle_of(worker: Any) -> Callable[[], None]:
+    """A function that makes `worker` finish what it has, and end. It may be called from any thread."""
+    kind = kind_of(worker)
+    server = _capture_uvicorn_server(worker) if kind == "uvicorn" else None
+
+    def recycle() -> None:
+        if server is not None:
+            server.end()
+            return
+        worker.alive = False
+        if kind == "gthread" and hasattr(worker, "method_queue"):
+            worker.method_queue.defer(lambda: None)  # out of its select, as its own SIGTERM handler does
+        elif kind == "sync" and worker.PIPE:
+            os.write(worker.PIPE[1], b"1")  # likewise: an idle one sleeps for timeout / 2
+
+    return recycle
+
+
+def wrap_app(worker: Any, guard: Guard) -> None:
+    """Put the middleware round the app. Every class reads it later, in run() or at each request."""
+    if kind_of(worker) == "asgi":
+        worker.asgi = ASGIMiddleware(worker.asgi, guard=guard)
+    elif kind_of(worker) == "uvicorn":
+        worker.wsgi = ASGIMiddleware(worker.wsgi, guard=guard)
+    else:
+        worker.wsgi = WSGIMiddleware(worker.wsgi, guard=guard)
+
+
+def tick_with(worker: Any, guard: Guard) -> None:
+    """Have the guard look at every heartbeat: also when no request comes."""
+    notify = worker.notify
+
+    def ticking() -> None:
+        notify()
+        guard.tick()
+
+    worker.notify = ticking
+    if kind_of(worker) == "uvicorn":
+        worker.config.timeout_notify = min(HEARTBEAT, worker.config.timeout_notify)
+
+
+class _UvicornServer:
+    """The Server that UvicornWorker will make in run(), once it is there."""
+
+    def __init__(self) -> None:
+        self.server: Any = None
+        self._ended = False
+
+    def note(self, server: Any) -> None:
+        self.server = server
+        if self._ended:
+            server.should_exit = True
+
+    def end(self) -> None:
+        # not by SIGTERM: uvicorn raises the signal anew when it has shut down, and worker_exit is never called
+        self._ended = True
+        if self.server is not None:
+            self.server.should_exit = True
+
+
+def _capture_uvicorn_server(worker: Any) -> _UvicornServer:
+    """UvicornWorker keeps its Server in a local variable: have the class tell us when one starts."""
+    captured = _UvicornServer()
+    for cls in type(worker).__mro__:
+        module = sys.modules.get(cls.__module__)
+        plain = getattr(module, "Server", None)
+        if cls.__name__ != "UvicornWorker" or plain is None:
+            continue
+
+        class NotedServer(plain):  # type: ignore[misc,valid-type]  # whichever uvicorn is installed
+            async def startup(self, *args: Any, **kwargs: Any) -> None:
+                captured.note(self)
+                await super().startup(*args, **kwargs)
+
+        module.Server = NotedServer  # type: ignore[union-attr]
+        break
+    return captured
