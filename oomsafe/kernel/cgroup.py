@@ -27,7 +27,7 @@ class Cgroup:
         if self.version == 1:
             limit = read_keyed(f"{self.path}/memory.stat").get("hierarchical_memory_limit")
             return limit if limit is not None and limit < NO_LIMIT else None
-        limits = [limit for folder in self._ancestry() if (limit := _v2_limit(f"{folder}/memory.max")) is not None]
+        limits = [limit for folder in self.ancestry() if (limit := _v2_limit(f"{folder}/memory.max")) is not None]
         return min(limits, default=None)
 
     def usage(self) -> int | None:
@@ -48,7 +48,8 @@ class Cgroup:
         name = "memory.oom_control" if self.version == 1 else "memory.events"
         return read_keyed(f"{self.path}/{name}").get("oom_kill")
 
-    def _ancestry(self) -> list[str]:
+    def ancestry(self) -> list[str]:
+        """Its folder, and those above it up to the mount, nearest first."""
         folders = [self.path]
         while folders[-1] != self.mount and len(folders[-1]) > len(self.mount):
             folders.append(os.path.dirname(folders[-1]))

@@ -73,6 +73,14 @@ def rss_of(pid: int, proc: str = "/proc") -> int | None:
         return None
 
 
+def peak_rss_of(pid: int, proc: str = "/proc") -> int | None:
+    """The most that a process has had resident, in bytes (status, VmHWM); never a trigger, for it never falls.
+
+    Since Linux 6.2 it may be off by max(32, 2 * cpus) * cpus pages; None when the process is gone.
+    """
+    return read_keyed(f"{proc}/{pid}/status", factor=1024).get("VmHWM")
+
+
 def shared_out(pid: int | str = "self", proc: str = "/proc") -> tuple[int, int] | None:
     """(pss, uss) in bytes from smaps_rollup (Linux 4.14); None when it may not be read (needs ptrace-read).
 

@@ -27,6 +27,7 @@ from oomsafe.pool import layout
 from oomsafe.pool.meter import PUBLISH_EVERY, Meter, log
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Figures, Slot
+from oomsafe.pool.view import PoolView, view_alone
 
 #: Seconds until a worker over its limit that may not go yet looks again.
 LOOK_AGAIN = 0.02
@@ -94,6 +95,10 @@ class Guard(Meter):
                 self._look(now)
             except Exception as error:
                 self.failed("tick", error)
+
+    def pool(self) -> PoolView:
+        """The pool that this worker is in, as it stands on the scoreboard; without one, this worker alone."""
+        return self._board.read() if self._board is not None else view_alone(self.slot.copy())
 
     def retire(self) -> None:
         """The worker ends: its last figures go to the scoreboard."""

@@ -58,7 +58,13 @@ class Slot:
     @classmethod
     def private(cls) -> Slot:
         """A slot that only this process sees."""
-        return cls(memoryview(bytearray(layout.SLOT_SIZE)))
+        slot = cls(memoryview(bytearray(layout.SLOT_SIZE)))
+        slot.claim()
+        return slot
+
+    def copy(self) -> bytes:
+        """Its bytes."""
+        return self._memory[self._at : self._at + layout.SLOT_SIZE].tobytes()
 
     def claim(self) -> None:
         """Put this process's pid and start time into a slot that was reserved for it; the rest stays."""

@@ -35,6 +35,8 @@ class Supervisor:
             self.board, warnings = Scoreboard.create(workers, server)
             for warning in warnings:
                 log.warning("%s", warning)
+            if self.board.path:
+                os.environ["OOMSAFE_SCOREBOARD"] = self.board.path
         except Exception as error:
             log.error("no scoreboard (%s): each worker protects itself, and nobody sees the pool", error)
         self._set_own_score()

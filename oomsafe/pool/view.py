@@ -73,6 +73,16 @@ def read_pool(memory: memoryview, slots: int) -> PoolView:
     return view
 
 
+def view_alone(slot: bytes) -> PoolView:
+    """A pool of one, which has no scoreboard: the worker whose slot has these bytes."""
+    worker = _worker(slot, 0)
+    counters = Counters()
+    if worker is not None:
+        counters.add(worker.counters)
+    workers = [worker] if worker else []
+    return PoolView("", 0, 0, time.time(), 1, 1, None, None, workers, counters)
+
+
 def _read_once(memory: memoryview, slots: int) -> PoolView:
     pid, started, created = layout.SUPERVISOR.unpack_from(memory, layout.SUPERVISOR_AT)
     _, wanted, turns, limit, budget, server = layout.POOL.unpack_from(memory, layout.POOL_AT)

@@ -1,0 +1,17 @@
+"""The command line: one file a command."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """The entry point ``oomsafe``. click and rich come with an extra: a worker never needs them."""
+    try:
+        from oomsafe.cli.app import cli
+    except ModuleNotFoundError as error:
+        if error.name not in ("click", "rich"):
+            raise
+        print(f"oomsafe: the command line needs {error.name}: pip install 'oomsafe[cli]'", file=sys.stderr)
+        raise SystemExit(2) from None
+    cli()

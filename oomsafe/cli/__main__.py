@@ -1,0 +1,5 @@
+"""``python -m oomsafe.cli``."""
+
+from oomsafe.cli import main
+
+main()

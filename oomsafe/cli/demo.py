@@ -1,0 +1,168 @@
+"""``oomsafe demo``: a leaking app under load, live, with oomsafe or without."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib.util import find_spec
+from typing import Any
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from oomsafe.cli.bars import memory_bar
+from oomsafe.cli.demo_app import LEAK
+from oomsafe.cli.demo_server import DemoServer
+from oomsafe.cli.load import Load
+from oomsafe.policy.text import printable
+from oomsafe.policy.units import MIB, format_size
+from oomsafe.pool.layout import REASONS
+
+WORKERS = 2
+SOFT_LIMIT = 200 * MIB
+#: Of the cgroup that the server runs in: room for two workers at their limit, and for little more.
+LIMIT = 512 * MIB
+
+
+@click.command()
+@click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(2, 600), help="How long the load goes on.")
+@click.option("--worker-class", default="sync", show_default=True, type=click.Choice(["sync", "gthread", "gevent"]), help="Of gunicorn.")
+@click.option("--without", is_flag=True, help="The same without oomsafe: see what the kernel does.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object at the end, for a machine.")
+def demo(seconds: float, worker_class: str, without: bool, as_json: bool) -> None:
+    """Run gunicorn with an app that leaks 256 KiB a request, under real load.
+
+    With oomsafe, its workers are recycled before anything is killed; exits with 0 when that
+    happened, no request failed and the supervisor lived.
+    """
+    _needs("gunicorn", worker_class)
+    console = Console(stderr=as_json)
+    try:
+        with DemoServer(worker_class, WORKERS, None if without else SOFT_LIMIT, LIMIT) as server:
+            load = Load(server.port)
+            _run(server, load, seconds, console, quiet=as_json)
+            result = _result(server, load, seconds, worker_class, without)
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        print(json.dumps(result))
+    else:
+        console.print(_summary(result, server, load, without))
+    good = result["failed"] == 0 and result["recycles"] > 0 and result["supervisor_survived"]
+    raise SystemExit(0 if good or without else 1)
+
+
+def _needs(*packages: str) -> None:
+    """Say which extra is missing, before anything is started."""
+    if find_spec("gunicorn") is None:
+        raise click.ClickException("the demo runs gunicorn: pip install 'oomsafe[gunicorn]'")
+    if "gevent" in packages and find_spec("gevent") is None:
+        raise click.ClickException("--worker-class gevent needs gevent: pip install gevent")
+
+
+def _run(server: DemoServer, load: Load, seconds: float, console: Console, quiet: bool) -> None:
+    """Watch the server under load until the time is up or its supervisor has died."""
+    if not quiet:
+        console.print(_opening(server))
+    load.start()
+    begin = time.monotonic()
+    with Live(console=console, refresh_per_second=10, transient=True, auto_refresh=not quiet) as live:
+        try:
+            while (spent := time.monotonic() - begin) < seconds and server.seen.supervisor_alive:
+                for line in server.look():
+                    if not quiet:
+                        live.console.print(_event(spent, line), soft_wrap=True)
+                if not quiet:
+                    live.update(_picture(server, load, spent))
+                time.sleep(0.02)
+        except KeyboardInterrupt:
+            pass  # Ctrl-C ends the demo early, with its summary
+        finally:
+            load.stop()
+    server.look()
+
+
+def _event(spent: float, line: str) -> Text:
+    return Text(f"{spent:5.1f} s  {printable(line, 400)}", style="red" if "SIGKILL" in line else "")
+
+
+def _opening(server: DemoServer) -> str:
+    rate = f"each request leaks {format_size(LEAK)}"
+    if server.sandbox:
+        where = f"in a memory cgroup of {format_size(LIMIT)}"
+    else:
+        where = "without a memory cgroup (that takes root), so the kernel will not step in"
+    return f"gunicorn {server.pid} listens on 127.0.0.1:{server.port} with {WORKERS} workers, {where}; {rate}"
+
+
+def _picture(server: DemoServer, load: Load, spent: float) -> Group:
+    """The pool at this moment."""
+    seen = server.seen
+    table = Table(box=None, padding=(0, 1))
+    for column in ("worker", "state", "rss", "against its limit", "requests"):
+        table.add_column(column, justify="right" if column in ("rss", "requests") else "left")
+    views = {worker.pid: worker for worker in seen.pool.workers} if seen.pool else {}
+    for pid, rss in sorted(seen.rss.items()):
+        view = views.get(pid)
+        limit = (view.figures.soft if view else None) or (SOFT_LIMIT if seen.pool else LIMIT // WORKERS)
+        served = str(view.counters.work) if view else ""
+        table.add_row(str(pid), view.state if view else "", format_size(rss), memory_bar(rss, limit), served)
+    recycles = sum(seen.pool.totals.recycles) if seen.pool else 0
+    supervisor = "alive" if seen.supervisor_alive else "DEAD"
+    counts = {"requests": load.requests, "failed": load.failed, "recycles": recycles, "killed": seen.killed, "supervisor": supervisor}
+    line = "   ".join(f"{name} {count}" for name, count in counts.items())
+    return Group(Text(f"{spent:4.0f} s   {line}", style="bold"), table)
+
+
+def _result(server: DemoServer, load: Load, seconds: float, worker_class: str, without: bool) -> dict[str, Any]:
+    seen = server.seen
+    return {
+        "server": "gunicorn",
+        "worker_class": worker_class,
+        "seconds": seconds,
+        "requests": load.requests,
+        "failed": load.failed,
+        "recycles": sum(seen.pool.totals.recycles) if seen.pool else 0,
+        "soft_limit_bytes": None if without else SOFT_LIMIT,
+        "peak_worker_rss_bytes": seen.peak_rss,
+        "supervisor_survived": seen.supervisor_alive,
+    }
+
+
+def _summary(result: dict[str, Any], server: DemoServer, load: Load, without: bool) -> Text:
+    seen = server.seen
+    reasons = zip(REASONS, seen.pool.totals.recycles, strict=False) if seen.pool else ()
+    recycles = ", ".join(f"{count} for {reason}" for reason, count in reasons if count) or "none"
+    failures = ", ".join(f"{count} {name}" for name, count in sorted(load.failures.items()))
+    supervisor = f"{server.pid}, {'alive from the first second to the last' if seen.supervisor_alive else 'DEAD'}"
+    rows = {
+        "requests": f"{result['requests']}, each answer checked",
+        "failed": f"{result['failed']}{f' ({failures})' if failures else ''}",
+        "recycles": recycles,
+        "killed by SIGKILL": str(seen.killed),
+        "peak of a worker": format_size(seen.peak_rss) + ("" if without else f" (soft limit {format_size(SOFT_LIMIT)})"),
+        "supervisor": supervisor,
+    }
+    lines = [f"  {name:18} {value}" for name, value in rows.items()]
+    return Text("\n".join(["", *lines, "", _verdict(result, seen.killed, without)]))
+
+
+def _verdict(result: dict[str, Any], killed: int, without: bool) -> str:
+    """What it all means, in plain words."""
+    leaked = format_size(result["requests"] * LEAK)
+    if without and not killed and result["supervisor_survived"]:
+        return f"The app leaked {leaked} and nothing stopped it: here was no limit for the kernel to enforce. Run as root to see one."
+    if without:
+        end = "" if result["supervisor_survived"] else " The supervisor died, and with it the service."
+        return (
+            f"The app leaked {leaked}: the kernel's OOM killer took {killed} workers with what they were doing, "
+            f"{result['failed']} requests failed.{end} Now without --without."
+        )
+    if result["failed"] or not result["supervisor_survived"]:
+        return "NOT GOOD: requests failed or the supervisor died. This should not happen: please report it with the lines above."
+    if not result["recycles"]:
+        return "Nothing reached its limit in this time: run it for longer."
+    return f"The app leaked {leaked}. {result['recycles']} workers were recycled before anything was killed, and no request noticed."

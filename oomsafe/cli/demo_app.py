@@ -1,0 +1,18 @@
+"""The demo's app: honest about its leak. Each request keeps 256 KiB for ever, as a cache without an end does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+LEAK = 256 * 1024
+
+_cache: list[bytes] = []
+
+
+def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    """A WSGI app that answers with the query string it was asked, so that the client can check each answer."""
+    _cache.append(bytes([len(_cache) % 256]) * LEAK)
+    body = environ.get("QUERY_STRING", "").encode("latin-1")
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]

@@ -1,0 +1,167 @@
+"""The server of the demo: a real gunicorn on a free loopback port, in a memory cgroup of its own where one can be made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+
+from oomsafe.kernel.process import is_alive, peak_rss_of, rss_of, start_time
+from oomsafe.kernel.sandbox import Sandbox
+from oomsafe.pool.places import living_boards
+from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.pool.view import PoolView
+
+_LISTENING = re.compile(r"Listening at: http://127\.0\.0\.1:(\d+) \((\d+)\)")
+_NOTABLE = re.compile(r"\[(?:INFO|WARNING|ERROR|CRITICAL)\] (.*(?:recycling:|SIGKILL|oomsafe guards|oomsafe failed|WORKER TIMEOUT).*)")
+_KILLED = "was sent SIGKILL"
+
+#: Seconds until the server must be up, and later gone.
+PATIENCE = 20
+
+
+@dataclass
+class Seen:
+    """What has been seen of the pool, by looking at it from outside."""
+
+    peak_rss: int = 0
+    """The most that one worker had, in bytes."""
+    killed: int = 0
+    """Workers that died of SIGKILL."""
+    rss: dict[int, int | None] = field(default_factory=dict)
+    """By pid of the workers that live."""
+    pool: PoolView | None = None
+    """What the scoreboard says; None without oomsafe."""
+    supervisor_alive: bool = True
+
+
+class DemoServer:
+    """gunicorn with the leaking app. Use as a context manager: it ends what it started, by pid.
+
+    `limit` in bytes is that of the cgroup; `soft_limit` None runs it without oomsafe.
+    """
+
+    def __init__(self, worker_class: str, workers: int, soft_limit: int | None, limit: int) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="oomsafe-demo-")
+        self.sandbox: Sandbox | None = None
+        with contextlib.suppress(OSError):  # not root, or no memory controller: then without one
+            self.sandbox = Sandbox(f"oomsafe-demo-{os.getpid()}", limit)
+        self.seen = Seen()
+        self._guarded = soft_limit is not None
+        self._read = 0
+        self._log = os.path.join(self._folder.name, "log")
+        self._start(worker_class, workers, soft_limit)
+
+    def _start(self, worker_class: str, workers: int, soft_limit: int | None) -> None:
+        argv = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--workers", str(workers), "--worker-class", worker_class]
+        argv += ["--threads", "4"] if worker_class == "gthread" else []
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("OOMSAFE_") and k != "GUNICORN_CMD_ARGS"}
+        if soft_limit is not None:
+            environ |= {"OOMSAFE_SOFT_LIMIT": f"{soft_limit >> 20}MiB", "OOMSAFE_MIN_LIFETIME": "1"}
+            argv += ["--config", "python:oomsafe.gunicorn.conf"]
+        # HOME too: gunicorn 25 and later keep a control socket below it
+        environ["HOME"] = self._folder.name
+        argv.append("oomsafe.cli.demo_app:app")
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(
+                self.sandbox.command(argv) if self.sandbox else argv,
+                cwd=self._folder.name, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self.port, self.pid = self._wait_until_listening()
+        self._started = start_time(self.pid) or 0
+
+    def look(self) -> list[str]:
+        """Look at the pool once, and return the notable lines that its log has got since the last look."""
+        seen = self.seen
+        seen.supervisor_alive = is_alive(self.pid, self._started)
+        seen.rss = {pid: rss_of(pid) for pid in _children(self.pid)}
+        peaks = [peak_rss_of(pid) or 0 for pid in seen.rss]
+        if self._guarded:
+            seen.pool = self._pool() or seen.pool
+            peaks += [worker.figures.peak_rss or 0 for worker in seen.pool.workers] if seen.pool else []
+        seen.peak_rss = max([seen.peak_rss, *peaks])
+        lines = self._new_lines()
+        seen.killed += sum(_KILLED in line for line in lines)
+        return [match[1] for line in lines if (match := _NOTABLE.search(line))]
+
+    def log(self) -> str:
+        """The whole log."""
+        with open(self._log, encoding="utf-8", errors="replace") as log:
+            return log.read()
+
+    def __enter__(self) -> DemoServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._remove()
+
+    def _remove(self) -> None:
+        """The cgroup can go once its last process has; a killed supervisor's workers see that within a second or two."""
+        deadline = time.monotonic() + PATIENCE
+        while self.sandbox is not None:
+            try:
+                self.sandbox.remove()
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    print(f"oomsafe: the cgroup {self.sandbox.cgroup.path} could not be removed", file=sys.stderr)
+                    break
+                time.sleep(0.1)
+        self._folder.cleanup()
+
+    def _pool(self) -> PoolView | None:
+        name = f"/{self.pid}-{self._started}.board"
+        for path in living_boards():
+            if path.endswith(name):
+                board = Scoreboard.open(path)
+                try:
+                    return board.read()
+                finally:
+                    board.close()
+        return None
+
+    def _wait_until_listening(self) -> tuple[int, int]:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and self._process.poll() is None:
+            match = _LISTENING.search(self.log())
+            if match:
+                return int(match[1]), int(match[2])
+            time.sleep(0.05)
+        text = self.log()
+        self.__exit__()
+        raise RuntimeError(f"gunicorn did not start:\n{text}")
+
+    def _new_lines(self) -> list[str]:
+        with open(self._log, "rb") as log:
+            log.seek(self._read)
+            raw = log.read()
+        whole = raw[: raw.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return whole.decode("utf-8", "replace").splitlines()
+
+
+def _children(pid: int) -> list[int]:
+    """The pids of a process's children, as the kernel lists them (CONFIG_PROC_CHILDREN), else psutil."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as children:
+            return [int(child) for child in children.read().split()]
+    except OSError:
+        import psutil
+
+        try:
+            return [child.pid for child in psutil.Process(pid).children()]
+        except psutil.Error:
+            return []

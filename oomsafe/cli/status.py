@@ -1,0 +1,95 @@
+"""``oomsafe status``: the pools of this machine, read from their scoreboards."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+import click
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from oomsafe.cli.bars import memory_bar
+from oomsafe.errors import ScoreboardError
+from oomsafe.policy.units import format_change, format_size
+from oomsafe.pool.layout import REASONS
+from oomsafe.pool.places import living_boards
+from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.pool.view import PoolView, WorkerView
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for a machine.")
+@click.option("--scoreboard", "path", type=click.Path(), envvar="OOMSAFE_SCOREBOARD", help="Only the pool with this scoreboard.")
+def status(as_json: bool, path: str | None) -> None:
+    """Show every pool: workers against their limits, requests, recycles, what is in flight.
+
+    Sees the pools of the user who asks; root sees everybody's. Exits with 1 when there is none.
+    """
+    pools = _pools([path] if path else living_boards())
+    if as_json:
+        print(json.dumps({"pools": [as_record(pool) for pool in pools]}))
+    elif pools:
+        Console().print(Group(*(render(pool) for pool in pools)))
+    else:
+        print("no pool of this user is guarded by oomsafe just now (root sees those of every user)", file=sys.stderr)
+    raise SystemExit(0 if pools else 1)
+
+
+def as_record(pool: PoolView) -> dict[str, Any]:
+    """A pool for a machine: sizes in bytes, times in seconds since 1970, null for what is not known."""
+    record = asdict(pool)
+    for counters in (record["totals"], *(worker["counters"] for worker in record["workers"])):
+        counters["recycles"] = dict(zip(REASONS, counters["recycles"], strict=False))
+    return record
+
+
+def render(pool: PoolView) -> Table:
+    """A pool for a person."""
+    title = f"{pool.server} · supervisor {pool.supervisor} · limit {format_size(pool.limit)}, budget {format_size(pool.budget)}"
+    recycles = ", ".join(f"{count} for {reason}" for reason, count in zip(REASONS, pool.totals.recycles, strict=False) if count)
+    caption = (
+        f"{pool.totals.work} requests since the start · recycles: {recycles or 'none'} · reclaimed {format_size(pool.totals.reclaimed)}"
+    )
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", expand=False)
+    for column in ("slot", "pid", "state", "rss / soft limit", "", "requests", "in flight"):
+        table.add_column(column, justify="right" if column in ("slot", "pid", "requests") else "left")
+    for worker in pool.workers:
+        table.add_row(*_row(worker))
+    return table
+
+
+def _row(worker: WorkerView) -> list[str | Text]:
+    figures = worker.figures
+    size = f"{format_size(figures.rss)} / {'none' if figures.soft is None else format_size(figures.soft)}"
+    bar = memory_bar(figures.rss, figures.soft)
+    # what a client sent is text, never markup
+    doing = Text("\n".join(_doing(worker)))
+    return [str(worker.slot), str(worker.pid), worker.state, size, bar, str(worker.counters.work), doing]
+
+
+def _doing(worker: WorkerView) -> list[str]:
+    now, rss = time.time(), worker.figures.rss
+    lines = []
+    for work in sorted(worker.in_flight, key=lambda one: one.began)[:3]:
+        grown = "" if rss is None or work.rss is None else f", {format_change(rss - work.rss)}"
+        lines.append(f"{work.name} ({max(0.0, now - work.began):.1f} s{grown})")
+    more = len(worker.in_flight) - len(lines)
+    return [*lines, f"and {more} more"] if more > 0 else lines
+
+
+def _pools(paths: list[str]) -> list[PoolView]:
+    pools = []
+    for path in paths:
+        try:
+            board = Scoreboard.open(path)
+        except ScoreboardError as error:
+            print(f"oomsafe: {error}", file=sys.stderr)
+            continue
+        pools.append(board.read())
+        board.close()
+    return pools

@@ -1,0 +1,75 @@
+"""A memory cgroup of one's own, for a demonstration or a test: made below this process's, and removed again."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+from oomsafe.kernel.cgroup import Cgroup, find_cgroup
+
+
+class Sandbox:
+    """A child cgroup with a memory limit in bytes, no swap beside it. As a context manager it removes itself.
+
+    Raises OSError where none can be made: no memory controller, not root, or not delegated.
+    """
+
+    def __init__(self, name: str, limit: int) -> None:
+        self.cgroup = _make(name, limit)
+
+    def command(self, argv: list[str]) -> list[str]:
+        """`argv` run inside: only that process and its children are charged, not who starts it."""
+        return ["/bin/sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', self.cgroup.path, *argv]
+
+    def remove(self) -> None:
+        """Remove it; its processes must have ended. Raises OSError while one has not."""
+        os.rmdir(self.cgroup.path)
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.remove()
+
+
+def _make(name: str, limit: int) -> Cgroup:
+    own = find_cgroup()
+    if own is None:
+        raise OSError("no memory controller is mounted")
+    refused: OSError | None = None
+    # on v2 a cgroup with processes can't share its controllers out to children (cgroups(7)): its parent may
+    for parent in own.ancestry():
+        child = Cgroup(own.version, f"{parent}/{name}", own.mount)
+        try:
+            os.mkdir(child.path, 0o755)
+        except OSError as error:
+            refused = error
+            continue
+        try:
+            _limit(child, limit)
+            return child
+        except OSError as error:
+            refused = error
+            os.rmdir(child.path)
+    raise refused or OSError("no memory cgroup can be made")
+
+
+def _limit(cgroup: Cgroup, limit: int) -> None:
+    if cgroup.version == 1:
+        _write(f"{cgroup.path}/memory.limit_in_bytes", limit)
+        optional = {"memory.memsw.limit_in_bytes": limit}
+    else:
+        _write(f"{cgroup.path}/memory.max", limit)
+        optional = {"memory.swap.max": 0}
+    for name, value in optional.items():
+        if os.path.exists(f"{cgroup.path}/{name}"):
+            _write(f"{cgroup.path}/{name}", value)
+
+
+def _write(path: str, value: int) -> None:
+    # no O_CREAT: a controller that is not enabled has no such file, and must not seem to have
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(value).encode())
+    finally:
+        os.close(fd)

@@ -1,0 +1,141 @@
+"""Prometheus: one collector over the scoreboard. Any worker answers for the whole pool.
+
+No multiprocess files: those of dead workers stay for ever, and a pool that recycles makes many.
+Counts of workers that are gone are kept by the supervisor, so counters never go backwards.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any
+
+from oomsafe.kernel.capacity import read_capacity
+from oomsafe.pool.current import get_guard
+from oomsafe.pool.layout import BOUNDS, REASONS, STATES
+from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.pool.view import PoolView
+
+try:
+    from prometheus_client import CollectorRegistry, make_asgi_app, make_wsgi_app
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    raise ImportError("oomsafe.metrics.prometheus needs prometheus-client: pip install 'oomsafe[prometheus]'") from error
+
+Look = Callable[[], PoolView | None]
+
+
+def this_pool() -> PoolView | None:
+    """The pool of this process's guard, else that of $OOMSAFE_SCOREBOARD; None where there is neither."""
+    guard = get_guard()
+    if guard is not None:
+        return guard.pool()
+    path = os.environ.get("OOMSAFE_SCOREBOARD")
+    if not path:
+        return None
+    board = Scoreboard.open(path)
+    try:
+        return board.read()
+    finally:
+        board.close()
+
+
+class MemoryCollector(Collector):
+    """Register it where your metrics are: ``REGISTRY.register(MemoryCollector())``. In each worker, or in none."""
+
+    def __init__(self, look: Look = this_pool) -> None:
+        self._look = look
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing yet: when it is registered there may be no pool to look at."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric of the pool, from one consistent copy."""
+        pool = self._look()
+        if pool is None:
+            return
+        yield from _workers(pool)
+        yield from _pool(pool)
+        yield from _counters(pool)
+        yield _growth(pool)
+
+
+class MetricsApp:
+    """An app that answers with the pool's metrics: a WSGI app when called with two arguments, ASGI with three."""
+
+    def __init__(self, look: Look = this_pool) -> None:
+        registry = CollectorRegistry()
+        registry.register(MemoryCollector(look))
+        self._wsgi = make_wsgi_app(registry)
+        self._asgi = make_asgi_app(registry)
+
+    def __call__(self, *arguments: Any) -> Iterable[bytes] | Awaitable[None]:
+        answer: Iterable[bytes] | Awaitable[None] = (self._wsgi if len(arguments) == 2 else self._asgi)(*arguments)
+        return answer
+
+
+metrics_app = MetricsApp()
+
+
+def _workers(pool: PoolView) -> Iterator[Metric]:
+    memory = GaugeMetricFamily("oomsafe_worker_memory_bytes", "Memory of one worker, by slot.", labels=["worker", "kind"])
+    limits = GaugeMetricFamily("oomsafe_worker_limit_bytes", "Limits of one worker, jitter included.", labels=["worker", "kind"])
+    for worker in pool.workers:
+        seen, slot = worker.figures, str(worker.slot)
+        _add(memory, slot, {"rss": seen.rss, "peak_rss": seen.peak_rss, "baseline": seen.baseline, "pss": seen.pss, "uss": seen.uss})
+        _add(limits, slot, {"soft": seen.soft, "hard": seen.hard})
+    yield memory
+    yield limits
+
+
+def _add(family: GaugeMetricFamily, slot: str, kinds: dict[str, int | None]) -> None:
+    for kind, figure in kinds.items():
+        if figure is not None:  # a missing figure is no sample, never 0
+            family.add_metric([slot, kind], figure)
+
+
+def _pool(pool: PoolView) -> Iterator[Metric]:
+    states = GaugeMetricFamily("oomsafe_workers", "Living workers by state.", labels=["state"])
+    for state in STATES[1:]:
+        states.add_metric([state], sum(worker.state == state for worker in pool.workers))
+    yield states
+    yield GaugeMetricFamily("oomsafe_inflight", "Requests in flight.", value=sum(w.figures.in_flight for w in pool.workers))
+    sizes = {
+        "oomsafe_pool_limit_bytes": (
+            "The effective limit: the smallest of the cgroup's and its ancestors', else the machine's.",
+            pool.limit,
+        ),
+        "oomsafe_pool_budget_bytes": ("The working set that the pool may have.", pool.budget),
+        "oomsafe_pool_working_set_bytes": ("What is in use below that limit and can't be dropped.", read_capacity().working_set),
+    }
+    for name, (text, size) in sizes.items():
+        if size is not None:
+            yield GaugeMetricFamily(name, text, value=size)
+
+
+def _counters(pool: PoolView) -> Iterator[Metric]:
+    totals = pool.totals
+    yield CounterMetricFamily("oomsafe_requests", "Requests that have ended.", value=totals.work)
+    yield CounterMetricFamily("oomsafe_reclaims", "Times that gc.collect() and malloc_trim() were tried.", value=totals.reclaims)
+    yield CounterMetricFamily("oomsafe_reclaimed_bytes", "Bytes that they gave back.", value=totals.reclaimed)
+    recycles = CounterMetricFamily("oomsafe_recycles", "Workers recycled, by the limit that they were over.", labels=["reason"])
+    for reason, count in zip(REASONS, totals.recycles, strict=False):
+        recycles.add_metric([reason], count)
+    yield recycles
+
+
+def _growth(pool: PoolView) -> Metric:
+    growth = HistogramMetricFamily(
+        "oomsafe_request_memory_growth_bytes",
+        "What a request made its worker grow by; in the sum, shrinking counts as 0.",
+        labels=["route"],
+    )
+    for route, (total, *buckets) in pool.totals.routes.items():
+        cumulated, so_far = [], 0
+        for bound, count in zip([*map(str, map(float, BOUNDS)), "+Inf"], buckets, strict=True):
+            so_far += count
+            cumulated.append((bound, float(so_far)))
+        growth.add_metric([route], cumulated, sum_value=total)
+    return growth
