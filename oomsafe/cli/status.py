@@ -56,8 +56,9 @@ def render(pool: PoolView) -> Table:
         f"{pool.totals.work} requests since the start · recycles: {recycles or 'none'} · reclaimed {format_size(pool.totals.reclaimed)}"
     )
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", expand=False)
-    for column in ("slot", "pid", "state", "rss / soft limit", "", "requests", "in flight"):
-        table.add_column(column, justify="right" if column in ("slot", "pid", "requests") else "left")
+    for column in ("slot", "pid", "state", "rss", "soft limit", "", "requests"):
+        table.add_column(column, justify="left" if column in ("state", "") else "right", no_wrap=True)
+    table.add_column("in flight", overflow="fold")
     for worker in pool.workers:
         table.add_row(*_row(worker))
     return table
@@ -65,11 +66,11 @@ def render(pool: PoolView) -> Table:
 
 def _row(worker: WorkerView) -> list[str | Text]:
     figures = worker.figures
-    size = f"{format_size(figures.rss)} / {'none' if figures.soft is None else format_size(figures.soft)}"
-    bar = memory_bar(figures.rss, figures.soft)
+    soft = "none" if figures.soft is None else format_size(figures.soft)
+    bar = memory_bar(figures.rss, figures.soft, width=12)
     # what a client sent is text, never markup
     doing = Text("\n".join(_doing(worker)))
-    return [str(worker.slot), str(worker.pid), worker.state, size, bar, str(worker.counters.work), doing]
+    return [str(worker.slot), str(worker.pid), worker.state, format_size(figures.rss), soft, bar, str(worker.counters.work), doing]
 
 
 def _doing(worker: WorkerView) -> list[str]:

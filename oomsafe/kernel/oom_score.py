@@ -6,6 +6,7 @@ import os
 
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.files import read_int
+from oomsafe.policy.victims import clamp_score
 
 
 def read_score(pid: int | str = "self", proc: str = "/proc") -> int | None:
@@ -30,6 +31,13 @@ def write_score(score: int, pid: int | str = "self", proc: str = "/proc") -> int
     except OSError as error:
         raise ScoreRefused(_explained(score, pid, read_score(pid, proc), error)) from error
     return read_score(pid, proc)
+
+
+def raise_score(step: int, proc: str = "/proc") -> None:
+    """Raise this process's oom_score_adj by `step`, to 1000 at most; nothing where there is none. Raises ScoreRefused."""
+    present = read_score(proc=proc)
+    if present is not None and step:
+        write_score(clamp_score(present + step), proc=proc)
 
 
 def _explained(score: int, pid: int | str, present: int | None, error: OSError) -> str:

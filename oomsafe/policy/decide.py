@@ -11,6 +11,10 @@ from oomsafe.policy.settings import Policy
 #: Seconds between two attempts to reclaim: gc.collect() walks the whole heap.
 RECLAIM_EVERY = 10.0
 
+#: One that breached its limit while it was young and has grown by less than this share of it since does not leak:
+#: it needs that much.
+SETTLED = 0.1
+
 #: A worker this far over its soft limit waits for nobody any more.
 WAITS_UP_TO = 1.25
 
@@ -71,9 +75,11 @@ class History:
     """When it began to serve."""
     breached_since: float | None = None
     """Since when it has been over its soft limit without a break; None while it is not."""
+    breached_with: int | None = None
+    """What it held when that began, in bytes."""
     reclaimed_at: float | None = None
     refused: bool = False
-    """Its soft limit is below what it needed right after boot: recycling would never end."""
+    """Its soft limit is below what a worker needs: recycling would never end."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,18 @@ def may_leave(used: int, soft: int, pool: Pool) -> bool:
         return True
     away = pool.draining if used > soft else pool.draining + pool.starting
     return away < pool.turns
+
+
+def has_settled(policy: Policy, limits: Limits, used: int | None, history: History) -> bool:
+    """Whether this worker went over its soft limit in its first seconds and stayed there.
+
+    An app that loads its models with its first work does that. Once may be chance; when one worker
+    after the other does, recycling them is of no use.
+    """
+    if used is None or limits.soft is None or history.breached_since is None or history.breached_with is None:
+        return False
+    young = history.breached_since - history.ready_at < policy.min_lifetime
+    return young and used - history.breached_with < limits.soft * SETTLED
 
 
 def within_reach(limits: Limits, baseline: int | None) -> Limits:

@@ -39,8 +39,3 @@ def auto_step(supervisor_rss: int | None, limit: int | None) -> int:
         return LEAST_STEP
     # -(-a // b) rounds up: a step that is one too small may lose the supervisor
     return max(LEAST_STEP, -(-supervisor_rss * 1000 // limit) + MARGIN)
-
-
-def worker_score(supervisor_score: int, step: int) -> int:
-    """The worker's oom_score_adj, at most 1000."""
-    return clamp_score(supervisor_score + step)

@@ -15,28 +15,23 @@ from dataclasses import replace
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.malloc import trim
-from oomsafe.kernel.oom_score import read_score, write_score
-from oomsafe.kernel.process import OwnMemory, shared_out
-from oomsafe.policy.decide import Action, Decision, History, Pool, Reason, Snapshot, above_baseline, decide, within_reach
+from oomsafe.kernel.oom_score import raise_score, read_score
+from oomsafe.kernel.process import OwnMemory
+from oomsafe.policy.decide import Action, Decision, History, Reason, Snapshot, above_baseline, decide, has_settled, within_reach
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits
 from oomsafe.policy.settings import Policy
-from oomsafe.policy.text import printable
-from oomsafe.policy.units import format_change, format_size
-from oomsafe.policy.victims import clamp_score
+from oomsafe.policy.units import MIB, format_size
 from oomsafe.pool import layout
+from oomsafe.pool.farewell import farewell, history
+from oomsafe.pool.gauge import Gauge
 from oomsafe.pool.meter import PUBLISH_EVERY, Meter, log
+from oomsafe.pool.neighbours import Neighbours
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Figures, Slot
 from oomsafe.pool.view import PoolView, view_alone
 
 #: Seconds until a worker over its limit that may not go yet looks again.
 LOOK_AGAIN = 0.02
-
-#: Seconds between two samples of pss and uss: one holds the process's mmap_lock for 2.5 ms a GiB.
-SHARED_OUT_EVERY = 5.0
-
-#: A worker over its limit after so little work may just need that much; so many in a row, and it does.
-FIRST_WORK, EARLY_BREACHES = 3, 3
 
 Recycle = Callable[[], None]
 Background = Callable[[Callable[[], None]], None]
@@ -68,18 +63,19 @@ class Guard(Meter):
         self.policy = policy or Policy()
         self.pid = os.getpid()
         self.should_recycle = False
-        """Whether this worker has been told to end."""
+        """Whether this worker should end, or has been told to."""
+        self._decided = False
         self._recycle = recycle
         self._background = background
         self._unit = unit
         self._board = board
+        self._neighbours = Neighbours(board, self.slot)
         self._deciding = allocate_lock()
         self._jitter_share = random.random()  # noqa: S311  it spreads load, it guards nothing
         self._capacity = capacity or read_capacity()
-        self._shared: tuple[int, int] | None = None
-        self._shared_at = float("-inf")
+        self._gauge = Gauge(self.policy.metric)
         self._history = History(ready_at=time.monotonic())
-        self.baseline = self._used(self._history.ready_at)
+        self.baseline = self._gauge.read(self.rss, 0, self._history.ready_at) if self.rss_known else None
         """What the limits are compared with, right after boot; bytes, None where it can't be read."""
         self.limits = Limits(soft=None)
         self._set_limits(say=board is None)
@@ -102,8 +98,10 @@ class Guard(Meter):
 
     def retire(self) -> None:
         """The worker ends: its last figures go to the scoreboard."""
-        with self._deciding:
+        # a second is enough for any look in another thread; more would hold up the server's exit
+        if self._deciding.acquire(timeout=1):
             self._publish(time.monotonic())
+            self._deciding.release()
 
     def _look(self, now: float) -> None:
         if not self._deciding.acquire(blocking=False):
@@ -113,7 +111,7 @@ class Guard(Meter):
             if now >= self._publish_at:
                 self._follow_pool()
                 self._publish(now)
-            if not self.should_recycle:
+            if not self._decided and (self.rss > self._alert or self._history.breached_since is not None):
                 release = self._consider(now)
         finally:
             if release:
@@ -124,56 +122,37 @@ class Guard(Meter):
         self._look_at = now + LOOK_AGAIN
         used = self._used(now)
         breached = used is not None and self.limits.early is not None and used > self.limits.early
-        since = (self._history.breached_since or now) if breached else None
-        self._history = replace(self._history, breached_since=since)
+        if not breached:
+            self._history = replace(self._history, breached_since=None, breached_with=None)
+        elif self._history.breached_since is None:
+            self._history = replace(self._history, breached_since=now, breached_with=used)
         decision = self._decide(now, used)
         if decision.action is Action.RECLAIM:
             self._history = replace(self._history, reclaimed_at=now)
-            return self._reclaim()
+            return self._consider(now) if self.policy.dry_run else self._reclaim()
         if decision.action is Action.RECYCLE:
             self._go(decision.reason, now, used)
         return True
 
     def _decide(self, now: float, used: int | None) -> Decision:
-        """decide(), holding the pool's turn while it may be taken."""
+        """decide(), and if this worker is to leave, it is on its way before another can ask."""
         rss = self.rss if self.rss_known else None
-        seen = Snapshot(used=used, rss=rss)
-        locked = self._board is not None and rss is not None and rss > self._alert and self._board.try_lock()
-        try:
-            decision = decide(self.policy, self.limits, seen, self._history, self._pool(locked, now), now)
-            if decision.action is Action.RECYCLE:
-                decision = self._unless_needed_at_boot(decision, locked, used)
-            if decision.action is Action.RECYCLE and not self.policy.dry_run:
-                self.slot.set_state(layout.DRAINING)
-            return decision
-        finally:
-            if locked and self._board is not None:
-                self._board.unlock()
-
-    def _pool(self, locked: bool, now: float) -> Pool:
         young = now - self._history.ready_at < self.policy.min_lifetime
         over_budget = young and self.rss > self._alert and self._over_budget()
-        if self._board is None or self.policy.dry_run:
-            return Pool(over_budget=over_budget)
-        if not locked:
-            return Pool(draining=sys.maxsize, over_budget=over_budget)  # somebody else is taking a turn
-        draining, starting, turns = self._board.others(self.slot)
-        return Pool(draining, starting, turns, over_budget)
+        with self._neighbours.look(over_budget) as pool:
+            decision = decide(self.policy, self.limits, Snapshot(used, rss), self._history, pool, now)
+            if decision.action is not Action.RECYCLE or self.policy.dry_run or self._recycle is None:
+                return decision
+            settled = has_settled(self.policy, self.limits, used, self._history)
+            if decision.reason is Reason.SOFT and self._neighbours.leaving_is_no_use(settled):
+                self._refuse("within its first seconds", used)
+                return Decision(Action.SERVE, Reason.REFUSED)
+            self.slot.set_state(layout.DRAINING)
+            return decision
 
     def _over_budget(self) -> bool:
         working_set = read_capacity().working_set
         return working_set is not None and self.limits.budget is not None and working_set > self.limits.budget
-
-    def _unless_needed_at_boot(self, decision: Decision, locked: bool, used: int | None) -> Decision:
-        """An app that loads its models with its first work would be recycled for ever: see it, and stop."""
-        if decision.reason is not Reason.SOFT or not locked or self._board is None:
-            return decision
-        first = self.counters.work <= FIRST_WORK
-        if first and self._board.early_breaches >= EARLY_BREACHES:
-            self._refuse("with its first work", used)
-            return Decision(Action.SERVE, Reason.REFUSED)
-        self._board.early_breaches = self._board.early_breaches + 1 if first else 0
-        return decision
 
     def _reclaim(self) -> bool:
         before = self.rss
@@ -195,43 +174,33 @@ class Guard(Meter):
 
     def _reclaimed(self, before: int) -> None:
         trim()
-        self._shared_at = float("-inf")
+        self._gauge.forget()
         freed = max(0, before - self.measure())
         self.counters.reclaims += 1
         self.counters.reclaimed += freed
-        log.info("%s reclaimed %s by gc and malloc_trim: rss %s -> %s", self, *map(format_size, (freed, before, self.rss)))
+        level = logging.INFO if freed >= MIB else logging.DEBUG
+        log.log(level, "%s reclaimed %s by gc and malloc_trim: rss %s -> %s", self, *map(format_size, (freed, before, self.rss)))
 
     def _go(self, reason: Reason, now: float, used: int | None) -> None:
         """This worker's day is over."""
-        self.should_recycle = True
+        self._decided = True
+        self.should_recycle = not self.policy.dry_run
         self.counters.recycles[layout.REASONS.index(reason.value)] += 1
         self._publish(now)
         log.log(logging.INFO if self._recycle or self.policy.dry_run else logging.WARNING, "%s", self._farewell(reason, now, used))
         if self.policy.dry_run or self._recycle is None:
             return
-        self._raise_score(self.policy.draining_oom_score_adj)
+        try:
+            raise_score(self.policy.draining_oom_score_adj)
+        except ScoreRefused as error:
+            self.say_once("score", logging.WARNING, "%s", error)
         self._recycle()
 
     def _farewell(self, reason: Reason, now: float, used: int | None) -> str:
-        hard = reason is Reason.HARD
-        kind, figure = ("rss", self.rss) if hard else (self.policy.metric, used)
-        limit = self.limits.hard if hard else self.limits.early
-        since = now - (self._history.breached_since or now)
-        doing = (
-            "would be recycled (dry_run)"
-            if self.policy.dry_run
-            else "recycling"
-            if self._recycle
-            else "should be recycled, and nothing here can"
-        )
-        growth, name = self.largest
-        largest = f"; largest growth in one of them: {printable(name)} ({format_change(growth)})" if growth else ""
-        jittered = "" if hard or limit == self.limits.soft else f" (of {format_size(self.limits.soft)}, jitter)"
-        named = "hard" if hard else "soft"
-        return (
-            f"{self} {doing}: {kind} {format_size(figure)} > {named} limit {format_size(limit)}{jittered} for {since:.1f} s, "
-            f"after {self.counters.work} {self._unit}{largest}"
-        )
+        dry, here = self.policy.dry_run, self._recycle is not None
+        doing = "would be recycled (dry run)" if dry else "recycling" if here else "should be recycled, and nothing here can"
+        why = farewell(self.policy, self.limits, reason, used, self.rss, now - (self._history.breached_since or now))
+        return f"{self} {doing}: {why}, {history(self.counters.work, self._unit, self.largest)}"
 
     def _set_limits(self, say: bool) -> None:
         limits, warnings = resolve_limits(self.policy, self._capacity, self._jitter_share)
@@ -248,7 +217,7 @@ class Guard(Meter):
     def _refuse(self, when: str, needed: int | None) -> None:
         self._history = replace(self._history, refused=True)
         self._set_alert()
-        if self._board is None or self._board.first_to_refuse():
+        if self._neighbours.first_to_refuse():
             log.error(
                 "soft limit %s is not used: a worker needs %s %s, so it would be recycled for ever; "
                 "set soft_limit well above %s, or have fewer workers or more memory",
@@ -261,38 +230,22 @@ class Guard(Meter):
 
     def _follow_pool(self) -> None:
         """A share of the budget changes with the number of workers (SIGTTIN, SIGTTOU)."""
-        if self._board is not None and self._board.workers != self._capacity.workers:
-            self._capacity = replace(self._capacity, workers=self._board.workers)
+        workers = self._neighbours.workers
+        if workers is not None and workers != self._capacity.workers:
+            self._capacity = replace(self._capacity, workers=workers)
             self._set_limits(say=False)
 
     def _used(self, now: float) -> int | None:
         """The figure that the soft limit is compared with."""
-        if not self.rss_known:
-            return None
-        if self.policy.metric == "rss" or (hasattr(self, "limits") and self.rss <= self._alert):
-            return self.rss  # pss and uss are never above it, so below the limit it says enough
-        if now - self._shared_at >= SHARED_OUT_EVERY:
-            self._shared, self._shared_at = shared_out(), now
-        if self._shared is None:
-            return self.rss
-        return self._shared[0] if self.policy.metric == "pss" else self._shared[1]
+        return self._gauge.read(self.rss, self._alert, now) if self.rss_known else None
 
     def _publish(self, now: float) -> None:
         self._publish_at = now + PUBLISH_EVERY
-        pss, uss = self._shared or (None, None)
         rss, peak = (self.rss, self.peak_rss) if self.rss_known else (None, None)
-        figures = Figures(rss, peak, self.baseline, self.soft_limit, self.limits.hard, pss, uss, read_score(), self.clock.in_flight)
+        gauge, hard = self._gauge, self.limits.hard
+        figures = Figures(rss, peak, self.baseline, self.soft_limit, hard, gauge.pss, gauge.uss, read_score(), self.clock.in_flight)
         with self._lock:
             self.slot.publish(figures, self.counters)
-
-    def _raise_score(self, step: int) -> None:
-        present = read_score()
-        if present is None or not step:
-            return
-        try:
-            write_score(clamp_score(present + step))
-        except ScoreRefused as error:
-            self.say_once("score", logging.WARNING, "%s", error)
 
     def __str__(self) -> str:
         return f"worker {self.pid} (slot {self.slot.number})"

@@ -3,7 +3,7 @@
 A scoreboard is one header of 4096 bytes and then `slots` slots of 6144 bytes, one slot a worker::
 
     header   0  magic "oomsafe\\0" · u32 version · u32 slots · u32 slot size
-            20  u16 1 once a worker has refused its soft limit · u16 recycles in a row after a worker's first work
+            20  u16 1 once a worker has refused its soft limit · u16 recycles in a row of workers that had settled above it
             24  u64 sequence: odd while the supervisor folds a slot into the totals
             32  u64 supervisor's pid · u64 its start time · f64 created, seconds since 1970
             56  u64 generations handed out · i64 workers wanted · i64 turns (who may recycle at once)
@@ -40,7 +40,7 @@ HEADER_SIZE = 4096
 SLOT_SIZE = 6144
 IDENTITY = struct.Struct("<8s3I")
 REFUSED_AT, REFUSED = 20, struct.Struct("<H")
-EARLY_AT, EARLY = 22, struct.Struct("<H")
+SETTLED_AT, SETTLED = 22, struct.Struct("<H")
 SEQUENCE_AT = 24
 SUPERVISOR_AT, SUPERVISOR = 32, struct.Struct("<QQd")
 POOL_AT, POOL = 56, struct.Struct("<Q4q32s")

@@ -76,7 +76,7 @@ class Scoreboard:
         layout.POOL.pack_into(self._memory, layout.POOL_AT, *figures)
         # new limits deserve a new verdict
         layout.REFUSED.pack_into(self._memory, layout.REFUSED_AT, 0)
-        layout.EARLY.pack_into(self._memory, layout.EARLY_AT, 0)
+        layout.SETTLED.pack_into(self._memory, layout.SETTLED_AT, 0)
 
     @property
     def workers(self) -> int:
@@ -84,13 +84,13 @@ class Scoreboard:
         return int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[1])
 
     @property
-    def early_breaches(self) -> int:
-        """How many workers in a row were recycled after their very first work. Read and set with the lock held."""
-        return int(layout.EARLY.unpack_from(self._memory, layout.EARLY_AT)[0])
+    def settled(self) -> int:
+        """How many recycled workers in a row had settled above their soft limit. Read and set with the lock held."""
+        return int(layout.SETTLED.unpack_from(self._memory, layout.SETTLED_AT)[0])
 
-    @early_breaches.setter
-    def early_breaches(self, count: int) -> None:
-        layout.EARLY.pack_into(self._memory, layout.EARLY_AT, count)
+    @settled.setter
+    def settled(self, count: int) -> None:
+        layout.SETTLED.pack_into(self._memory, layout.SETTLED_AT, count)
 
     def first_to_refuse(self) -> bool:
         """Whether this worker is the pool's first to find its soft limit too low, and should say so."""

@@ -10,13 +10,13 @@ import os
 
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
-from oomsafe.kernel.oom_score import read_score, write_score
+from oomsafe.kernel.oom_score import raise_score, read_score, write_score
 from oomsafe.kernel.process import COMM_LENGTH, rss_of, set_comm
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
 from oomsafe.policy.readers import SCORE_MAX
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.units import format_size
-from oomsafe.policy.victims import auto_step, worker_score
+from oomsafe.policy.victims import auto_step
 from oomsafe.pool.guard import Background, Guard, Recycle
 from oomsafe.pool.meter import log
 from oomsafe.pool.scoreboard import Scoreboard
@@ -62,12 +62,9 @@ class Supervisor:
         if slot is not None:
             slot.claim()
             set_comm(comm_of(self.pid, slot))
-        present = read_score()
-        if present is None:
-            return
-        step = self._step()
         try:
-            write_score(worker_score(present, step))
+            if not self.policy.dry_run:
+                raise_score(self._step())
         except ScoreRefused as error:
             log.warning("%s", error)
 
@@ -125,7 +122,7 @@ class Supervisor:
     def _set_own_score(self) -> None:
         wanted = self.policy.supervisor_oom_score_adj
         try:
-            if wanted is not None:
+            if wanted is not None and not self.policy.dry_run:
                 write_score(wanted)
         except ScoreRefused as error:
             log.warning("supervisor_oom_score_adj: %s", error)
