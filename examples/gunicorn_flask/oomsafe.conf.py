@@ -1,0 +1,16 @@
+"""gunicorn's configuration, as it may have been before; the last line is new."""
+
+import oomsafe.gunicorn
+
+bind = "127.0.0.1:8000"
+workers = 2
+preload_app = False
+
+
+def post_fork(server, worker):
+    """A hook of one's own goes on working."""
+    worker.log.info("forked")
+
+
+# a worker above 150 MiB ends when its request is answered, and another takes its place
+oomsafe.gunicorn.install(globals(), soft_limit="150MiB", min_lifetime=2, headers=True)
