@@ -54,6 +54,8 @@ class MemoryMiddleware:
         guard = self._guard
         if guard is None or guard.pid != os.getpid():
             guard = self._guard = guard_for(self._keywords, "requests")
+        if guard is None:
+            return await self.app(scope, receive, send)
         name = f"{scope.get('method', 'WEBSOCKET')} {scope['path']}"
         work = scope[KEY] = guard.begin(name.encode("utf-8", "replace"))
         try:

@@ -9,14 +9,23 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from typing import Any
 
-from oomsafe.gunicorn.hooks import install
 
-_path = os.environ.get("OOMSAFE_GUNICORN_CONF") or os.path.join(os.getcwd(), "gunicorn.conf.py")
-if os.path.exists(_path):
-    globals().update({k: v for k, v in runpy.run_path(_path, run_name="__config__").items() if not k.startswith("__")})
-elif "OOMSAFE_GUNICORN_CONF" in os.environ:
-    print(f"oomsafe: OOMSAFE_GUNICORN_CONF={_path!r} does not exist", file=sys.stderr)
-    raise SystemExit(1)
+def _found() -> dict[str, Any]:
+    """What the user's own configuration defines."""
+    path = os.environ.get("OOMSAFE_GUNICORN_CONF") or os.path.join(os.getcwd(), "gunicorn.conf.py")
+    if os.path.exists(path):
+        return {name: value for name, value in runpy.run_path(path, run_name="__config__").items() if not name.startswith("__")}
+    if os.environ.get("OOMSAFE_GUNICORN_CONF"):
+        print(f"oomsafe: OOMSAFE_GUNICORN_CONF={path!r} does not exist", file=sys.stderr)
+        raise SystemExit(1)
+    return {}
 
-install(globals())
+
+globals().update(_found())
+
+# only now: theirs may have defined anything
+from oomsafe.gunicorn.hooks import install as _install  # noqa: E402
+
+_install(globals())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 from oomsafe.asgi.middleware import MemoryMiddleware as ASGIMiddleware
 from oomsafe.asgi.middleware import in_thread
 from oomsafe.pool.guard import Background, Guard
+from oomsafe.pool.meter import log
 from oomsafe.wsgi.middleware import MemoryMiddleware as WSGIMiddleware
 
 #: Seconds between two heartbeats of UvicornWorker, and so between two ticks; its own are timeout / 2 apart.
@@ -53,12 +55,21 @@ def recycle_of(worker: Any) -> Callable[[], None]:
 
 def wrap_app(worker: Any, guard: Guard) -> None:
     """Put the middleware round the app. Every class reads it later, in run() or at each request."""
-    if kind_of(worker) == "asgi":
+    kind = kind_of(worker)
+    if kind == "asgi":
         worker.asgi = ASGIMiddleware(worker.asgi, guard=guard)
-    elif kind_of(worker) == "uvicorn":
+    elif kind != "uvicorn" or worker.config.interface == "wsgi":
+        worker.wsgi = WSGIMiddleware(worker.wsgi, guard=guard)
+    elif _is_asgi3(worker.wsgi):
         worker.wsgi = ASGIMiddleware(worker.wsgi, guard=guard)
     else:
-        worker.wsgi = WSGIMiddleware(worker.wsgi, guard=guard)
+        log.warning("the app is not ASGI 3, so its requests are not measured: only the worker's memory is")
+
+
+def _is_asgi3(app: Any) -> bool:
+    """What uvicorn's interface "auto" asks: the middleware must not make an ASGI 2 app look like another."""
+    call = app if inspect.isfunction(app) else type(app).__call__
+    return inspect.iscoroutinefunction(call)
 
 
 def tick_with(worker: Any, guard: Guard) -> None:

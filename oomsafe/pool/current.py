@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from oomsafe.pool.guard import Guard
 from oomsafe.pool.meter import log
 
 _guard: Guard | None = None
+_failed_in: int | None = None
 
 
 def set_guard(guard: Guard) -> None:
@@ -24,18 +26,32 @@ def get_guard() -> Guard | None:
     return _guard if _guard is not None and _guard.pid == os.getpid() else None
 
 
-def guard_for(keywords: Mapping[str, Any], unit: str) -> Guard:
+def guard_for(keywords: Mapping[str, Any], unit: str) -> Guard | None:
     """This process's guard. Where no adapter has made one, a pool of one that measures, with this policy.
 
-    Raises ConfigError for keywords that can't be right.
+    None when even that failed, which is logged once: the work goes on unmeasured.
     """
     guard = get_guard()
     if guard is None:
+        return _alone(keywords, unit)
+    ignored = ", ".join(sorted(set(keywords) - {"headers"}))
+    if ignored:
+        guard.say_once("keywords", logging.WARNING, "MemoryMiddleware: %s ignored, for this process is guarded already", ignored)
+    return guard
+
+
+def _alone(keywords: Mapping[str, Any], unit: str) -> Guard | None:
+    global _failed_in
+    if _failed_in == os.getpid():
+        return None
+    try:
         policy, warnings = load_policy(os.environ, keywords)
-        for warning in warnings:
-            log.warning("%s", warning)
         guard = Guard(policy, unit=unit)
-        set_guard(guard)
-    elif ignored := sorted(set(keywords) - {"headers"}):
-        guard.say_once("keywords", 30, "MemoryMiddleware(%s=...) is ignored here: the server's own policy holds", "=..., ".join(ignored))
+    except Exception as error:
+        _failed_in = os.getpid()
+        log.error("no guard can be made, so nothing is measured: %r", error)
+        return None
+    for warning in warnings:
+        log.warning("%s", warning)
+    set_guard(guard)
     return guard

@@ -58,7 +58,7 @@ class Work:
     def headers(self) -> list[tuple[str, str]]:
         """The memory headers of a response, with the figures of this moment."""
         delta = self.grown()
-        return memory_headers(self.meter.rss, delta, self.meter.soft_limit)
+        return memory_headers(self.meter.rss, delta, self.meter.soft_limit) if self.meter.rss_known else []
 
     def __enter__(self) -> Work:
         return self

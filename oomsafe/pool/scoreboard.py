@@ -41,7 +41,7 @@ class Scoreboard:
 
         It has room for twice the workers and some more, for replacements and for SIGTTIN.
         """
-        slots = max(16, 2 * workers + 8)
+        slots = max(32, 2 * workers + 8)
         size = layout.HEADER_SIZE + slots * layout.SLOT_SIZE
         fd, path, warnings = _allocate(size)
         memory = mmap.mmap(fd, size)

@@ -35,6 +35,8 @@ class Supervisor:
             self.board, warnings = Scoreboard.create(workers, server)
             for warning in warnings:
                 log.warning("%s", warning)
+            # for processes that are spawned, and for `oomsafe status` beside them
+            os.environ.pop("OOMSAFE_SCOREBOARD", None)
             if self.board.path:
                 os.environ["OOMSAFE_SCOREBOARD"] = self.board.path
         except Exception as error:

@@ -41,6 +41,8 @@ class MemoryMiddleware:
         guard = self._guard
         if guard is None or guard.pid != os.getpid():
             guard = self._guard = guard_for(self._keywords, "requests")
+        if guard is None:
+            return self.app(environ, start_response)
         name = f"{environ.get('REQUEST_METHOD')} {environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
         work = environ[KEY] = guard.begin(name.encode("latin-1", "replace"))
         try:
