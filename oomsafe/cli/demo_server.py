@@ -99,13 +99,12 @@ class DemoServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        # gunicorn sends each signal once, and a worker that is just being forked misses it: so ask again, in other words
+        for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL):
+            if self._process.poll() is None:
+                self._process.send_signal(number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(5)
         self._remove()
 
     def _remove(self) -> None:

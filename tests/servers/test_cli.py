@@ -1,0 +1,114 @@
+"""The command line as a real process: status of a real pool, the demo, and what is said when something is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from needs import need
+from serving import Gunicorn, until
+
+from oomsafe.kernel.sandbox import Sandbox
+
+OOMSAFE = [sys.executable, "-m", "oomsafe.cli"]
+HANGING = "import time\ndef wsgi(environ, start_response): time.sleep(30)"
+KEYS = ["server", "worker_class", "seconds", "requests", "failed", "recycles", "soft_limit_bytes", "peak_worker_rss_bytes"]
+
+
+def run(*argv: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("OOMSAFE_")}
+    return subprocess.run([*OOMSAFE, *argv], capture_output=True, text=True, timeout=120, env={**environ, **(env or {})}, check=False)
+
+
+def test_status_shows_a_pool_from_outside(serve: Callable[..., Gunicorn]) -> None:
+    """Every worker with its limit, for a person and for a machine."""
+    gunicorn = serve("sync", soft_limit="1GiB").serving()
+    board = gunicorn.pool()
+
+    ended = run("status", "--json")
+
+    pools = json.loads(ended.stdout)["pools"]
+    (pool,) = [pool for pool in pools if pool["supervisor"] == gunicorn.pid]
+    assert ended.returncode == 0
+    assert {worker["pid"] for worker in pool["workers"]} == {worker.pid for worker in board.workers}
+    assert all(worker["figures"]["soft"] <= 1 << 30 for worker in pool["workers"])
+    assert pool["totals"]["recycles"] == {"soft_limit": 0, "hard_limit": 0}
+    text = run("status", env={"COLUMNS": "140"}).stdout
+    assert all(str(worker.pid) in text for worker in board.workers)
+
+
+def test_status_shows_what_is_in_flight_and_lets_no_client_write_to_the_terminal(serve: Callable[..., Gunicorn]) -> None:
+    """The path of a request in flight is shown, made printable."""
+    settings = f"import pathlib; pathlib.Path('hanging.py').write_text({HANGING!r})"
+    gunicorn = serve("sync", app="hanging:wsgi", settings=settings, soft_limit="1GiB").serving()
+    connection = gunicorn.connect()
+    connection.request("GET", "/%1b%5d0;owned%07")
+
+    def names() -> list[str]:
+        pools = json.loads(run("status", "--json").stdout)["pools"]
+        return [work["name"] for pool in pools for worker in pool["workers"] for work in worker["in_flight"] if "owned" in work["name"]]
+
+    assert until(names, "the request is in flight") == ["GET /?]0;owned?"]
+    assert "\x1b]0;" not in run("status").stdout
+    connection.close()
+
+
+def test_status_without_a_pool(tmp_path: Path) -> None:
+    """It says so, and exits with 1; a file that is no scoreboard is named."""
+    fake = tmp_path / "board"
+    fake.write_bytes(bytes(8192))
+
+    ended = run("status", "--scoreboard", str(fake))
+
+    assert ended.returncode == 1
+    assert "is not a scoreboard" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("worker_class", ["sync", "gthread", "gevent"])
+@pytest.mark.xdist_group("demo")
+def test_demo_recycles_and_loses_nothing(worker_class: str) -> None:
+    """The promise of the README, for each class that keeps it."""
+    ended = run("demo", "--json", "--seconds", "8", "--worker-class", worker_class)
+
+    result = json.loads(ended.stdout)
+    assert ended.returncode == 0, ended.stderr
+    assert list(result) == [*KEYS, "supervisor_survived"]
+    assert result["worker_class"] == worker_class
+    assert result["requests"] > 1000
+    assert (result["failed"], result["supervisor_survived"]) == (0, True)
+    assert result["recycles"] >= 2
+    # gevent looks at its own orders once a second, and grows meanwhile
+    assert result["peak_worker_rss_bytes"] <= 1.5 * result["soft_limit_bytes"]
+
+
+@pytest.mark.xdist_group("demo")
+def test_demo_without_oomsafe_shows_the_kernel_kill() -> None:
+    """The other half of the demo: in a memory cgroup, the kernel kills workers and requests are lost."""
+    try:
+        with Sandbox(f"oomsafe-test-{os.getpid()}-demo", 64 << 20):
+            pass
+    except OSError as error:
+        need(False, f"a memory cgroup can't be made: {error}")
+
+    ended = run("demo", "--without", "--seconds", "12", env={"COLUMNS": "200"})
+
+    assert ended.returncode == 0, ended.stderr
+    assert "was sent SIGKILL" in ended.stdout
+    assert "the kernel's OOM killer took" in ended.stdout
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_a_missing_extra_is_named(tmp_path: Path, missing: str) -> None:
+    """Without click or rich, one line says what to install."""
+    (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError('No module named {missing}', name={missing!r})")
+
+    ended = run("status", env={"PYTHONPATH": str(tmp_path)})
+
+    assert ended.returncode == 2
+    assert ended.stderr == f"oomsafe: the command line needs {missing}: pip install 'oomsafe[cli]'\n"
