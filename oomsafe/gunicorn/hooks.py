@@ -81,7 +81,22 @@ class Plugin:
         _log_with(server)
         self._supervisor = Supervisor(self.policy, f"gunicorn {server.cfg.worker_class_str}", server.num_workers)
         atexit.register(self._supervisor.close)
+        self._tick_with(server)
         self._loaded(server)
+
+    def _tick_with(self, server: Any) -> None:
+        """The arbiter's loop calls manage_workers at least once a second: a tick without a thread."""
+        manage_workers = server.manage_workers
+
+        def ticking() -> None:
+            try:
+                if self._supervisor is not None:
+                    self._supervisor.tick()
+            except Exception as error:
+                self.failed("tick", error)
+            manage_workers()
+
+        server.manage_workers = ticking
 
     def on_reload(self, server: Any) -> None:
         """In the arbiter, after SIGHUP has loaded the configuration anew."""

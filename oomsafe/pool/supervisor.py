@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import binascii
 import os
+import time
 
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.oom_score import raise_score, read_score, write_score
-from oomsafe.kernel.process import COMM_LENGTH, rss_of, set_comm
+from oomsafe.kernel.process import COMM_LENGTH, is_alive, rss_of, set_comm
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
 from oomsafe.policy.readers import SCORE_MAX
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.units import format_size
-from oomsafe.policy.victims import auto_step
+from oomsafe.policy.victims import auto_step, clamp_score
 from oomsafe.pool.guard import Background, Guard, Recycle
 from oomsafe.pool.meter import log
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Slot
+
+#: Seconds between two looks at whether the supervisor has grown.
+RESCORE_EVERY = 5.0
 
 
 class Supervisor:
@@ -31,6 +35,8 @@ class Supervisor:
         self.pid = os.getpid()
         self.capacity = self._measure(workers)
         self.board: Scoreboard | None = None
+        self._look_at = 0.0
+        self._refused = False
         try:
             self.board, warnings = Scoreboard.create(workers, server)
             for warning in warnings:
@@ -86,6 +92,33 @@ class Supervisor:
         """In the supervisor, when the worker is gone."""
         if slot is not None and self.board is not None and os.getpid() == self.pid:
             self.board.release(slot.number)
+
+    def tick(self) -> None:
+        """Called by the server's own loop as often as it likes: has the supervisor outgrown its workers' scores?
+
+        A worker whose user differs from the supervisor's can't raise its own, so it is done from here.
+        """
+        now = time.monotonic()
+        if now < self._look_at or self.policy.dry_run or self.board is None or os.getpid() != self.pid:
+            return
+        self._look_at = now + RESCORE_EVERY
+        self.capacity = self._measure(self.capacity.workers)
+        own = read_score()
+        if own is None:
+            return
+        wanted = clamp_score(own + self._step())
+        for worker in self.board.read().workers:
+            present = read_score(worker.pid)
+            if present is not None and present < wanted and is_alive(worker.pid, worker.started):
+                self._rescore(worker.pid, wanted)
+
+    def _rescore(self, pid: int, wanted: int) -> None:
+        try:
+            write_score(wanted, pid)
+        except ScoreRefused as error:
+            if not self._refused:
+                self._refused = True
+                log.warning("%s", error)
 
     def close(self) -> None:
         """At the supervisor's exit; in a fork of it, nothing."""
