@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from oomsafe.policy.limits import Limits
@@ -63,7 +63,7 @@ class Snapshot:
     """One worker's memory, measured now. Bytes; None is a figure that could not be read."""
 
     used: int | None
-    """What the soft limit is compared with: rss, pss or uss, as the policy's metric says."""
+    """What the soft limit is compared with: rss, pss or uss, as Limits.metric says."""
     rss: int | None
 
 
@@ -140,18 +140,13 @@ def within_reach(limits: Limits, baseline: int | None) -> Limits:
     """The same limits without those that a worker is above right after boot: recycling would never end."""
     if baseline is None:
         return limits
-    soft_in_reach = limits.soft is None or baseline < limits.soft
-    hard_in_reach = limits.hard is None or baseline < limits.hard
-    return Limits(
-        soft=limits.soft if soft_in_reach else None,
-        early=limits.early if soft_in_reach else None,
-        hard=limits.hard if hard_in_reach else None,
-        budget=limits.budget,
-    )
+    if limits.soft is not None and baseline >= limits.soft:
+        limits = replace(limits, soft=None, early=None)
+    return replace(limits, hard=None) if limits.hard is not None and baseline >= limits.hard else limits
 
 
 def above_baseline(limits: Limits, baseline: int | None) -> Limits:
     """The same limits, with jitter never asking for less than the worker held right after boot."""
     if baseline is None or limits.early is None or limits.early > baseline:
         return limits
-    return Limits(soft=limits.soft, hard=limits.hard, budget=limits.budget, early=limits.soft)
+    return replace(limits, early=limits.soft)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from oomsafe.policy.readers import Metric
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.units import Percent, Size, format_size
 
@@ -37,6 +38,8 @@ class Limits:
     """The pool's."""
     early: int | None = None
     """This worker's own soft limit, lowered by its share of jitter: from here it asks for its turn."""
+    metric: Metric = "rss"
+    """What `soft` and `early` are compared with; `hard` is always compared with rss."""
 
 
 def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0) -> tuple[Limits, list[str]]:
@@ -55,7 +58,7 @@ def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0
     if hard is not None and capacity.limit is not None and hard > capacity.limit:
         warnings.append(_too_big("hard_limit", policy.hard_limit, hard, capacity, "no hard limit is used"))
         hard = None
-    soft = _soft_limit(policy, capacity, budget, warnings)
+    soft, metric = _soft_limit(policy, capacity, budget, warnings)
     if soft is not None and hard is not None and soft >= hard:
         lowered = int(hard * BELOW_HARD)
         if policy.soft_limit != "auto":
@@ -65,7 +68,7 @@ def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0
             )
         soft = lowered
     early = None if soft is None else soft - int(soft * policy.jitter * jitter_share)
-    return Limits(soft=soft, hard=hard, budget=budget, early=early), warnings
+    return Limits(soft=soft, hard=hard, budget=budget, early=early, metric=metric), warnings
 
 
 def turns(policy: Policy, workers: int) -> int:
@@ -75,17 +78,19 @@ def turns(policy: Policy, workers: int) -> int:
     return policy.max_unavailable
 
 
-def _soft_limit(policy: Policy, capacity: Capacity, budget: int | None, warnings: list[str]) -> int | None:
+def _soft_limit(policy: Policy, capacity: Capacity, budget: int | None, warnings: list[str]) -> tuple[int | None, Metric]:
+    # an equal share is one of a worker's own memory: what it shares with a preloading supervisor is the supervisor's
+    own: Metric = "uss" if policy.metric == "rss" else policy.metric
     if policy.soft_limit == "auto":
-        return _auto(capacity, budget, warnings)
+        return _auto(capacity, budget, warnings), own
     soft = _bytes(policy.soft_limit, capacity.limit)
     if soft is None:
         warnings.append(f"soft_limit {policy.soft_limit} is a share of a limit that could not be read: it is not used")
     elif capacity.limit is not None and soft > capacity.limit:
         auto = _auto(capacity, budget, warnings)
         warnings.append(_too_big("soft_limit", policy.soft_limit, soft, capacity, f"auto ({format_size(auto)}) is used in its place"))
-        return auto
-    return soft
+        return auto, own
+    return soft, policy.metric
 
 
 def _auto(capacity: Capacity, budget: int | None, warnings: list[str]) -> int | None:

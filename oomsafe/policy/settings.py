@@ -50,7 +50,8 @@ class Policy:
     """The working set that the whole pool may have; `soft_limit` auto is a share of it."""
     metric: Metric
     """What the soft limit is compared with. pss and uss don't count shared pages whole, but reading them
-    stalls the process (2.5 ms a GiB), so they are read only while rss is over the limit, every few seconds."""
+    stalls the process (2.5 ms a GiB), so they are read only while rss is over the limit, every few seconds.
+    soft_limit auto is a share of uss where this is rss: what is shared with the supervisor is the supervisor's."""
     sustain: float
     """Seconds that a breach must last before a recycle."""
     reclaim: bool

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from oomsafe.policy.decide import Reason
 from oomsafe.policy.limits import Limits
-from oomsafe.policy.settings import Policy
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_change, format_size
 
 
-def farewell(policy: Policy, limits: Limits, reason: Reason, used: int | None, rss: int, seconds: float) -> str:
+def farewell(limits: Limits, reason: Reason, used: int | None, rss: int, seconds: float) -> str:
     """``rss 812 MiB > soft limit 768 MiB for 2.0 s``: the figure, the limit that it is over, and for how long."""
     if reason is Reason.HARD:
         return f"rss {format_size(rss)} > hard limit {format_size(limits.hard)} for {seconds:.1f} s"
     jitter = "" if limits.early == limits.soft else f" (of {format_size(limits.soft)}, jitter)"
-    return f"{policy.metric} {format_size(used)} > soft limit {format_size(limits.early)}{jitter} for {seconds:.1f} s"
+    return f"{limits.metric} {format_size(used)} > soft limit {format_size(limits.early)}{jitter} for {seconds:.1f} s"
 
 
 def history(done: int, unit: str, largest: tuple[int, bytes]) -> str:

@@ -10,27 +10,28 @@ SAMPLE_EVERY = 5.0
 
 
 class Gauge:
-    """One process's memory by the policy's metric."""
+    """One process's memory, by one metric or another."""
 
-    def __init__(self, metric: Metric) -> None:
+    def __init__(self) -> None:
         self.pss: int | None = None
         self.uss: int | None = None
         """At the last sample, in bytes; None before there is one."""
-        self._metric = metric
+        self._rss = 0
         self._sampled_at = float("-inf")
 
-    def read(self, rss: int, at_least: float, now: float) -> int:
-        """Bytes by the metric. Neither pss nor uss is ever above rss, so up to `at_least` rss says enough.
+    def read(self, metric: Metric, rss: int, at_least: float, now: float) -> int:
+        """Bytes by `metric`. Neither pss nor uss is ever above rss, so up to `at_least` rss says enough.
 
-        rss also where smaps_rollup may not be read.
+        Between two samples, what rss has grown by is taken to be the process's own. Where
+        smaps_rollup may not be read it is rss.
         """
-        if self._metric == "rss" or rss <= at_least:
+        if metric == "rss" or rss <= at_least:
             return rss
         if now - self._sampled_at >= SAMPLE_EVERY:
-            self._sampled_at = now
+            self._sampled_at, self._rss = now, rss
             self.pss, self.uss = shared_out() or (None, None)
-        figure = self.pss if self._metric == "pss" else self.uss
-        return rss if figure is None else figure
+        figure = self.pss if metric == "pss" else self.uss
+        return rss if figure is None else max(0, figure + rss - self._rss)
 
     def forget(self) -> None:
         """Memory was given back: the next read samples anew."""

@@ -73,14 +73,14 @@ class Guard(Meter):
         self._deciding = allocate_lock()
         self._jitter_share = random.random()  # noqa: S311  it spreads load, it guards nothing
         self._capacity = capacity or read_capacity()
-        self._gauge = Gauge(self.policy.metric)
+        self._gauge = Gauge()
         self._history = History(ready_at=time.monotonic())
-        self.baseline = self._gauge.read(self.rss, 0, self._history.ready_at) if self.rss_known else None
+        self.baseline: int | None = None
         """What the limits are compared with, right after boot; bytes, None where it can't be read."""
         self.limits = Limits(soft=None)
         self._set_limits(say=board is None)
-        self.slot.set_state(layout.SERVING)
         self._look(self._history.ready_at)
+        self.slot.set_state(layout.SERVING)
 
     def tick(self) -> None:
         """Called by the server's own loop, about once a second and as often as it likes: looks also when idle."""
@@ -174,6 +174,8 @@ class Guard(Meter):
 
     def _reclaimed(self, before: int) -> None:
         trim()
+        # from its end, for one that took long must not be followed by another at once
+        self._history = replace(self._history, reclaimed_at=time.monotonic())
         self._gauge.forget()
         freed = max(0, before - self.measure())
         self.counters.reclaims += 1
@@ -199,11 +201,13 @@ class Guard(Meter):
     def _farewell(self, reason: Reason, now: float, used: int | None) -> str:
         dry, here = self.policy.dry_run, self._recycle is not None
         doing = "would be recycled (dry run)" if dry else "recycling" if here else "should be recycled, and nothing here can"
-        why = farewell(self.policy, self.limits, reason, used, self.rss, now - (self._history.breached_since or now))
+        why = farewell(self.limits, reason, used, self.rss, now - (self._history.breached_since or now))
         return f"{self} {doing}: {why}, {history(self.counters.work, self._unit, self.largest)}"
 
     def _set_limits(self, say: bool) -> None:
         limits, warnings = resolve_limits(self.policy, self._capacity, self._jitter_share)
+        if self.baseline is None and self.rss_known:
+            self.baseline = self._gauge.read(limits.metric, self.rss, 0, self._history.ready_at)
         for warning in warnings if say else ():
             log.warning("%s", warning)
         self.limits = above_baseline(within_reach(limits, self.baseline), self.baseline)
@@ -219,9 +223,9 @@ class Guard(Meter):
         self._set_alert()
         if self._neighbours.first_to_refuse():
             log.error(
-                "soft limit %s is not used: a worker needs %s %s, so it would be recycled for ever; "
+                "soft limit %s is not used: a worker needs %s (%s) %s, so it would be recycled for ever; "
                 "set soft_limit well above %s, or have fewer workers or more memory",
-                format_size(self.limits.soft), format_size(needed), when, format_size(needed),
+                format_size(self.limits.soft), format_size(needed), self.limits.metric, when, format_size(needed),
             )  # fmt: skip
 
     def _set_alert(self) -> None:
@@ -237,7 +241,7 @@ class Guard(Meter):
 
     def _used(self, now: float) -> int | None:
         """The figure that the soft limit is compared with."""
-        return self._gauge.read(self.rss, self._alert, now) if self.rss_known else None
+        return self._gauge.read(self.limits.metric, self.rss, self._alert, now) if self.rss_known else None
 
     def _publish(self, now: float) -> None:
         self._publish_at = now + PUBLISH_EVERY

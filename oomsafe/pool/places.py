@@ -16,6 +16,9 @@ SHM = "/dev/shm"  # noqa: S108  what is made in it is 0700, and looked at before
 
 _NAME = re.compile(r"(\d+)-(\d+)\.board")
 
+#: What a board is called until its header stands: nobody can meet one half made.
+UNFINISHED = ".new"
+
 
 def folders() -> Iterator[str]:
     """Where to try, best first: memory, the runtime folder, a folder for temporary files."""
@@ -70,7 +73,7 @@ def living_boards() -> list[str]:
 def sweep(folder: int) -> None:
     """Remove what supervisors left behind that were killed before they could."""
     for name in os.listdir(folder):
-        match = _NAME.fullmatch(name)
+        match = _NAME.fullmatch(name.removesuffix(UNFINISHED))
         if match and not is_alive(int(match[1]), int(match[2])):
             try:
                 os.unlink(name, dir_fd=folder)

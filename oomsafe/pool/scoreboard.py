@@ -48,6 +48,8 @@ class Scoreboard:
         layout.IDENTITY.pack_into(memory, 0, layout.MAGIC, layout.VERSION, slots, layout.SLOT_SIZE)
         layout.SUPERVISOR.pack_into(memory, layout.SUPERVISOR_AT, os.getpid(), start_time() or 0, time.time())
         layout.POOL.pack_into(memory, layout.POOL_AT, 0, workers, 1, -1, -1, server.encode()[:32])
+        if path is not None:
+            os.rename(path + places.UNFINISHED, path)
         return cls(fd, memory, path), warnings
 
     @classmethod
@@ -188,12 +190,12 @@ class Scoreboard:
 
 
 def _allocate(size: int) -> tuple[int, str | None, list[str]]:
-    """A descriptor of `size` bytes that are really there, its path, and what went wrong on the way."""
+    """A descriptor of `size` bytes that are really there, the path it is to have, and what went wrong on the way."""
     warnings: list[str] = []
     name = places.board_name(os.getpid(), start_time() or 0)
     for folder in places.folders():
         try:
-            return _in_folder(folder, name, size), os.path.join(folder, name), warnings
+            return _in_folder(folder, name + places.UNFINISHED, size), os.path.join(folder, name), warnings
         except (ScoreboardError, OSError) as error:
             warnings.append(f"no scoreboard in {folder} ({error}): trying elsewhere")
     fd = os.memfd_create("oomsafe-scoreboard")

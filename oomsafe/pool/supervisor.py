@@ -145,7 +145,8 @@ class Supervisor:
 
     def _effective(self, limits: Limits) -> str:
         """The limits in force, with where they come from: once at boot, and at a reload."""
-        auto = " (auto)" if self.policy.soft_limit == "auto" else ""
+        metric = "" if limits.metric == "rss" else f" of {limits.metric}"
+        auto = f"{metric} (auto)" if self.policy.soft_limit == "auto" else metric
         hard = "" if limits.hard is None else f", hard limit {format_size(limits.hard)}"
         dry = "; dry run: nothing will be done" if self.policy.dry_run else ""
         return (
