@@ -57,7 +57,7 @@ class MemoryMiddleware:
         if guard is None:
             return await self.app(scope, receive, send)
         name = f"{scope.get('method', 'WEBSOCKET')} {scope['path']}"
-        work = scope[KEY] = guard.begin(name.encode("utf-8", "replace"))
+        work = scope[KEY] = guard.begin(name.encode("utf-8", "replace"), measured=kind == "http")
         try:
             await self.app(scope, receive, self._announcing(scope, send, work) if self._headers and kind == "http" else send)
         finally:

@@ -64,7 +64,8 @@ def _with_arity(function: Hook, arity: int) -> Hook:
 def _takes(hook: Any, arity: int) -> bool:
     """Whether gunicorn would take `hook`: it must be callable with exactly so many parameters."""
     try:
-        return callable(hook) and len(inspect.signature(hook).parameters) == arity
+        parameters = inspect.signature(hook).parameters.values()
+        return callable(hook) and sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) == arity
     except (TypeError, ValueError):
         return False
 

@@ -41,7 +41,8 @@ class Cgroup:
         if usage is None:
             return None
         key = "total_inactive_file" if self.version == 1 else "inactive_file"
-        return max(0, usage - read_keyed(f"{self.path}/memory.stat").get(key, 0))
+        inactive = read_keyed(f"{self.path}/memory.stat").get(key)
+        return None if inactive is None else max(0, usage - inactive)
 
     def oom_kills(self) -> int | None:
         """How many processes of this cgroup the kernel has killed (since 4.13); None when it can't be read."""

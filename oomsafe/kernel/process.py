@@ -44,9 +44,7 @@ class OwnMemory:
         self._fd, self._pid = -1, 0
 
     def _open(self) -> None:
-        # an inherited descriptor is closed too: nobody else in this process has its number
-        if self._fd >= 0:
-            os.close(self._fd)
+        # an inherited descriptor is left alone: by now its number may be somebody else's
         self._pid = os.getpid()
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)

@@ -124,7 +124,7 @@ def may_leave(used: int, soft: int, pool: Pool) -> bool:
     return away < pool.turns
 
 
-def has_settled(policy: Policy, limits: Limits, used: int | None, history: History) -> bool:
+def has_settled(policy: Policy, limits: Limits, used: int | None, history: History, now: float) -> bool:
     """Whether this worker went over its soft limit in its first seconds and stayed there.
 
     An app that loads its models with its first work does that. Once may be chance; when one worker
@@ -132,17 +132,18 @@ def has_settled(policy: Policy, limits: Limits, used: int | None, history: Histo
     """
     if used is None or limits.soft is None or history.breached_since is None or history.breached_with is None:
         return False
-    young = history.breached_since - history.ready_at < policy.min_lifetime
-    return young and used - history.breached_with < limits.soft * SETTLED
+    went_young = history.breached_since - history.ready_at < policy.min_lifetime <= now - history.ready_at
+    return went_young and used - history.breached_with < limits.soft * SETTLED
 
 
-def within_reach(limits: Limits, baseline: int | None) -> Limits:
-    """The same limits without those that a worker is above right after boot: recycling would never end."""
-    if baseline is None:
-        return limits
-    if limits.soft is not None and baseline >= limits.soft:
+def within_reach(limits: Limits, baseline: int | None, rss: int | None) -> Limits:
+    """The same limits without those that a worker is above right after boot: recycling would never end.
+
+    `baseline` is what it then held by the limits' metric, `rss` what it had resident.
+    """
+    if baseline is not None and limits.soft is not None and baseline >= limits.soft:
         limits = replace(limits, soft=None, early=None)
-    return replace(limits, hard=None) if limits.hard is not None and baseline >= limits.hard else limits
+    return replace(limits, hard=None) if rss is not None and limits.hard is not None and rss >= limits.hard else limits
 
 
 def above_baseline(limits: Limits, baseline: int | None) -> Limits:

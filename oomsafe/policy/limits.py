@@ -55,6 +55,8 @@ def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0
         warnings.append(_too_big("budget", policy.budget, budget, capacity, "90% is used in its place"))
         budget = int(capacity.limit * 0.9)
     hard = None if policy.hard_limit is None else _bytes(policy.hard_limit, capacity.limit)
+    if hard is None and policy.hard_limit is not None:
+        warnings.append(f"hard_limit {policy.hard_limit} is a share of a limit that could not be read: it is not used")
     if hard is not None and capacity.limit is not None and hard > capacity.limit:
         warnings.append(_too_big("hard_limit", policy.hard_limit, hard, capacity, "no hard limit is used"))
         hard = None

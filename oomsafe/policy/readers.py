@@ -21,6 +21,9 @@ _NONE = frozenset({"none", ""})
 #: The lowest and highest oom_score_adj (linux/oom.h, OOM_SCORE_ADJ_MIN and _MAX).
 SCORE_MIN, SCORE_MAX = -1000, 1000
 
+#: More workers than a pool can have.
+MOST_WORKERS = 100_000
+
 #: A shorter secret can be guessed by trying.
 SHORTEST_SECRET = 16
 
@@ -82,7 +85,7 @@ def read_count(field: str, value: object) -> int | Percent:
         if number is not None and 0 < number <= 100:
             return Percent(number)
     count = _whole(value)
-    if count is None or count < 1:
+    if count is None or not 1 <= count <= MOST_WORKERS:
         raise refused(field, value, "is not a number of workers from 1, nor a share such as 25%", "1")
     return count
 
@@ -126,9 +129,11 @@ def _is_none(value: object) -> bool:
 def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
+    if isinstance(value, str) and not re.fullmatch(r"\s*[+-]?[0-9]+(\.[0-9]+)?\s*", value):
+        return None
     try:
         number = float(value)
-    except (ValueError, OverflowError):
+    except OverflowError:  # of an int
         return None
     return number if math.isfinite(number) else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn
 
 from oomsafe.errors import ConfigError
@@ -23,7 +23,7 @@ from oomsafe.policy.readers import (
     read_worker_score,
 )
 from oomsafe.policy.text import near_matches, printable
-from oomsafe.policy.units import Percent, Size, refused
+from oomsafe.policy.units import MIB, Percent, Size, refused
 
 PREFIX = "OOMSAFE_"
 
@@ -69,7 +69,7 @@ class Policy:
     """Added on top of the worker's while it drains: it is going anyway."""
     supervisor_oom_score_adj: int | None
     """Absolute, -1000 to 1000, for the supervisor itself; lowering needs CAP_SYS_RESOURCE. None: left as it is."""
-    headers: bool | str
+    headers: bool | str = field(repr=False)
     """Memory headers on each response: False, True, or a secret that a request must carry in X-Memory-Token."""
     dry_run: bool
     """Decide, log and count everything, and do nothing."""
@@ -152,9 +152,9 @@ def _from_text(variable: str, field: str, text: str) -> Any:
     return value
 
 
-def _check_order(soft: object, hard: object) -> None:
+def _check_order(soft: Size | str, hard: Size | None) -> None:
     """soft_limit must be below hard_limit; where that depends on the machine, resolve_limits looks again."""
-    bytes_turned = isinstance(soft, int) and isinstance(hard, int) and soft >= hard
-    shares_turned = isinstance(soft, Percent) and isinstance(hard, Percent) and soft.value >= hard.value
-    if bytes_turned or shares_turned:
-        raise refused("soft_limit", soft, f"is not below hard_limit={hard}", "300MiB")
+    if isinstance(soft, int) and isinstance(hard, int) and soft >= hard:
+        raise refused("soft_limit", soft, f"is not below hard_limit={hard}", f"{int(hard * 0.75 / MIB) or 1}MiB")
+    if isinstance(soft, Percent) and isinstance(hard, Percent) and soft.value >= hard.value:
+        raise refused("soft_limit", str(soft), f"is not below hard_limit={hard}", f"{hard.value * 0.75:g}%")

@@ -15,6 +15,9 @@ _TAIL = re.compile(r"\d(?:[\d.]*)\s*([a-z]*)$", re.IGNORECASE | re.ASCII)
 #: The smallest size taken as a limit. No Python process fits in less, so a smaller int is a forgotten unit.
 SMALLEST = MIB
 
+#: The largest: more than any machine has, and what fits a scoreboard's figures.
+LARGEST = 1 << 56
+
 
 @dataclass(frozen=True)
 class Percent:
@@ -51,7 +54,7 @@ def parse_size(field: str, value: object, example: str = "300MiB") -> Size:
         raise refused(field, value, _why_not(value), example)
     number, suffix = float(match[1]), match[2].lower()
     if suffix != "%":
-        return _checked(field, value, int(number * _FACTORS[suffix]), example)
+        return _checked(field, value, int(min(number, LARGEST) * _FACTORS[suffix]), example)
     if not 0 < number <= 100:
         raise refused(field, value, "is not above 0% and at most 100%", "80%")
     return Percent(number)
@@ -88,6 +91,8 @@ def _shortened(value: object) -> str:
 def _checked(field: str, given: object, size: int, example: str) -> int:
     if size <= 0:
         raise refused(field, given, "is not above zero", example)
+    if size > LARGEST:
+        raise refused(field, given, "is more than any machine has", example)
     if size < SMALLEST:
         raise refused(field, given, f"is {size} bytes, less than any Python process needs: is a unit missing?", example)
     return size

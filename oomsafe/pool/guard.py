@@ -75,12 +75,14 @@ class Guard(Meter):
         self._capacity = capacity or read_capacity()
         self._gauge = Gauge()
         self._history = History(ready_at=time.monotonic())
+        self._boot_rss = self.rss if self.rss_known else None
         self.baseline: int | None = None
         """What the limits are compared with, right after boot; bytes, None where it can't be read."""
         self.limits = Limits(soft=None)
         self._set_limits(say=board is None)
         self._look(self._history.ready_at)
-        self.slot.set_state(layout.SERVING)
+        if not self._decided:
+            self.slot.set_state(layout.SERVING)
 
     def tick(self) -> None:
         """Called by the server's own loop, about once a second and as often as it likes: looks also when idle."""
@@ -95,6 +97,9 @@ class Guard(Meter):
     def pool(self) -> PoolView:
         """The pool that this worker is in, as it stands on the scoreboard; without one, this worker alone."""
         return self._board.read() if self._board is not None else view_alone(self.slot.copy())
+
+    def _admit(self, route: str) -> str | None:
+        return route if self._board is None else self._board.admit(route)
 
     def retire(self) -> None:
         """The worker ends: its last figures go to the scoreboard."""
@@ -143,7 +148,7 @@ class Guard(Meter):
             decision = decide(self.policy, self.limits, Snapshot(used, rss), self._history, pool, now)
             if decision.action is not Action.RECYCLE or self.policy.dry_run or self._recycle is None:
                 return decision
-            settled = has_settled(self.policy, self.limits, used, self._history)
+            settled = has_settled(self.policy, self.limits, used, self._history, now)
             if decision.reason is Reason.SOFT and self._neighbours.leaving_is_no_use(settled):
                 self._refuse("within its first seconds", used)
                 return Decision(Action.SERVE, Reason.REFUSED)
@@ -210,12 +215,14 @@ class Guard(Meter):
             self.baseline = self._gauge.read(limits.metric, self.rss, 0, self._history.ready_at)
         for warning in warnings if say else ():
             log.warning("%s", warning)
-        self.limits = above_baseline(within_reach(limits, self.baseline), self.baseline)
+        self.limits = above_baseline(within_reach(limits, self.baseline, self._boot_rss), self.baseline)
         if self.limits.soft != limits.soft:
             self.limits = replace(self.limits, soft=limits.soft, early=limits.soft)
             self._refuse("right after boot", self.baseline)
         else:
             self._history = replace(self._history, refused=False)
+        if limits.hard is not None and self.limits.hard is None and self._neighbours.first_to_refuse():
+            log.error("hard limit %s is not used: a worker has %s right after boot", *map(format_size, (limits.hard, self._boot_rss)))
         self._set_alert()
 
     def _refuse(self, when: str, needed: int | None) -> None:
@@ -247,9 +254,12 @@ class Guard(Meter):
         self._publish_at = now + PUBLISH_EVERY
         rss, peak = (self.rss, self.peak_rss) if self.rss_known else (None, None)
         gauge, hard = self._gauge, self.limits.hard
-        figures = Figures(rss, peak, self.baseline, self.soft_limit, hard, gauge.pss, gauge.uss, read_score(), self.clock.in_flight)
-        with self._lock:
-            self.slot.publish(figures, self.counters)
+        figures = Figures(rss, peak, self.baseline, self.soft_limit, hard, gauge.pss, gauge.uss, read_score(), self.in_flight)
+        try:
+            with self._lock:
+                self.slot.publish(figures, self.counters)
+        except Exception as error:  # whether others can see it or not, this worker protects itself
+            self.failed("publish", error)
 
     def __str__(self) -> str:
         return f"worker {self.pid} (slot {self.slot.number})"

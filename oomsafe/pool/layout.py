@@ -1,6 +1,6 @@
 """The bytes of a scoreboard. Version 1, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
-A scoreboard is one header of 4096 bytes and then `slots` slots of 6144 bytes, one slot a worker::
+A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, one slot a worker::
 
     header   0  magic "oomsafe\\0" · u32 version · u32 slots · u32 slot size
             20  u16 1 once a worker has refused its soft limit · u16 recycles in a row of workers that had settled above it
@@ -9,7 +9,8 @@ A scoreboard is one header of 4096 bytes and then `slots` slots of 6144 bytes, o
             56  u64 generations handed out · i64 workers wanted · i64 turns (who may recycle at once)
             80  i64 effective limit · i64 budget
             96  server, 32 bytes of text
-           128  totals: the counters of all workers that are gone
+           128  24 names of routes, 64 bytes of text each: what any worker may count under
+          1664  totals: the counters of all workers that are gone
 
     slot     0  u32 state · u32 0 · u64 pid · u64 start time · u64 generation · f64 reserved, seconds since 1970
             40  u64 sequence: odd while the worker publishes
@@ -24,8 +25,8 @@ A scoreboard is one header of 4096 bytes and then `slots` slots of 6144 bytes, o
     cell     0  u8 1 while in use · u8 length of the name · 6 bytes 0 · f64 began, seconds since 1970 · i64 rss then
             24  name, 104 bytes as they came from outside: made printable by whoever reads them
 
-Each slot has one writer, its worker; the header and the totals have one, the supervisor (at 20 and
-22 write the workers, under the lock). Whoever reads takes a copy, and again if a sequence was odd or has moved meanwhile.
+Each slot has one writer, its worker; the header and the totals have one, the supervisor (at 20, 22
+and 128 write the workers, under the lock). Whoever reads takes a copy, and again if a sequence was odd or has moved meanwhile.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from dataclasses import dataclass, field
 MAGIC = b"oomsafe\0"
 VERSION = 1
 
-HEADER_SIZE = 4096
+HEADER_SIZE = 6144
 SLOT_SIZE = 6144
 IDENTITY = struct.Struct("<8s3I")
 REFUSED_AT, REFUSED = 20, struct.Struct("<H")
@@ -44,7 +45,8 @@ SETTLED_AT, SETTLED = 22, struct.Struct("<H")
 SEQUENCE_AT = 24
 SUPERVISOR_AT, SUPERVISOR = 32, struct.Struct("<QQd")
 POOL_AT, POOL = 56, struct.Struct("<Q4q32s")
-TOTALS_AT = 128
+NAMES_AT = 128
+TOTALS_AT = 1664
 
 STATE = struct.Struct("<I")
 OWNER_AT, OWNER = 8, struct.Struct("<QQQd")
@@ -74,6 +76,7 @@ STATES = ("free", "starting", "serving", "draining")
 #: The route of work whose route nobody knows, and of that which found no more room in the table.
 UNMATCHED, OTHER = "unmatched", "other"
 
+assert NAMES_AT + ROUTES * ROUTE_NAME <= TOTALS_AT
 assert TOTALS_AT + COUNTERS_SIZE <= HEADER_SIZE
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= SLOT_SIZE
@@ -93,10 +96,12 @@ class Counters:
 
     def route(self, name: str) -> list[int]:
         """The row of a route; of OTHER when the table is full, so that no client can make it grow."""
+        name = route_name(name)
         row = self.routes.get(name)
         if row is None:
-            # the last row is kept for OTHER
-            name = name if len(self.routes) < ROUTES - 1 else OTHER
+            # one row is kept for OTHER
+            named = len(self.routes) - (OTHER in self.routes)
+            name = name if named < ROUTES - 1 else OTHER
             row = self.routes.setdefault(name, [0] * (1 + BUCKETS))
         return row
 
@@ -128,6 +133,12 @@ class Counters:
             mine = counters.routes.setdefault(as_text(name), [0] * len(row))
             mine[:] = [a + b for a, b in zip(mine, row, strict=True)]
         return counters
+
+
+def route_name(name: str) -> str:
+    """`name` as it can stand in a table: at most 64 bytes, no zero among them, and never empty."""
+    cut = name.replace("\0", "").encode("utf-8", "replace")[:ROUTE_NAME].decode("utf-8", "ignore")
+    return cut or UNMATCHED
 
 
 def as_text(raw: bytes) -> str:

@@ -12,14 +12,14 @@ import logging
 import resource
 import sys
 import time
-from _thread import allocate_lock  # the real one: gevent replaces threading.Lock, and nothing here waits
+from _thread import RLock  # the real one: gevent replaces threading's, and nothing here waits
 from bisect import bisect_left
 from types import TracebackType
 
 from oomsafe.kernel.process import OwnMemory
 from oomsafe.policy.growth import GrowthClock
 from oomsafe.policy.headers import memory_headers
-from oomsafe.pool.layout import BOUNDS, CELLS, UNMATCHED, Counters
+from oomsafe.pool.layout import BOUNDS, CELLS, OTHER, UNMATCHED, Counters
 from oomsafe.pool.slot import Slot
 
 log = logging.getLogger("oomsafe")
@@ -34,7 +34,7 @@ PUBLISH_EVERY = 1.0
 class Work:
     """One piece of work in flight; also a context manager that ends it."""
 
-    __slots__ = ("cell", "mark", "meter", "name", "route", "rss", "started")
+    __slots__ = ("cell", "mark", "measured", "meter", "name", "route", "rss", "started")
 
     def __init__(self, meter: Meter, name: bytes) -> None:
         self.meter = meter
@@ -42,6 +42,8 @@ class Work:
         self.route = UNMATCHED
         """What it is counted under: one of few names, never what a client sent."""
         self.started = False
+        self.measured = True
+        """Whether it has a share in the process's growth."""
         self.cell = -1
         self.mark = 0.0
         self.rss = 0
@@ -85,16 +87,21 @@ class Meter:
         """The most that one piece of work has grown the process by, and its name."""
         self.clock = GrowthClock(self.rss)
         self._faults = -1
-        self._lock = allocate_lock()
+        # a finalizer or a signal's handler may run while it is held, and end a piece of work in the same thread
+        self._lock = RLock()
         self._cells = list(range(CELLS - 1, -1, -1))
         self._routes: dict[str, list[int]] = {}
+        self._unmeasured = 0
         self._alert: float = sys.maxsize
         self._look_at = 0.0
         self._publish_at = 0.0
         self._said: set[str] = set()
 
-    def begin(self, name: bytes) -> Work:
-        """Work begins; `name` may come from outside, for it is made printable by those who show it."""
+    def begin(self, name: bytes, measured: bool = True) -> Work:
+        """Work begins; `name` may come from outside, for it is made printable by those who show it.
+
+        Not `measured` is what stays open and is mostly idle: it would take a share of what others grew by.
+        """
         work = Work(self, name)
         try:
             faults = _usage(_self).ru_minflt
@@ -103,7 +110,11 @@ class Meter:
                     self._faults = faults
                     self._read()
                 clock = self.clock
-                clock.in_flight += 1
+                if measured:
+                    clock.in_flight += 1
+                else:
+                    work.measured = False
+                    self._unmeasured += 1
                 work.mark = clock.value
                 work.started = True
                 work.rss = self.rss
@@ -128,26 +139,37 @@ class Meter:
                 if faults != self._faults or clock.value != work.mark:
                     self._faults = faults
                     self._read()
-                clock.in_flight -= 1
-                growth = int(clock.value - work.mark)
                 self.counters.work += 1
-                row = self._routes.get(work.route) or self._row(work.route)
-                if growth <= 0:
-                    row[1] += 1
+                if work.measured:
+                    growth = int(clock.value - work.mark)
+                    clock.in_flight -= 1
+                    self._count(work, growth)
                 else:
-                    row[0] += growth
-                    row[1 + bisect_left(BOUNDS, growth)] += 1
-                    if growth > self.largest[0]:
-                        self.largest = (growth, work.name)
+                    self._unmeasured -= 1
                 if work.cell >= 0:
-                    self.slot.end(work.cell)
                     self._cells.append(work.cell)
+                    self.slot.end(work.cell)
             now = _clock()
             if now >= self._publish_at or (self.rss > self._alert and now >= self._look_at):
                 self._look(now)
         except Exception as error:
             self.failed("end", error)
         return growth
+
+    @property
+    def in_flight(self) -> int:
+        """How many pieces of work are."""
+        return self.clock.in_flight + self._unmeasured
+
+    def _count(self, work: Work, growth: int) -> None:
+        row = self._routes.get(work.route) or self._row(work.route)
+        if growth <= 0:
+            row[1] += 1
+            return
+        row[0] += growth
+        row[1 + bisect_left(BOUNDS, growth)] += 1
+        if growth > self.largest[0]:
+            self.largest = (growth, work.name)
 
     def grown(self, work: Work) -> int:
         """See Work.grown."""
@@ -193,10 +215,15 @@ class Meter:
             return self.rss
 
     def _row(self, route: str) -> list[int]:
-        row = self.counters.route(route)
-        if len(self._routes) < 1024:  # routes beyond the table share a row; remember only so many names for it
+        name = self._admit(route)
+        row = self.counters.route(name or OTHER)
+        if name and len(self._routes) < 1024:  # a table for those who ask again, not for whatever names there are
             self._routes[route] = row
         return row
+
+    def _admit(self, route: str) -> str | None:
+        """What a route is counted under; None for OTHER, this once."""
+        return route
 
     def _look(self, now: float) -> None:
         """Publish, and see whether anything is to be done; the guard's part."""

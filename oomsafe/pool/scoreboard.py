@@ -43,20 +43,18 @@ class Scoreboard:
         """
         slots = max(32, 2 * workers + 8)
         size = layout.HEADER_SIZE + slots * layout.SLOT_SIZE
-        fd, path, warnings = _allocate(size)
-        memory = mmap.mmap(fd, size)
-        layout.IDENTITY.pack_into(memory, 0, layout.MAGIC, layout.VERSION, slots, layout.SLOT_SIZE)
-        layout.SUPERVISOR.pack_into(memory, layout.SUPERVISOR_AT, os.getpid(), start_time() or 0, time.time())
-        layout.POOL.pack_into(memory, layout.POOL_AT, 0, workers, 1, -1, -1, server.encode()[:32])
-        if path is not None:
-            os.rename(path + places.UNFINISHED, path)
-        return cls(fd, memory, path), warnings
+        header = bytearray(layout.HEADER_SIZE)
+        layout.IDENTITY.pack_into(header, 0, layout.MAGIC, layout.VERSION, slots, layout.SLOT_SIZE)
+        layout.SUPERVISOR.pack_into(header, layout.SUPERVISOR_AT, os.getpid(), start_time() or 0, time.time())
+        layout.POOL.pack_into(header, layout.POOL_AT, 0, workers, 1, -1, -1, server.encode()[:32])
+        fd, path, warnings = _allocate(size, header)
+        return cls(fd, mmap.mmap(fd, size), path), warnings
 
     @classmethod
     def open(cls, path: str) -> Scoreboard:
         """Another process's scoreboard, to read. Raises ScoreboardError when it is none, or of another version."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise ScoreboardError(f"{path}: {error.strerror}") from error
         try:
@@ -96,13 +94,39 @@ class Scoreboard:
 
     def first_to_refuse(self) -> bool:
         """Whether this worker is the pool's first to find its soft limit too low, and should say so."""
-        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1)
+        locked = self.try_lock()  # without it, two may say it: better than to wait for a process that may be stopped
+        (said,) = layout.REFUSED.unpack_from(self._memory, layout.REFUSED_AT)
+        layout.REFUSED.pack_into(self._memory, layout.REFUSED_AT, 1)
+        if locked:
+            self.unlock()
+        return not said
+
+    def admit(self, route: str) -> str | None:
+        """What `route` is counted under by every worker of the pool; None: ask again later.
+
+        The pool has one list of names, first come, first served, and OTHER for the rest: what was
+        counted under a name by one worker is so by all, and when it is gone.
+        """
+        name = layout.route_name(route)
+        known = self._names()
+        if name in known or len(known) >= layout.ROUTES - 1:
+            return name if name in known else layout.OTHER
+        if not self.try_lock():
+            return None
         try:
-            (said,) = layout.REFUSED.unpack_from(self._memory, layout.REFUSED_AT)
-            layout.REFUSED.pack_into(self._memory, layout.REFUSED_AT, 1)
-            return not said
+            known = self._names()
+            if name not in known and len(known) < layout.ROUTES - 1:
+                at = layout.NAMES_AT + len(known) * layout.ROUTE_NAME
+                self._memory[at : at + layout.ROUTE_NAME] = name.encode().ljust(layout.ROUTE_NAME, b"\0")
+                known.append(name)
         finally:
             self.unlock()
+        return name if name in known else layout.OTHER
+
+    def _names(self) -> list[str]:
+        rows = range(layout.NAMES_AT, layout.NAMES_AT + layout.ROUTES * layout.ROUTE_NAME, layout.ROUTE_NAME)
+        names = [layout.as_text(self._memory[at : at + layout.ROUTE_NAME].tobytes()) for at in rows]
+        return [name for name in names if name]
 
     def reserve(self) -> Slot | None:
         """In the supervisor, before a fork: a slot for the new worker; None when all are taken."""
@@ -189,36 +213,45 @@ class Scoreboard:
         return not is_alive(pid, started)
 
 
-def _allocate(size: int) -> tuple[int, str | None, list[str]]:
-    """A descriptor of `size` bytes that are really there, the path it is to have, and what went wrong on the way."""
+def _allocate(size: int, header: bytearray) -> tuple[int, str | None, list[str]]:
+    """A descriptor of `size` bytes that are really there and begin with `header`, its path, and what went wrong on the way."""
     warnings: list[str] = []
     name = places.board_name(os.getpid(), start_time() or 0)
     for folder in places.folders():
         try:
-            return _in_folder(folder, name + places.UNFINISHED, size), os.path.join(folder, name), warnings
+            return _in_folder(folder, name, size, header), os.path.join(folder, name), warnings
         except (ScoreboardError, OSError) as error:
             warnings.append(f"no scoreboard in {folder} ({error}): trying elsewhere")
     fd = os.memfd_create("oomsafe-scoreboard")
-    os.posix_fallocate(fd, 0, size)
+    _fill(fd, size, header)
     warnings.append("the scoreboard is in memory only: `oomsafe status` can't see this pool")
     return fd, None, warnings
 
 
-def _in_folder(folder: str, name: str, size: int) -> int:
+def _in_folder(folder: str, name: str, size: int, header: bytearray) -> int:
     folder_fd = places.open_folder(folder, create=True)
+    unfinished = name + places.UNFINISHED
     try:
         places.sweep(folder_fd)
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder_fd)
+        fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder_fd)
         try:
-            # ftruncate would promise pages that a full tmpfs does not have: writing to one is a SIGBUS
-            os.posix_fallocate(fd, 0, size)
+            _fill(fd, size, header)
+            # it gets its name when it is whole; unlike rename, link takes nobody else's
+            os.link(unfinished, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd, follow_symlinks=False)
         except OSError:
             os.close(fd)
-            os.unlink(name, dir_fd=folder_fd)
             raise
+        finally:
+            os.unlink(unfinished, dir_fd=folder_fd)
     finally:
         os.close(folder_fd)
     return fd
+
+
+def _fill(fd: int, size: int, header: bytearray) -> None:
+    # ftruncate would promise pages that a full tmpfs does not have: writing to one is a SIGBUS
+    os.posix_fallocate(fd, 0, size)
+    os.pwrite(fd, header, 0)
 
 
 def _is_board(memory: mmap.mmap, size: int) -> bool:

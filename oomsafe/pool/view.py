@@ -12,7 +12,7 @@ from oomsafe.pool.layout import Counters, as_text, optional
 from oomsafe.pool.slot import Figures
 
 #: How often a copy is tried anew when a writer was met, before it is taken as it is.
-TRIES = 50
+TRIES = 500
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,16 @@ def _read_once(memory: memoryview, slots: int) -> PoolView:
 def _copy_slot(memory: memoryview, at: int) -> bytes | None:
     """The bytes of a slot that is in use, not caught while its worker publishes."""
     copy = b""
-    for _ in range(TRIES):
+    for tried in range(TRIES):
+        # before and after, and not from the copy itself: memcpy has an order of its own
+        (sequence,) = layout.SEQUENCE.unpack_from(memory, at + layout.SLOT_SEQUENCE_AT)
         copy = memory[at : at + layout.SLOT_SIZE].tobytes()
-        (sequence,) = layout.SEQUENCE.unpack_from(copy, layout.SLOT_SEQUENCE_AT)
         (now,) = layout.SEQUENCE.unpack_from(memory, at + layout.SLOT_SEQUENCE_AT)
-        # a worker killed while it publishes leaves the sequence odd for ever: after so many tries, take it
         if sequence == now and not sequence % 2:
+            break
+        # it may have been taken off its processor in the middle; or killed there, and stays so for ever
+        time.sleep(0.0001)
+        if tried % 20 == 0 and not is_alive(*layout.OWNER.unpack_from(copy, layout.OWNER_AT)[:2]):
             break
     (state,) = layout.STATE.unpack_from(copy)
     return None if state == layout.FREE else copy

@@ -1,0 +1,280 @@
+"""The memory cgroup and its limit, read from captured trees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel.trees import MIB, NO_LIMIT_V1, Tree, v1_mount, v2_mount
+from needs import need
+
+from oomsafe.kernel.capacity import read_capacity
+from oomsafe.kernel.cgroup import Cgroup, find_cgroup
+from oomsafe.kernel.files import read_int, read_keyed
+
+Said = Callable[[], list[str]]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    """An empty one: no cgroups, no meminfo."""
+    return Tree(tmp_path)
+
+
+def found(tree: Tree) -> Cgroup:
+    """The cgroup of the tree's process."""
+    cgroup = find_cgroup(proc=tree.proc)
+    assert cgroup is not None
+    return cgroup
+
+
+def v2(tree: Tree) -> None:
+    """A service under systemd."""
+    tree.at("0::/system.slice/app.service\n", v2_mount(point="{root}/cg"))
+    tree.v2("cg/system.slice/app.service", 300 * MIB, kills=2)
+
+
+def v1(tree: Tree) -> None:
+    """A v1 machine."""
+    tree.at("9:pids:/x\n4:memory:/app\n1:name=systemd:/init\n", v1_mount("cpu", point="{root}/cg/cpu"), v1_mount())
+    tree.v1("cg/memory/app", 300 * MIB, kills=2)
+
+
+def joined(tree: Tree) -> None:
+    """Controllers that are mounted together."""
+    tree.at("2:cpu,cpuacct,memory:/app\n", v1_mount("cpu,cpuacct,memory", point="{root}/cg/cpu,cpuacct,memory"))
+    tree.v1("cg/cpu,cpuacct,memory/app", 300 * MIB, kills=2)
+
+
+def hybrid(tree: Tree) -> None:
+    """cgroup2 is mounted beside v1, without memory: also when its line comes first."""
+    tree.at("0::/app\n4:memory:/app\n", v2_mount(), v1_mount())
+    tree.v1("cg/memory/app", 300 * MIB, kills=2)
+    (tree.root / "cg/unified/app").mkdir(parents=True)
+
+
+def container_v1(tree: Tree) -> None:
+    """The mount's root is the container's own cgroup."""
+    tree.at("4:memory:/docker/abc\n", v1_mount(root="/docker/abc"))
+    tree.v1("cg/memory", 300 * MIB, kills=2)
+
+
+def container_v2(tree: Tree) -> None:
+    """With a cgroup namespace it is the root of everything seen."""
+    tree.at("0::/\n", v2_mount(point="{root}/cg"))
+    tree.v2("cg", 300 * MIB, kills=2)
+
+
+def inside_a_container(tree: Tree) -> None:
+    """A service below the container's cgroup."""
+    tree.at("4:memory:/docker/abc/app\n", v1_mount(root="/docker/abc"))
+    tree.v1("cg/memory", NO_LIMIT_V1)
+    tree.v1("cg/memory/app", 300 * MIB, kills=2)
+
+
+def spaces(tree: Tree) -> None:
+    """mountinfo writes them as octal."""
+    tree.at("0::/my app\n", v2_mount(point=r"{root}/my\040cg\011\134x"))
+    tree.v2("my cg\t\\x/my app", 300 * MIB, kills=2)
+
+
+def colons(tree: Tree) -> None:
+    """A path may hold colons."""
+    tree.at("0::/a:b:c\n", v2_mount(point="{root}/cg"))
+    tree.v2("cg/a:b:c", 300 * MIB, kills=2)
+
+
+def ancestor(tree: Tree) -> None:
+    """The smallest limit on the way up counts."""
+    tree.at("0::/a/b/c\n", v2_mount(point="{root}/cg"))
+    tree.v2("cg/a/b/c", 900 * MIB, kills=2)
+    tree.v2("cg/a/b", "max")
+    tree.v2("cg/a", 300 * MIB)
+
+
+SEEN = [v2, v1, joined, hybrid, container_v1, container_v2, inside_a_container, spaces, colons, ancestor]
+
+
+@pytest.mark.parametrize("make", SEEN, ids=lambda make: make.__name__)
+def test_seen(tree: Tree, make: Callable[[Tree], None], said: Said) -> None:
+    """Wherever it is: limit, usage, working set and kills, and nothing to warn of."""
+    make(tree)
+
+    cgroup = found(tree)
+
+    assert (cgroup.limit(), cgroup.usage(), cgroup.working_set(), cgroup.oom_kills()) == (300 * MIB, 100 * MIB, 70 * MIB, 2)
+    assert said() == []
+
+
+@pytest.mark.parametrize("path", ["/../../outside", "/..", "/gone"])
+def test_above_what_is_mounted(tree: Tree, path: str, said: Said) -> None:
+    """A cgroup that can't be seen: the mount point's figures, and one warning that says so."""
+    tree.at(f"0::{path}\n", v2_mount(point="{root}/cg"))
+    tree.v2("cg", 300 * MIB)
+    tree.v2("outside", 5 * MIB)
+
+    cgroups = [found(tree), found(tree)]
+
+    assert [cgroup.limit() for cgroup in cgroups] == [300 * MIB] * 2
+    (line,) = said()
+    assert f"the cgroup {path} can't be seen" in line
+
+
+def nothing(tree: Tree) -> None:
+    """No /proc/self/cgroup at all."""
+
+
+def no_memory(tree: Tree) -> None:
+    """Controllers, but not this one."""
+    tree.at("3:cpu:/\n0::/\n", v1_mount("cpu"), v2_mount())
+    (tree.root / "cg/unified").mkdir(parents=True)
+
+
+def not_mounted(tree: Tree) -> None:
+    """A memory line, and no mount."""
+    tree.at("4:memory:/\n")
+
+
+def garbage(tree: Tree) -> None:
+    """Lines of no known form."""
+    tree.at("hello\n\n:::\n4:memory\n0::\n", "1 2 3", "- -", "35 31 0:32 / - cgroup")
+
+
+@pytest.mark.parametrize("make", [nothing, no_memory, not_mounted, garbage], ids=lambda make: make.__name__)
+def test_no_memory_controller(tree: Tree, make: Callable[[Tree], None]) -> None:
+    """None, and the machine's memory is the limit."""
+    make(tree)
+    tree.write("proc/meminfo", "MemTotal:       8388608 kB\nMemFree: 1 kB\nMemAvailable:    2097152 kB\n")
+
+    capacity = read_capacity(proc=tree.proc, workers=3)
+
+    assert find_cgroup(proc=tree.proc) is None
+    assert (capacity.limit, capacity.source, capacity.working_set, capacity.workers) == (
+        8192 * MIB,
+        "this machine's memory",
+        6144 * MIB,
+        3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "total", "expected"),
+    [(300 * MIB, 1024, 300 * MIB), (2048 * MIB, 1024, 1024 * MIB), ("max", 1024, 1024 * MIB), (300 * MIB, None, 300 * MIB)],
+    ids=["cgroup", "bigger-than-the-machine", "no-limit", "no-meminfo"],
+)
+def test_capacity(tree: Tree, limit: int | str, total: int | None, expected: int) -> None:
+    """The smaller of the cgroup's limit and the machine's memory, and it says which."""
+    tree.at("0::/app\n", v2_mount(point="{root}/cg"))
+    tree.v2("cg/app", limit)
+    if total is not None:
+        tree.write("proc/meminfo", f"MemTotal: {total * 1024} kB\n")
+
+    capacity = read_capacity(proc=tree.proc)
+
+    assert expected == capacity.limit
+    own = expected == limit
+    assert (f"cgroup v2 {tree.root}/cg/app" if own else "this machine's memory") == capacity.source
+    assert (70 * MIB if own else None) == capacity.working_set
+
+
+def test_nothing_is_known(tree: Tree) -> None:
+    """None, never 0."""
+    capacity = read_capacity(proc=tree.proc)
+
+    assert (capacity.limit, capacity.working_set) == (None, None)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(NO_LIMIT_V1, None), ((1 << 63) - 1, None), (300 * MIB, 300 * MIB)])
+def test_v1_without_a_limit(tree: Tree, limit: int, expected: int | None) -> None:
+    """The sentinel is no number of bytes."""
+    tree.at("4:memory:/\n", v1_mount())
+    tree.v1("cg/memory", limit)
+
+    assert expected == found(tree).limit()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_working_set_is_not_negative(tree: Tree, version: int) -> None:
+    """The two figures are read one after the other, and statistics lag."""
+    tree.at("4:memory:/\n" if version == 1 else "0::/\n", v1_mount(), v2_mount())
+    (tree.v1 if version == 1 else tree.v2)("cg/memory" if version == 1 else "cg/unified", usage=10, inactive=11)
+
+    assert (version, 0) == (found(tree).version, found(tree).working_set())
+
+
+def test_garbage_is_no_figure(tree: Tree, said: Said) -> None:
+    """None, and one warning for each file, however often it is read."""
+    v2(tree)
+    for name in ("memory.max", "memory.current"):
+        tree.write(f"cg/system.slice/app.service/{name}", "rubbish\n")
+
+    for _ in range(3):
+        cgroup = found(tree)
+        assert (cgroup.limit(), cgroup.usage(), cgroup.working_set()) == (None, None, None)
+
+    assert len(said()) == 2
+    assert all("'rubbish\\n'" in line for line in said())
+
+
+def test_files_that_vanish(tree: Tree, said: Said) -> None:
+    """A cgroup that is removed under us has no figures, and that is nothing to warn of."""
+    v2(tree)
+    cgroup = found(tree)
+    for path in Path(cgroup.path).iterdir():
+        path.unlink()
+
+    assert (cgroup.limit(), cgroup.usage(), cgroup.working_set(), cgroup.oom_kills()) == (None, None, None, None)
+    assert said() == []
+
+
+def test_statistics_that_vanish(tree: Tree) -> None:
+    """Usage alone is no working set: with page cache it is far above."""
+    v2(tree)
+    cgroup = found(tree)
+    Path(cgroup.path, "memory.stat").unlink()
+
+    assert cgroup.working_set() is None
+
+
+@given(st.text(max_size=200), st.text(max_size=200))
+def test_any_text_is_read(tmp_path_factory: pytest.TempPathFactory, cgroup: str, mountinfo: str) -> None:
+    """Law: whatever these files hold, an answer comes, and no exception."""
+    tree = Tree(tmp_path_factory.mktemp("tree"))
+    (tree.root / "proc/self/cgroup").write_bytes(cgroup.encode("utf-8", "replace"))
+    (tree.root / "proc/self/mountinfo").write_bytes(mountinfo.encode("utf-8", "replace"))
+
+    assert find_cgroup(proc=tree.proc) is None
+
+
+@given(st.dictionaries(st.from_regex("[a-z_()]{1,12}", fullmatch=True), st.integers(0, 1 << 63), max_size=6), st.sampled_from([1, 1024]))
+def test_keyed_files_round_trip(tmp_path_factory: pytest.TempPathFactory, table: dict[str, int], factor: int) -> None:
+    """Law: both forms of ``key value``, and nothing of lines that are neither."""
+    path = tmp_path_factory.mktemp("keyed") / "file"
+    form = "{}: {} kB\n" if factor == 1024 else "{} {}\n"
+    path.write_text("".join(form.format(key, value) for key, value in table.items()) + "odd line here\nalone\n\n")
+
+    assert {key: value * factor for key, value in table.items()} == read_keyed(str(path), factor)
+
+
+@pytest.mark.parametrize("text", ["12\n", " 12 ", "12"])
+def test_one_number(tmp_path: Path, text: str) -> None:
+    """As kernel files hold it."""
+    (tmp_path / "file").write_text(text)
+
+    assert read_int(str(tmp_path / "file")) == 12
+    assert read_int(str(tmp_path / "missing")) is None
+
+
+def test_this_machine() -> None:
+    """The real thing: figures of a sensible size, and the working set no more than what is used."""
+    need(os.path.exists("/proc/meminfo"), "no /proc here")
+
+    capacity = read_capacity()
+
+    assert capacity.limit is not None
+    assert capacity.limit > 32 * MIB
+    assert capacity.working_set is None or 0 <= capacity.working_set <= 2 * capacity.limit

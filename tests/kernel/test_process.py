@@ -1,0 +1,365 @@
+"""Processes: their memory, their start, their name, their score; captured, real, and against psutil as an oracle."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from needs import need
+from unit.children import Child, Line, in_child
+
+from oomsafe.errors import ScoreRefused
+from oomsafe.kernel import malloc, oom_score
+from oomsafe.kernel.oom_score import raise_score, read_score, write_score
+from oomsafe.kernel.process import (
+    COMM_LENGTH,
+    PAGE,
+    OwnMemory,
+    is_alive,
+    peak_rss_of,
+    rss_of,
+    set_comm,
+    shared_out,
+    start_time,
+)
+
+MIB = 1 << 20
+CAP_SYS_RESOURCE = 24
+
+
+@pytest.fixture(autouse=True)
+def _proc() -> None:
+    need(os.path.exists("/proc/self/statm"), "no /proc here")
+
+
+def stat_of(comm: str, state: str = "S", started: int = 4711) -> str:
+    """/proc/PID/stat as the kernel writes it (proc(5))."""
+    return f"42 ({comm}) {state} 1 42 42 0 -1 4194560 9 0 0 0 1 2 0 0 20 0 1 0 {started} 10 20 18446744073709551615 1 1 0 0\n"
+
+
+def captured(root: Path, pid: int | str, **files: str) -> str:
+    """A proc with one process."""
+    folder = root / "proc" / str(pid)
+    folder.mkdir(parents=True)
+    (root / "proc/self").mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return str(root / "proc")
+
+
+@pytest.mark.parametrize("comm", ["python3", "my app", ") (", "a) S 1 (b", ":-) ) 9", ""])
+def test_any_name_in_stat(tmp_path: Path, comm: str) -> None:
+    """A name may hold spaces and parentheses: the start time is found all the same."""
+    proc = captured(tmp_path, 42, stat=stat_of(comm))
+
+    assert start_time(42, proc) == 4711
+    assert is_alive(42, 4711, proc)
+    assert is_alive(42, 0, proc)
+    assert not is_alive(42, 4712, proc)
+
+
+@pytest.mark.parametrize(("state", "expected"), [("R", True), ("S", True), ("D", True), ("T", True), ("Z", False), ("X", False)])
+def test_alive_by_state(tmp_path: Path, state: str, expected: bool) -> None:
+    """A zombie does not run any more."""
+    proc = captured(tmp_path, 42, stat=stat_of("x", state))
+
+    assert expected is is_alive(42, 4711, proc)
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "42 (x", "42 (x) S", "42 (x) S 1 2 3"])
+def test_no_stat(tmp_path: Path, text: str) -> None:
+    """What can't be read is None, and not alive."""
+    proc = captured(tmp_path, 42, stat=text, statm=text)
+
+    assert (start_time(42, proc), rss_of(42, proc), is_alive(42, 4711, proc)) == (None, None, False)
+    assert (start_time(43, proc), rss_of(43, proc), is_alive(43, 4711, proc)) == (None, None, False)
+
+
+@given(st.binary(max_size=120))
+def test_any_stat(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+    """Law: whatever the file holds, an answer comes."""
+    root = tmp_path_factory.mktemp("stat")
+    proc = captured(root, 42)
+    (root / "proc/42/stat").write_bytes(raw)
+    (root / "proc/42/statm").write_bytes(raw)
+
+    start_time(42, proc)
+    rss_of(42, proc)
+    assert is_alive(42, 1 << 70, proc) is False
+
+
+def test_captured_figures(tmp_path: Path) -> None:
+    """statm counts pages, status and smaps_rollup kB."""
+    files = {
+        "statm": "5000 2500 900 1 0 700 0\n",
+        "status": "Name:\tx\nVmHWM:\t   9999 kB\nVmRSS:\t 5 kB\n",
+        "smaps_rollup": "55d0-7ffd ---p 00 00:00 0 [rollup]\nRss: 9000 kB\nPss: 5000 kB\nPrivate_Clean: 100 kB\nPrivate_Dirty: 4000 kB\n",
+    }
+    proc = captured(tmp_path, 42, **files)
+
+    assert (rss_of(42, proc), peak_rss_of(42, proc), shared_out(42, proc)) == (2500 * PAGE, 9999 * 1024, (5000 * 1024, 4100 * 1024))
+    assert (peak_rss_of(43, proc), shared_out(43, proc)) == (None, None)
+
+
+def test_against_psutil() -> None:
+    """The same process, asked by somebody else."""
+    other = psutil.Process()
+    own = OwnMemory()
+
+    rss, theirs = own.rss(), other.memory_info().rss
+
+    assert rss is not None
+    assert abs(rss - theirs) < 4 * MIB
+    assert abs((rss_of(os.getpid()) or 0) - theirs) < 4 * MIB
+    assert abs((start_time() or 0) / os.sysconf("SC_CLK_TCK") - (other.create_time() - psutil.boot_time())) < 2
+    own.close()
+
+
+def test_pss_and_uss_against_psutil() -> None:
+    """Where smaps_rollup may be read."""
+    ours = shared_out()
+    need(ours is not None, "smaps_rollup can't be read here")
+    assert ours is not None
+
+    theirs = psutil.Process().memory_full_info()
+
+    assert abs(ours[0] - theirs.pss) < 4 * MIB
+    assert abs(ours[1] - theirs.uss) < 4 * MIB
+    assert ours[1] <= ours[0] <= theirs.rss + MIB
+
+
+def test_a_fork_tells_of_itself() -> None:
+    """The kept descriptor is the parent's: a child that grew reports its own memory, and the parent its own."""
+    own = OwnMemory()
+    before = own.rss()
+
+    def grow() -> tuple[int, int]:
+        kept = bytearray(b"x") * (64 * MIB)
+        return own.rss() or 0, len(kept)
+
+    childs, _ = in_child(grow)
+
+    after = own.rss()
+    assert before is not None
+    assert after is not None
+    assert childs > after + 48 * MIB
+    assert abs(after - before) < 16 * MIB
+    own.close()
+
+
+def test_a_closed_one_opens_again() -> None:
+    """And keeps one descriptor, however often it is asked."""
+    own = OwnMemory()
+    own.rss()
+    count = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        own.rss()
+    assert count == len(os.listdir("/proc/self/fd"))
+
+    own.close()
+    own.close()
+
+    assert count - 1 == len(os.listdir("/proc/self/fd"))
+    assert own.rss() is not None
+    own.close()
+
+
+def test_without_proc(tmp_path: Path) -> None:
+    """macOS: psutil answers."""
+    own = OwnMemory(proc=str(tmp_path))
+
+    assert abs((own.rss() or 0) - psutil.Process().memory_info().rss) < 4 * MIB
+    assert in_child(own.rss) > MIB
+
+
+def test_alive_without_proc(tmp_path: Path) -> None:
+    """The best that can be asked: whether the pid is taken."""
+    with Child(lambda line: line.hear()) as child:
+        assert is_alive(child.pid, 4711, str(tmp_path))
+        child.kill()
+        assert not is_alive(child.pid, 4711, str(tmp_path))
+
+
+def test_a_zombie_is_not_alive() -> None:
+    """A real one: dead, not yet reaped."""
+    with Child(lambda line: line.say(start_time())) as child:
+        started = child.hear()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+        assert not is_alive(child.pid, started)
+        assert start_time(child.pid) == started
+
+
+@pytest.mark.parametrize(("name", "expected"), [("oomsafe-w3-a1b2", "oomsafe-w3-a1b2"), ("x" * 20, "x" * 15), ("caf\u00e9", "caf?")])
+def test_a_name_for_real(name: str, expected: str) -> None:
+    """The kernel keeps fifteen bytes; the parent's own name stays."""
+    before = Path("/proc/self/comm").read_text()
+
+    def call_it() -> tuple[bool, str]:
+        return set_comm(name), Path("/proc/self/comm").read_text()
+
+    assert (True, expected + "\n") == in_child(call_it)
+    assert before == Path("/proc/self/comm").read_text()
+    assert len(expected) <= COMM_LENGTH
+
+
+def test_no_name_without_proc(tmp_path: Path) -> None:
+    """It is a bonus."""
+    assert set_comm("x", str(tmp_path)) is False
+
+
+def privileged() -> bool:
+    """Whether this process has CAP_SYS_RESOURCE."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:")]
+    return bool(int(line.split()[1], 16) >> CAP_SYS_RESOURCE & 1)
+
+
+def unprivileged(function: Callable[[], object]) -> object:
+    """What `function` returns in a child that lacks CAP_SYS_RESOURCE."""
+
+    def without() -> object:
+        if os.geteuid() == 0 and privileged():
+            _drop_capability()
+        return function()
+
+    return in_child(without)
+
+
+def _drop_capability() -> None:
+    # capset(2): version 3 has two sets of three 32-bit words
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, data) == 0
+    for word in (0, 1, 2):
+        data[word] &= ~(1 << CAP_SYS_RESOURCE)
+    assert libc.capset(header, data) == 0
+
+
+def test_a_score_is_raised() -> None:
+    """For real, of the process itself and from its parent, and read back."""
+    with Child(lambda line: (line.hear(), line.say(read_score()), line.hear())) as child:  # type: ignore[func-returns-value]
+        present = read_score(child.pid)
+        assert present is not None
+        wanted = min(1000, present + 123)
+
+        written = write_score(wanted, child.pid)
+        child.say("go")
+
+        assert [wanted] * 3 == [written, child.hear(), read_score(child.pid)]
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 100), (200, 300), (5000, 1000)])
+def test_raising_by_a_step(step: int, expected: int) -> None:
+    """To 1000 at most."""
+    present = read_score()
+    need(present is not None and present <= 100, "this process's oom_score_adj is high already")
+
+    def by_step() -> int | None:
+        write_score(100)
+        raise_score(step)
+        return read_score()
+
+    assert expected == in_child(by_step)
+
+
+def test_lowering_is_refused() -> None:
+    """Without CAP_SYS_RESOURCE nobody gets below where the last one who had it has put it."""
+
+    def lower() -> str:
+        present = read_score()
+        assert present is not None
+        try:
+            write_score(present - 1)
+        except ScoreRefused as error:
+            return str(error)
+        return "taken"
+
+    refusal = str(unprivileged(lower))
+
+    present = read_score()
+    assert present is not None
+    assert f"oom_score_adj of this process stays {present}: {present - 1} was refused, lowering it needs CAP_SYS_RESOURCE" == refusal
+
+
+def test_after_a_change_of_user() -> None:
+    """A process that changed its user without an exec can't write its own: the reason says so."""
+    need(os.geteuid() == 0, "only root can change its user")
+
+    def change() -> str:
+        os.setuid(12345)
+        try:
+            write_score(1000)
+        except ScoreRefused as error:
+            return str(error)
+        return "taken"
+
+    assert "it changed its user without an exec" in in_child(change)
+
+
+@pytest.mark.parametrize("score", [1001, -1001, 10**9])
+def test_a_score_that_is_none(score: int) -> None:
+    """The kernel's own reason is passed on."""
+    with pytest.raises(ScoreRefused, match=r"Invalid argument|Numerical result"):
+        write_score(score)
+
+
+def test_a_process_that_is_gone(tmp_path: Path) -> None:
+    """None to read; a reason to write."""
+    assert read_score(1, str(tmp_path)) is None
+    with pytest.raises(ScoreRefused, match="process 1 stays None: 5 was refused, No such file"):
+        write_score(5, 1, str(tmp_path))
+    assert oom_score.raise_score(5, str(tmp_path)) is None  # type: ignore[func-returns-value]
+
+
+def test_trimming_gives_memory_back() -> None:
+    """Freed blocks that the C heap keeps go back to the kernel: tens of MiB."""
+    need(platform.libc_ver()[0] == "glibc", "malloc_trim is glibc's")
+
+    def trimmed() -> tuple[int, int, bool]:
+        own = OwnMemory()
+        blocks = [bytes(1000) for _ in range(60_000)]
+        del blocks[::2], blocks[:-1]
+        # the last block is above all the others: without a trim the heap can't shrink
+        before = own.rss() or 0
+        done = malloc.trim()
+        assert blocks
+        return before, own.rss() or 0, done
+
+    before, after, done = in_child(trimmed)
+
+    assert done
+    assert before - after > 30 * MIB
+
+
+def test_no_malloc_trim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """musl, macOS: False, and it is not looked for again."""
+    asked: list[str | None] = []
+
+    def no_library(name: str | None) -> object:
+        asked.append(name)
+        return object()
+
+    monkeypatch.setattr(ctypes, "CDLL", no_library)
+    monkeypatch.setattr(malloc, "_looked", False)
+    monkeypatch.setattr(malloc, "_trim", None)
+
+    assert [malloc.trim(), malloc.trim(), asked] == [False, False, [None]]
+
+
+def test_descriptors_stay_in_their_process() -> None:
+    """None is inherited over an exec."""
+
+    def look(line: Line) -> None:
+        own = OwnMemory()
+        own.rss()
+        line.say(os.get_inheritable(own._fd))
+
+    with Child(look) as child:
+        assert child.hear() is False

@@ -1,0 +1,16 @@
+"""What a test needs and a laptop may lack: it skips there, and fails where everything must be tested."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def need(condition: bool, reason: str) -> None:
+    """Go on if `condition` holds; else skip with `reason`, or fail when OOMSAFE_TESTS_REQUIRE=all."""
+    if condition:
+        return
+    if os.environ.get("OOMSAFE_TESTS_REQUIRE") == "all":
+        pytest.fail(f"required here: {reason}")
+    pytest.skip(reason)

@@ -1,0 +1,46 @@
+"""Memory and time that say what a test tells them to."""
+
+from __future__ import annotations
+
+import mmap
+
+from oomsafe.kernel.process import PAGE, OwnMemory
+
+MIB = 1 << 20
+
+
+class Memory(OwnMemory):
+    """An OwnMemory whose figure is given. A new figure comes with a real page fault, as growth does: without, nobody looks."""
+
+    def __init__(self, rss: int | None) -> None:
+        super().__init__()
+        self.now = rss
+
+    def rss(self) -> int | None:
+        """The figure of this moment."""
+        return self.now
+
+    def be(self, rss: int | None) -> None:
+        """From now on, this."""
+        self.now = rss
+        fault()
+
+
+def fault() -> None:
+    """Touch a page that was not there: the kernel counts a fault."""
+    with mmap.mmap(-1, PAGE) as page:
+        page[0] = 1
+
+
+class Clock:
+    """A monotonic clock that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def go(self, seconds: float) -> None:
+        """Let so much time pass."""
+        self.now += seconds

@@ -1,0 +1,346 @@
+"""ASGI middleware, called as a server calls it: in flight until the app returns, and otherwise not there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Mount, Route
+from unit.scripted import MIB, Memory
+
+from oomsafe.asgi import MemoryMiddleware
+from oomsafe.policy.limits import Capacity
+from oomsafe.policy.settings import Policy
+from oomsafe.pool import current
+from oomsafe.pool.guard import Guard
+
+SECRET = "correct horse battery"
+Message = MutableMapping[str, Any]
+App = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+def memory() -> Memory:
+    """What the guard sees."""
+    return Memory(50 * MIB)
+
+
+@pytest.fixture
+def guard(memory: Memory) -> Guard:
+    """One that measures."""
+    return Guard(Policy(soft_limit="900MiB"), unit="requests", capacity=Capacity(1000 * MIB, "here"), memory=memory)
+
+
+def scope(path: str = "/", kind: str = "http", headers: list[tuple[bytes, bytes]] | None = None) -> dict[str, Any]:
+    """A request."""
+    return {
+        "type": kind,
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers or [],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+
+
+def call(app: App, request: dict[str, Any]) -> list[Message]:
+    """What the app sends."""
+    sent: list[Message] = []
+    unread: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Message:
+        if not unread:
+            await asyncio.Event().wait()  # the client stays
+        return unread.pop()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(app(request, receive, send))  # type: ignore[arg-type]
+    return sent
+
+
+def headers_of(sent: list[Message]) -> list[tuple[bytes, bytes]]:
+    """Of the response."""
+    (start,) = [message for message in sent if message["type"] == "http.response.start"]
+    return list(start.get("headers", []))
+
+
+START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
+END = {"type": "http.response.body", "body": b"hello"}
+
+
+async def hello(request: Any, receive: Any, send: Any) -> None:
+    """The plainest app: it sends the same messages every time."""
+    await send(START)
+    await send(END)
+
+
+def test_in_flight_until_it_returns(guard: Guard) -> None:
+    """With its name; what comes after the last part of the response is its own too."""
+    seen = []
+
+    async def app(request: Any, receive: Any, send: Any) -> None:
+        await hello(request, receive, send)
+        seen.append(([piece.name for piece in guard.pool().workers[0].in_flight], guard.counters.work))
+
+    sent = call(MemoryMiddleware(app, guard=guard), scope("/x"))
+
+    assert (sent, seen) == ([START, END], [(["GET /x"], 0)])
+    assert (guard.counters.work, guard.clock.in_flight) == (1, 0)
+
+
+def test_background_work_is_its_own(guard: Guard, memory: Memory) -> None:
+    """A Starlette background task runs after the response, and its growth goes to the request."""
+    app = Starlette(routes=[Route("/x", lambda _: PlainTextResponse("x", background=BackgroundTask(memory.be, 58 * MIB)))])
+
+    call(MemoryMiddleware(app, guard=guard), scope("/x"))
+
+    assert [row[0] for row in guard.counters.routes.values()] == [8 * MIB]
+
+
+def test_streaming(guard: Guard) -> None:
+    """Each part goes through as it is."""
+
+    async def parts() -> Any:
+        for number in range(3):
+            assert guard.clock.in_flight == 1
+            yield str(number).encode()
+
+    app = Starlette(routes=[Route("/x", lambda _: StreamingResponse(parts()))])
+
+    sent = call(MemoryMiddleware(app, guard=guard), scope("/x"))
+
+    assert b"".join(message.get("body", b"") for message in sent) == b"012"
+    assert guard.counters.work == 1
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize("error", [ZeroDivisionError, asyncio.CancelledError])
+def test_an_app_that_raises(guard: Guard, kind: str, error: type[BaseException]) -> None:
+    """The same exception, and the request has ended."""
+
+    async def app(*_: Any) -> None:
+        raise error
+
+    with pytest.raises(error):
+        call(MemoryMiddleware(app, guard=guard), scope(kind=kind))
+
+    assert (guard.counters.work, guard.clock.in_flight) == (1, 0)
+
+
+def test_lifespan_passes_untouched(guard: Guard) -> None:
+    """The app gets the server's own objects, and nothing is counted."""
+    seen: list[Any] = []
+
+    async def app(*arguments: Any) -> None:
+        seen.extend(arguments)
+
+    given: list[Any] = [{"type": "lifespan"}, lambda: None, lambda message: None]
+
+    asyncio.run(MemoryMiddleware(app, guard=guard)(*given))
+
+    assert all(got is gave for got, gave in zip(seen, given, strict=True))
+    assert (given[0], guard.counters.work) == ({"type": "lifespan"}, 0)
+
+
+def test_receive_is_the_servers_own(guard: Guard) -> None:
+    """And send too, where no headers are added."""
+    seen: list[Any] = []
+
+    async def app(*arguments: Any) -> None:
+        seen.extend(arguments)
+
+    given: list[Any] = [scope(), lambda: None, lambda message: None]
+    asyncio.run(MemoryMiddleware(app, guard=guard)(*given))
+
+    assert all(got is gave for got, gave in zip(seen, given, strict=True))
+
+
+def test_a_websocket_is_in_flight_while_it_is_open(guard: Guard) -> None:
+    """Under its own name, and counted once when it closes."""
+    seen = []
+
+    async def app(request: Any, receive: Any, send: Any) -> None:
+        seen.extend(piece.name for piece in guard.pool().workers[0].in_flight)
+
+    request = scope("/chat", kind="websocket")
+    del request["method"]
+    call(MemoryMiddleware(MemoryMiddleware(app, guard=guard), guard=guard), request)
+
+    assert (seen, guard.counters.work, guard.clock.in_flight) == (["WEBSOCKET /chat"], 1, 0)
+
+
+def test_growth_beside_an_idle_websocket(guard: Guard, memory: Memory) -> None:
+    """What an open websocket makes the process grow by is the background's: it takes no share of a request beside it."""
+    growth = []
+
+    async def http(request: Any, receive: Any, send: Any) -> None:
+        memory.be(58 * MIB)
+
+    async def websocket(request: Any, receive: Any, send: Any) -> None:
+        await MemoryMiddleware(http, guard=guard)(scope("/x"), receive, send)
+        growth.append(guard.largest)
+        memory.be(61 * MIB)
+
+    call(MemoryMiddleware(websocket, guard=guard), scope("/chat", kind="websocket"))
+
+    assert growth == [(8 * MIB, b"GET /x")]
+    assert (guard.largest, guard.clock.background) == ((8 * MIB, b"GET /x"), 3 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("setting", "token", "shown"),
+    [
+        (False, None, False),
+        (False, SECRET.encode(), False),
+        (True, None, True),
+        (SECRET, SECRET.encode(), True),
+        (SECRET, None, False),
+        (SECRET, b"wrong", False),
+        (SECRET, b"", False),
+        (SECRET, "é中".encode(), False),
+        (SECRET, b"\xff\xfe", False),
+    ],
+    ids=["off", "off-with-token", "on", "right", "absent", "wrong", "empty", "non-ascii", "no-text"],
+)
+def test_headers(memory: Memory, setting: bool | str, token: bytes | None, shown: bool) -> None:
+    """For everybody, for nobody, or for who knows the secret; names in lower case, as ASGI wants them."""
+    guard = Guard(Policy(soft_limit="900MiB", jitter=0, headers=setting), capacity=Capacity(1000 * MIB, "here"), memory=memory)
+
+    async def app(request: Any, receive: Any, send: Any) -> None:
+        memory.be(52 * MIB)
+        await hello(request, receive, send)
+
+    sent = call(MemoryMiddleware(app, guard=guard), scope(headers=[] if token is None else [(b"x-memory-token", token)]))
+
+    figures = [
+        (b"x-memory-rss", b"%d" % (52 * MIB)),
+        (b"x-memory-delta", b"%d" % (2 * MIB)),
+        (b"server-timing", b'mem;desc="52.0 MiB, +2.0 MiB"'),
+        (b"x-memory-limit", b"%d" % (900 * MIB)),
+    ]
+    assert [(b"content-type", b"text/plain"), *(figures if shown else [])] == headers_of(sent)
+
+
+def test_headers_are_not_heaped_up() -> None:
+    """An app that sends the same message every time has the same message after a thousand requests."""
+    app = MemoryMiddleware(hello, headers=True)
+    sent: list[Message] = []
+
+    async def many() -> None:
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        for _ in range(1000):
+            await app(scope(), lambda: None, send)  # type: ignore[arg-type, return-value]
+
+    asyncio.run(many())
+
+    assert START == {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
+    assert {5} == {len(message["headers"]) for message in sent if "headers" in message}
+
+
+@pytest.mark.parametrize("start", [{"headers": ()}, {}, {"headers": iter([(b"a", b"b")])}], ids=["tuple", "none", "iterator"])
+def test_headers_of_any_kind(start: dict[str, Any]) -> None:
+    """ASGI: an iterable, and optional."""
+
+    async def app(request: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, **start})
+        await send(END)
+
+    sent = call(MemoryMiddleware(app, headers=True), scope())
+
+    assert (headers_of(sent)[-4][0], headers_of(sent)[-1][0]) == (b"x-memory-rss", b"x-memory-limit")
+
+
+@pytest.mark.parametrize("outer", [True, False], ids=["both", "inner-only"])
+def test_wrapped_twice(outer: bool) -> None:
+    """Counted once, and headers once."""
+    sent = call(MemoryMiddleware(MemoryMiddleware(hello, headers=True), headers=outer), scope())
+
+    guard = current.get_guard()
+    assert guard is not None
+    assert (guard.counters.work, len(headers_of(sent))) == (1, 5)
+
+
+def _starlette() -> App:
+    return Starlette(
+        routes=[
+            Route("/users/{user:int}", lambda request: PlainTextResponse("x")),
+            Mount("/sub", routes=[Route("/deep/{name}", lambda request: PlainTextResponse("x"))]),
+        ]
+    )
+
+
+def _fastapi() -> App:
+    app = FastAPI()
+
+    @app.get("/users/{user}")
+    def user(user: int) -> int:
+        return user
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("make", "path", "expected"),
+    [
+        pytest.param(_starlette, "/users/1", "/users/{user:int}", id="starlette"),
+        pytest.param(_starlette, "/nothing", "unmatched", id="starlette-404"),
+        pytest.param(_fastapi, "/users/1", "/users/{user}", id="fastapi"),
+        pytest.param(_fastapi, "/nothing", "unmatched", id="fastapi-404"),
+    ],
+)
+def test_routes(guard: Guard, make: Callable[[], App], path: str, expected: str) -> None:
+    """A route's label is its template, never the path; what is no route is unmatched."""
+    call(MemoryMiddleware(make(), guard=guard), scope(path))
+
+    assert [expected] == list(guard.counters.routes)
+
+
+def test_routes_stay_few(guard: Guard) -> None:
+    """A thousand paths of one route below a mount are at most one label."""
+    app = MemoryMiddleware(_starlette(), guard=guard)
+
+    for number in range(50):
+        call(app, scope(f"/sub/deep/{number}"))
+
+    assert len(guard.counters.routes) == 1
+    assert "49" not in next(iter(guard.counters.routes))
+
+
+def test_a_mounted_app_is_not_lost(guard: Guard) -> None:
+    """What is counted below a mount at the root is read back as well."""
+    app = Starlette(routes=[Mount("/", app=hello)])
+
+    call(MemoryMiddleware(app, guard=guard), scope("/x"))
+    guard.retire()
+
+    assert sum(sum(row[1:]) for row in guard.pool().totals.routes.values()) == 1
+
+
+def test_a_path_from_outside(guard: Guard) -> None:
+    """Whatever a client sends: printable where it is shown, and no failure."""
+    seen = []
+
+    async def app(request: Any, receive: Any, send: Any) -> None:
+        seen.extend(piece.name for piece in guard.pool().workers[0].in_flight)
+
+    call(MemoryMiddleware(app, guard=guard), scope("/\r\n\x1b[2J\udcff中"[:7] + "é") | {"raw_path": b"/"})
+
+    assert len(seen) == 1
+    assert seen[0].startswith("GET /???[2J")
+    assert seen[0].isprintable()

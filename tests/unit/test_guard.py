@@ -1,0 +1,436 @@
+"""When a worker has had its day: a guard whose memory and clock say what they are told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from unit.scripted import MIB, Clock, Memory
+
+from oomsafe.kernel.oom_score import read_score
+from oomsafe.policy.decide import RECLAIM_EVERY
+from oomsafe.policy.limits import Capacity
+from oomsafe.policy.settings import Policy
+from oomsafe.pool import gauge
+from oomsafe.pool import guard as module
+from oomsafe.pool.guard import LOOK_AGAIN, Guard
+from oomsafe.pool.scoreboard import Scoreboard
+
+Said = Callable[[], list[str]]
+HERE = Capacity(1000 * MIB, "here", workers=2)
+
+
+@pytest.fixture
+def recycled() -> list[str]:
+    """One entry for each call of recycle."""
+    return []
+
+
+@pytest.fixture
+def guarded(recycled: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Guard, Memory]]:
+    """Makes a guard of 50 MiB with a soft limit of 100 MiB, and the memory that it sees."""
+    # the pool's working set is not this machine's
+    monkeypatch.setattr(module, "read_capacity", lambda: HERE)
+
+    def make(*, rss: int | None = 50 * MIB, board: Scoreboard | None = None, alone: bool = False, **policy: Any) -> tuple[Guard, Memory]:
+        memory = Memory(rss)
+        keywords = {"soft_limit": "100MiB", "jitter": 0, "min_lifetime": 0, "reclaim": False, "draining_oom_score_adj": 0, **policy}
+        slot = board.reserve() if board else None
+        if slot:
+            slot.claim()
+        recycle = None if alone else lambda: recycled.append("now")
+        return Guard(Policy(**keywords), recycle=recycle, board=board, slot=slot, capacity=HERE, memory=memory), memory
+
+    return make
+
+
+def do(guard: Guard, memory: Memory, rss: int | None, clock: Clock, name: str = "work") -> None:
+    """One piece of work that leaves the process with so much memory; it ends when the guard looks again."""
+    clock.go(LOOK_AGAIN)
+    with guard.work(name):
+        memory.be(rss)
+
+
+def test_recycles_once(guarded: Any, clock: Clock, recycled: list[str], said: Said) -> None:
+    """Within its limit it serves; above it recycle is called, once, and one line has every figure."""
+    guard, memory = guarded()
+
+    do(guard, memory, 100 * MIB, clock)
+    within = (list(recycled), guard.should_recycle)
+    for size in (200, 210, 220):
+        do(guard, memory, size * MIB, clock, "GET /leak")
+        guard.tick()
+
+    assert within == ([], False)
+    assert (recycled, guard.should_recycle) == (["now"], True)
+    assert guard.counters.recycles[0] == 1
+    (line,) = said()
+    assert "recycling: rss 200 MiB > soft limit 100 MiB for 0.0 s, after 2 pieces of work" in line
+    assert "largest growth in one of them: GET /leak (+100 MiB)" in line
+
+
+def test_an_idle_worker_is_seen_by_the_tick(guarded: Any, clock: Clock, recycled: list[str]) -> None:
+    """Memory that grows beside the work counts as well."""
+    guard, memory = guarded()
+    memory.be(150 * MIB)
+
+    guard.tick()
+    before = list(recycled)
+    clock.go(1.0)
+    guard.tick()
+
+    assert (before, recycled) == ([], ["now"])
+
+
+def test_without_a_way_to_recycle(guarded: Any, clock: Clock, said: Said) -> None:
+    """A pool of one tells: a flag, and a warning that nothing here can do it."""
+    guard, memory = guarded(alone=True)
+
+    do(guard, memory, 200 * MIB, clock)
+
+    assert guard.should_recycle
+    assert "should be recycled, and nothing here can" in said()[0]
+
+
+def test_reclaims_first(guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be given back is given back, and if that is enough the worker serves on."""
+    guard, memory = guarded(reclaim=True)
+    monkeypatch.setattr(module, "trim", lambda: memory.be(80 * MIB))
+
+    do(guard, memory, 200 * MIB, clock)
+
+    assert (recycled, guard.should_recycle, guard.rss) == ([], False, 80 * MIB)
+    assert (guard.counters.reclaims, guard.counters.reclaimed) == (1, 120 * MIB)
+
+
+def test_reclaims_every_so_often(guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at each piece of work: the second breach within ten seconds recycles at once, a later one reclaims again."""
+    guard, memory = guarded(reclaim=True)
+    monkeypatch.setattr(module, "trim", lambda: memory.be(80 * MIB))
+    do(guard, memory, 200 * MIB, clock)
+    clock.go(RECLAIM_EVERY)
+    do(guard, memory, 200 * MIB, clock)
+    twice = (guard.counters.reclaims, list(recycled))
+
+    clock.go(RECLAIM_EVERY - 1)
+    do(guard, memory, 200 * MIB, clock)
+
+    assert twice == (2, [])
+    assert (guard.counters.reclaims, recycled) == (2, ["now"])
+
+
+def test_a_reclaim_that_does_not_help(guarded: Any, clock: Clock, recycled: list[str]) -> None:
+    """Measured again, still over: recycled, by the same look."""
+    guard, memory = guarded(reclaim=True)
+
+    do(guard, memory, 200 * MIB, clock)
+
+    assert (guard.counters.reclaims, guard.counters.reclaimed, recycled) == (1, 0, ["now"])
+
+
+def test_a_reclaim_that_takes_long(guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heap that takes longer to walk than RECLAIM_EVERY is walked once, not for ever."""
+    guard, memory = guarded(reclaim=True)
+    monkeypatch.setattr(module, "trim", lambda: clock.go(RECLAIM_EVERY + 1))
+
+    do(guard, memory, 200 * MIB, clock)
+
+    assert (guard.counters.reclaims, recycled) == (1, ["now"])
+
+
+def test_a_reclaim_in_the_background(guarded: Any, clock: Clock, recycled: list[str]) -> None:
+    """It goes on beside the work; nothing else is decided meanwhile, and it decides at its end."""
+    guard, memory = guarded(reclaim=True)
+    waiting: list[Callable[[], None]] = []
+    guard._background = waiting.append
+
+    do(guard, memory, 200 * MIB, clock)
+    do(guard, memory, 210 * MIB, clock)
+    meanwhile = (len(waiting), list(recycled))
+    waiting.pop()()
+
+    assert meanwhile == (1, [])
+    assert (waiting, recycled) == ([], ["now"])
+
+
+def test_a_background_that_can_not_start(guarded: Any, clock: Clock, recycled: list[str], said: Said) -> None:
+    """Out of memory there are no new threads: that does not keep the worker from being recycled."""
+    guard, memory = guarded(reclaim=True)
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    guard._background = refuse
+
+    do(guard, memory, 200 * MIB, clock)
+    do(guard, memory, 210 * MIB, clock)
+
+    assert recycled == ["now"]
+    assert "can't start new thread" in said()[0]
+
+
+@pytest.mark.parametrize("policy", [{"sustain": 5}, {"min_lifetime": 5}], ids=["sustain", "min_lifetime"])
+def test_waits(guarded: Any, clock: Clock, recycled: list[str], policy: dict[str, float]) -> None:
+    """A breach must last; a worker must have lived."""
+    guard, memory = guarded(**policy)
+    do(guard, memory, 120 * MIB, clock)
+    clock.go(4.9)
+    do(guard, memory, 120 * MIB, clock)
+    before = list(recycled)
+
+    clock.go(0.2)
+    do(guard, memory, 120 * MIB, clock)
+
+    assert (before, recycled) == ([], ["now"])
+
+
+def test_a_breach_with_a_break_begins_anew(guarded: Any, clock: Clock, recycled: list[str]) -> None:
+    """A worker that came back within its limit has no breach behind it."""
+    guard, memory = guarded(sustain=5)
+    do(guard, memory, 120 * MIB, clock)
+    clock.go(4)
+    do(guard, memory, 90 * MIB, clock)
+    clock.go(4)
+
+    do(guard, memory, 120 * MIB, clock)
+
+    assert recycled == []
+
+
+def test_hard_waits_for_nothing(guarded: Any, clock: Clock, recycled: list[str], said: Said) -> None:
+    """Neither for its age, nor for a reclaim."""
+    guard, memory = guarded(hard_limit="150MiB", sustain=99, min_lifetime=99, reclaim=True)
+
+    do(guard, memory, 151 * MIB, clock)
+
+    assert recycled == ["now"]
+    assert guard.counters.recycles[:2] == [0, 1]
+    assert "rss 151 MiB > hard limit 150 MiB" in said()[0]
+
+
+def test_dry_run(guarded: Any, clock: Clock, recycled: list[str], said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It decides, counts and logs, and does nothing: no call, no flag, no score, no reclaim."""
+    monkeypatch.setattr(module, "trim", lambda: recycled.append("trimmed"))
+    guard, memory = guarded(dry_run=True, reclaim=True, draining_oom_score_adj=300)
+    score = read_score()
+
+    for _ in range(3):
+        do(guard, memory, 200 * MIB, clock)
+
+    assert (recycled, guard.should_recycle, read_score()) == ([], False, score)
+    assert (guard.counters.recycles[0], guard.counters.reclaims, guard.slot.state) == (1, 0, 2)
+    (line,) = said()
+    assert "would be recycled (dry run)" in line
+
+
+def test_a_soft_limit_below_what_boot_needs(guarded: Any, clock: Clock, recycled: list[str], said: Said, board: Scoreboard) -> None:
+    """Recycling would never end: one line for the pool has both figures, and no worker is ever recycled for it."""
+    guards = [guarded(rss=120 * MIB, board=board) for _ in range(2)]
+
+    for guard, memory in guards:
+        do(guard, memory, 900 * MIB, clock)
+
+    assert recycled == []
+    (line,) = said()
+    assert "soft limit 100 MiB is not used: a worker needs 120 MiB (rss) right after boot" in line
+    assert all(guard.soft_limit is None for guard, _ in guards)
+
+
+def test_a_refused_soft_limit_leaves_the_hard_one(guarded: Any, clock: Clock, recycled: list[str]) -> None:
+    """Which is above what boot needs."""
+    guard, memory = guarded(rss=120 * MIB, hard_limit="150MiB")
+
+    do(guard, memory, 151 * MIB, clock)
+
+    assert recycled == ["now"]
+
+
+@pytest.mark.parametrize("metric", ["pss", "uss"])
+def test_a_hard_limit_below_what_boot_needs(
+    guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:
+    """The hard limit is of rss, whatever the metric: a worker that is above it right after boot is not recycled for ever."""
+    monkeypatch.setattr(gauge, "shared_out", lambda: (60 * MIB, 40 * MIB))
+    guard, memory = guarded(rss=400 * MIB, metric=metric, hard_limit="300MiB")
+
+    do(guard, memory, 401 * MIB, clock)
+
+    assert recycled == []
+
+
+@pytest.mark.parametrize(("metric", "expected"), [("rss", ["now"]), ("pss", []), ("uss", [])])
+def test_metric(guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch, metric: str, expected: list[str]) -> None:
+    """Shared pages count whole in rss, and not in pss and uss."""
+    monkeypatch.setattr(gauge, "shared_out", lambda: (30 * MIB, 20 * MIB))
+    guard, memory = guarded(metric=metric)
+
+    do(guard, memory, 110 * MIB, clock)
+
+    assert expected == recycled
+
+
+@pytest.mark.parametrize("metric", ["pss", "uss"])
+def test_growth_between_two_samples(guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch, metric: str) -> None:
+    """A sample is dear, so what rss has grown by since the last one counts as the worker's own."""
+    asked: list[float] = []
+    monkeypatch.setattr(gauge, "shared_out", lambda: asked.append(clock()) or (30 * MIB, 30 * MIB))
+    guard, memory = guarded(metric=metric)
+
+    do(guard, memory, 125 * MIB, clock)
+
+    assert (len(asked), recycled) == (1, ["now"])
+
+
+def test_jitter_never_asks_for_less_than_boot(clock: Clock) -> None:
+    """A worker of 95 MiB below a limit of 100 MiB keeps all of it, whatever its share of the jitter."""
+    for _ in range(30):
+        guard = Guard(Policy(soft_limit="100MiB", jitter=0.9, min_lifetime=0), capacity=HERE, memory=Memory(95 * MIB))
+
+        assert guard.limits.early is not None
+        assert 95 * MIB < guard.limits.early <= 100 * MIB
+        assert not guard.should_recycle
+
+
+def test_jitter_spreads(clock: Clock) -> None:
+    """Workers that grow alike do not end together."""
+    early = {Guard(Policy(soft_limit="100MiB", jitter=0.3), capacity=HERE, memory=Memory(MIB)).limits.early for _ in range(20)}
+
+    assert len(early) > 10
+    assert all(limit is not None and 70 * MIB <= limit <= 100 * MIB for limit in early)
+
+
+def test_no_figure_never_acts(guarded: Any, clock: Clock, recycled: list[str]) -> None:
+    """Where memory can't be read nothing is decided, and nothing is made up: no zeros on the board, no headers."""
+    guard, memory = guarded(rss=None, hard_limit="150MiB")
+
+    do(guard, memory, None, clock)
+    clock.go(1)
+    guard.tick()
+
+    (worker,) = guard.pool().workers
+    assert (recycled, guard.should_recycle, guard.counters.work) == ([], False, 1)
+    assert (worker.figures.rss, worker.figures.peak_rss, worker.figures.baseline) == (None, None, None)
+    assert guard.work("x").headers() == []
+
+
+def test_a_figure_that_is_missing_for_a_while(guarded: Any, clock: Clock, recycled: list[str]) -> None:
+    """The last one holds; the next one counts."""
+    guard, memory = guarded()
+    do(guard, memory, None, clock)
+
+    do(guard, memory, 60 * MIB, clock)
+
+    assert (recycled, guard.rss, guard.clock.value) == ([], 60 * MIB, 10 * MIB)
+
+
+def test_a_scoreboard_that_can_not_be_written(guarded: Any, clock: Clock, recycled: list[str], said: Said) -> None:
+    """It is logged once, the work goes on, and the worker is recycled all the same."""
+    guard, memory = guarded()
+
+    def fail(*_: object) -> None:
+        raise OSError("broken")
+
+    guard.slot.publish = guard.slot.begin = fail
+    clock.go(2)
+    for _ in range(3):
+        do(guard, memory, 90 * MIB, clock)
+    for _ in range(3):
+        do(guard, memory, 200 * MIB, clock)
+
+    assert guard.counters.work == 6
+    assert guard.clock.in_flight == 0
+    assert len([line for line in said() if "oomsafe failed in begin" in line]) == 1
+    assert recycled == ["now"]
+
+
+def test_a_recycle_that_fails(guarded: Any, clock: Clock, said: Said) -> None:
+    """The work goes on, and it is said once."""
+    guard, memory = guarded()
+
+    def fail() -> None:
+        raise OSError("no pipe")
+
+    guard._recycle = fail
+
+    do(guard, memory, 200 * MIB, clock)
+    do(guard, memory, 210 * MIB, clock)
+
+    assert guard.counters.work == 2
+    assert any("no pipe" in line for line in said())
+
+
+def test_a_pool_that_changes(guarded: Any, clock: Clock, board: Scoreboard) -> None:
+    """With SIGTTIN each worker's share of the budget shrinks, at the next tick."""
+    board.describe(workers=2, turns=1, limit=None, budget=None)
+    guard, _ = guarded(board=board, soft_limit="auto")
+    before = guard.soft_limit
+
+    board.describe(workers=5, turns=1, limit=None, budget=None)
+    clock.go(1)
+    guard.tick()
+
+    assert (before, guard.soft_limit) == (450 * MIB, 180 * MIB)
+    assert guard.pool().workers[0].figures.soft == 180 * MIB
+
+
+def test_workers_that_load_lazily(guarded: Any, clock: Clock, recycled: list[str], said: Said, board: Scoreboard) -> None:
+    """Three workers in a row that need more than their limit with their first work, and the fourth serves on: one line says so."""
+    for number in range(5):
+        guard, memory = guarded(board=board, min_lifetime=10, draining_oom_score_adj=0)
+        do(guard, memory, 120 * MIB, clock)
+        clock.go(10)
+        do(guard, memory, 121 * MIB, clock)
+        assert min(number + 1, 3) == len(recycled)
+        board.release(guard.slot.number)
+
+    refusals = [line for line in said() if "is not used" in line]
+    assert len(refusals) == 1
+    assert "needs 121 MiB (rss) within its first seconds" in refusals[0]
+
+
+def test_a_leak_is_no_lazy_load(guarded: Any, clock: Clock, recycled: list[str], board: Scoreboard) -> None:
+    """One that goes on growing is recycled each time, however early it began."""
+    for _ in range(6):
+        guard, memory = guarded(board=board, min_lifetime=10)
+        do(guard, memory, 105 * MIB, clock)
+        clock.go(10)
+        do(guard, memory, 124 * MIB, clock)
+        board.release(guard.slot.number)
+
+    assert len(recycled) == 6
+
+
+def test_a_leak_in_a_pool_over_budget_is_no_lazy_load(
+    guarded: Any, clock: Clock, recycled: list[str], said: Said, board: Scoreboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over its budget the pool waits for nobody's age; a worker that went at once has not shown that it does not leak."""
+    monkeypatch.setattr(module, "read_capacity", lambda: Capacity(1000 * MIB, "here", working_set=950 * MIB))
+    for _ in range(6):
+        guard, memory = guarded(board=board, min_lifetime=10)
+        for size in (70, 90, 110, 130):
+            do(guard, memory, size * MIB, clock)
+        board.release(guard.slot.number)
+
+    assert [line for line in said() if "is not used" in line] == []
+    assert len(recycled) == 6
+
+
+def test_a_log_line_is_one_line(guarded: Any, clock: Clock, said: Said) -> None:
+    """A hostile name does not get into it raw."""
+    guard, memory = guarded()
+
+    do(guard, memory, 200 * MIB, clock, "GET /\r\nCRITICAL fake\x1b[2J\u2028")
+
+    (line,) = said()
+    assert line.isprintable()
+    assert "GET /??CRITICAL fake?[2J" in line
+
+
+def test_warnings_of_a_pool_of_one(said: Said, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody else would say that a limit can't be reached."""
+    Guard(Policy(soft_limit="100GiB"), capacity=HERE, memory=Memory(MIB))
+
+    assert "is above the effective limit" in said()[0]
+    assert caplog.records[0].levelno == logging.WARNING

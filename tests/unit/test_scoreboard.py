@@ -1,0 +1,321 @@
+"""One pool's shared memory, with real processes that write to it and die."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.children import Child, Line
+
+from oomsafe.kernel.process import start_time
+from oomsafe.pool import layout, scoreboard
+from oomsafe.pool.layout import Counters
+from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.pool.slot import Figures, Slot
+from oomsafe.pool.supervisor import comm_of
+
+NewBoard = Callable[..., Scoreboard]
+
+
+def taken(board: Scoreboard) -> Slot:
+    """A reserved slot."""
+    slot = board.reserve()
+    assert slot is not None
+    return slot
+
+
+def counting(work: int, **routes: int) -> Counters:
+    """Counters with so much work, and so much growth by route."""
+    counters = Counters(work=work)
+    for name, growth in routes.items():
+        counters.route(name)[:] = [growth, *[work] * layout.BUCKETS]
+    return counters
+
+
+def test_a_worker_is_seen(board: Scoreboard) -> None:
+    """From its claim on, with what it published and what it has in flight."""
+    slot = taken(board)
+    assert board.read().workers == []
+    board.describe(workers=4, turns=2, limit=1 << 30, budget=None)
+
+    slot.claim()
+    slot.begin(0, b"GET /a\x1b[2J", 123.0, 77)
+    slot.publish(Figures(rss=100, oom_score_adj=-1), counting(3, home=9))
+
+    pool = board.read()
+    (worker,) = pool.workers
+    assert (worker.pid, worker.started, worker.state, worker.generation) == (os.getpid(), start_time(), "starting", 1)
+    assert Figures(rss=100, oom_score_adj=-1) == worker.figures
+    assert [(piece.name, piece.began, piece.rss) for piece in worker.in_flight] == [("GET /a?[2J", 123.0, 77)]
+    assert (pool.server, pool.supervisor, pool.workers_wanted, pool.turns) == ("test", os.getpid(), 4, 2)
+    assert (pool.limit, pool.budget, pool.totals.work) == (1 << 30, None, 3)
+
+
+def test_nothing_is_in_flight_any_more(board: Scoreboard) -> None:
+    """An ended piece of work leaves its cell."""
+    slot = taken(board)
+    slot.claim()
+    slot.begin(15, b"x" * 300, 1.0, 1)
+    (piece,) = board.read().workers[0].in_flight
+    assert len(piece.name) == 96
+
+    slot.end(15)
+
+    assert board.read().workers[0].in_flight == []
+
+
+@given(st.lists(st.tuples(st.sampled_from(["reserve", "publish", "release", "again"]), st.integers(0, 40)), max_size=40))
+def test_totals_only_rise(steps: list[tuple[str, int]]) -> None:
+    """Law: over any interleaving of workers that come, count, and go, no count of the pool is ever lost or goes back."""
+    board = _in_memory()
+    working: dict[int, tuple[Slot, Counters]] = {}
+    expected = before = 0
+
+    for step, number in steps:
+        if step == "reserve" and (slot := board.reserve()):
+            slot.claim()
+            working[slot.number] = (slot, Counters())
+        elif working:
+            slot, counters = working[sorted(working)[number % len(working)]]
+            if step == "publish":
+                counters.work += number
+                counters.route(f"/{number}")[0] += number
+                expected += number
+                slot.publish(Figures(), counters)
+            elif step == "release":
+                board.release(slot.number)
+                board.release(slot.number)
+                del working[slot.number]
+
+        totals = board.read().totals
+        assert expected == totals.work == sum(row[0] for row in totals.routes.values())
+        assert totals.work >= before
+        before = totals.work
+
+    board.close()
+
+
+def test_no_route_goes_back_when_the_table_is_full(board: Scoreboard) -> None:
+    """A route's count that was shown once never falls: a counter that falls is a restart to Prometheus."""
+    first, second = taken(board), taken(board)
+    seen: list[dict[str, int]] = []
+
+    def look() -> None:
+        seen.append({name: row[0] for name, row in board.read().totals.routes.items()})
+
+    for slot, letter in ((first, "a"), (second, "b")):
+        slot.claim()
+        names = [board.admit(f"{letter}{number}") for number in range(20)]
+        slot.publish(Figures(), counting(1, **{str(name): names.count(name) for name in names}))
+        look()
+    board.release(second.number)
+    look()
+    board.release(first.number)
+    look()
+
+    for earlier, later in pairwise(seen):
+        assert {name: count for name, count in earlier.items() if later.get(name, 0) < count} == {}
+    assert len(seen[-1]) == layout.ROUTES
+    assert sum(seen[-1].values()) == 40
+
+
+def test_a_route_is_admitted_once_for_the_whole_pool(board: Scoreboard) -> None:
+    """First come, first served; asking again changes nothing; while another process holds the lock, come again."""
+    slot = taken(board)
+
+    def hold(line: Line) -> None:
+        slot.claim()
+        assert board.try_lock()
+        line.say("held")
+        line.hear()
+
+    assert [board.admit("/a"), board.admit("/a"), board.admit("")] == ["/a", "/a", "unmatched"]
+    with Child(hold) as child:
+        assert child.hear() == "held"
+        assert (board.admit("/a"), board.admit("/new")) == ("/a", None)
+        child.kill()
+    assert board.admit("/new") == "/new"
+    assert [board.admit(f"/{number}") for number in range(100)][-1] == "other"
+
+
+def test_no_torn_reads(board: Scoreboard) -> None:
+    """While a worker publishes as fast as it can, whoever reads sees figures and counters of one moment."""
+    slot = taken(board)
+
+    def publish(line: Line) -> None:
+        slot.claim()
+        number = 0
+        while True:
+            number += 1
+            slot.publish(Figures(*[number] * 7, 1, number), counting(number, a=number, b=number))
+            if number == 1:
+                line.say("began")
+
+    with Child(publish) as child:
+        assert child.hear() == "began"
+        seen = set()
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            (worker,) = board.read().workers
+            figures, counters = worker.figures, worker.counters
+            numbers = {figures.rss, figures.uss, figures.in_flight, counters.work, *counters.routes["a"], *counters.routes["b"]}
+            assert len(numbers) == 1
+            seen |= numbers
+
+    assert len(seen) > 5
+
+
+def test_a_killed_worker_leaves_what_it_had(board: Scoreboard) -> None:
+    """A SIGKILL in the middle of a publication: its last counts are in the totals, and its work in flight can be read."""
+    slot = taken(board)
+
+    def work(line: Line) -> None:
+        slot.claim()
+        slot.publish(Figures(rss=5), counting(7))
+        slot.begin(3, b"POST /reports", 1.0, 5)
+        at = layout.HEADER_SIZE + slot.number * layout.SLOT_SIZE + layout.SLOT_SEQUENCE_AT
+        layout.SEQUENCE.pack_into(board._memory, at, 3)
+        line.say("published")
+        line.hear()
+
+    with Child(work) as child:
+        assert child.hear() == "published"
+        assert [piece.name for piece in board.read().workers[0].in_flight] == ["POST /reports"]
+        child.kill()
+        dead = board.read()
+        cells = board._memory[layout.HEADER_SIZE : layout.HEADER_SIZE + layout.SLOT_SIZE].tobytes()
+        board.release(slot.number)
+
+    assert (dead.workers, dead.totals.work) == ([], 7)
+    assert b"POST /reports" in cells
+    assert board.read().totals.work == 7
+
+
+def test_slots_of_the_dead_are_used_again(board: Scoreboard) -> None:
+    """A supervisor that missed a death still has room, and loses no counts."""
+    slot = taken(board)
+
+    def work(line: Line) -> None:
+        slot.claim()
+        slot.publish(Figures(), counting(2))
+        line.say("done")
+        line.hear()
+
+    with Child(work) as child:
+        child.hear()
+        child.kill()
+    again = taken(board)
+
+    assert (slot.number, 2) == (again.number, again.generation)
+    assert board.read().totals.work == 2
+
+
+def test_no_room(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When all slots are taken by the living there is none; one that was never claimed is free after a minute."""
+    slots = [taken(board) for _ in range(board.slots)]
+    assert board.reserve() is None
+
+    later = time.time() + scoreboard.RESERVED_FOR + 1
+    monkeypatch.setattr(scoreboard.time, "time", lambda: later)
+
+    assert board.reserve() is not None
+    assert len({slot.number for slot in slots}) == board.slots
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(1, 32), (12, 32), (100, 208)])
+def test_room_for_replacements(new_board: NewBoard, workers: int, expected: int) -> None:
+    """Twice the workers and some more."""
+    assert expected == new_board(workers).slots
+
+
+def test_others(board: Scoreboard) -> None:
+    """Who is away: the living that drain or start, this worker not counted."""
+    mine, starting, serving, gone = (taken(board) for _ in range(4))
+    mine.set_state(layout.DRAINING)
+    serving.set_state(layout.SERVING)
+    board.describe(workers=4, turns=3, limit=None, budget=None)
+
+    def drain(line: Line) -> None:
+        gone.claim()
+        gone.set_state(layout.DRAINING)
+        line.say("drains")
+        line.hear()
+
+    with Child(drain) as child:
+        child.hear()
+        draining = board.others(mine)
+        child.kill()
+
+    assert draining == (1, 1, 3)
+    assert board.others(mine) == (0, 1, 3)
+    assert starting.state == layout.STARTING
+
+
+def test_one_lock_for_all_processes(board: Scoreboard) -> None:
+    """While one process takes its turn no other can, and a SIGKILL gives the turn back."""
+
+    def hold(line: Line) -> None:
+        line.say(board.try_lock())
+        line.hear()
+        board.unlock()
+        line.say("unlocked")
+        line.hear()
+
+    with Child(hold) as first:
+        assert first.hear() is True
+        assert board.try_lock() is False
+        first.say("unlock")
+        assert first.hear() == "unlocked"
+        assert board.try_lock() is True
+        board.unlock()
+
+    with Child(hold) as second:
+        assert second.hear() is True
+        second.kill()
+        assert board.try_lock() is True
+
+
+def test_first_to_refuse(board: Scoreboard) -> None:
+    """One worker of the pool says it, until the supervisor describes the pool anew."""
+    answers = [board.first_to_refuse(), board.first_to_refuse()]
+    board.settled = 3
+    board.describe(workers=1, turns=1, limit=None, budget=None)
+
+    assert [*answers, board.first_to_refuse()] == [True, False, True]
+    assert board.settled == 0
+
+
+@given(st.integers(1, 1 << 22), st.integers(0, 9999), st.integers(1, 1 << 30))
+def test_names_in_the_kernels_report(supervisor: int, number: int, generation: int) -> None:
+    """Law: at most 15 printable bytes, with the slot's number, another for the next worker in that slot."""
+    slot, following = _slot(number, generation), _slot(number, generation + 1)
+
+    name = comm_of(supervisor, slot)
+
+    assert len(name) <= 15
+    assert name.startswith(f"oomsafe-w{number}")
+    assert name.isascii()
+    if number < 10:
+        assert name != comm_of(supervisor, following)
+
+
+def _slot(number: int, generation: int) -> Slot:
+    memory = bytearray(layout.SLOT_SIZE)
+    layout.OWNER.pack_into(memory, layout.OWNER_AT, 0, 0, generation, 0.0)
+    return Slot(memoryview(memory), 0, number)
+
+
+def _in_memory() -> Scoreboard:
+    import mmap
+
+    size = layout.HEADER_SIZE + 4 * layout.SLOT_SIZE
+    fd = os.memfd_create("test")
+    os.ftruncate(fd, size)
+    memory = mmap.mmap(fd, size)
+    layout.IDENTITY.pack_into(memory, 0, layout.MAGIC, layout.VERSION, 4, layout.SLOT_SIZE)
+    return Scoreboard(fd, memory, None)

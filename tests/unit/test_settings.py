@@ -1,0 +1,244 @@
+"""The policy: where each setting comes from, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.test_units import check_error, example_in
+
+from oomsafe.errors import ConfigError
+from oomsafe.policy.settings import OTHER_VARIABLES, READERS, Policy, load_policy, overridden
+from oomsafe.policy.units import MIB, Percent
+
+DEFAULTS: dict[str, Any] = {
+    "soft_limit": "auto",
+    "hard_limit": None,
+    "budget": Percent(90.0),
+    "metric": "rss",
+    "sustain": 0.0,
+    "reclaim": True,
+    "jitter": 0.1,
+    "min_lifetime": 10.0,
+    "max_unavailable": 1,
+    "worker_oom_score_adj": "auto",
+    "draining_oom_score_adj": 300,
+    "supervisor_oom_score_adj": None,
+    "headers": False,
+    "dry_run": False,
+}
+
+#: By field: a keyword and what it becomes, a variable's text and what that becomes.
+SOURCES: dict[str, tuple[Any, Any, str, Any]] = {
+    "soft_limit": (300 * MIB, 300 * MIB, "200MiB", 200 * MIB),
+    "hard_limit": ("400MiB", 400 * MIB, "80%", Percent(80.0)),
+    "budget": (Percent(50), Percent(50.0), "2GiB", 2048 * MIB),
+    "metric": ("pss", "pss", "uss", "uss"),
+    "sustain": (2, 2.0, "1.5", 1.5),
+    "reclaim": (False, False, "off", False),
+    "jitter": (0, 0.0, "0.25", 0.25),
+    "min_lifetime": (3, 3.0, "60", 60.0),
+    "max_unavailable": (3, 3, "25%", Percent(25.0)),
+    "worker_oom_score_adj": (500, 500, "200", 200),
+    "draining_oom_score_adj": (0, 0, "100", 100),
+    "supervisor_oom_score_adj": (-500, -500, "-200", -200),
+    "headers": ("0123456789abcdef", "0123456789abcdef", "yes", True),
+    "dry_run": (True, True, "1", True),
+}
+
+SECRET = "tops\u00e9cret-tops\u00e9cret"
+
+
+def test_defaults() -> None:
+    """Every field has the default that is written down here."""
+    assert {field.name: getattr(Policy(), field.name) for field in dataclasses.fields(Policy)} == DEFAULTS
+    assert list(READERS) == list(DEFAULTS)
+    assert overridden(Policy()) == {}
+
+
+@pytest.mark.parametrize("field", SOURCES)
+def test_keyword_beats_environment_beats_default(field: str) -> None:
+    """The nearest source wins, and only for its own field."""
+    keyword, from_keyword, text, from_text = SOURCES[field]
+    environ = {f"OOMSAFE_{field.upper()}": text}
+
+    plain, warnings = load_policy({}, {})
+    by_environment, _ = load_policy(environ, {})
+    by_keyword, _ = load_policy(environ, {field: keyword})
+
+    assert (getattr(plain, field), warnings) == (DEFAULTS[field], [])
+    assert {field: from_text} == overridden(by_environment)
+    assert {field: from_keyword} == overridden(by_keyword)
+
+
+@pytest.mark.parametrize("field", SOURCES)
+@pytest.mark.parametrize("text", ["", "  "], ids=["empty", "blank"])
+def test_an_empty_variable_is_unset(field: str, text: str) -> None:
+    """Compose files and CI set variables to nothing: that is no setting."""
+    policy, warnings = load_policy({f"OOMSAFE_{field.upper()}": text}, {})
+
+    assert (Policy(), []) == (policy, warnings)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("soft_limt", "soft_limit"), ("maxunavailable", "max_unavailable"), ("dryrun", "dry_run"), ("SOFT_LIMIT", ""), ("zzz", "")],
+)
+def test_unknown_keyword(name: str, near: str) -> None:
+    """A misspelt keyword is an error that names the nearest."""
+    with pytest.raises(ConfigError) as caught:
+        load_policy({}, {name: 1})
+
+    assert f"unknown setting {name}" + (f" (did you mean {near}?)" if near else "") == str(caught.value)
+
+
+def test_unknown_keyword_stays_on_its_line() -> None:
+    """Whatever the keyword holds."""
+    with pytest.raises(ConfigError) as caught:
+        Policy(**{"soft\r\n\x1blimit" + "x" * 500: 1})
+
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 250
+
+
+def test_unknown_variable() -> None:
+    """A misspelt variable is a warning with the nearest name, and the rest holds."""
+    policy, warnings = load_policy({"OOMSAFE_SOFT_LIMT": "1", "OOMSAFE_JITTER": "0", "SOFT_LIMIT": "x"}, {})
+
+    assert policy.jitter == 0
+    (warning,) = warnings
+    assert warning.startswith("ignoring unknown variable OOMSAFE_SOFT_LIMT (did you mean OOMSAFE_SOFT_LIMIT")
+
+
+def test_variables_that_are_no_settings() -> None:
+    """Those that other parts of oomsafe read are not warned of."""
+    assert ([], Policy()) == load_policy(dict.fromkeys(OTHER_VARIABLES, "x"), {})[::-1]
+
+
+BAD: dict[str, list[Any]] = {
+    "soft_limit": ["AUTO!", "300", 300, "", None, True, 1.5, "0%"],
+    "hard_limit": ["300MB", 0, False, "101%", 2.0],
+    "budget": ["auto", "", None, "none", -1, "90"],
+    "metric": ["RSS", "vms", "", None, 1, True, ["rss"]],
+    "sustain": [-1, "-0.1", "nan", "inf", float("nan"), float("inf"), "10s", "", None, True, [1], 10**400],
+    "reclaim": ["maybe", 2, 0, 1, None, 1.0, ""],
+    "jitter": [-0.1, 0.91, "10%", "nan", None, True],
+    "min_lifetime": [-1, "ten", None, False, "1e999"],
+    "max_unavailable": [0, -1, "0", "0%", "101%", "1.5", 1.0, None, True, "", "%", "nan%", Percent(0), Percent(200)],
+    "worker_oom_score_adj": [-1, 1001, "1e2", 300.0, None, True, ""],
+    "draining_oom_score_adj": [-1, 1001, "auto", None, True, "3" * 20],
+    "supervisor_oom_score_adj": [-1001, 1001, "-", 0.5, True, "auto"],
+    "headers": ["short", "é" * 20, "tab\there-0123456789", None, 1, "0123456789abcde", b"0123456789abcdef"],
+    "dry_run": ["2", None, 0, "ja", []],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [pytest.param(f, v, id=f"{f}-{v!r:.30}") for f, vs in BAD.items() for v in vs])
+def test_bad_value(field: str, value: Any) -> None:
+    """One line that names the field, and an example that the same field takes."""
+    with pytest.raises(ConfigError) as caught:
+        Policy(**{field: value})
+
+    check_error(str(caught.value), field)
+    Policy(**{field: example_in(str(caught.value), field)})
+
+
+@pytest.mark.parametrize("text", ["\uff11\uff10", "\u0663", "1_0", "1e1"], ids=["fullwidth", "arabic", "underscore", "exponent"])
+def test_digits_are_ascii_in_shares_too(text: str) -> None:
+    """A share of the workers is read by the rule of sizes: what soft_limit refuses as a percentage, it refuses."""
+    with pytest.raises(ConfigError):
+        Policy(soft_limit=f"{text}%")
+    with pytest.raises(ConfigError):
+        Policy(max_unavailable=f"{text}%")
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [(field, value) for field, values in BAD.items() for value in values if isinstance(value, str) and value],
+    ids=repr,
+)
+def test_bad_variable(field: str, text: str) -> None:
+    """The error names the variable that somebody set, and its example can be put into that variable."""
+    variable = f"OOMSAFE_{field.upper()}"
+
+    with pytest.raises(ConfigError) as caught:
+        load_policy({variable: text}, {})
+
+    check_error(str(caught.value), variable)
+    load_policy({variable: str(example_in(str(caught.value), variable))}, {})
+
+
+@given(st.sampled_from(sorted(READERS)), st.text() | st.binary() | st.floats() | st.integers() | st.none() | st.lists(st.integers()))
+def test_any_value_is_taken_or_refused_in_one_line(field: str, value: Any) -> None:
+    """Law: each reader gives a value or raises ConfigError, and what it gave it takes again unchanged."""
+    try:
+        checked = READERS[field](field, value)
+    except ConfigError as error:
+        check_error(str(error), field)
+        READERS[field](field, example_in(str(error), field))
+    else:
+        assert checked == READERS[field](field, checked)
+
+
+@pytest.mark.parametrize(
+    "value", [SECRET, "short-secret", "se\ncret-se\ncret-se\ncret", b"bytes-secret-bytes-secret", ["list-secret"]], ids=repr
+)
+def test_a_secret_is_never_shown(value: object) -> None:
+    """What was meant as a secret does not get into a log by being wrong."""
+    with pytest.raises(ConfigError) as by_keyword:
+        Policy(headers=value)  # type: ignore[arg-type]
+
+    assert "cret" not in str(by_keyword.value).partition(" is neither")[0]
+    assert "headers='***'" in str(by_keyword.value)
+
+
+def test_a_secret_in_a_variable_is_never_shown() -> None:
+    """Nor by being wrong in the environment."""
+    with pytest.raises(ConfigError) as caught:
+        load_policy({"OOMSAFE_HEADERS": "short-secret"}, {})
+
+    assert "short" not in str(caught.value)
+
+
+def test_a_secret_is_not_in_the_repr() -> None:
+    """A policy that is printed, or that stands in a traceback, keeps its secret."""
+    assert "0123456789abcdef" not in repr(Policy(headers="0123456789abcdef"))
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard"),
+    [("300MiB", "300MiB"), ("301MiB", "300MiB"), (300 * MIB, "200MiB"), ("80%", "80%"), ("90%", "80%")],
+)
+def test_soft_limit_must_be_below_hard_limit(soft: Any, hard: Any) -> None:
+    """A pair that is wrong on every machine is refused."""
+    with pytest.raises(ConfigError, match=r"soft_limit=.* is not below hard_limit=") as caught:
+        Policy(soft_limit=soft, hard_limit=hard)
+
+    check_error(str(caught.value), "soft_limit")
+
+
+@pytest.mark.parametrize(("soft", "hard"), [("299MiB", "300MiB"), ("90%", "300MiB"), ("300MiB", "80%"), ("auto", "2MiB"), ("9%", "10%")])
+def test_a_pair_that_may_be_right(soft: Any, hard: Any) -> None:
+    """A pair that only the machine can tell is taken."""
+    assert Policy(soft_limit=soft, hard_limit=hard).hard_limit is not None
+
+
+@pytest.mark.parametrize("hard", ["200MiB", 100 * MIB])
+def test_the_example_for_a_wrong_pair_is_right(hard: Any) -> None:
+    """The example, put in, makes the pair right."""
+    with pytest.raises(ConfigError) as caught:
+        Policy(soft_limit="400MiB", hard_limit=hard)
+
+    Policy(soft_limit=example_in(str(caught.value), "soft_limit"), hard_limit=hard)  # type: ignore[arg-type]
+
+
+def test_a_policy_can_not_be_changed() -> None:
+    """It is a value."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Policy().jitter = 0.5  # type: ignore[misc]
+
+    assert Policy(jitter=0) == Policy(jitter=0)
+    assert hash(Policy(jitter=0)) == hash(Policy(jitter=0))
