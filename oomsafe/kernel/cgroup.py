@@ -32,8 +32,11 @@ class Cgroup:
 
     def usage(self) -> int | None:
         """Everything charged to it, page cache included."""
-        name = "memory.usage_in_bytes" if self.version == 1 else "memory.current"
-        return read_int(f"{self.path}/{name}")
+        path = f"{self.path}/{'memory.usage_in_bytes' if self.version == 1 else 'memory.current'}"
+        usage = read_int(path)
+        if usage is None:
+            say_once(path, f"{path} can't be read: what the pool has in use is unknown")
+        return usage
 
     def working_set(self) -> int | None:
         """usage - inactive_file, at least 0: what can't be dropped under pressure, as kubelet and cAdvisor count it."""
