@@ -118,6 +118,13 @@ def _capture_uvicorn_server(worker: Any) -> _UvicornServer:
                 captured.note(self)
                 await super().startup(*args, **kwargs)
 
+            async def shutdown(self, *args: Any, **kwargs: Any) -> None:
+                await super().shutdown(*args, **kwargs)
+                # after SIGTERM, uvicorn raises the signal anew, and gunicorn's worker_exit is never called
+                guard = getattr(worker, "oomsafe_guard", None)
+                if guard is not None:
+                    guard.retire()
+
         module.Server = NotedServer  # type: ignore[union-attr]
         break
     return captured

@@ -50,6 +50,7 @@ TOTALS_AT = 1664
 
 STATE = struct.Struct("<I")
 OWNER_AT, OWNER = 8, struct.Struct("<QQQd")
+PID_AT, STARTED_AT, WORD = 8, 16, struct.Struct("<Q")
 SLOT_SEQUENCE_AT = 40
 FIGURES_AT, FIGURES = 48, struct.Struct("<9qd")
 COUNTERS_AT = 192
@@ -144,6 +145,11 @@ def route_name(name: str) -> str:
 def as_text(raw: bytes) -> str:
     """Text of a fixed field, up to its first zero byte."""
     return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+def write(memory: memoryview, at: int, form: struct.Struct, *values: object) -> None:
+    """Put `values` into shared memory, each at once: struct.pack_into would show zeros for a moment first."""
+    memory[at : at + form.size] = form.pack(*values)
 
 
 def optional(figure: int) -> int | None:

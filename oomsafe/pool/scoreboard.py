@@ -73,10 +73,10 @@ class Scoreboard:
         """The supervisor says what the pool is; all but `workers` and `turns` in bytes."""
         generations, *_, server = layout.POOL.unpack_from(self._memory, layout.POOL_AT)
         figures = (generations, workers, turns, stored(limit), stored(budget), server)
-        layout.POOL.pack_into(self._memory, layout.POOL_AT, *figures)
+        layout.write(self._memory, layout.POOL_AT, layout.POOL, *figures)
         # new limits deserve a new verdict
-        layout.REFUSED.pack_into(self._memory, layout.REFUSED_AT, 0)
-        layout.SETTLED.pack_into(self._memory, layout.SETTLED_AT, 0)
+        layout.write(self._memory, layout.REFUSED_AT, layout.REFUSED, 0)
+        layout.write(self._memory, layout.SETTLED_AT, layout.SETTLED, 0)
 
     @property
     def workers(self) -> int:
@@ -90,13 +90,13 @@ class Scoreboard:
 
     @settled.setter
     def settled(self, count: int) -> None:
-        layout.SETTLED.pack_into(self._memory, layout.SETTLED_AT, count)
+        layout.write(self._memory, layout.SETTLED_AT, layout.SETTLED, count)
 
     def first_to_refuse(self) -> bool:
         """Whether this worker is the pool's first to find its soft limit too low, and should say so."""
         locked = self.try_lock()  # without it, two may say it: better than to wait for a process that may be stopped
         (said,) = layout.REFUSED.unpack_from(self._memory, layout.REFUSED_AT)
-        layout.REFUSED.pack_into(self._memory, layout.REFUSED_AT, 1)
+        layout.write(self._memory, layout.REFUSED_AT, layout.REFUSED, 1)
         if locked:
             self.unlock()
         return not said
@@ -137,26 +137,32 @@ class Scoreboard:
                 continue
             self.release(number)
             generation, *rest = layout.POOL.unpack_from(self._memory, layout.POOL_AT)
-            layout.POOL.pack_into(self._memory, layout.POOL_AT, generation + 1, *rest)
-            layout.OWNER.pack_into(self._memory, at + layout.OWNER_AT, 0, 0, generation + 1, time.time())
-            layout.STATE.pack_into(self._memory, at, layout.STARTING)
-            return Slot(self._memory, at, number)
+            layout.write(self._memory, layout.POOL_AT, layout.POOL, generation + 1, *rest)
+            layout.write(self._memory, at + layout.OWNER_AT, layout.OWNER, 0, 0, generation + 1, time.time())
+            layout.write(self._memory, at, layout.STATE, layout.STARTING)
+            return Slot(self._memory, at, number, generation + 1)
         return None
 
-    def release(self, number: int) -> None:
-        """In the supervisor, when a worker is gone: its counts go into the totals, in one step for all who read."""
+    def release(self, number: int, generation: int | None = None) -> None:
+        """In the supervisor, when a worker is gone: its counts go into the totals, in one step for all who read.
+
+        With its `generation`, nothing happens when the slot is another's by now: a supervisor may
+        hear of a death long after reserve() has seen it.
+        """
         at = self._offset(number)
         if layout.STATE.unpack_from(self._memory, at)[0] == layout.FREE:
+            return
+        if generation is not None and layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)[2] != generation:
             return
         totals = Counters.unpack(self._memory[layout.TOTALS_AT : layout.TOTALS_AT + layout.COUNTERS_SIZE].tobytes())
         counters_at = at + layout.COUNTERS_AT
         totals.add(Counters.unpack(self._memory[counters_at : counters_at + layout.COUNTERS_SIZE].tobytes()))
         packed = totals.pack()
         (sequence,) = layout.SEQUENCE.unpack_from(self._memory, layout.SEQUENCE_AT)
-        layout.SEQUENCE.pack_into(self._memory, layout.SEQUENCE_AT, sequence + 1)
+        layout.write(self._memory, layout.SEQUENCE_AT, layout.SEQUENCE, sequence + 1)
         self._memory[layout.TOTALS_AT : layout.TOTALS_AT + len(packed)] = packed
         self._memory[at : at + layout.SLOT_SIZE] = bytes(layout.SLOT_SIZE)
-        layout.SEQUENCE.pack_into(self._memory, layout.SEQUENCE_AT, sequence + 2)
+        layout.write(self._memory, layout.SEQUENCE_AT, layout.SEQUENCE, sequence + 2)
 
     def read(self) -> PoolView:
         """The whole pool, as one consistent copy."""

@@ -48,8 +48,10 @@ class Figures:
 class Slot:
     """Writes one slot of a scoreboard, or of private memory where there is no scoreboard."""
 
-    def __init__(self, memory: memoryview, offset: int = 0, number: int = 0) -> None:
+    def __init__(self, memory: memoryview, offset: int = 0, number: int = 0, generation: int = 0) -> None:
         self.number = number
+        self.generation = generation
+        """Which worker of the pool this is, counted over the pool's life; the number is given again."""
         self._memory = memory
         self._at = offset
         self._cells = offset + layout.CELLS_AT
@@ -68,15 +70,10 @@ class Slot:
 
     def claim(self) -> None:
         """Put this process's pid and start time into a slot that was reserved for it; the rest stays."""
-        _, _, generation, reserved = layout.OWNER.unpack_from(self._memory, self._at + layout.OWNER_AT)
-        owner = (os.getpid(), start_time() or 0, generation, reserved)
-        layout.OWNER.pack_into(self._memory, self._at + layout.OWNER_AT, *owner)
+        # the pid last: who reads a pid finds its start time
+        layout.write(self._memory, self._at + layout.STARTED_AT, layout.WORD, start_time() or 0)
+        layout.write(self._memory, self._at + layout.PID_AT, layout.WORD, os.getpid())
         self.set_state(layout.STARTING)
-
-    @property
-    def generation(self) -> int:
-        """Which worker this is, counted over the life of the pool."""
-        return int(layout.OWNER.unpack_from(self._memory, self._at + layout.OWNER_AT)[2])
 
     @property
     def state(self) -> int:
@@ -85,18 +82,18 @@ class Slot:
 
     def set_state(self, state: int) -> None:
         """Tell the pool at once: others wait for it."""
-        layout.STATE.pack_into(self._memory, self._at, state)
+        layout.write(self._memory, self._at, layout.STATE, state)
 
     def publish(self, figures: Figures, counters: Counters) -> None:
         """Write the figures and the counters; readers that meet it half done read again."""
         at, memory = self._at, self._memory
         packed = counters.pack()
         self._sequence += 1
-        layout.SEQUENCE.pack_into(memory, at + layout.SLOT_SEQUENCE_AT, self._sequence)
-        layout.FIGURES.pack_into(memory, at + layout.FIGURES_AT, *figures.stored(), time.time())
+        layout.write(memory, at + layout.SLOT_SEQUENCE_AT, layout.SEQUENCE, self._sequence)
+        layout.write(memory, at + layout.FIGURES_AT, layout.FIGURES, *figures.stored(), time.time())
         memory[at + layout.COUNTERS_AT : at + layout.COUNTERS_AT + len(packed)] = packed
         self._sequence += 1
-        layout.SEQUENCE.pack_into(memory, at + layout.SLOT_SEQUENCE_AT, self._sequence)
+        layout.write(memory, at + layout.SLOT_SEQUENCE_AT, layout.SEQUENCE, self._sequence)
 
     def begin(self, cell: int, name: bytes, began: float, rss: int) -> None:
         """Note what is in flight, at once: a SIGKILL must find it there."""
@@ -105,7 +102,7 @@ class Slot:
         size = len(name)
         end = at + 24 + size
         self._memory[at + 24 : end] = name
-        layout.CELL.pack_into(self._memory, at, 1, size, began, rss)
+        layout.write(self._memory, at, layout.CELL, 1, size, began, rss)
 
     def end(self, cell: int) -> None:
         """It is in flight no more."""

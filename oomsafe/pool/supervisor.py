@@ -91,7 +91,7 @@ class Supervisor:
     def release(self, slot: Slot | None) -> None:
         """In the supervisor, when the worker is gone."""
         if slot is not None and self.board is not None and os.getpid() == self.pid:
-            self.board.release(slot.number)
+            self.board.release(slot.number, slot.generation)
 
     def tick(self) -> None:
         """Called by the server's own loop as often as it likes: has the supervisor outgrown its workers' scores?
@@ -175,5 +175,5 @@ def comm_of(supervisor: int, slot: Slot) -> str:
 
     The report names pids of the initial PID namespace, which a container can't match; the name it can.
     """
-    mark = binascii.crc32(f"{supervisor}.{slot.generation}".encode()) & 0xFFFF
+    mark = (binascii.crc32(b"%d" % supervisor) + slot.generation) & 0xFFFF
     return f"oomsafe-w{slot.number}-{mark:04x}"[:COMM_LENGTH]

@@ -305,9 +305,7 @@ def test_names_in_the_kernels_report(supervisor: int, number: int, generation: i
 
 
 def _slot(number: int, generation: int) -> Slot:
-    memory = bytearray(layout.SLOT_SIZE)
-    layout.OWNER.pack_into(memory, layout.OWNER_AT, 0, 0, generation, 0.0)
-    return Slot(memoryview(memory), 0, number)
+    return Slot(memoryview(bytearray(layout.SLOT_SIZE)), 0, number, generation)
 
 
 def _in_memory() -> Scoreboard:
