@@ -16,7 +16,7 @@ RECLAIM_EVERY = 10.0
 SETTLED = 0.1
 
 #: A worker this far over its soft limit waits for nobody any more.
-WAITS_UP_TO = 1.25
+WAITS_UP_TO = 1.05
 
 
 class Action(Enum):
@@ -49,9 +49,9 @@ class Pool:
     """The rest of the pool, as this worker sees it on the scoreboard."""
 
     draining: int = 0
-    """Workers, this one not counted, that are on their way out."""
-    starting: int = 0
-    """Workers, this one not counted, that do not serve yet."""
+    """Workers, this one not counted, that finish what they have."""
+    replacing: int = 0
+    """Workers, this one not counted, that have no work any more, or not yet."""
     turns: int = 1
     """How many may be away at once."""
     over_budget: bool = False
@@ -115,12 +115,12 @@ def may_leave(used: int, soft: int, pool: Pool) -> bool:
     """Whether it is this worker's turn: the more it holds, the less it waits.
 
     Up to its soft limit (it asks from a little below, by its jitter) it waits until nobody else is
-    away: neither draining nor still starting. Above it, only for those who drain. A worker that
-    grew by another quarter while it waited goes: an unserved moment is better than a kernel kill.
+    away: neither draining, nor being replaced. Above it, only for those who drain. A worker that
+    grew by another twentieth while it waited goes: an unserved moment is better than a kernel kill.
     """
     if used > soft * WAITS_UP_TO:
         return True
-    away = pool.draining if used > soft else pool.draining + pool.starting
+    away = pool.draining if used > soft else pool.draining + pool.replacing
     return away < pool.turns
 
 

@@ -31,7 +31,7 @@ from oomsafe.pool.slot import Figures, Slot
 from oomsafe.pool.view import PoolView, view_alone
 
 #: Seconds until a worker over its limit that may not go yet looks again.
-LOOK_AGAIN = 0.02
+LOOK_AGAIN = 0.005
 
 Recycle = Callable[[], None]
 Background = Callable[[Callable[[], None]], None]
@@ -102,7 +102,11 @@ class Guard(Meter):
         return route if self._board is None else self._board.admit(route)
 
     def retire(self) -> None:
-        """The worker ends: its last figures go to the scoreboard."""
+        """The worker has no work any more and ends: its last figures go to the scoreboard."""
+        try:
+            self.slot.set_state(layout.LEAVING)
+        except Exception as error:
+            self.failed("retire", error)
         # a second is enough for any look in another thread; more would hold up the server's exit
         if self._deciding.acquire(timeout=1):
             self._publish(time.monotonic())

@@ -71,8 +71,8 @@ _TALLY = struct.Struct("<11Q")
 _ROUTE = struct.Struct(f"<{ROUTE_NAME}s{1 + BUCKETS}Q")
 COUNTERS_SIZE = _TALLY.size + ROUTES * _ROUTE.size
 
-FREE, STARTING, SERVING, DRAINING = range(4)
-STATES = ("free", "starting", "serving", "draining")
+FREE, STARTING, SERVING, DRAINING, LEAVING = range(5)
+STATES = ("free", "starting", "serving", "draining", "leaving")
 
 #: The route of work whose route nobody knows, and of that which found no more room in the table.
 UNMATCHED, OTHER = "unmatched", "other"

@@ -56,5 +56,5 @@ class Neighbours:
             return Pool(over_budget=over_budget)
         if not self._locked:
             return Pool(draining=sys.maxsize, over_budget=over_budget)  # another is taking its turn just now
-        draining, starting, turns = self._board.others(self._slot)
-        return Pool(draining, starting, turns, over_budget)
+        draining, replacing, turns = self._board.others(self._slot)
+        return Pool(draining, replacing, turns, over_budget)

@@ -169,15 +169,18 @@ class Scoreboard:
         return read_pool(self._memory, self.slots)
 
     def others(self, slot: Slot) -> tuple[int, int, int]:
-        """(draining, starting, turns): how many living workers beside `slot` are away, and how many may be."""
-        draining = starting = 0
+        """(draining, replacing, turns): how many living workers beside `slot` are away, and how many may be.
+
+        Who drains still has work; who leaves or starts has none, and is being replaced or replaces.
+        """
+        draining = replacing = 0
         for number in range(self.slots):
             at = self._offset(number)
             state = layout.STATE.unpack_from(self._memory, at)[0]
-            if state in (layout.DRAINING, layout.STARTING) and number != slot.number and not self._abandoned(at):
+            if state not in (layout.FREE, layout.SERVING) and number != slot.number and not self._abandoned(at):
                 draining += state == layout.DRAINING
-                starting += state == layout.STARTING
-        return draining, starting, int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[2])
+                replacing += state != layout.DRAINING
+        return draining, replacing, int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[2])
 
     def try_lock(self) -> bool:
         """Keep other workers from taking a turn until unlock(). False: somebody else has it, try again soon.

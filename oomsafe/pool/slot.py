@@ -77,7 +77,7 @@ class Slot:
 
     @property
     def state(self) -> int:
-        """STARTING, SERVING or DRAINING."""
+        """STARTING, SERVING, DRAINING (it still has work) or LEAVING (it has none)."""
         return int(layout.STATE.unpack_from(self._memory, self._at)[0])
 
     def set_state(self, state: int) -> None:

@@ -166,7 +166,7 @@ def test_publishes(board: Scoreboard) -> None:
     (worker,) = board.read().workers
     figures = worker.figures
     assert (figures.rss, figures.peak_rss, figures.baseline, figures.in_flight) == (70 * MIB, 70 * MIB, 50 * MIB, 0)
-    assert (figures.soft, figures.hard, worker.state, worker.counters.work) == (900 * MIB, 950 * MIB, "serving", 1)
+    assert (figures.soft, figures.hard, worker.state, worker.counters.work) == (900 * MIB, 950 * MIB, "leaving", 1)
 
 
 def taking_turns(board: Scoreboard, slot: object) -> Callable[[Line], None]:
@@ -188,7 +188,7 @@ def taking_turns(board: Scoreboard, slot: object) -> Callable[[Line], None]:
 
 
 def test_one_after_the_other(board: Scoreboard) -> None:
-    """max_unavailable=1: the second waits while the first drains, goes when that is gone, and at a quarter over in any case."""
+    """max_unavailable=1: the second waits while the first drains, goes when that is gone, and at a twentieth over in any case."""
     slots = [board.reserve() for _ in range(3)]
     board.describe(workers=3, turns=1, limit=None, budget=None)
     with (
@@ -198,12 +198,12 @@ def test_one_after_the_other(board: Scoreboard) -> None:
     ):
         assert [worker.hear() for worker in (first, second, third)] == [layout.SERVING] * 3
         answers = []
-        for worker, size in ((first, 110), (second, 110), (second, 120), (third, 126), (second, 121)):
+        for worker, size in ((first, 110), (second, 101), (second, 104), (third, 106), (second, 103)):
             worker.say(size)
             answers.append(worker.hear())
         first.kill()
         third.kill()
-        second.say(122)
+        second.say(104)
         answers.append(second.hear())
 
     assert answers == [True, False, False, True, False, True]
@@ -221,7 +221,7 @@ def test_two_guards_never_go_together(board: Scoreboard, monkeypatch: pytest.Mon
         gone = set()
         for _ in range(5):
             for child in children:
-                child.say(110)
+                child.say(104)
             gone |= {child.pid for child in children if child.hear()}
 
     assert len(gone) == 2
