@@ -52,7 +52,7 @@ class MemoryMiddleware:
         elif kind != "websocket" or KEY in scope:
             return await self.app(scope, receive, send)
         guard = self._guard
-        if guard is None or guard.pid != os.getpid():
+        if guard is None or not guard.here:
             guard = self._guard = guard_for(self._keywords, "requests")
         if guard is None:
             return await self.app(scope, receive, send)
@@ -62,18 +62,19 @@ class MemoryMiddleware:
             await self.app(scope, receive, self._announcing(scope, send, work) if self._headers and kind == "http" else send)
         finally:
             work.route = _route(scope)
-            work.end()
+            guard.end(work)
 
     def _announcing(self, scope: Scope, send: Send, work: Work) -> Send:
         """`send` with the memory headers added, for who may see them, once. It returns the server's own awaitable."""
-        if ANNOUNCED in scope or not may_see(self._headers, _token(scope)):
+        headers = self._headers
+        if ANNOUNCED in scope or not (headers is True or may_see(headers, _token(scope))):
             return send
         scope[ANNOUNCED] = True
 
         def announce(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 # new ones: an app may send the same message every time
-                message = {**message, "headers": [*message.get("headers", ()), *_encoded(work.headers())]}
+                message = {**message, "headers": [*message.get("headers", ()), *work.raw_headers()]}
             return send(message)
 
         return announce
@@ -82,10 +83,6 @@ class MemoryMiddleware:
 def in_thread(function: Callable[[], None]) -> None:
     """Run something slow beside an event loop: malloc_trim takes up to 9 ms, and lets go of the GIL."""
     threading.Thread(target=function, name="oomsafe", daemon=True).start()
-
-
-def _encoded(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
-    return [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers]
 
 
 def _token(scope: Scope) -> bytes | None:

@@ -23,7 +23,7 @@ def set_guard(guard: Guard) -> None:
 
 def get_guard() -> Guard | None:
     """This process's guard; None before there is one. One made before a fork is the parent's."""
-    return _guard if _guard is not None and _guard.pid == os.getpid() else None
+    return _guard if _guard is not None and _guard.here else None
 
 
 def guard_for(keywords: Mapping[str, Any], unit: str) -> Guard | None:

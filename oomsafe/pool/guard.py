@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import time
+import weakref
 from _thread import allocate_lock
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,6 +33,9 @@ from oomsafe.pool.view import PoolView, view_alone
 
 #: Seconds until a worker over its limit that may not go yet looks again.
 LOOK_AGAIN = 0.005
+
+_guards: weakref.WeakSet[Guard] = weakref.WeakSet()
+_watching_forks = False
 
 Recycle = Callable[[], None]
 Background = Callable[[Callable[[], None]], None]
@@ -62,6 +66,9 @@ class Guard(Meter):
         super().__init__(slot or Slot.private(), memory)
         self.policy = policy or Policy()
         self.pid = os.getpid()
+        self.here = True
+        """Whether this is the process that it guards: False in a fork of it."""
+        _watch_forks(self)
         self.should_recycle = False
         """Whether this worker should end, or has been told to."""
         self._decided = False
@@ -267,3 +274,17 @@ class Guard(Meter):
 
     def __str__(self) -> str:
         return f"worker {self.pid} (slot {self.slot.number})"
+
+
+def _watch_forks(guard: Guard) -> None:
+    """Have a fork know that its parent's guard is not its own: asking for the pid at each request is a system call."""
+    global _watching_forks
+    _guards.add(guard)
+    if not _watching_forks:
+        _watching_forks = True
+        os.register_at_fork(after_in_child=_left_behind)
+
+
+def _left_behind() -> None:
+    for guard in _guards:
+        guard.here = False

@@ -22,8 +22,9 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
     counters 0  u64 work done · reclaims · bytes reclaimed · recycles by reason (8 of them)
             88  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets
 
-    cell     0  u8 1 while in use · u8 length of the name · 6 bytes 0 · f64 began, seconds since 1970 · i64 rss then
-            24  name, 104 bytes as they came from outside: made printable by whoever reads them
+    cell     0  u8 0 · u8 length of the name · 6 bytes 0 · f64 began, on the machine's monotonic clock · i64 rss then
+            24  name, 103 bytes as they came from outside: made printable by whoever reads them
+           127  u8 1 while in use: written last
 
 Each slot has one writer, its worker; the header and the totals have one, the supervisor (at 20, 22
 and 128 write the workers, under the lock). Whoever reads takes a copy, and again if a sequence was odd or has moved meanwhile.
@@ -56,8 +57,8 @@ FIGURES_AT, FIGURES = 48, struct.Struct("<9qd")
 COUNTERS_AT = 192
 CELLS_AT = 3968
 CELL_SIZE, CELLS = 128, 16
-CELL = struct.Struct("<BB6xdq")
-CELL_NAME = CELL_SIZE - CELL.size
+CELL_NAME = 103
+CELL = struct.Struct(f"<xB6xdq{CELL_NAME}sB")
 SEQUENCE = struct.Struct("<Q")
 
 #: Upper ends of the growth buckets in bytes; the last bucket has none.
@@ -81,6 +82,7 @@ assert NAMES_AT + ROUTES * ROUTE_NAME <= TOTALS_AT
 assert TOTALS_AT + COUNTERS_SIZE <= HEADER_SIZE
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= SLOT_SIZE
+assert CELL.size == CELL_SIZE
 assert len(REASONS) <= 8
 
 

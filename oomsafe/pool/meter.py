@@ -25,7 +25,10 @@ from oomsafe.pool.slot import Slot
 log = logging.getLogger("oomsafe")
 
 _usage, _self = resource.getrusage, resource.RUSAGE_SELF
-_wall, _clock = time.time, time.monotonic
+_clock = time.monotonic
+
+#: Seconds after the end of work in which nothing is read at the next one's begin.
+SAME_BREATH = 0.05
 
 #: Seconds between two publications of a worker's figures.
 PUBLISH_EVERY = 1.0
@@ -34,20 +37,19 @@ PUBLISH_EVERY = 1.0
 class Work:
     """One piece of work in flight; also a context manager that ends it."""
 
-    __slots__ = ("cell", "mark", "measured", "meter", "name", "route", "rss", "started")
+    # not in __init__: what is the same for nearly all costs nothing here
+    route = UNMATCHED
+    """What it is counted under: one of few names, never what a client sent."""
+    started = True
+    """Whether it has begun and not ended."""
+    measured = True
+    """Whether it has a share in the process's growth."""
 
     def __init__(self, meter: Meter, name: bytes) -> None:
         self.meter = meter
         self.name = name
-        self.route = UNMATCHED
-        """What it is counted under: one of few names, never what a client sent."""
-        self.started = False
-        self.measured = True
-        """Whether it has a share in the process's growth."""
-        self.cell = -1
         self.mark = 0.0
-        self.rss = 0
-        """The process's, in bytes, when it began."""
+        self.cell = -1
 
     def grown(self) -> int:
         """Bytes that this work has grown the process by until now; negative when it shrank."""
@@ -59,8 +61,11 @@ class Work:
 
     def headers(self) -> list[tuple[str, str]]:
         """The memory headers of a response, with the figures of this moment."""
-        delta = self.grown()
-        return memory_headers(self.meter.rss, delta, self.meter.soft_limit) if self.meter.rss_known else []
+        return self.meter.headers(self)[0]
+
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """The same in bytes, with lower-case names."""
+        return self.meter.headers(self)[1]
 
     def __enter__(self) -> Work:
         return self
@@ -94,8 +99,11 @@ class Meter:
         self._unmeasured = 0
         self._alert: float = sys.maxsize
         self._look_at = 0.0
+        self._ended_at = 0.0
         self._publish_at = 0.0
         self._said: set[str] = set()
+        self._headers_of: tuple[int, int, int | None] | None = None
+        self._headers: tuple[list[tuple[str, str]], list[tuple[bytes, bytes]]] = ([], [])
 
     def begin(self, name: bytes, measured: bool = True) -> Work:
         """Work begins; `name` may come from outside, for it is made printable by those who show it.
@@ -104,24 +112,21 @@ class Meter:
         """
         work = Work(self, name)
         try:
-            faults = _usage(_self).ru_minflt
+            now, clock = _clock(), self.clock
+            # right after the last one, what has grown since is the server's parsing of this one
+            if clock.in_flight or now > self._ended_at + SAME_BREATH:
+                self._read_if_faulted()
             with self._lock:
-                if faults != self._faults:
-                    self._faults = faults
-                    self._read()
-                clock = self.clock
                 if measured:
                     clock.in_flight += 1
                 else:
                     work.measured = False
                     self._unmeasured += 1
                 work.mark = clock.value
-                work.started = True
-                work.rss = self.rss
                 if self._cells:
                     work.cell = self._cells.pop()
             if work.cell >= 0:
-                self.slot.begin(work.cell, name, _wall(), work.rss)
+                self.slot.begin(work.cell, name, now, self.rss)
         except Exception as error:
             self.failed("begin", error)
         return work
@@ -133,23 +138,24 @@ class Meter:
         work.started = False
         growth = 0
         try:
-            faults = _usage(_self).ru_minflt
+            clock = self.clock
+            self._read_if_faulted(clock.value != work.mark)
             with self._lock:
-                clock = self.clock
-                if faults != self._faults or clock.value != work.mark:
-                    self._faults = faults
-                    self._read()
                 self.counters.work += 1
                 if work.measured:
-                    growth = int(clock.value - work.mark)
                     clock.in_flight -= 1
-                    self._count(work, growth)
+                    row = self._routes.get(work.route) or self._row(work.route)
+                    if clock.value == work.mark:
+                        row[1] += 1
+                    else:
+                        growth = int(clock.value - work.mark)
+                        self._count(row, growth, work.name)
                 else:
                     self._unmeasured -= 1
                 if work.cell >= 0:
                     self._cells.append(work.cell)
                     self.slot.end(work.cell)
-            now = _clock()
+            self._ended_at = now = _clock()
             if now >= self._publish_at or (self.rss > self._alert and now >= self._look_at):
                 self._look(now)
         except Exception as error:
@@ -161,25 +167,30 @@ class Meter:
         """How many pieces of work are."""
         return self.clock.in_flight + self._unmeasured
 
-    def _count(self, work: Work, growth: int) -> None:
-        row = self._routes.get(work.route) or self._row(work.route)
-        if growth <= 0:
-            row[1] += 1
-            return
-        row[0] += growth
+    def _count(self, row: list[int], growth: int, name: bytes) -> None:
+        row[0] += max(0, growth)
         row[1 + bisect_left(BOUNDS, growth)] += 1
         if growth > self.largest[0]:
-            self.largest = (growth, work.name)
+            self.largest = (growth, name)
+
+    def headers(self, work: Work) -> tuple[list[tuple[str, str]], list[tuple[bytes, bytes]]]:
+        """The memory headers for `work` at this moment, as text and as bytes; none while there is no figure.
+
+        They are made anew only when a figure has changed: where nothing grows, that is never.
+        """
+        figures = (self.grown(work), self.rss, self.soft_limit)
+        if figures != self._headers_of and self.rss_known:
+            grown, rss, limit = figures
+            text = memory_headers(rss, grown, limit)
+            self._headers = (text, [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in text])
+            self._headers_of = figures
+        return self._headers
 
     def grown(self, work: Work) -> int:
         """See Work.grown."""
         try:
-            faults = _usage(_self).ru_minflt
-            with self._lock:
-                if faults != self._faults:
-                    self._faults = faults
-                    self._read()
-                return int(self.clock.value - work.mark)
+            self._read_if_faulted()
+            return int(self.clock.value - work.mark)
         except Exception as error:
             self.failed("grown", error)
             return 0
@@ -197,6 +208,14 @@ class Meter:
         if key not in self._said:
             self._said.add(key)
             log.log(level, message, *figures)
+
+    def _read_if_faulted(self, due: bool = False) -> None:
+        """Take in the memory if it can have grown, or where it is `due` to be looked at all the same."""
+        faults = _usage(_self).ru_minflt
+        if due or faults != self._faults:
+            with self._lock:
+                self._faults = faults
+                self._read()
 
     def _read(self) -> None:
         """Take in the memory as it is now. Callers hold the lock."""

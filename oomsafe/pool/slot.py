@@ -10,6 +10,9 @@ from oomsafe.kernel.process import start_time
 from oomsafe.pool import layout
 from oomsafe.pool.layout import Counters, optional, stored
 
+# once a piece of work: not even an attribute is looked up twice
+_pack_cell, _CELL_SIZE, _CELL_NAME = layout.CELL.pack_into, layout.CELL_SIZE, layout.CELL_NAME
+
 #: -1 is a score like any other, so None is written as a number that is none.
 _NO_SCORE = -32768
 
@@ -97,13 +100,9 @@ class Slot:
 
     def begin(self, cell: int, name: bytes, began: float, rss: int) -> None:
         """Note what is in flight, at once: a SIGKILL must find it there."""
-        at = self._cells + cell * layout.CELL_SIZE
-        name = name[: layout.CELL_NAME]
         size = len(name)
-        end = at + 24 + size
-        self._memory[at + 24 : end] = name
-        layout.write(self._memory, at, layout.CELL, 1, size, began, rss)
+        _pack_cell(self._memory, self._cells + cell * _CELL_SIZE, size if size < _CELL_NAME else _CELL_NAME, began, rss, name, 1)
 
     def end(self, cell: int) -> None:
         """It is in flight no more."""
-        self._memory[self._cells + cell * layout.CELL_SIZE] = 0
+        self._memory[self._cells + cell * _CELL_SIZE + _CELL_SIZE - 1] = 0

@@ -135,9 +135,9 @@ def _worker(copy: bytes, number: int) -> WorkerView | None:
 
 def _cells(copy: bytes) -> list[InFlight]:
     found = []
+    since_1970 = time.time() - time.monotonic()
     for at in range(layout.CELLS_AT, layout.CELLS_AT + layout.CELLS * layout.CELL_SIZE, layout.CELL_SIZE):
-        used, length, began, rss = layout.CELL.unpack_from(copy, at)
+        length, began, rss, name, used = layout.CELL.unpack_from(copy, at)
         if used:
-            name = copy[at + layout.CELL.size : at + layout.CELL.size + min(length, layout.CELL_NAME)]
-            found.append(InFlight(printable(name), began, optional(rss)))
+            found.append(InFlight(printable(name[:length]), since_1970 + began, optional(rss)))
     return found

@@ -39,11 +39,11 @@ class MemoryMiddleware:
         if work is not None:  # wrapped twice, counted once
             return self.app(environ, self._starting(environ, start_response, work))
         guard = self._guard
-        if guard is None or guard.pid != os.getpid():
+        if guard is None or not guard.here:
             guard = self._guard = guard_for(self._keywords, "requests")
         if guard is None:
             return self.app(environ, start_response)
-        name = f"{environ.get('REQUEST_METHOD')} {environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
+        name = f"{environ['REQUEST_METHOD']} {environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
         work = environ[KEY] = guard.begin(name.encode("latin-1", "replace"))
         try:
             body = self.app(environ, self._starting(environ, start_response, work))
@@ -54,14 +54,14 @@ class MemoryMiddleware:
 
     def _starting(self, environ: Environ, start_response: Any, work: Work) -> Any:
         """start_response that notes the route, and adds the memory headers, once, for who may see them."""
-        announce = self._headers and ANNOUNCED not in environ and may_see(self._headers, environ.get(TOKEN_WSGI))
+        headers = self._headers
+        announce = headers and ANNOUNCED not in environ and (headers is True or may_see(headers, environ.get(TOKEN_WSGI)))
         if announce:
             environ[ANNOUNCED] = True
 
         def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
-            request = environ.get("werkzeug.request")
-            if request is not None:
-                work.route = _route(request)
+            if "werkzeug.request" in environ:
+                work.route = _route(environ["werkzeug.request"])
             # a new list: an app may give the same one every time
             return start_response(status, [*headers, *work.headers()] if announce else headers, *exc_info)
 
@@ -70,14 +70,17 @@ class MemoryMiddleware:
 
 def _ending(body: Iterable[bytes], work: Work, environ: Environ) -> Iterable[bytes]:
     """`body`, ending the work when it is closed. What the server must recognise is handed on as it is."""
+    kind = type(body)
+    if kind is list or kind is tuple:  # what most frameworks give
+        return SizedBody(body, work)
     wrapper = environ.get("wsgi.file_wrapper")
     if isinstance(wrapper, type) and isinstance(body, wrapper):
         _end_at_close(body, work)
         return body
-    if not hasattr(type(body), "__iter__") and not hasattr(type(body), "__getitem__"):
+    if not hasattr(kind, "__iter__") and not hasattr(kind, "__getitem__"):
         work.end()  # gevent's ALREADY_HANDLED: the app has answered on the socket itself
         return body
-    return (SizedBody if hasattr(type(body), "__len__") else Body)(body, work)
+    return (SizedBody if hasattr(kind, "__len__") else Body)(body, work)
 
 
 def _end_at_close(body: Any, work: Work) -> None:
@@ -116,7 +119,7 @@ class Body:
             if close is not None:
                 close()
         finally:
-            self._work.end()
+            self._work.meter.end(self._work)
 
 
 class SizedBody(Body):
