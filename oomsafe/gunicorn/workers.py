@@ -8,11 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from oomsafe.asgi.middleware import MemoryMiddleware as ASGIMiddleware
-from oomsafe.asgi.middleware import in_thread
 from oomsafe.pool.guard import Background, Guard
 from oomsafe.pool.meter import log
-from oomsafe.wsgi.middleware import MemoryMiddleware as WSGIMiddleware
 
 #: Seconds between two heartbeats of UvicornWorker, and so between two ticks; its own are timeout / 2 apart.
 HEARTBEAT = 1
@@ -32,7 +29,11 @@ def kind_of(worker: Any) -> str:
 
 def background_of(worker: Any) -> Background | None:
     """How to run something slow beside the requests; None: in place, between two of them."""
-    return in_thread if kind_of(worker) in ("uvicorn", "asgi") else None
+    if kind_of(worker) not in ("uvicorn", "asgi"):
+        return None
+    from oomsafe.asgi.middleware import in_thread
+
+    return in_thread
 
 
 def recycle_of(worker: Any) -> Callable[[], None]:
@@ -57,13 +58,21 @@ def wrap_app(worker: Any, guard: Guard) -> None:
     """Put the middleware round the app. Every class reads it later, in run() or at each request."""
     kind = kind_of(worker)
     if kind == "asgi":
-        worker.asgi = ASGIMiddleware(worker.asgi, guard=guard)
+        worker.asgi = _asgi(worker.asgi, guard)
     elif kind != "uvicorn" or worker.config.interface == "wsgi":
-        worker.wsgi = WSGIMiddleware(worker.wsgi, guard=guard)
+        from oomsafe.wsgi.middleware import MemoryMiddleware  # each worker loads the one that it needs
+
+        worker.wsgi = MemoryMiddleware(worker.wsgi, guard=guard)
     elif _is_asgi3(worker.wsgi):
-        worker.wsgi = ASGIMiddleware(worker.wsgi, guard=guard)
+        worker.wsgi = _asgi(worker.wsgi, guard)
     else:
         log.warning("the app is not ASGI 3, so its requests are not measured: only the worker's memory is")
+
+
+def _asgi(app: Any, guard: Guard) -> Any:
+    from oomsafe.asgi.middleware import MemoryMiddleware
+
+    return MemoryMiddleware(app, guard=guard)
 
 
 def _is_asgi3(app: Any) -> bool:

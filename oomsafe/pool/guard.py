@@ -12,6 +12,7 @@ import weakref
 from _thread import allocate_lock
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
@@ -29,7 +30,9 @@ from oomsafe.pool.meter import PUBLISH_EVERY, Meter, log
 from oomsafe.pool.neighbours import Neighbours
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Figures, Slot
-from oomsafe.pool.view import PoolView, view_alone
+
+if TYPE_CHECKING:
+    from oomsafe.pool.view import PoolView
 
 #: Seconds until a worker over its limit that may not go yet looks again.
 LOOK_AGAIN = 0.005
@@ -103,6 +106,8 @@ class Guard(Meter):
 
     def pool(self) -> PoolView:
         """The pool that this worker is in, as it stands on the scoreboard; without one, this worker alone."""
+        from oomsafe.pool.view import view_alone  # here: most workers are never asked
+
         return self._board.read() if self._board is not None else view_alone(self.slot.copy())
 
     def _admit(self, route: str) -> str | None:

@@ -138,9 +138,11 @@ class Meter:
         work.started = False
         growth = 0
         try:
-            clock = self.clock
-            self._read_if_faulted(clock.value != work.mark)
+            clock, faults = self.clock, _usage(_self).ru_minflt
             with self._lock:
+                if faults != self._faults or clock.value != work.mark:
+                    self._faults = faults
+                    self._read()
                 self.counters.work += 1
                 if work.measured:
                     clock.in_flight -= 1
@@ -190,7 +192,8 @@ class Meter:
         """See Work.grown."""
         try:
             self._read_if_faulted()
-            return int(self.clock.value - work.mark)
+            value = self.clock.value
+            return 0 if value == work.mark else int(value - work.mark)
         except Exception as error:
             self.failed("grown", error)
             return 0
@@ -209,10 +212,10 @@ class Meter:
             self._said.add(key)
             log.log(level, message, *figures)
 
-    def _read_if_faulted(self, due: bool = False) -> None:
-        """Take in the memory if it can have grown, or where it is `due` to be looked at all the same."""
+    def _read_if_faulted(self) -> None:
+        """Take in the memory if it can have grown."""
         faults = _usage(_self).ru_minflt
-        if due or faults != self._faults:
+        if faults != self._faults:
             with self._lock:
                 self._faults = faults
                 self._read()

@@ -11,13 +11,16 @@ import mmap
 import os
 import stat
 import time
+from typing import TYPE_CHECKING
 
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import is_alive, start_time
 from oomsafe.pool import layout, places
 from oomsafe.pool.layout import Counters, stored
 from oomsafe.pool.slot import Slot
-from oomsafe.pool.view import PoolView, read_pool
+
+if TYPE_CHECKING:
+    from oomsafe.pool.view import PoolView
 
 #: A slot that was reserved this long ago, in seconds, and never claimed belongs to a fork that failed.
 RESERVED_FOR = 60.0
@@ -166,6 +169,8 @@ class Scoreboard:
 
     def read(self) -> PoolView:
         """The whole pool, as one consistent copy."""
+        from oomsafe.pool.view import read_pool  # here: most workers are never asked
+
         return read_pool(self._memory, self.slots)
 
     def others(self, slot: Slot) -> tuple[int, int, int]:
