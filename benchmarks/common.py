@@ -1,0 +1,342 @@
+"""What the benchmarks share: a server in a process of its own, wrk beside it, and the statistics of rounds."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import functools
+import http.client
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+MIB = 1 << 20
+
+#: Seconds until a server must answer, and later be gone.
+PATIENCE = 20
+
+#: Stands in a command where the server's port goes.
+PORT = "{port}"
+
+
+# --- a server
+
+
+class Server:
+    """A server in a session of its own, on a loopback port; it and whatever it forked is ended by pid.
+
+    `argv` holds PORT where its port goes; `files` are written to its folder, where it starts; `core` pins it to one
+    CPU. Use as a context manager: inside, it answers.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        environ: dict[str, str] | None = None,
+        files: dict[str, str] | None = None,
+        core: int | None = None,
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="oomsafe-benchmark-"))
+        for name, text in (files or {}).items():
+            (self.folder / name).write_text(text)
+        self.port = free_port()
+        self._log = self.folder / "log"
+        command = [*pinned(core), *(word.replace(PORT, str(self.port)) for word in argv)]
+        with self._log.open("wb") as log:
+            self.started = time.perf_counter()
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=self._environment(environ or {}), stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self.pid = self.process.pid
+
+    def __enter__(self) -> Server:
+        try:
+            self._wait_until_it_answers()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def get(self, path: str = "/") -> http.client.HTTPResponse:
+        """One request on a connection of its own; the answer's body has been read and is its `body`."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            connection.request("GET", path, headers={"Connection": "close"})
+            response: Any = connection.getresponse()
+            response.body = response.read()
+            return response
+        finally:
+            connection.close()
+
+    def workers(self) -> set[int]:
+        """The pids that it forked and that run, the forks of forks too."""
+        found: set[int] = set()
+        waiting = [self.pid]
+        while waiting:
+            more = children(waiting.pop())
+            found.update(more)
+            waiting.extend(more)
+        return found
+
+    def settle(self, workers: int) -> None:
+        """Wait until so many processes have been forked, and have had a moment to load the app."""
+        deadline = time.monotonic() + PATIENCE
+        while len(self.workers()) < workers:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {workers} workers within {PATIENCE} s:\n{self.log()}")
+            time.sleep(0.01)
+        time.sleep(1)
+
+    def log(self) -> str:
+        """The end of what it wrote."""
+        return self._log.read_text(errors="replace")[-3000:]
+
+    def stop(self) -> None:
+        """SIGTERM, patience, SIGKILL for what is left of its session."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+        for pid in in_session(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(PATIENCE)
+
+    def _wait_until_it_answers(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.log()}")
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if self.get().status == 200:
+                    return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no answer within {PATIENCE} s:\n{self.log()}")
+            time.sleep(0.002)
+
+    def _environment(self, more: dict[str, str]) -> dict[str, str]:
+        plain = environment()
+        path = os.pathsep.join(filter(None, [str(HERE), plain.get("PYTHONPATH")]))
+        return {**plain, "PYTHONPATH": path, "HOME": str(self.folder), **more}
+
+
+@functools.cache
+def environment() -> dict[str, str]:
+    """What every process starts with: no settings of the caller's, and byte code, as an installed package has it."""
+    folder = tempfile.mkdtemp(prefix="oomsafe-benchmark-pyc-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    theirs = ("OOMSAFE_", "GUNICORN_", "GRANIAN_", "UWSGI_", "PYTHONDONTWRITEBYTECODE")
+    return {**{k: v for k, v in os.environ.items() if not k.startswith(theirs)}, "PYTHONPYCACHEPREFIX": folder}
+
+
+def free_port() -> int:
+    """A loopback port that nobody has just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def pinned(core: int | None) -> list[str]:
+    """What goes before a command to keep it on one CPU; nothing where there is only one."""
+    return [] if core is None or (os.cpu_count() or 1) < 2 else ["taskset", "-c", str(core)]
+
+
+def tool(name: str) -> str:
+    """The path of a command that was installed beside this Python, or on PATH."""
+    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if found is None:
+        raise SystemExit(f"{name} is not installed: see benchmarks/README.md")
+    return found
+
+
+# --- processes
+
+
+def children(pid: int) -> list[int]:
+    """The pids of a process's children; none when it is gone."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def in_session(session: int) -> list[int]:
+    """The processes of a session that run; zombies don't."""
+    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _session(pid) == session]
+
+
+def _session(pid: int) -> int:
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return 0
+    return 0 if words[0] in "ZX" else int(words[3])
+
+
+def status_of(pid: int | str, key: str) -> int:
+    """A figure of /proc/PID/status in bytes, VmHWM or VmRSS; 0 when the process is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), 0)
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """What all threads of some processes have run for, exactly (schedstat); those that have ended left nothing."""
+    spent = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            spent += sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir())
+    return spent / 1e9
+
+
+# --- load
+
+
+@dataclass
+class Load:
+    """What wrk saw."""
+
+    requests: int
+    seconds: float
+    p99: float
+    """Milliseconds."""
+    failed: int
+    """Connections refused, reset or timed out, and answers other than 2xx and 3xx."""
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return self.requests / self.seconds
+
+
+def wrk(server: Server, path: str, seconds: float, *, connections: int = 16, core: int | None = None) -> Load:
+    """Load `server` from one thread; returns when wrk has ended."""
+    url = f"http://127.0.0.1:{server.port}{path}"
+    command = [*pinned(core), tool("wrk"), "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(HERE / "wrk.lua"), url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + PATIENCE, check=True)
+    seen = json.loads(done.stdout.strip().splitlines()[-1])
+    failed = sum(seen[kind] for kind in ("connect", "read", "write", "timeout", "status"))
+    return Load(seen["requests"], seen["us"] / 1e6, seen["p99_us"] / 1e3, failed)
+
+
+# --- rounds and statistics
+
+
+def interleaved(rounds: int, names: Sequence[str], measure: Callable[[str], dict[str, float]]) -> dict[str, list[dict[str, float]]]:
+    """`measure` of each name, `rounds` times: A B C A B C, so that what disturbs the machine disturbs all of them."""
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in names:
+            _progress(f"round {number + 1}/{rounds}: {name}")
+            seen[name].append(measure(name))
+    _progress("")
+    return seen
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"{text:79}", end="\r", file=sys.stderr, flush=True)
+
+
+def column(rows: list[dict[str, float]], key: str) -> list[float]:
+    """One figure of every round."""
+    return [row[key] for row in rows]
+
+
+def ratios(ours: list[dict[str, float]], theirs: list[dict[str, float]], key: str) -> list[float]:
+    """One figure of every round, over the baseline's of the same round."""
+    return [a[key] / b[key] for a, b in zip(ours, theirs, strict=True)]
+
+
+def shown(values: Sequence[float], digits: int = 0) -> str:
+    """``median (min-max)``; the median alone where there is one value, or no spread to be seen."""
+    low, middle, high = (f"{value:,.{digits}f}".replace(",", " ") for value in (min(values), statistics.median(values), max(values)))
+    return middle if low == high else f"{middle} ({low}-{high})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with its columns in line."""
+    widths = [max(map(len, cells)) for cells in zip(head, *rows, strict=True)]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines)
+
+
+# --- the report
+
+
+def machine(*packages: str) -> dict[str, str]:
+    """What the figures were measured on."""
+    return {
+        "cpus": f"{os.cpu_count()} ({_cpu_model()})",
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load at start": f"{os.getloadavg()[0]:.1f}",
+        **{name: _version(name) for name in packages},
+    }
+
+
+def report(title: str, about: dict[str, str], parts: Sequence[tuple[str, str]], raw: Any, as_json: bool) -> None:
+    """Print the tables, each under its heading; or everything that was measured, as JSON."""
+    if as_json:
+        print(json.dumps({"title": title, "machine": about, "rounds": raw}, indent=1))
+        return
+    print(f"# {title}\n\n" + " · ".join(f"{name} {value}" for name, value in about.items()))
+    for heading, text in parts:
+        print(f"\n## {heading}\n\n{text}")
+
+
+def arguments(doc: str, *, rounds: int, seconds: float | None = None) -> argparse.ArgumentParser:
+    """The options that all of them have."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print every round as JSON")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"default {rounds}")
+    if seconds is not None:
+        parser.add_argument("--seconds", type=float, default=seconds, help=f"of load a round, default {seconds:g}")
+    return parser
+
+
+@contextlib.contextmanager
+def quiet_interrupt() -> Iterator[None]:
+    """Ctrl-C ends the benchmark without a traceback, after its servers."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "-"
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()

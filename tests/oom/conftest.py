@@ -1,0 +1,39 @@
+"""A memory cgroup for the servers under test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+from needs import need
+from serving import until
+
+from oomsafe.kernel.cgroup import find_cgroup
+from oomsafe.kernel.sandbox import Sandbox
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Callable[[int], Sandbox]]:
+    """cgroup(limit): a child memory cgroup with a limit in bytes, removed after the test. Ask for it before `serve`."""
+    need(os.geteuid() == 0, "only root makes cgroups")
+    need(find_cgroup() is not None, "no memory controller is mounted")
+    made: list[Sandbox] = []
+
+    def make(limit: int) -> Sandbox:
+        made.append(Sandbox(f"oomsafe-test-{os.getpid()}-{next(_numbers)}", limit))
+        return made[-1]
+
+    yield make
+    for sandbox in made:
+        until(lambda sandbox=sandbox: _removed(sandbox), f"{sandbox.cgroup.path} can be removed")
+
+
+def _removed(sandbox: Sandbox) -> bool:
+    with suppress(OSError):  # EBUSY: the kernel has not let go of its last process yet
+        sandbox.remove()
+    return not os.path.exists(sandbox.cgroup.path)

@@ -1,0 +1,108 @@
+"""The apps that the servers under test serve: the same paths as WSGI and as ASGI. Only the standard library."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from urllib.parse import parse_qs
+
+KEPT = []
+PART = b"0123456789abcdef" * 4096
+
+
+def rss() -> int:
+    """Resident bytes of this worker."""
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def leak(kib: int) -> None:
+    """Keep so much more, for ever."""
+    KEPT.append(b"x" * (kib << 10))
+
+
+def fill(size: int) -> None:
+    """Grow to `size` bytes resident, and not any further."""
+    while rss() < size:
+        leak(1024)
+
+
+def answer(path: str, query: str) -> bytes:
+    """The body for a path that needs no server; KeyError for any other."""
+    asked = {name: values[-1] for name, values in parse_qs(query).items()}
+    if path == "/leak":
+        leak(int(asked["kib"]))
+    if path == "/fill":
+        fill(int(asked["mib"]) << 20)
+    if path == "/hog":
+        fill(sys.maxsize)
+    if path == "/raise":
+        raise ValueError("the app's own error")
+    bodies = {"/pid": str(os.getpid()), "/memory": str(rss())}
+    return bodies.get(path, f"{path}?{query}").encode()
+
+
+def seconds(query: str) -> float:
+    """How long /slow takes."""
+    return float(parse_qs(query).get("s", ["2"])[-1])
+
+
+def wsgi(environ, start_response):
+    """As WSGI."""
+    path, query = environ["PATH_INFO"], environ.get("QUERY_STRING", "")
+    if path == "/file":
+        start_response("200 OK", [("Content-Type", "application/octet-stream")])
+        return environ["wsgi.file_wrapper"](open(query, "rb"))
+    if path in ("/stream", "/drip"):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return dripping(0.05 if path == "/drip" else 0.001)
+    if path == "/slow":
+        time.sleep(seconds(query))
+    body = answer(path, query)
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def dripping(pause: float):
+    """40 parts, one after the other."""
+    for _ in range(40):
+        time.sleep(pause)
+        yield PART
+
+
+async def asgi(scope, receive, send):
+    """As ASGI."""
+    await (lifespan(receive, send) if scope["type"] == "lifespan" else respond(scope, send))
+
+
+async def respond(scope, send):
+    """One request."""
+    path, query = scope["path"], scope["query_string"].decode()
+    headers = [(b"content-type", b"text/plain")]
+    if path in ("/stream", "/drip"):
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for _ in range(40):
+            await asyncio.sleep(0.05 if path == "/drip" else 0.001)
+            await send({"type": "http.response.body", "body": PART, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        return
+    if path == "/slow":
+        await asyncio.sleep(seconds(query))
+    body = answer(path, query)
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def lifespan(receive, send):
+    """Start and end."""
+    while (message := await receive())["type"] != "lifespan.shutdown":
+        await send({"type": f"{message['type']}.complete"})
+    await send({"type": "lifespan.shutdown.complete"})
+
+
+if os.environ.get("APPS_FAIL"):
+    sys.stderr.write("the app fails to import\n")
+    import there_is_no_such_module  # noqa: F401

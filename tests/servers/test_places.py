@@ -1,0 +1,118 @@
+"""Where and as whom: /dev/shm that can't be used, an unprivileged user, and the master's threads."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from needs import need
+from serving import CLASSES, Gunicorn, until
+
+from oomsafe.pool.scoreboard import Scoreboard
+
+TINY = "mount -t tmpfs -o size=4k tmpfs /dev/shm"
+READ_ONLY = "mount -t tmpfs -o ro tmpfs /dev/shm"
+
+
+def may_mount() -> bool:
+    """Whether a private /dev/shm can be made here."""
+    return os.geteuid() == 0 and subprocess.run(["unshare", "-m", "sh", "-c", TINY], capture_output=True, check=False).returncode == 0
+
+
+def opened_to_others(folder: Path) -> list[str]:
+    """A prefix for a command that will run this Python as another user.
+
+    Where that one can't enter Python's folder (a pyenv in /root), it can in a mount namespace that
+    shows nothing else of what is closed.
+    """
+    base = Path(sys.base_prefix)
+    closed = [path for path in reversed(base.parents) if not path.stat().st_mode & 0o001]
+    if not closed:
+        return []
+    need(may_mount(), f"{closed[0]} is closed to other users, and no mount namespace can be made to open it")
+    (folder / "base").mkdir()
+    mounts = [
+        f"mount --bind {base} {folder}/base", f"mount -t tmpfs -o mode=755 tmpfs {closed[0]}", f"mkdir -p {base}",
+        f"mount --move {folder}/base {base}", 'exec "$@"',
+    ]  # fmt: skip
+    return ["unshare", "-m", "sh", "-c", " && ".join(mounts), "sh"]
+
+
+def recycle_one(gunicorn: Gunicorn) -> None:
+    """Take a worker over its limit, and see another one in its place."""
+    before = set(gunicorn.workers())
+    recycles = len(gunicorn.lines(" recycling: "))
+    assert gunicorn.get("/fill?mib=104")[0] == 200
+    gunicorn.wait_for(" recycling: ", recycles + 1)
+    until(lambda: len(gunicorn.workers()) == 2 and set(gunicorn.workers()) != before, "a new worker")
+    until(lambda: gunicorn.get("/")[0] == 200, "it serves")
+
+
+@pytest.mark.parametrize(("mount", "why"), [(TINY, "No space left"), (READ_ONLY, "Read-only file system")])
+def test_an_unusable_dev_shm_is_named_and_another_folder_used(serve, tmp_path, mount, why):
+    """Full, or read-only: the scoreboard lies in the folder for temporary files, and workers are recycled."""
+    need(may_mount(), "no mount namespace with a /dev/shm of its own can be made here")
+    prefix = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    env = {"TMPDIR": str(tmp_path), "XDG_RUNTIME_DIR": ""}
+    gunicorn = serve(soft_limit="100MiB", min_lifetime=0, prefix=prefix, env=env)
+    gunicorn.wait_for("Booting worker", 2)
+    (warning,) = gunicorn.lines("no scoreboard in /dev/shm/oomsafe-0")
+    assert "[WARNING]" in warning
+    assert why in warning
+    (board,) = tmp_path.glob("oomsafe-*/*.board")
+    gunicorn.watch(Scoreboard.open(str(board)))
+    assert gunicorn.serving().pool().supervisor == gunicorn.pid
+    recycle_one(gunicorn)
+    assert gunicorn.serving().stop() == 0
+    assert not board.exists()
+
+
+def test_without_any_folder_the_scoreboard_is_in_memory(serve, tmp_path):
+    """It says that nobody else sees the pool; the workers still take turns, and are recycled."""
+    need(may_mount(), "no mount namespace with a /dev/shm of its own can be made here")
+    (tmp_path / f"oomsafe-{os.geteuid()}").write_text("in the way")
+    prefix = ["unshare", "-m", "sh", "-c", f'{READ_ONLY} && exec "$@"', "sh"]
+    gunicorn = serve(soft_limit="100MiB", min_lifetime=0, prefix=prefix, env={"TMPDIR": str(tmp_path), "XDG_RUNTIME_DIR": ""})
+    gunicorn.wait_for("Booting worker", 2)
+    assert gunicorn.lines("the scoreboard is in memory only")
+    until(lambda: gunicorn.get("/")[0] == 200, "it serves")
+    recycle_one(gunicorn)
+    recycle_one(gunicorn)
+    assert gunicorn.stop() == 0
+
+
+@pytest.mark.parametrize("worker_class", CLASSES)
+def test_workers_of_another_user_are_guarded(serve, tmp_path, worker_class):
+    """gunicorn's --user and --group: the score is raised before privileges are dropped, the rest works after."""
+    need(os.geteuid() == 0, "only root can become somebody else")
+    nobody = pwd.getpwnam("nobody")
+    settings = f"user, group = {nobody.pw_uid}, {nobody.pw_gid}"
+    gunicorn = serve(worker_class, soft_limit="100MiB", min_lifetime=0, settings=settings, prefix=opened_to_others(tmp_path)).serving()
+    for pid in gunicorn.workers():
+        assert f"Uid:\t{nobody.pw_uid}" in Path(f"/proc/{pid}/status").read_text()
+        assert adj(pid) == adj(gunicorn.pid) + 300
+    recycle_one(gunicorn)
+    for pid in gunicorn.serving().workers():
+        assert adj(pid) == adj(gunicorn.pid) + 300
+    assert all(worker.figures.rss for worker in gunicorn.pool().workers)
+    assert "Traceback" not in gunicorn.log()
+
+
+@pytest.mark.parametrize("worker_class", CLASSES)
+def test_the_master_has_no_more_threads_than_without_us(serve, worker_class):
+    """A fork copies one thread only, and the locks of all."""
+    plain = serve(worker_class, install=False)
+    guarded = serve(worker_class, soft_limit="100MiB").serving()
+    plain.wait_for("Booting worker", 2)
+    until(lambda: plain.get("/")[0] == 200, "it serves")
+    assert guarded.get("/")[0] == 200
+    assert len(os.listdir(f"/proc/{guarded.pid}/task")) == len(os.listdir(f"/proc/{plain.pid}/task"))
+
+
+def adj(pid: int) -> int:
+    """A process's oom_score_adj."""
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())

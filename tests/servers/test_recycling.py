@@ -1,0 +1,100 @@
+"""A leaking app under load: workers are recycled, clients see nothing of it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from clients import Load, Watch
+from serving import CLASSES, WSGI_CLASSES, until
+
+from oomsafe.policy.decide import WAITS_UP_TO
+
+MIB = 1 << 20
+
+#: Over a small app: gunicorn's worker with oomsafe has 28 to 45 MiB after boot, by class.
+SOFT = 80 * MIB
+
+#: The user's own: it must be called at each end, and it tells what the scoreboard forgets.
+WORKER_EXIT = """
+from oomsafe.pool.current import get_guard
+
+def worker_exit(server, worker):
+    guard = get_guard()
+    worker.log.info("the user's worker_exit: pid %d peak %d in_flight %d", worker.pid, guard.peak_rss, guard.clock.in_flight)
+"""
+
+RECYCLING = re.compile(
+    r"worker (?P<pid>\d+) \(slot \d+\) recycling: rss [\d.]+ MiB > soft limit [\d.]+ MiB( \(of 80\.0 MiB, jitter\))? "
+    r"for \d+\.\d s, after (?P<work>\d+) requests; largest growth in one of them: GET /leak \(\+[\d.]+ [KM]iB\)"
+)
+
+
+@pytest.mark.parametrize("worker_class", CLASSES)
+def test_leaking_workers_are_recycled_under_load(serve, worker_class):
+    """Five recycles or more, told the same by log and scoreboard, by one master; no request of sync, gthread and gevent is lost."""
+    gunicorn = serve(worker_class, soft_limit="80MiB", min_lifetime=0, max_unavailable=1, settings=WORKER_EXIT).serving()
+
+    with Load(gunicorn, "/leak?kib=512") as load:
+        gunicorn.wait_for(" recycling: ", times=5, seconds=60)
+
+    if worker_class in WSGI_CLASSES:
+        assert load.failed == []
+    assert load.served > 100
+    assert gunicorn.serving().pool().supervisor == gunicorn.pid
+    until(lambda: gunicorn.pool().totals.recycles[0] == len(gunicorn.lines(" recycling: ")), "the scoreboard agrees with the log")
+
+    told = [RECYCLING.search(line) for line in gunicorn.lines(" recycling: ")]
+    assert all(told)
+    recycled = {int(line["pid"]) for line in told if line}
+    assert all(int(line["work"]) > 10 for line in told if line)
+    ended = dict(re.findall(r"the user's worker_exit: pid (\d+) peak (\d+)", gunicorn.log()))
+    assert recycled <= {int(pid) for pid in ended}
+    if worker_class == "sync":
+        assert max(int(peak) for peak in ended.values()) <= WAITS_UP_TO * SOFT + 4 * MIB
+
+
+def test_a_sync_worker_ends_right_after_the_request_that_took_it_over_its_limit(serve):
+    """Alone in its pool, it waits for nobody: its peak is the limit, and one request."""
+    gunicorn = serve("sync", 1, soft_limit="80MiB", min_lifetime=0, settings=WORKER_EXIT).serving(1)
+
+    with Load(gunicorn, "/leak?kib=512") as load:
+        gunicorn.wait_for(" recycling: ", times=3, seconds=60)
+
+    assert load.failed == []
+    peaks = [int(peak) for peak in re.findall(r"peak (\d+)", gunicorn.log())]
+    assert peaks
+    assert max(peaks) <= SOFT + 2 * MIB
+
+
+@pytest.mark.parametrize(("worker_class", "turns"), [("gthread", 1), ("gthread", 2), ("gevent", 1), ("asgi", 1), (CLASSES[-1], 1)])
+def test_no_more_than_max_unavailable_drain_at_once(serve, worker_class, turns):
+    """Slow requests hold each drain open, and the others, over their limit too, wait for their turn."""
+    assert 160 * WAITS_UP_TO > 162 + 4  # where their patience ends
+    gunicorn = serve(worker_class, 4, soft_limit="160MiB", min_lifetime=0, jitter=0, max_unavailable=turns).serving(4)
+    first = set(gunicorn.workers())
+
+    with (
+        Watch(lambda: [worker.state for worker in gunicorn.pool().workers].count("draining")) as watch,
+        Load(gunicorn, "/slow?s=0.4", clients=6) as slow,
+        Load(gunicorn, "/fill?mib=162", clients=2) as load,
+    ):
+        until(lambda: not first & set(gunicorn.workers()), "each worker has been recycled", 60)
+
+    if worker_class in WSGI_CLASSES:
+        assert load.failed + slow.failed == []
+    assert max(watch.seen) == turns
+
+
+@pytest.mark.parametrize("worker_class", CLASSES)
+def test_an_idle_worker_over_its_limit_ends_too(serve, worker_class):
+    """No request comes any more when `sustain` is over: its own tick sees it, and wakes it at once."""
+    settings = "timeout = 12"  # a sync worker sleeps, and ticks, for half of it
+    gunicorn = serve(worker_class, 1, soft_limit="80MiB", min_lifetime=0, sustain=0.5, settings=settings).serving(1)
+    (pid,) = gunicorn.workers()
+    assert gunicorn.get("/fill?mib=84")[0] == 200
+
+    gunicorn.wait_for(f"worker {pid} (slot 0) recycling: ")
+
+    until(lambda: pid not in gunicorn.workers(), "it ends before it would have looked again", 4)
+    assert gunicorn.serving(1).get("/")[0] == 200

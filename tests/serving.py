@@ -1,0 +1,223 @@
+"""A real gunicorn under test: started on a port of its own, watched through its log and its scoreboard, always ended."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from oomsafe.kernel.process import start_time
+from oomsafe.pool.places import living_boards
+from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.pool.view import PoolView, WorkerView
+
+T = TypeVar("T")
+
+APPS = Path(__file__).parent / "servers"
+WSGI_CLASSES = ("sync", "gthread", "gevent")
+ASGI_CLASSES = ("asgi", "uvicorn_worker.UvicornWorker")
+CLASSES = WSGI_CLASSES + ASGI_CLASSES
+
+#: Runs a command that gets a SIGTERM when the tests are killed (prctl's PR_SET_PDEATHSIG): their fixtures end nothing then.
+ENDING_WITH_US = [sys.executable, "-c", "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"]
+
+
+def until(condition: Callable[[], T], what: str, seconds: float = 20) -> T:
+    """Poll until `condition()` is true, and return what it gave; after `seconds`, fail and say `what` did not happen."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+    return found
+
+
+def conf(worker_class: str = "sync", workers: int = 2, *, settings: str = "", install: bool = True, **policy: object) -> str:
+    """The text of a gunicorn configuration: `settings` are lines of Python that stand before install()'s line."""
+    keywords = "".join(f", {name}={value!r}" for name, value in policy.items())
+    lines = [
+        'bind = "127.0.0.1:0"',
+        "control_socket_disable = True",  # all of a user's gunicorns share one
+        f"worker_class = {worker_class!r}",
+        f"workers = {workers}",
+        f"threads = {4 if worker_class == 'gthread' else 1}",
+        "graceful_timeout = 5",
+        "keepalive = 30",  # a starved client must not find its connection gone
+        settings,
+        f"import oomsafe.gunicorn\noomsafe.gunicorn.install(globals(){keywords})" if install else "",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def app_for(worker_class: str) -> str:
+    """The app in tests/servers/apps.py that a worker class serves."""
+    return "apps:asgi" if worker_class in ASGI_CLASSES else "apps:wsgi"
+
+
+class Gunicorn:
+    """One gunicorn in a session of its own. As a context manager it ends with all its processes."""
+
+    def __init__(
+        self,
+        folder: Path,
+        text: str,
+        app: str,
+        *,
+        argv: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        wrap: Callable[[list[str]], list[str]] = lambda command: command,
+    ) -> None:
+        self.folder = folder
+        self.conf = folder / "oomsafe.conf.py"
+        self.conf.write_text(text)
+        self._log = folder / "gunicorn.log"
+        self._board: Scoreboard | None = None
+        argv = argv or ["-c", str(self.conf)]
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                wrap([*ENDING_WITH_US, *prefix, sys.executable, "-m", "gunicorn", *argv, app]),
+                cwd=folder, env=_environment(env or {}), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self.pid = self.process.pid
+
+    def log(self) -> str:
+        """What it has written, to stdout and to stderr."""
+        return self._log.read_text(errors="replace")
+
+    def lines(self, text: str) -> list[str]:
+        """The lines of the log that hold `text`."""
+        return [line for line in self.log().splitlines() if text in line]
+
+    def wait_for(self, text: str, times: int = 1, seconds: float = 20) -> list[str]:
+        """Wait until `times` lines of the log hold `text`."""
+        found = until(lambda: len(self.lines(text)) >= times and self.lines(text), f"{times} lines {text!r}", seconds)
+        assert found
+        return found
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        match = re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", "".join(self.wait_for("Listening at: ")[-1:]))
+        assert match
+        return int(match[1])
+
+    def workers(self, master: int | None = None) -> list[int]:
+        """The pids of the master's children."""
+        return children(master or self.pid)
+
+    def serving(self, workers: int = 2) -> Gunicorn:
+        """Wait until exactly so many workers serve, and return this gunicorn."""
+        until(
+            lambda: self.process.poll() is None and [w.state for w in self.pool().workers] == ["serving"] * workers,
+            f"{workers} workers serve",
+        )
+        return self
+
+    def pool(self) -> PoolView:
+        """The pool as its scoreboard shows it; it can be read, too, after its file is gone."""
+        if self._board is None:
+            self._board = Scoreboard.open(until(lambda: board_of(self.pid), f"a scoreboard of {self.pid}"))
+        return self._board.read()
+
+    def watch(self, board: Scoreboard) -> None:
+        """Its scoreboard is this one: it lies where nobody would look."""
+        self._board = board
+
+    def worker(self, pid: int) -> WorkerView:
+        """One worker on the scoreboard."""
+        return next(worker for worker in self.pool().workers if worker.pid == pid)
+
+    def get(self, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        """One request on a connection of its own: status, headers with lower-case names, body."""
+        connection = self.connect()
+        try:
+            connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+            response = connection.getresponse()
+            return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
+    def connect(self, timeout: float = 20) -> http.client.HTTPConnection:
+        """A connection that has not been opened yet."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+
+    def signal(self, number: int) -> None:
+        """Send the master a signal."""
+        os.kill(self.pid, number)
+
+    def ended(self, seconds: float = 20) -> int:
+        """Wait for the master's end, and return its exit status."""
+        return self.process.wait(seconds)
+
+    def stop(self) -> int:
+        """SIGTERM, and its end."""
+        self.signal(signal.SIGTERM)
+        return self.ended()
+
+    def __enter__(self) -> Gunicorn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None and not alive(self.session() - {self.pid}):
+            self.process.kill()
+        elif self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(3)
+            except subprocess.TimeoutExpired:
+                pass
+        # workers that have lost their master, masters that took over from theirs
+        for pid in self.session():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it has ended meanwhile
+        self.process.wait(10)
+        until(lambda: not self.session(), f"the end of session {self.pid}", 10)
+        if self._board is not None:
+            self._board.close()
+
+    def session(self) -> set[int]:
+        """The processes of its session that run."""
+        return {pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _session(pid) == self.pid}
+
+
+def board_of(pid: int) -> str | None:
+    """The path of the scoreboard of the supervisor `pid`."""
+    name = f"/{pid}-{start_time(pid)}.board"
+    return next((path for path in living_boards() if path.endswith(name)), None)
+
+
+def children(pid: int) -> list[int]:
+    """The pids of a process's children."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def alive(pids: set[int]) -> bool:
+    """Whether one of these runs."""
+    return any(_session(pid) for pid in pids)
+
+
+def _session(pid: int) -> int:
+    """The session of a process that runs; 0 for one that has ended (a zombie has)."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return 0
+    return 0 if words[0] in "ZX" else int(words[3])
+
+
+def _environment(more: dict[str, str]) -> dict[str, str]:
+    ours = {k: v for k, v in os.environ.items() if not k.startswith(("OOMSAFE_", "GUNICORN_"))}
+    path = os.pathsep.join(filter(None, [str(APPS), ours.get("PYTHONPATH")]))
+    return {**ours, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
