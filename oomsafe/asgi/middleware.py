@@ -74,7 +74,7 @@ class MemoryMiddleware:
         def announce(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 # new ones: an app may send the same message every time
-                message = {**message, "headers": [*message.get("headers", ()), *work.raw_headers()]}
+                message = {**message, "headers": [*message.get("headers", ()), *work.meter.headers(work)[1]]}
             return send(message)
 
         return announce

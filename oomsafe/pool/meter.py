@@ -63,10 +63,6 @@ class Work:
         """The memory headers of a response, with the figures of this moment."""
         return self.meter.headers(self)[0]
 
-    def raw_headers(self) -> list[tuple[bytes, bytes]]:
-        """The same in bytes, with lower-case names."""
-        return self.meter.headers(self)[1]
-
     def __enter__(self) -> Work:
         return self
 
@@ -115,7 +111,9 @@ class Meter:
             now, clock = _clock(), self.clock
             # right after the last one, what has grown since is the server's parsing of this one
             if clock.in_flight or now > self._ended_at + SAME_BREATH:
-                self._read_if_faulted()
+                faults = _usage(_self).ru_minflt
+                if faults != self._faults:
+                    self._read_at(faults)
             with self._lock:
                 if measured:
                     clock.in_flight += 1
@@ -180,20 +178,28 @@ class Meter:
 
         They are made anew only when a figure has changed: where nothing grows, that is never.
         """
-        figures = (self.grown(work), self.rss, self.soft_limit)
-        if figures != self._headers_of and self.rss_known:
-            grown, rss, limit = figures
-            text = memory_headers(rss, grown, limit)
-            self._headers = (text, [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in text])
-            self._headers_of = figures
+        try:
+            faults = _usage(_self).ru_minflt
+            if faults != self._faults:
+                self._read_at(faults)
+            value = self.clock.value
+            figures = (0 if value == work.mark else int(value - work.mark), self.rss, self.soft_limit)
+            if figures != self._headers_of and self.rss_known:
+                grown, rss, limit = figures
+                text = memory_headers(rss, grown, limit)
+                self._headers = (text, [(name.lower().encode("ascii"), figure.encode("ascii")) for name, figure in text])
+                self._headers_of = figures
+        except Exception as error:
+            self.failed("headers", error)
         return self._headers
 
     def grown(self, work: Work) -> int:
         """See Work.grown."""
         try:
-            self._read_if_faulted()
-            value = self.clock.value
-            return 0 if value == work.mark else int(value - work.mark)
+            faults = _usage(_self).ru_minflt
+            if faults != self._faults:
+                self._read_at(faults)
+            return int(self.clock.value - work.mark)
         except Exception as error:
             self.failed("grown", error)
             return 0
@@ -212,13 +218,11 @@ class Meter:
             self._said.add(key)
             log.log(level, message, *figures)
 
-    def _read_if_faulted(self) -> None:
-        """Take in the memory if it can have grown."""
-        faults = _usage(_self).ru_minflt
-        if faults != self._faults:
-            with self._lock:
-                self._faults = faults
-                self._read()
+    def _read_at(self, faults: int) -> None:
+        """Take in the memory as it is at this count of faults."""
+        with self._lock:
+            self._faults = faults
+            self._read()
 
     def _read(self) -> None:
         """Take in the memory as it is now. Callers hold the lock."""

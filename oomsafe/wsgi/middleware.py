@@ -63,7 +63,7 @@ class MemoryMiddleware:
             if "werkzeug.request" in environ:
                 work.route = _route(environ["werkzeug.request"])
             # a new list: an app may give the same one every time
-            return start_response(status, [*headers, *work.headers()] if announce else headers, *exc_info)
+            return start_response(status, [*headers, *work.meter.headers(work)[0]] if announce else headers, *exc_info)
 
         return start
 
