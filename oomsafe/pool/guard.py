@@ -215,8 +215,8 @@ class Guard(Meter):
             return
         try:
             raise_score(self.policy.draining_oom_score_adj)
-        except ScoreRefused as error:
-            self.say_once("score", logging.WARNING, "%s", error)
+        except ScoreRefused as error:  # under --user it always is: the worker goes without
+            self.say_once("score", logging.DEBUG, "%s", error)
         self._recycle()
 
     def _farewell(self, reason: Reason, now: float, used: int | None) -> str:
