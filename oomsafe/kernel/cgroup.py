@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from oomsafe.kernel.files import read_int, read_keyed, read_text, say_once
 
@@ -12,8 +12,7 @@ from oomsafe.kernel.files import read_int, read_keyed, read_text, say_once
 NO_LIMIT = 1 << 62
 
 
-@dataclass(frozen=True)
-class Cgroup:
+class Cgroup(NamedTuple):
     """One memory cgroup. Every figure is read anew, in bytes; None is one that can't be read."""
 
     version: int
@@ -79,8 +78,7 @@ def find_cgroup(pid: int | str = "self", proc: str = "/proc") -> Cgroup | None:
     return None
 
 
-@dataclass(frozen=True)
-class _Mount:
+class _Mount(NamedTuple):
     root: str
     """Which part of the hierarchy is mounted here: "/" or, in a container, its own cgroup."""
     point: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import NamedTuple
 
 from oomsafe.policy.limits import Limits
 from oomsafe.policy.settings import Policy
@@ -44,8 +45,7 @@ class Reason(Enum):
 RECYCLE_REASONS = (Reason.SOFT, Reason.HARD)
 
 
-@dataclass(frozen=True)
-class Pool:
+class Pool(NamedTuple):
     """The rest of the pool, as this worker sees it on the scoreboard."""
 
     draining: int = 0
@@ -58,8 +58,7 @@ class Pool:
     """The working set is above the budget: nothing may wait for a worker's age."""
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """One worker's memory, measured now. Bytes; None is a figure that could not be read."""
 
     used: int | None
@@ -82,8 +81,7 @@ class History:
     """Its soft limit is below what a worker needs: recycling would never end."""
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What to do, and why."""
 
     action: Action

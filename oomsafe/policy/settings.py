@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from oomsafe.errors import ConfigError
@@ -137,12 +137,6 @@ def load_policy(environ: Mapping[str, str], keywords: Mapping[str, Any]) -> tupl
         elif text.strip():
             from_environment[known[variable]] = _from_text(variable, known[variable], text)
     return Policy(**{**from_environment, **keywords}), warnings
-
-
-def overridden(policy: Policy) -> dict[str, Any]:
-    """The fields of `policy` that are not at their default."""
-    plain = Policy()
-    return {f.name: getattr(policy, f.name) for f in fields(policy) if getattr(policy, f.name) != getattr(plain, f.name)}
 
 
 def _from_text(variable: str, field: str, text: str) -> Any:

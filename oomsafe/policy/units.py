@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from oomsafe.errors import ConfigError
 
 KIB, MIB, GIB, TIB = (1 << shift for shift in (10, 20, 30, 40))
 _FACTORS = {"kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]ib|%)", re.IGNORECASE | re.ASCII)
-_TAIL = re.compile(r"\d(?:[\d.]*)\s*([a-z]*)$", re.IGNORECASE | re.ASCII)
 
 #: The smallest size taken as a limit. No Python process fits in less, so a smaller int is a forgotten unit.
 SMALLEST = MIB
@@ -19,8 +18,7 @@ SMALLEST = MIB
 LARGEST = 1 << 56
 
 
-@dataclass(frozen=True)
-class Percent:
+class Percent(NamedTuple):
     """A share of the effective limit: 0 < value <= 100."""
 
     value: float
@@ -101,7 +99,7 @@ def _checked(field: str, given: object, size: int, example: str) -> int:
 def _why_not(text: str) -> str:
     if text.strip().startswith("-"):
         return "is negative"
-    tail = _TAIL.fullmatch(text.strip())
+    tail = re.fullmatch(r"\d[\d.]*\s*([a-z]*)", text.strip(), re.IGNORECASE | re.ASCII)
     if tail is None:
         return "is not a size"
     if not tail[1]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from unit.test_units import check_error, example_in
 
 from oomsafe.errors import ConfigError
-from oomsafe.policy.settings import OTHER_VARIABLES, READERS, Policy, load_policy, overridden
+from oomsafe.policy.settings import OTHER_VARIABLES, READERS, Policy, load_policy
 from oomsafe.policy.units import MIB, Percent
 
 DEFAULTS: dict[str, Any] = {
@@ -50,6 +50,11 @@ SOURCES: dict[str, tuple[Any, Any, str, Any]] = {
 }
 
 SECRET = "tops\u00e9cret-tops\u00e9cret"
+
+
+def overridden(policy: Policy) -> dict[str, Any]:
+    """The fields that are not at their default."""
+    return {name: getattr(policy, name) for name in DEFAULTS if getattr(policy, name) != getattr(Policy(), name)}
 
 
 def test_defaults() -> None:
