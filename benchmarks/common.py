@@ -320,7 +320,8 @@ def arguments(doc: str, *, rounds: int, seconds: float | None = None) -> argpars
 
 @contextlib.contextmanager
 def quiet_interrupt() -> Iterator[None]:
-    """Ctrl-C ends the benchmark without a traceback, after its servers."""
+    """Ctrl-C, and SIGTERM (from ``timeout``), end the benchmark without a traceback, after its servers."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
