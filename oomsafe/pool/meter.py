@@ -40,8 +40,8 @@ class Work:
     # not in __init__: what is the same for nearly all costs nothing here
     route = UNMATCHED
     """What it is counted under: one of few names, never what a client sent."""
-    started = True
-    """Whether it has begun and not ended."""
+    started = False
+    """Whether it has begun and not ended; also False where its begin failed: then there is nothing to undo."""
     measured = True
     """Whether it has a share in the process's growth."""
 
@@ -120,6 +120,7 @@ class Meter:
                 else:
                     work.measured = False
                     self._unmeasured += 1
+                work.started = True
                 work.mark = clock.value
                 if self._cells:
                     work.cell = self._cells.pop()
@@ -219,7 +220,10 @@ class Meter:
             log.log(level, message, *figures)
 
     def _read_at(self, faults: int) -> None:
-        """Take in the memory as it is at this count of faults."""
+        """Take in the memory as it is at this count of faults.
+
+        The gate before it stands written out at each begin, end and header: calling one would cost more than it asks.
+        """
         with self._lock:
             self._faults = faults
             self._read()

@@ -137,6 +137,23 @@ def test_threads_count_together() -> None:
     assert guard.pool().workers[0].in_flight == []
 
 
+def test_work_whose_begin_failed() -> None:
+    """There is nothing to undo at its end: the number in flight does not fall below zero."""
+    memory = Memory(MIB)
+    guard = measuring(memory)
+    plain = memory.rss
+
+    def broken() -> int:
+        raise ValueError("not a number")
+
+    memory.rss = broken  # type: ignore[method-assign]
+    guard._faults = -1
+    work = guard.begin(b"x")
+    memory.rss = plain  # type: ignore[method-assign]
+
+    assert (work.end(), guard.in_flight, guard.counters.work) == (0, 0, 0)
+
+
 def test_work_that_ends_while_memory_is_read() -> None:
     """A finalizer may run anywhere, also where memory is being read, and end a piece of work: no deadlock."""
     memory = Memory(MIB)
