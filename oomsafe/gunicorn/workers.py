@@ -14,6 +14,9 @@ from oomsafe.pool.meter import log
 #: Seconds between two heartbeats of UvicornWorker, and so between two ticks; its own are timeout / 2 apart.
 HEARTBEAT = 1
 
+#: Seconds between two looks at whether a draining worker's last request has ended.
+DRAIN_LOOK = 0.05
+
 
 def kind_of(worker: Any) -> str:
     """Which of the classes below `worker` is, by what it has: people derive their own."""
@@ -24,6 +27,8 @@ def kind_of(worker: Any) -> str:
         return "asgi"
     if "ThreadWorker" in names:
         return "gthread"
+    if "GeventWorker" in names:
+        return "gevent"
     return "sync" if "SyncWorker" in names else "other"
 
 
@@ -40,6 +45,7 @@ def recycle_of(worker: Any) -> Callable[[], None]:
     """A function that makes `worker` finish what it has, and end. It may be called from any thread."""
     kind = kind_of(worker)
     server = _capture_uvicorn_server(worker) if kind == "uvicorn" else None
+    wake = _waking_gevent(worker) if kind == "gevent" else None
 
     def recycle() -> None:
         if server is not None:
@@ -50,8 +56,38 @@ def recycle_of(worker: Any) -> Callable[[], None]:
             worker.method_queue.defer(lambda: None)  # out of its select, as its own SIGTERM handler does
         elif kind == "sync" and worker.PIPE:
             os.write(worker.PIPE[1], b"1")  # likewise: an idle one sleeps for timeout / 2
+        elif wake is not None:
+            wake()
 
     return recycle
+
+
+def _waking_gevent(worker: Any) -> Callable[[], None] | None:
+    """A function that has the worker look at `alive` now. It sleeps for a second between two looks, and grows meanwhile.
+
+    Its sleep is one that can be cut short: in its module, `gevent` is replaced by one whose sleep()
+    ends when it is told to, and which sleeps less while the last requests end.
+    """
+    module = next((sys.modules[cls.__module__] for cls in type(worker).__mro__ if cls.__name__ == "GeventWorker"), None)
+    gevent = getattr(module, "gevent", None)
+    if gevent is None:
+        return None
+    from gevent.event import Event
+
+    told, loop = Event(), gevent.get_hub().loop  # the hub of this thread: whoever wakes may be another
+
+    class Waking:
+        def sleep(self, seconds: float = 0) -> None:
+            if told.is_set():
+                gevent.sleep(min(seconds, DRAIN_LOOK))
+            else:
+                told.wait(seconds)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(gevent, name)
+
+    module.gevent = Waking()  # type: ignore[union-attr]
+    return lambda: loop.run_callback_threadsafe(told.set)
 
 
 def wrap_app(worker: Any, guard: Guard) -> None:
