@@ -69,8 +69,8 @@ def _waking_gevent(worker: Any) -> Callable[[], None] | None:
     ends when it is told to, and which sleeps less while the last requests end.
     """
     module = next((sys.modules[cls.__module__] for cls in type(worker).__mro__ if cls.__name__ == "GeventWorker"), None)
-    gevent = getattr(module, "gevent", None)
-    if gevent is None:
+    gevent: Any = getattr(module, "gevent", None)
+    if module is None or gevent is None:
         return None
     from gevent.event import Event
 
@@ -86,7 +86,7 @@ def _waking_gevent(worker: Any) -> Callable[[], None] | None:
         def __getattr__(self, name: str) -> Any:
             return getattr(gevent, name)
 
-    module.gevent = Waking()  # type: ignore[union-attr]
+    module.gevent = Waking()  # type: ignore[attr-defined]
     return lambda: loop.run_callback_threadsafe(told.set)
 
 
