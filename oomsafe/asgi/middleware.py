@@ -15,7 +15,6 @@ from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
 from oomsafe.pool.current import guard_for
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.layout import UNMATCHED
 from oomsafe.pool.meter import Work
 
 Scope = MutableMapping[str, Any]
@@ -44,25 +43,36 @@ class MemoryMiddleware:
         self._guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
-        if kind == "http":
-            work = scope.get(KEY)
-            if work is not None:  # wrapped twice, counted once
-                return await self.app(scope, receive, self._announcing(scope, send, work))
-        elif kind != "websocket" or KEY in scope:
-            return await self.app(scope, receive, send)
+        if scope["type"] != "http" or KEY in scope:
+            await self._other(scope, receive, send)
+            return
         guard = self._guard
         if guard is None or not guard.here:
             guard = self._guard = guard_for(self._keywords, "requests")
-        if guard is None:
-            return await self.app(scope, receive, send)
-        name = f"{scope.get('method', 'WEBSOCKET')} {scope['path']}"
-        work = scope[KEY] = guard.begin(name.encode("utf-8", "replace"), measured=kind == "http")
+            if guard is None:
+                await self.app(scope, receive, send)
+                return
+        # straight on, without calls of our own: this is what every request pays
+        work = scope[KEY] = guard.begin(f"{scope['method']} {scope['path']}".encode("utf-8", "replace"))
         try:
-            await self.app(scope, receive, self._announcing(scope, send, work) if self._headers and kind == "http" else send)
+            await self.app(scope, receive, self._announcing(scope, send, work) if self._headers else send)
         finally:
-            work.route = _route(scope)
+            # Starlette and FastAPI: the route's own path with its parameters' names; never what the client sent
+            path = getattr(scope.get("route"), "path", None)
+            if type(path) is str:
+                work.route = path
             guard.end(work)
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What is not a request that nobody has counted yet."""
+        if scope["type"] == "http":  # wrapped twice, counted once
+            send = self._announcing(scope, send, scope[KEY]) if self._headers else send
+        guard = guard_for(self._keywords, "requests") if self._guard is None or not self._guard.here else self._guard
+        if scope["type"] != "websocket" or KEY in scope or guard is None:
+            await self.app(scope, receive, send)
+            return
+        with guard.begin(f"WEBSOCKET {scope['path']}".encode("utf-8", "replace"), measured=False) as scope[KEY]:
+            await self.app(scope, receive, send)
 
     def _announcing(self, scope: Scope, send: Send, work: Work) -> Send:
         """`send` with the memory headers added, for who may see them, once. It returns the server's own awaitable."""
@@ -87,9 +97,3 @@ def in_thread(function: Callable[[], None]) -> None:
 
 def _token(scope: Scope) -> bytes | None:
     return next((value for name, value in scope["headers"] if name == TOKEN_ASGI), None)
-
-
-def _route(scope: Scope) -> str:
-    """The route's own path with its parameters' names (Starlette, FastAPI); never what the client sent."""
-    path = getattr(scope.get("route"), "path", None)
-    return path if type(path) is str else UNMATCHED

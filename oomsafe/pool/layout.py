@@ -59,6 +59,8 @@ CELLS_AT = 3968
 CELL_SIZE, CELLS = 128, 16
 CELL_NAME = 103
 CELL = struct.Struct(f"<xB6xdq{CELL_NAME}sB")
+#: Where in a cell it says whether it is in use.
+IN_USE = CELL_SIZE - 1
 SEQUENCE = struct.Struct("<Q")
 
 #: Upper ends of the growth buckets in bytes; the last bucket has none.

@@ -19,7 +19,7 @@ from types import TracebackType
 from oomsafe.kernel.process import OwnMemory
 from oomsafe.policy.growth import GrowthClock
 from oomsafe.policy.headers import memory_headers
-from oomsafe.pool.layout import BOUNDS, CELLS, OTHER, UNMATCHED, Counters
+from oomsafe.pool.layout import BOUNDS, CELL_NAME, IN_USE, OTHER, UNMATCHED, Counters
 from oomsafe.pool.slot import Slot
 
 log = logging.getLogger("oomsafe")
@@ -30,26 +30,29 @@ _clock = time.monotonic
 #: Seconds after the end of work in which nothing is read at the next one's begin.
 SAME_BREATH = 0.05
 
+#: Seconds after a response's headers in which nothing is read at the end of its work: what has grown is the server's sending.
+AT_ONCE = 0.0001
+
 #: Seconds between two publications of a worker's figures.
 PUBLISH_EVERY = 1.0
 
 
 class Work:
-    """One piece of work in flight; also a context manager that ends it."""
+    """One piece of work in flight; also a context manager that ends it. Made by Meter.begin()."""
 
-    # not in __init__: what is the same for nearly all costs nothing here
+    # at the class: what is the same for nearly all costs nothing here, and without __init__ there is no call
+    meter: Meter
+    name: bytes
     route = UNMATCHED
     """What it is counted under: one of few names, never what a client sent."""
     started = False
     """Whether it has begun and not ended; also False where its begin failed: then there is nothing to undo."""
     measured = True
     """Whether it has a share in the process's growth."""
-
-    def __init__(self, meter: Meter, name: bytes) -> None:
-        self.meter = meter
-        self.name = name
-        self.mark = 0.0
-        self.cell = -1
+    mark = 0.0
+    """The growth clock's value when it began."""
+    cell = -1
+    """Where the in-flight record is that it holds; -1: none was free."""
 
     def grown(self) -> int:
         """Bytes that this work has grown the process by until now; negative when it shrank."""
@@ -90,12 +93,14 @@ class Meter:
         self._faults = -1
         # a finalizer or a signal's handler may run while it is held, and end a piece of work in the same thread
         self._lock = RLock()
-        self._cells = list(range(CELLS - 1, -1, -1))
+        # a piece of work's own record is written by C alone: each call of ours costs a server three times what it costs here
+        self._memory, self._write, self._cells = slot.cells()
         self._routes: dict[str, list[int]] = {}
         self._unmeasured = 0
         self._alert: float = sys.maxsize
         self._look_at = 0.0
-        self._ended_at = 0.0
+        self._same_breath = 0.0
+        self._at_once = 0.0
         self._publish_at = 0.0
         self._said: set[str] = set()
         self._headers_of: tuple[int, int, int | None] | None = None
@@ -106,11 +111,13 @@ class Meter:
 
         Not `measured` is what stays open and is mostly idle: it would take a share of what others grew by.
         """
-        work = Work(self, name)
+        work = Work()
+        work.meter = self
+        work.name = name
         try:
             now, clock = _clock(), self.clock
             # right after the last one, what has grown since is the server's parsing of this one
-            if clock.in_flight or now > self._ended_at + SAME_BREATH:
+            if clock.in_flight or now > self._same_breath:
                 faults = _usage(_self).ru_minflt
                 if faults != self._faults:
                     self._read_at(faults)
@@ -123,9 +130,9 @@ class Meter:
                 work.started = True
                 work.mark = clock.value
                 if self._cells:
-                    work.cell = self._cells.pop()
-            if work.cell >= 0:
-                self.slot.begin(work.cell, name, now, self.rss)
+                    work.cell = cell = self._cells.pop()
+                    size = len(name)
+                    self._write(cell, size if size < CELL_NAME else CELL_NAME, now, self.rss, name, 1)
         except Exception as error:
             self.failed("begin", error)
         return work
@@ -137,7 +144,8 @@ class Meter:
         work.started = False
         growth = 0
         try:
-            clock, faults = self.clock, _usage(_self).ru_minflt
+            clock, now = self.clock, _clock()
+            faults = _usage(_self).ru_minflt if now > self._at_once else self._faults
             with self._lock:
                 if faults != self._faults or clock.value != work.mark:
                     self._faults = faults
@@ -153,10 +161,11 @@ class Meter:
                         self._count(row, growth, work.name)
                 else:
                     self._unmeasured -= 1
-                if work.cell >= 0:
-                    self._cells.append(work.cell)
-                    self.slot.end(work.cell)
-            self._ended_at = now = _clock()
+                cell = work.cell
+                if cell >= 0:
+                    self._memory[cell + IN_USE] = 0
+                    self._cells.append(cell)
+            self._same_breath = now + SAME_BREATH
             if now >= self._publish_at or (self.rss > self._alert and now >= self._look_at):
                 self._look(now)
         except Exception as error:
@@ -183,6 +192,7 @@ class Meter:
             faults = _usage(_self).ru_minflt
             if faults != self._faults:
                 self._read_at(faults)
+            self._at_once = _clock() + AT_ONCE
             value = self.clock.value
             figures = (0 if value == work.mark else int(value - work.mark), self.rss, self.soft_limit)
             if figures != self._headers_of and self.rss_known:

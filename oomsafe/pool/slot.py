@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from oomsafe.kernel.process import start_time
 from oomsafe.pool import layout
 from oomsafe.pool.layout import Counters, optional, stored
-
-# once a piece of work: not even an attribute is looked up twice
-_pack_cell, _CELL_SIZE, _CELL_NAME = layout.CELL.pack_into, layout.CELL_SIZE, layout.CELL_NAME
 
 #: -1 is a score like any other, so None is written as a number that is none.
 _NO_SCORE = -32768
@@ -57,7 +56,6 @@ class Slot:
         """Which worker of the pool this is, counted over the pool's life; the number is given again."""
         self._memory = memory
         self._at = offset
-        self._cells = offset + layout.CELLS_AT
         self._sequence = 0
 
     @classmethod
@@ -98,11 +96,11 @@ class Slot:
         self._sequence += 1
         layout.write(memory, at + layout.SLOT_SEQUENCE_AT, layout.SEQUENCE, self._sequence)
 
-    def begin(self, cell: int, name: bytes, began: float, rss: int) -> None:
-        """Note what is in flight, at once: a SIGKILL must find it there."""
-        size = len(name)
-        _pack_cell(self._memory, self._cells + cell * _CELL_SIZE, size if size < _CELL_NAME else _CELL_NAME, began, rss, name, 1)
+    def cells(self) -> tuple[memoryview, Callable[..., None], list[int]]:
+        """For who notes what is in flight, at once, since a SIGKILL must find it there: memory, write, offsets of the cells.
 
-    def end(self, cell: int) -> None:
-        """It is in flight no more."""
-        self._memory[self._cells + cell * _CELL_SIZE + _CELL_SIZE - 1] = 0
+        ``write(offset, length, began, rss, name, 1)``, and ``memory[offset + IN_USE] = 0`` when it is in flight no more.
+        """
+        first = self._at + layout.CELLS_AT
+        offsets = range(first, first + layout.CELLS * layout.CELL_SIZE, layout.CELL_SIZE)
+        return self._memory, partial(layout.CELL.pack_into, self._memory), list(reversed(offsets))

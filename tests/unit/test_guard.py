@@ -332,7 +332,7 @@ def test_a_scoreboard_that_can_not_be_written(guarded: Any, clock: Clock, recycl
     def fail(*_: object) -> None:
         raise OSError("broken")
 
-    guard.slot.publish = guard.slot.begin = fail
+    guard.slot.publish = guard._write = fail
     clock.go(2)
     for _ in range(3):
         do(guard, memory, 90 * MIB, clock)

@@ -37,6 +37,12 @@ def counting(work: int, **routes: int) -> Counters:
     return counters
 
 
+def note(slot: Slot, name: bytes, began: float, rss: int) -> None:
+    """Something is in flight, in the first cell."""
+    _, write, cells = slot.cells()
+    write(cells[-1], min(len(name), layout.CELL_NAME), began, rss, name, 1)
+
+
 def test_a_worker_is_seen(board: Scoreboard) -> None:
     """From its claim on, with what it published and what it has in flight."""
     slot = taken(board)
@@ -44,7 +50,7 @@ def test_a_worker_is_seen(board: Scoreboard) -> None:
     board.describe(workers=4, turns=2, limit=1 << 30, budget=None)
 
     slot.claim()
-    slot.begin(0, b"GET /a\x1b[2J", time.monotonic() - 100, 77)
+    note(slot, b"GET /a\x1b[2J", time.monotonic() - 100, 77)
     slot.publish(Figures(rss=100, oom_score_adj=-1), counting(3, home=9))
 
     pool = board.read()
@@ -61,11 +67,12 @@ def test_nothing_is_in_flight_any_more(board: Scoreboard) -> None:
     """An ended piece of work leaves its cell."""
     slot = taken(board)
     slot.claim()
-    slot.begin(15, b"x" * 300, 1.0, 1)
+    note(slot, b"x" * 300, 1.0, 1)
     (piece,) = board.read().workers[0].in_flight
     assert len(piece.name) == 96
 
-    slot.end(15)
+    memory, _, cells = slot.cells()
+    memory[cells[-1] + layout.IN_USE] = 0
 
     assert board.read().workers[0].in_flight == []
 
@@ -178,7 +185,7 @@ def test_a_killed_worker_leaves_what_it_had(board: Scoreboard) -> None:
     def work(line: Line) -> None:
         slot.claim()
         slot.publish(Figures(rss=5), counting(7))
-        slot.begin(3, b"POST /reports", 1.0, 5)
+        note(slot, b"POST /reports", 1.0, 5)
         at = layout.HEADER_SIZE + slot.number * layout.SLOT_SIZE + layout.SLOT_SEQUENCE_AT
         layout.SEQUENCE.pack_into(board._memory, at, 3)
         line.say("published")
