@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import random
-import sys
 import time
 import weakref
 from _thread import allocate_lock
@@ -19,8 +17,8 @@ from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.malloc import trim
 from oomsafe.kernel.oom_score import raise_score, read_score
 from oomsafe.kernel.process import OwnMemory
-from oomsafe.policy.decide import Action, Decision, History, Reason, Snapshot, above_baseline, decide, has_settled, within_reach
-from oomsafe.policy.limits import Capacity, Limits, resolve_limits
+from oomsafe.policy.decide import Action, Decision, History, Reason, Snapshot, decide, has_settled
+from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.units import MIB, format_size
 from oomsafe.pool import layout
@@ -30,6 +28,7 @@ from oomsafe.pool.meter import PUBLISH_EVERY, Meter, log
 from oomsafe.pool.neighbours import Neighbours
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Figures, Slot
+from oomsafe.pool.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from oomsafe.pool.view import PoolView
@@ -81,18 +80,24 @@ class Guard(Meter):
         self._board = board
         self._neighbours = Neighbours(board, self.slot)
         self._deciding = allocate_lock()
-        self._jitter_share = random.random()  # noqa: S311  it spreads load, it guards nothing
-        self._capacity = capacity or read_capacity()
         self._gauge = Gauge()
+        self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours)
         self._history = History(ready_at=time.monotonic())
-        self._boot_rss = self.rss if self.rss_known else None
-        self.baseline: int | None = None
-        """What the limits are compared with, right after boot; bytes, None where it can't be read."""
-        self.limits = Limits(soft=None)
-        self._set_limits(say=board is None)
+        self._thresholds.set(self.rss if self.rss_known else None, self._history.ready_at, say=board is None)
+        self._take_limits()
         self._look(self._history.ready_at)
         if not self._decided:
             self.slot.set_state(layout.SERVING)
+
+    @property
+    def limits(self) -> Limits:
+        """In force for this worker."""
+        return self._thresholds.limits
+
+    @property
+    def baseline(self) -> int | None:
+        """What the limits are compared with, right after boot; bytes, None where it can't be read."""
+        return self._thresholds.baseline
 
     def tick(self) -> None:
         """Called by the server's own loop, about once a second and as often as it likes: looks also when idle."""
@@ -130,7 +135,8 @@ class Guard(Meter):
         release = True
         try:
             if now >= self._publish_at:
-                self._follow_pool()
+                self._thresholds.follow_pool(now)
+                self._take_limits()
                 self._publish(now)
             if not self._decided and (self.rss > self._alert or self._history.breached_since is not None):
                 release = self._consider(now)
@@ -166,14 +172,15 @@ class Guard(Meter):
                 return decision
             settled = has_settled(self.policy, self.limits, used, self._history, now)
             if decision.reason is Reason.SOFT and self._neighbours.leaving_is_no_use(settled):
-                self._refuse("within its first seconds", used)
+                self._thresholds.refuse("within its first seconds", used)
+                self._take_limits()
                 return Decision(Action.SERVE, Reason.REFUSED)
             self.slot.set_state(layout.DRAINING)
             return decision
 
     def _over_budget(self) -> bool:
         working_set = read_capacity().working_set
-        return working_set is not None and self.limits.budget is not None and working_set > self.limits.budget
+        return working_set is not None and self._thresholds.budget is not None and working_set > self._thresholds.budget
 
     def _reclaim(self) -> bool:
         before = self.rss
@@ -225,42 +232,9 @@ class Guard(Meter):
         why = farewell(self.limits, reason, used, self.rss, now - (self._history.breached_since or now))
         return f"{self} {doing}: {why}, {history(self.counters.work, self._unit, self.largest)}"
 
-    def _set_limits(self, say: bool) -> None:
-        limits, warnings = resolve_limits(self.policy, self._capacity, self._jitter_share)
-        if self.baseline is None and self.rss_known:
-            self.baseline = self._gauge.read(limits.metric, self.rss, 0, self._history.ready_at)
-        for warning in warnings if say else ():
-            log.warning("%s", warning)
-        self.limits = above_baseline(within_reach(limits, self.baseline, self._boot_rss), self.baseline)
-        if self.limits.soft != limits.soft:
-            self.limits = replace(self.limits, soft=limits.soft, early=limits.soft)
-            self._refuse("right after boot", self.baseline)
-        else:
-            self._history = replace(self._history, refused=False)
-        if limits.hard is not None and self.limits.hard is None and self._neighbours.first_to_refuse():
-            log.error("hard limit %s is not used: a worker has %s right after boot", *map(format_size, (limits.hard, self._boot_rss)))
-        self._set_alert()
-
-    def _refuse(self, when: str, needed: int | None) -> None:
-        self._history = replace(self._history, refused=True)
-        self._set_alert()
-        if self._neighbours.first_to_refuse():
-            log.error(
-                "soft limit %s is not used: a worker needs %s (%s) %s, so it would be recycled for ever; "
-                "set soft_limit well above %s, or have fewer workers or more memory",
-                format_size(self.limits.soft), format_size(needed), self.limits.metric, when, format_size(needed),
-            )  # fmt: skip
-
-    def _set_alert(self) -> None:
-        self.soft_limit = None if self._history.refused else self.limits.early
-        self._alert = min((limit for limit in (self.soft_limit, self.limits.hard) if limit is not None), default=sys.maxsize)
-
-    def _follow_pool(self) -> None:
-        """A share of the budget changes with the number of workers (SIGTTIN, SIGTTOU)."""
-        workers = self._neighbours.workers
-        if workers is not None and workers != self._capacity.workers:
-            self._capacity = replace(self._capacity, workers=workers)
-            self._set_limits(say=False)
+    def _take_limits(self) -> None:
+        self.soft_limit, self._alert = self._thresholds.soft, self._thresholds.alert
+        self._history = replace(self._history, refused=self._thresholds.refused)
 
     def _used(self, now: float) -> int | None:
         """The figure that the soft limit is compared with."""
