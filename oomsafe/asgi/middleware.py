@@ -11,6 +11,7 @@ import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from oomsafe.asgi.drain import closed_websocket, open_websocket
 from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
 from oomsafe.pool.current import guard_for
@@ -25,6 +26,9 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: Where the request's Work is kept, so that a second middleware does not count it again.
 KEY, ANNOUNCED = "oomsafe.work", "oomsafe.announced"
+
+#: Says that the next request is to come on another connection, where another worker takes it.
+CLOSE = (b"connection", b"close")
 
 
 class MemoryMiddleware:
@@ -55,7 +59,7 @@ class MemoryMiddleware:
         # straight on, without calls of our own: this is what every request pays
         work = scope[KEY] = guard.begin(f"{scope['method']} {scope['path']}".encode("utf-8", "replace"))
         try:
-            await self.app(scope, receive, self._announcing(scope, send, work) if self._headers else send)
+            await self.app(scope, receive, self._announcing(scope, send, work) if self._headers or guard.leaving else send)
         finally:
             # Starlette and FastAPI: the route's own path with its parameters' names; never what the client sent
             path = getattr(scope.get("route"), "path", None)
@@ -71,20 +75,33 @@ class MemoryMiddleware:
         if scope["type"] != "websocket" or KEY in scope or guard is None:
             await self.app(scope, receive, send)
             return
-        with guard.begin(f"WEBSOCKET {scope['path']}".encode("utf-8", "replace"), measured=False) as scope[KEY]:
-            await self.app(scope, receive, send)
+        open_websocket(send)
+        try:
+            with guard.begin(f"WEBSOCKET {scope['path']}".encode("utf-8", "replace"), measured=False) as scope[KEY]:
+                await self.app(scope, receive, send)
+        finally:
+            closed_websocket(send)
 
     def _announcing(self, scope: Scope, send: Send, work: Work) -> Send:
-        """`send` with the memory headers added, for who may see them, once. It returns the server's own awaitable."""
-        headers = self._headers
-        if ANNOUNCED in scope or not (headers is True or may_see(headers, _token(scope))):
+        """`send` that says, once, what there is to say: the memory headers for who may see them, and that the worker leaves.
+
+        It returns the server's own awaitable.
+        """
+        if ANNOUNCED in scope:
             return send
         scope[ANNOUNCED] = True
+        shown = self._headers is True or may_see(self._headers, _token(scope))
+        guard = work.meter
 
         def announce(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                # new ones: an app may send the same message every time
-                message = {**message, "headers": [*message.get("headers", ()), *work.meter.headers(work)[1]]}
+                headers = message.get("headers", ())
+                if shown:
+                    headers = [*headers, *guard.headers(work)[1]]
+                if guard.leaving and scope["http_version"] != "2":
+                    headers = [*(pair for pair in headers if pair[0].lower() != b"connection"), CLOSE]
+                # a new message: an app may send the same one every time
+                message = {**message, "headers": headers}
             return send(message)
 
         return announce

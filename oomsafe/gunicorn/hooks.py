@@ -5,13 +5,16 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from oomsafe.errors import ConfigError
 from oomsafe.gunicorn import workers
 from oomsafe.gunicorn.chain import chain
+from oomsafe.gunicorn.fleet import GunicornFleet
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.meter import log
@@ -53,6 +56,8 @@ class Plugin:
         self.policy = policy
         self.warnings = warnings
         self._supervisor: Supervisor | None = None
+        self._fleet: GunicornFleet | None = None
+        self._reloading = False
         self._said: set[str] = set()
 
     @property
@@ -79,7 +84,8 @@ class Plugin:
     def on_starting(self, server: Any) -> None:
         """In the arbiter, once, before its first fork."""
         _log_with(server)
-        self._supervisor = Supervisor(self.policy, f"gunicorn {server.cfg.worker_class_str}", server.num_workers)
+        self._fleet = GunicornFleet(server)
+        self._supervisor = Supervisor(self.policy, f"gunicorn {server.cfg.worker_class_str}", server.num_workers, self._fleet)
         atexit.register(self._supervisor.close)
         self._tick_with(server)
         self._loaded(server)
@@ -95,23 +101,35 @@ class Plugin:
             except Exception as error:
                 self.failed("tick", error)
             manage_workers()
+            self._reloading = False  # reload() has forked by now
 
         server.manage_workers = ticking
 
     def on_reload(self, server: Any) -> None:
         """In the arbiter, after SIGHUP has loaded the configuration anew."""
-        if self._supervisor is not None:
+        if self._supervisor is not None and self._fleet is not None:
+            self._reloading = True
+            self._fleet.forget()
             self._supervisor.change(server.num_workers, self.policy)
         self._loaded(server)
 
     def nworkers_changed(self, server: Any, new: int, old: int | None) -> None:
-        """In the arbiter: SIGTTIN, SIGTTOU, and once before on_starting."""
-        if self._supervisor is not None and new != old:
-            self._supervisor.change(new)
+        """In the arbiter: SIGTTIN, SIGTTOU, SIGWINCH, our own replacements, and once before on_starting."""
+        if self._supervisor is None or self._fleet is None or new == old:
+            return
+        if not new:
+            self._fleet.forget()
+        if self._fleet.wanted != self._supervisor.capacity.workers:
+            self._supervisor.change(self._fleet.wanted)
 
     def pre_fork(self, server: Any, worker: Any) -> None:
         """In the arbiter, before each fork."""
-        worker.oomsafe_slot = self._supervisor.reserve() if self._supervisor else None
+        if self._supervisor is None or self._fleet is None:
+            return
+        if self._supervisor.serves and not self._reloading:
+            # what fails while gunicorn starts or reloads is its user's to see; what we have had forked must not end the service
+            workers.spare_arbiter(worker, min(self._supervisor.boot_pause, max(1.0, worker.timeout)))
+        worker.oomsafe_slot = self._supervisor.reserve()
 
     def post_fork(self, server: Any, worker: Any) -> None:
         """In the worker, before gunicorn drops privileges: afterwards its score can't be written any more."""
@@ -122,7 +140,8 @@ class Plugin:
         """In the worker, with the app loaded, before it serves."""
         if self._supervisor is None:
             return
-        guard = self._supervisor.guard(_slot(worker), workers.recycle_of(worker), workers.background_of(worker), "requests")
+        recycle = workers.recycle_of(worker, self.policy.grace_period)
+        guard = self._supervisor.guard(_slot(worker), recycle, workers.background_of(worker), partial(_wake, worker.ppid), "requests")
         workers.wrap_app(worker, guard)
         workers.tick_with(worker, guard)
         set_guard(guard)
@@ -153,6 +172,12 @@ class Plugin:
         self.warnings = []
         # gunicorn imports a python: configuration once; without this, SIGHUP would not read it anew
         sys.modules.pop("oomsafe.gunicorn.conf", None)
+
+
+def _wake(arbiter: int) -> None:
+    """Have the arbiter look at its workers now, as if one of them had ended: it looks once a second by itself."""
+    if os.getppid() == arbiter:
+        os.kill(arbiter, signal.SIGCHLD)
 
 
 def _slot(worker: Any) -> Slot | None:

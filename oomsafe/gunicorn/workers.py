@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,9 @@ HEARTBEAT = 1
 
 #: Seconds between two looks at whether a draining worker's last request has ended.
 DRAIN_LOOK = 0.05
+
+#: gunicorn's WORKER_BOOT_ERROR and APP_LOAD_ERROR: at these exit codes of a worker, the arbiter ends everything.
+FATAL = (3, 4)
 
 
 def kind_of(worker: Any) -> str:
@@ -41,16 +45,19 @@ def background_of(worker: Any) -> Background | None:
     return in_thread
 
 
-def recycle_of(worker: Any) -> Callable[[], None]:
-    """A function that makes `worker` finish what it has, and end. It may be called from any thread."""
+def recycle_of(worker: Any, grace_period: float) -> Callable[[], None]:
+    """A function that makes `worker` finish what it has, and end. It may be called from any thread.
+
+    The asyncio classes need oomsafe's own drain, for `grace_period` seconds; the others lose nothing by themselves.
+    """
     kind = kind_of(worker)
-    server = _capture_uvicorn_server(worker) if kind == "uvicorn" else None
+    if kind in ("asgi", "uvicorn"):
+        from oomsafe.gunicorn import asyncio_workers  # each worker loads what it needs
+
+        return (asyncio_workers.recycle_asgi if kind == "asgi" else asyncio_workers.recycle_uvicorn)(worker, grace_period)
     wake = _waking_gevent(worker) if kind == "gevent" else None
 
     def recycle() -> None:
-        if server is not None:
-            server.end()
-            return
         worker.alive = False
         if kind == "gthread" and hasattr(worker, "method_queue"):
             worker.method_queue.defer(lambda: None)  # out of its select, as its own SIGTERM handler does
@@ -90,13 +97,39 @@ def _waking_gevent(worker: Any) -> Callable[[], None] | None:
     return lambda: loop.run_callback_threadsafe(told.set)
 
 
+def spare_arbiter(worker: Any, pause: float) -> None:
+    """Have a worker that fails to boot exit with another code than those for which the arbiter gives up the whole service.
+
+    For workers that are forked because one was recycled: the others serve. It fails slowly, after `pause`
+    seconds, for gunicorn forks the next one at once.
+    """
+    boot = worker.init_process
+
+    def booting() -> None:
+        try:
+            boot()
+        except SystemExit as ended:
+            if ended.code not in FATAL:
+                raise
+        except Exception as error:
+            if worker.booted:
+                raise
+            worker.log.error("a worker failed to boot, and the others serve on: %r", error, exc_info=error)
+        else:
+            return
+        time.sleep(pause)
+        raise SystemExit(1)
+
+    worker.init_process = booting
+
+
 def wrap_app(worker: Any, guard: Guard) -> None:
     """Put the middleware round the app. Every class reads it later, in run() or at each request."""
     kind = kind_of(worker)
     if kind == "asgi":
         worker.asgi = _asgi(worker.asgi, guard)
     elif kind != "uvicorn" or worker.config.interface == "wsgi":
-        from oomsafe.wsgi.middleware import MemoryMiddleware  # each worker loads the one that it needs
+        from oomsafe.wsgi.middleware import MemoryMiddleware
 
         worker.wsgi = MemoryMiddleware(worker.wsgi, guard=guard)
     elif _is_asgi3(worker.wsgi):
@@ -123,53 +156,9 @@ def tick_with(worker: Any, guard: Guard) -> None:
 
     def ticking() -> None:
         notify()
+        guard.ready()  # its first heartbeat is in every class's loop: it serves
         guard.tick()
 
     worker.notify = ticking
     if kind_of(worker) == "uvicorn":
         worker.config.timeout_notify = min(HEARTBEAT, worker.config.timeout_notify)
-
-
-class _UvicornServer:
-    """The Server that UvicornWorker will make in run(), once it is there."""
-
-    def __init__(self) -> None:
-        self.server: Any = None
-        self._ended = False
-
-    def note(self, server: Any) -> None:
-        self.server = server
-        if self._ended:
-            server.should_exit = True
-
-    def end(self) -> None:
-        # not by SIGTERM: uvicorn raises the signal anew when it has shut down, and worker_exit is never called
-        self._ended = True
-        if self.server is not None:
-            self.server.should_exit = True
-
-
-def _capture_uvicorn_server(worker: Any) -> _UvicornServer:
-    """UvicornWorker keeps its Server in a local variable: have the class tell us when one starts."""
-    captured = _UvicornServer()
-    for cls in type(worker).__mro__:
-        module = sys.modules.get(cls.__module__)
-        plain = getattr(module, "Server", None)
-        if cls.__name__ != "UvicornWorker" or plain is None:
-            continue
-
-        class NotedServer(plain):  # type: ignore[misc,valid-type]  # whichever uvicorn is installed
-            async def startup(self, *args: Any, **kwargs: Any) -> None:
-                captured.note(self)
-                await super().startup(*args, **kwargs)
-
-            async def shutdown(self, *args: Any, **kwargs: Any) -> None:
-                await super().shutdown(*args, **kwargs)
-                # after SIGTERM, uvicorn raises the signal anew, and gunicorn's worker_exit is never called
-                guard = getattr(worker, "oomsafe_guard", None)
-                if guard is not None:
-                    guard.retire()
-
-        module.Server = NotedServer  # type: ignore[union-attr]
-        break
-    return captured

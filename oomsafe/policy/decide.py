@@ -19,6 +19,9 @@ SETTLED = 0.1
 #: A worker this far over its soft limit waits for nobody any more.
 WAITS_UP_TO = 1.05
 
+#: One whose replacement is being brought up, and will be there in time, waits for it up to here.
+REPLACED_UP_TO = 1.25
+
 
 class Action(Enum):
     """From mildest to last."""
@@ -37,12 +40,15 @@ class Reason(Enum):
     YOUNG = "min_lifetime"
     SUSTAIN = "sustain"
     TURN = "max_unavailable"
+    SURGE = "surge"
+    BOOT = "boots_fail"
     SOFT = "soft_limit"
     HARD = "hard_limit"
+    REPLACED = "replaced"
 
 
 #: The reasons for which a worker is recycled.
-RECYCLE_REASONS = (Reason.SOFT, Reason.HARD)
+RECYCLE_REASONS = (Reason.SOFT, Reason.HARD, Reason.REPLACED)
 
 
 class Pool(NamedTuple):
@@ -56,6 +62,14 @@ class Pool(NamedTuple):
     """How many may be away at once."""
     over_budget: bool = False
     """The working set is above the budget: nothing may wait for a worker's age."""
+    surges: bool = False
+    """A supervisor brings the replacement first, and tells who may go."""
+    told: bool = False
+    """It has told this worker."""
+    boot: float = 1.0
+    """Seconds until a replacement serves."""
+    boots_fail: bool = False
+    """The last worker that was started died before it served."""
 
 
 class Snapshot(NamedTuple):
@@ -79,6 +93,8 @@ class History:
     reclaimed_at: float | None = None
     refused: bool = False
     """Its soft limit is below what a worker needs: recycling would never end."""
+    ready_with: int | None = None
+    """What it held when it began to serve, by the limits' metric, in bytes."""
 
 
 class Decision(NamedTuple):
@@ -92,6 +108,9 @@ def decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, poo
     """What a worker with these figures should do at `now`. Pure: call it again after each new measurement."""
     if seen.rss is not None and limits.hard is not None and seen.rss > limits.hard:
         return Decision(Action.RECYCLE, Reason.HARD)
+    if pool.told:
+        over = seen.used is not None and limits.early is not None and seen.used > limits.early and not history.refused
+        return Decision(Action.RECYCLE, Reason.SOFT if over else Reason.REPLACED)
     if seen.used is None or limits.soft is None or limits.early is None:
         return Decision(Action.SERVE, Reason.UNKNOWN)
     if seen.used <= limits.early:
@@ -104,9 +123,28 @@ def decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, poo
         return Decision(Action.SERVE, Reason.YOUNG)
     if history.breached_since is None or now - history.breached_since < policy.sustain:
         return Decision(Action.SERVE, Reason.SUSTAIN)
+    if pool.boots_fail and not pool.over_budget:
+        return Decision(Action.SERVE, Reason.BOOT)  # nobody would take its place
+    if waits_for_replacement(seen.used, limits.soft, speed(seen.used, history, now), pool):
+        return Decision(Action.SERVE, Reason.SURGE)
     if not may_leave(seen.used, limits.soft, pool):
         return Decision(Action.SERVE, Reason.TURN)
     return Decision(Action.RECYCLE, Reason.SOFT)
+
+
+def speed(used: int, history: History, now: float) -> float:
+    """Bytes a second that the worker has grown by over its life: over a shorter time, one request would look like a leak."""
+    if history.ready_with is None or now <= history.ready_at:
+        return 0.0
+    return (used - history.ready_with) / (now - history.ready_at)
+
+
+def waits_for_replacement(used: int, soft: int, speed: float, pool: Pool) -> bool:
+    """Whether this worker stays until its replacement serves.
+
+    Not one that grows so fast that it would be far over its limit by then.
+    """
+    return pool.surges and max(used, used + speed * pool.boot) <= soft * REPLACED_UP_TO
 
 
 def may_leave(used: int, soft: int, pool: Pool) -> bool:

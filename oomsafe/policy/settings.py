@@ -28,7 +28,7 @@ from oomsafe.policy.units import MIB, Percent, Size, refused
 PREFIX = "OOMSAFE_"
 
 #: Variables that begin with the prefix and are not fields of the policy.
-OTHER_VARIABLES = ("OOMSAFE_SCOREBOARD", "OOMSAFE_GUNICORN_CONF", "OOMSAFE_TESTS_REQUIRE")
+OTHER_VARIABLES = ("OOMSAFE_SCOREBOARD", "OOMSAFE_GUNICORN_CONF", "OOMSAFE_SINGLE", "OOMSAFE_TESTS_REQUIRE")
 
 SizeLike = int | str | Percent
 
@@ -62,6 +62,10 @@ class Policy:
     """Seconds after boot before a worker may be recycled, while the pool is within its budget."""
     max_unavailable: int | Percent
     """How many workers of the pool may be recycling at once; a share is rounded down, and is at least 1."""
+    surge: bool
+    """The replacement first: a worker is recycled when the one that takes its place serves, where memory holds both."""
+    grace_period: float
+    """Seconds that a draining worker has for what it has in flight, and for its open connections."""
     worker_oom_score_adj: int | Literal["auto"]
     """Added to the supervisor's oom_score_adj for each worker, clamped to 1000. auto: at least +300, and what the
     kernel's formula needs to rank even a fresh worker above its supervisor."""
@@ -86,6 +90,8 @@ class Policy:
         jitter: float = 0.1,
         min_lifetime: float = 10,
         max_unavailable: int | str | Percent = 1,
+        surge: bool = True,
+        grace_period: float = 30,
         worker_oom_score_adj: int | Literal["auto"] = "auto",
         draining_oom_score_adj: int = 300,
         supervisor_oom_score_adj: int | None = None,
@@ -112,6 +118,8 @@ READERS: dict[str, Callable[[str, object], Any]] = {
     "jitter": read_share,
     "min_lifetime": read_seconds,
     "max_unavailable": read_count,
+    "surge": read_switch,
+    "grace_period": read_seconds,
     "worker_oom_score_adj": read_worker_score,
     "draining_oom_score_adj": read_score,
     "supervisor_oom_score_adj": read_supervisor_score,

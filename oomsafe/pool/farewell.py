@@ -10,6 +10,8 @@ from oomsafe.policy.units import format_change, format_size
 
 def farewell(limits: Limits, reason: Reason, used: int | None, rss: int, seconds: float) -> str:
     """``rss 812 MiB > soft limit 768 MiB for 2.0 s``: the figure, the limit that it is over, and for how long."""
+    if reason is Reason.REPLACED:
+        return f"rss {format_size(rss)}; it was over its limit, and its replacement serves"
     if reason is Reason.HARD:
         return f"rss {format_size(rss)} > hard limit {format_size(limits.hard)} for {seconds:.1f} s"
     jitter = "" if limits.early == limits.soft else f" (of {format_size(limits.soft)}, jitter)"

@@ -49,7 +49,9 @@ class Guard(Meter):
     `recycle` is called once, from whichever thread saw the breach, when this worker should finish
     what it has in flight and end; None where nothing can be recycled: then `should_recycle` tells.
     `background` runs a slow function beside the work; None runs it in place, between two pieces.
+    `poke` wakes the supervisor, which would see what this worker says at its next look; None: it can wait.
     `unit` names the work in logs. A guard belongs to the process that made it: make one after a fork.
+    With a `board`, the worker serves when it says so by ready().
     Without arguments it is a pool of one.
     """
 
@@ -59,6 +61,7 @@ class Guard(Meter):
         *,
         recycle: Recycle | None = None,
         background: Background | None = None,
+        poke: Callable[[], None] | None = None,
         unit: str = "pieces of work",
         board: Scoreboard | None = None,
         slot: Slot | None = None,
@@ -76,6 +79,7 @@ class Guard(Meter):
         self._decided = False
         self._recycle = recycle
         self._background = background
+        self._poke = poke
         self._unit = unit
         self._board = board
         self._neighbours = Neighbours(board, self.slot)
@@ -83,11 +87,26 @@ class Guard(Meter):
         self._gauge = Gauge()
         self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours)
         self._history = History(ready_at=time.monotonic())
-        self._thresholds.set(self.rss if self.rss_known else None, self._history.ready_at, say=board is None)
+        self._ready = self._waiting = False
+        if board is None:
+            self.ready()
+
+    def ready(self) -> None:
+        """The worker serves from now on: what it has now is what it needs. Later calls change nothing."""
+        if self._ready:
+            return
+        self._ready = True
+        rss, now = self.measure(), time.monotonic()
+        if self._board is not None:
+            self._neighbours.boot = self.slot.age
+        self._history = History(ready_at=now)
+        self._thresholds.set(rss if self.rss_known else None, now, say=self._board is None)
         self._take_limits()
-        self._look(self._history.ready_at)
+        self._history = replace(self._history, ready_with=self.baseline)
+        self._look(now)
         if not self._decided:
             self.slot.set_state(layout.SERVING)
+        self._wake_supervisor()
 
     @property
     def limits(self) -> Limits:
@@ -138,7 +157,7 @@ class Guard(Meter):
                 self._thresholds.follow_pool(now)
                 self._take_limits()
                 self._publish(now)
-            if not self._decided and (self.rss > self._alert or self._history.breached_since is not None):
+            if not self._decided and (self.rss > self._alert or self._history.breached_since is not None or self.slot.told_to_drain):
                 release = self._consider(now)
         finally:
             if release:
@@ -164,19 +183,39 @@ class Guard(Meter):
     def _decide(self, now: float, used: int | None) -> Decision:
         """decide(), and if this worker is to leave, it is on its way before another can ask."""
         rss = self.rss if self.rss_known else None
-        young = now - self._history.ready_at < self.policy.min_lifetime
-        over_budget = young and self.rss > self._alert and self._over_budget()
+        must_know = now - self._history.ready_at < self.policy.min_lifetime or self._neighbours.boots_fail
+        over_budget = must_know and self.rss > self._alert and self._over_budget()
         with self._neighbours.look(over_budget) as pool:
             decision = decide(self.policy, self.limits, Snapshot(used, rss), self._history, pool, now)
-            if decision.action is not Action.RECYCLE or self.policy.dry_run or self._recycle is None:
-                return decision
             settled = has_settled(self.policy, self.limits, used, self._history, now)
-            if decision.reason is Reason.SOFT and self._neighbours.leaving_is_no_use(settled):
+            leaves = decision.action is Action.RECYCLE and not self.policy.dry_run and self._recycle is not None
+            waits = decision.reason in (Reason.SURGE, Reason.BOOT)
+            would = (leaves and decision.reason is Reason.SOFT) or waits
+            if would and not pool.told and self._neighbours.leaving_is_no_use(settled):
+                leaves, waits, decision = False, False, Decision(Action.SERVE, Reason.REFUSED)
                 self._thresholds.refuse("within its first seconds", used)
                 self._take_limits()
-                return Decision(Action.SERVE, Reason.REFUSED)
-            self.slot.set_state(layout.DRAINING)
+            if leaves:
+                self._neighbours.leaves(settled)
+                self.slot.set_state(layout.DRAINING)
+            else:
+                self._wait(waits)
             return decision
+
+    def _wait(self, waiting: bool) -> None:
+        """Say on the scoreboard whether this worker waits for its replacement."""
+        if waiting is not self._waiting:
+            self._waiting = waiting
+            self.slot.set_state(layout.WAITING if waiting else layout.SERVING)
+            if waiting:
+                self._wake_supervisor()
+
+    def _wake_supervisor(self) -> None:
+        try:
+            if self._poke is not None:
+                self._poke()
+        except OSError:
+            pass  # it belongs to another user: it looks by itself within a second
 
     def _over_budget(self) -> bool:
         working_set = read_capacity().working_set
@@ -224,6 +263,7 @@ class Guard(Meter):
             raise_score(self.policy.draining_oom_score_adj)
         except ScoreRefused as error:  # under --user it always is: the worker goes without
             self.say_once("score", logging.DEBUG, "%s", error)
+        self.leaving = True
         self._recycle()
 
     def _farewell(self, reason: Reason, now: float, used: int | None) -> str:

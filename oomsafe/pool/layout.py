@@ -1,4 +1,4 @@
-"""The bytes of a scoreboard. Version 1, little-endian; sizes in bytes; -1 in a figure is None, never 0.
+"""The bytes of a scoreboard. Version 2, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
 A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, one slot a worker::
 
@@ -11,8 +11,11 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
             96  server, 32 bytes of text
            128  24 names of routes, 64 bytes of text each: what any worker may count under
           1664  totals: the counters of all workers that are gone
+          5632  the schedule of a supervisor that brings replacements first:
+                f64 when it looked last, on the machine's monotonic clock · u64 how many workers in a row have died before they served
 
-    slot     0  u32 state · u32 0 · u64 pid · u64 start time · u64 generation · f64 reserved, seconds since 1970
+    slot     0  u32 state · u32 order (the supervisor writes it), 1: drain
+             8  u64 pid · u64 start time · u64 generation · f64 reserved, seconds since 1970
             40  u64 sequence: odd while the worker publishes
             48  i64 rss · peak rss · baseline · soft limit · hard limit · pss · uss · oom_score_adj · in flight
            120  f64 published, seconds since 1970
@@ -26,7 +29,7 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
             24  name, 103 bytes as they came from outside: made printable by whoever reads them
            127  u8 1 while in use: written last
 
-Each slot has one writer, its worker; the header and the totals have one, the supervisor (at 20, 22
+Each slot has one writer, its worker, but for the order; the header and the totals have one, the supervisor (at 20, 22
 and 128 write the workers, under the lock). Whoever reads takes a copy, and again if a sequence was odd or has moved meanwhile.
 """
 
@@ -36,7 +39,7 @@ import struct
 from dataclasses import dataclass, field
 
 MAGIC = b"oomsafe\0"
-VERSION = 1
+VERSION = 2
 
 HEADER_SIZE = 6144
 SLOT_SIZE = 6144
@@ -48,8 +51,10 @@ SUPERVISOR_AT, SUPERVISOR = 32, struct.Struct("<QQd")
 POOL_AT, POOL = 56, struct.Struct("<Q4q32s")
 NAMES_AT = 128
 TOTALS_AT = 1664
+SCHEDULE_AT, SCHEDULE = 5632, struct.Struct("<dQ")
 
 STATE = struct.Struct("<I")
+ORDER_AT, ORDER = 4, struct.Struct("<I")
 OWNER_AT, OWNER = 8, struct.Struct("<QQQd")
 PID_AT, STARTED_AT, WORD = 8, 16, struct.Struct("<Q")
 SLOT_SEQUENCE_AT = 40
@@ -68,20 +73,20 @@ BOUNDS = (0, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 2
 BUCKETS = len(BOUNDS) + 1
 ROUTES, ROUTE_NAME = 24, 64
 #: Recycles are counted by reason, in this order; a new reason goes to the end.
-REASONS = ("soft_limit", "hard_limit")
+REASONS = ("soft_limit", "hard_limit", "replaced")
 
 _TALLY = struct.Struct("<11Q")
 _ROUTE = struct.Struct(f"<{ROUTE_NAME}s{1 + BUCKETS}Q")
 COUNTERS_SIZE = _TALLY.size + ROUTES * _ROUTE.size
 
-FREE, STARTING, SERVING, DRAINING, LEAVING = range(5)
-STATES = ("free", "starting", "serving", "draining", "leaving")
+FREE, STARTING, SERVING, WAITING, DRAINING, LEAVING = range(6)
+STATES = ("free", "starting", "serving", "waiting", "draining", "leaving")
 
 #: The route of work whose route nobody knows, and of that which found no more room in the table.
 UNMATCHED, OTHER = "unmatched", "other"
 
 assert NAMES_AT + ROUTES * ROUTE_NAME <= TOTALS_AT
-assert TOTALS_AT + COUNTERS_SIZE <= HEADER_SIZE
+assert TOTALS_AT + COUNTERS_SIZE <= SCHEDULE_AT <= HEADER_SIZE - SCHEDULE.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= SLOT_SIZE
 assert CELL.size == CELL_SIZE

@@ -85,6 +85,8 @@ class Meter:
         self.rss = rss or 0
         """Resident bytes at the last look."""
         self.peak_rss = self.rss
+        self.leaving = False
+        """Whether this worker has been told to end, and finishes what it has in flight."""
         self.soft_limit: int | None = None
         """In bytes; None while there is none."""
         self.largest = (0, b"")

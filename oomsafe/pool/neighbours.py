@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from oomsafe.policy.decide import Pool
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Slot
+
+#: Seconds after which a supervisor that has not looked is one that gives no turns.
+LOOKS_EVERY = 3.0
 
 #: After so many workers in a row that settled above their soft limit, the limit is too low.
 SETTLED_WORKERS = 3
@@ -21,6 +25,8 @@ class Neighbours:
         self._board = board
         self._slot = slot
         self._locked = False
+        self.boot = 1.0
+        """Seconds that this worker took to serve, as its replacement will."""
 
     @property
     def workers(self) -> int | None:
@@ -39,22 +45,31 @@ class Neighbours:
             self._locked = False
 
     def leaving_is_no_use(self, settled: bool) -> bool:
-        """Inside look(), before a worker leaves that has or has not `settled` above its limit: whether it should stay."""
-        if not self._locked or self._board is None:
-            return False
-        if settled and self._board.settled >= SETTLED_WORKERS:
-            return True
-        self._board.settled = self._board.settled + 1 if settled else 0
-        return False
+        """Whether a worker that has or has not `settled` above its limit should stay: too many before it had."""
+        return settled and self._board is not None and self._board.settled >= SETTLED_WORKERS
+
+    def leaves(self, settled: bool) -> None:
+        """Inside look(): a worker leaves that has or has not settled above its limit."""
+        if self._locked and self._board is not None:
+            self._board.settled = self._board.settled + 1 if settled else 0
 
     def first_to_refuse(self) -> bool:
         """Whether this worker should say for the whole pool that the soft limit is too low."""
         return self._board is None or self._board.first_to_refuse()
 
+    @property
+    def boots_fail(self) -> bool:
+        """Whether the last worker that was started died before it served."""
+        return self._board is not None and self._board.schedule[1] > 0
+
     def _pool(self, over_budget: bool) -> Pool:
         if self._board is None:
             return Pool(over_budget=over_budget)
-        if not self._locked:
-            return Pool(draining=sys.maxsize, over_budget=over_budget)  # another is taking its turn just now
+        looked, failures = self._board.schedule
+        surges = time.monotonic() - looked < LOOKS_EVERY
+        told = self._slot.told_to_drain
+        if not self._locked and not told:
+            # another is taking its turn just now
+            return Pool(sys.maxsize, over_budget=over_budget, surges=surges, boot=self.boot, boots_fail=failures > 0)
         draining, replacing, turns = self._board.others(self._slot)
-        return Pool(draining, replacing, turns, over_budget)
+        return Pool(draining, replacing, turns, over_budget, surges, told, self.boot, failures > 0)

@@ -11,12 +11,12 @@ import mmap
 import os
 import stat
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import is_alive, start_time
 from oomsafe.pool import layout, places
-from oomsafe.pool.layout import Counters, stored
+from oomsafe.pool.layout import Counters, optional, stored
 from oomsafe.pool.slot import Slot
 
 if TYPE_CHECKING:
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 
 #: A slot that was reserved this long ago, in seconds, and never claimed belongs to a fork that failed.
 RESERVED_FOR = 60.0
+
+
+class Entry(NamedTuple):
+    """One worker, as short as can be. Sizes in bytes; None is a figure that is not known."""
+
+    number: int
+    generation: int
+    state: int
+    rss: int | None
+    baseline: int | None
+    soft: int | None
 
 
 class Scoreboard:
@@ -173,6 +184,34 @@ class Scoreboard:
 
         return read_pool(self._memory, self.slots)
 
+    def roll(self) -> list[Entry]:
+        """Every worker that has a slot, with what a schedule needs. One that has died is there until it is released."""
+        entries = []
+        for number in range(self.slots):
+            at = self._offset(number)
+            state = layout.STATE.unpack_from(self._memory, at)[0]
+            pid, _, generation, reserved = layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)
+            if state != layout.FREE and (pid or time.time() - reserved <= RESERVED_FOR):
+                rss, _, baseline, soft = map(optional, layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)[:4])
+                entries.append(Entry(number, generation, state, rss, baseline, soft))
+        return entries
+
+    def tell_to_drain(self, number: int, generation: int) -> None:
+        """In the supervisor: this worker's turn has come."""
+        at = self._offset(number)
+        if layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)[2] == generation:
+            layout.write(self._memory, at + layout.ORDER_AT, layout.ORDER, 1)
+
+    @property
+    def schedule(self) -> tuple[float, int]:
+        """(looked, failures): when the supervisor looked last for who may go, and how many workers in a row have failed to boot."""
+        looked, failures = layout.SCHEDULE.unpack_from(self._memory, layout.SCHEDULE_AT)
+        return looked, failures
+
+    @schedule.setter
+    def schedule(self, schedule: tuple[float, int]) -> None:
+        layout.write(self._memory, layout.SCHEDULE_AT, layout.SCHEDULE, *schedule)
+
     def others(self, slot: Slot) -> tuple[int, int, int]:
         """(draining, replacing, turns): how many living workers beside `slot` are away, and how many may be.
 
@@ -182,7 +221,7 @@ class Scoreboard:
         for number in range(self.slots):
             at = self._offset(number)
             state = layout.STATE.unpack_from(self._memory, at)[0]
-            if state not in (layout.FREE, layout.SERVING) and number != slot.number and not self._abandoned(at):
+            if state in (layout.STARTING, layout.DRAINING, layout.LEAVING) and number != slot.number and not self._abandoned(at):
                 draining += state == layout.DRAINING
                 replacing += state != layout.DRAINING
         return draining, replacing, int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[2])

@@ -78,12 +78,22 @@ class Slot:
 
     @property
     def state(self) -> int:
-        """STARTING, SERVING, DRAINING (it still has work) or LEAVING (it has none)."""
+        """STARTING, SERVING, WAITING (for its replacement), DRAINING (it still has work) or LEAVING (it has none)."""
         return int(layout.STATE.unpack_from(self._memory, self._at)[0])
 
     def set_state(self, state: int) -> None:
         """Tell the pool at once: others wait for it."""
         layout.write(self._memory, self._at, layout.STATE, state)
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was reserved, right before its worker's fork."""
+        return time.time() - float(layout.OWNER.unpack_from(self._memory, self._at + layout.OWNER_AT)[3])
+
+    @property
+    def told_to_drain(self) -> bool:
+        """Whether the supervisor has given this worker its turn."""
+        return bool(layout.ORDER.unpack_from(self._memory, self._at + layout.ORDER_AT)[0])
 
     def publish(self, figures: Figures, counters: Counters) -> None:
         """Write the figures and the counters; readers that meet it half done read again."""

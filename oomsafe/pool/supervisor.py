@@ -18,8 +18,10 @@ from oomsafe.policy.readers import SCORE_MAX
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.units import format_size
 from oomsafe.policy.victims import auto_step, clamp_score
+from oomsafe.pool import layout
 from oomsafe.pool.guard import Background, Guard, Recycle
 from oomsafe.pool.meter import log
+from oomsafe.pool.monitor import Fleet, Monitor
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Slot
 
@@ -30,17 +32,20 @@ RESCORE_EVERY = 5.0
 class Supervisor:
     """Made once in the supervising process, before its first worker; workers inherit it over the fork."""
 
-    def __init__(self, policy: Policy, server: str, workers: int) -> None:
+    def __init__(self, policy: Policy, server: str, workers: int, fleet: Fleet | None = None) -> None:
+        """`fleet` None: the server can't bring a replacement first, so its workers take turns among themselves."""
         self.policy = policy
         self.pid = os.getpid()
         self.capacity = self._measure(workers)
         self.board: Scoreboard | None = None
+        self._monitor: Monitor | None = None
         self._look_at = 0.0
         self._refused = False
         try:
             self.board, warnings = Scoreboard.create(workers, server)
             for warning in warnings:
                 log.warning("%s", warning)
+            self._monitor = None if fleet is None else Monitor(self.board, fleet)
             # for processes that are spawned, and for `oomsafe status` beside them
             os.environ.pop("OOMSAFE_SCOREBOARD", None)
             if self.board.path:
@@ -51,9 +56,11 @@ class Supervisor:
         self._describe(say=True)
 
     def change(self, workers: int, policy: Policy | None = None) -> None:
-        """The number of workers, or with a reload the policy, has changed."""
+        """The number of workers, or with a reload the policy, has changed; a reload also replaces all workers."""
         if policy is not None:
             self.policy = policy
+        if self._monitor is not None and (policy is not None or not workers):
+            self._monitor.forget()
         self.capacity = self._measure(workers)
         self._describe(say=policy is not None)
 
@@ -76,12 +83,13 @@ class Supervisor:
         except ScoreRefused as error:
             log.warning("%s", error)
 
-    def guard(self, slot: Slot | None, recycle: Recycle, background: Background | None, unit: str) -> Guard:
-        """In the worker, when it is ready to serve: its guard."""
+    def guard(self, slot: Slot | None, recycle: Recycle, background: Background | None, poke: Recycle | None, unit: str) -> Guard:
+        """In the worker, when it has loaded what it needs: its guard, to be told by ready() when the worker serves."""
         return Guard(
             self.policy,
             recycle=recycle,
             background=background,
+            poke=poke,
             unit=unit,
             board=self.board if slot is not None else None,
             slot=slot,
@@ -91,23 +99,39 @@ class Supervisor:
     def release(self, slot: Slot | None) -> None:
         """In the supervisor, when the worker is gone."""
         if slot is not None and self.board is not None and os.getpid() == self.pid:
+            if self._monitor is not None and slot.state == layout.STARTING:
+                self._monitor.boot_failed(slot.generation, time.monotonic())
             self.board.release(slot.number, slot.generation)
 
-    def tick(self) -> None:
-        """Called by the server's own loop as often as it likes: has the supervisor outgrown its workers' scores?
+    @property
+    def boot_pause(self) -> float:
+        """Seconds until the next worker should be tried, since the last died before it served."""
+        return 0.0 if self._monitor is None else max(0.0, self._monitor.ledger.not_before - time.monotonic())
 
-        A worker whose user differs from the supervisor's can't raise its own, so it is done from here.
-        """
+    @property
+    def serves(self) -> bool:
+        """Whether a worker has come to serve that is still there: then one that fails to boot is no reason to give up."""
+        return self.board is not None and any(entry.state not in (layout.FREE, layout.STARTING) for entry in self.board.roll())
+
+    def tick(self) -> None:
+        """Called by the server's own loop as often as it likes: is a worker to be replaced, has the supervisor outgrown their scores?"""
         now = time.monotonic()
-        if now < self._look_at or self.policy.dry_run or self.board is None or os.getpid() != self.pid:
+        if self.board is None or os.getpid() != self.pid:
             return
+        if self._monitor is not None:
+            self._monitor.tick(self.policy, self._measure(self.capacity.workers), now)
+        if now >= self._look_at and not self.policy.dry_run:
+            self._rescore_all(now)
+
+    def _rescore_all(self, now: float) -> None:
+        """A worker whose user differs from the supervisor's can't raise its own score, so it is done from here."""
         self._look_at = now + RESCORE_EVERY
         self.capacity = self._measure(self.capacity.workers)
         own = read_score()
         if own is None:
             return
         wanted = clamp_score(own + self._step())
-        for worker in self.board.read().workers:
+        for worker in self.board.read().workers if self.board else ():
             present = read_score(worker.pid)
             if present is not None and present < wanted and is_alive(worker.pid, worker.started):
                 self._rescore(worker.pid, wanted)

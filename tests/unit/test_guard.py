@@ -41,7 +41,9 @@ def guarded(recycled: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch) 
         if slot:
             slot.claim()
         recycle = None if alone else lambda: recycled.append("now")
-        return Guard(Policy(**keywords), recycle=recycle, board=board, slot=slot, capacity=HERE, memory=memory), memory
+        guard = Guard(Policy(**keywords), recycle=recycle, board=board, slot=slot, capacity=HERE, memory=memory)
+        guard.ready()
+        return guard, memory
 
     return make
 

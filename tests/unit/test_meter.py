@@ -176,6 +176,7 @@ def test_publishes(board: Scoreboard) -> None:
     slot.claim()
     memory = Memory(50 * MIB)
     guard = Guard(Policy(soft_limit="900MiB", hard_limit="950MiB", jitter=0), board=board, slot=slot, capacity=HERE, memory=memory)
+    guard.ready()
     with guard.work("x"):
         memory.be(70 * MIB)
 
@@ -195,6 +196,7 @@ def taking_turns(board: Scoreboard, slot: object) -> Callable[[Line], None]:
         memory = Memory(50 * MIB)
         policy = Policy(soft_limit="100MiB", jitter=0, min_lifetime=0, reclaim=False, draining_oom_score_adj=0)
         guard = Guard(policy, recycle=lambda: None, board=board, slot=slot, capacity=HERE, memory=memory)  # type: ignore[arg-type]
+        guard.ready()
         line.say(guard.slot.state)
         while size := line.hear():
             guard._look_at = 0.0

@@ -244,7 +244,7 @@ HEADER = layout.IDENTITY.pack(layout.MAGIC, layout.VERSION, 4, layout.SLOT_SIZE)
         pytest.param(HEADER, id="only-identity"),
         pytest.param(HEADER.ljust(layout.HEADER_SIZE, b"\0"), id="no-slots"),
         pytest.param(HEADER.ljust(layout.HEADER_SIZE + 4 * layout.SLOT_SIZE - 1, b"\0"), id="truncated"),
-        pytest.param(struct.pack("<8s3I", layout.MAGIC, 2, 4, layout.SLOT_SIZE).ljust(40000, b"\0"), id="version-2"),
+        pytest.param(struct.pack("<8s3I", layout.MAGIC, 1, 4, layout.SLOT_SIZE).ljust(40000, b"\0"), id="version-1"),
         pytest.param(struct.pack("<8s3I", layout.MAGIC, 1, 4, 4096).ljust(40000, b"\0"), id="other-slots"),
         pytest.param(struct.pack("<8s3I", layout.MAGIC, 1, 0xFFFFFFFF, layout.SLOT_SIZE).ljust(40000, b"\0"), id="too-many-slots"),
     ],
@@ -255,7 +255,7 @@ def test_what_is_no_scoreboard(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     before = len(os.listdir("/proc/self/fd"))
 
-    with pytest.raises(ScoreboardError, match=r"1-1\.board is not a scoreboard of version 1"):
+    with pytest.raises(ScoreboardError, match=r"1-1\.board is not a scoreboard of version 2"):
         Scoreboard.open(str(path))
 
     assert before == len(os.listdir("/proc/self/fd"))
@@ -352,7 +352,7 @@ def test_a_supervisor_without_any_scoreboard(monkeypatch: pytest.MonkeyPatch, sa
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     supervisor = Supervisor(Policy(), "test", 1)
 
-    guard = supervisor.guard(supervisor.reserve(), lambda: None, None, "requests")
+    guard = supervisor.guard(supervisor.reserve(), lambda: None, None, None, "requests")
     with guard.work("one"):
         pass
     supervisor.release(None)

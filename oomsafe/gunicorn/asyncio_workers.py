@@ -1,0 +1,78 @@
+"""gunicorn's two asyncio classes, asgi and UvicornWorker: how each ends without losing a request."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from oomsafe.asgi.drain import Drain, Heart
+from oomsafe.asgi.uvicorn_server import UvicornDrain
+
+#: Seconds that gunicorn's asgi worker gives a connection after its grace period.
+LAST_MOMENT = 1
+
+
+def recycle_asgi(worker: Any, grace_period: float) -> Callable[[], None]:
+    """For gunicorn's own asgi class, of whose connections `nr_conns` is the number.
+
+    `worker.alive` stays true while it drains: false, it would close connections that were promised to be kept
+    alive, and its heartbeat would stop.
+    """
+    main: list[asyncio.Task[Any] | None] = []
+    notify = worker.notify
+
+    def noting() -> None:
+        if not main:
+            main.append(asyncio.current_task())
+        notify()
+
+    def finish(late: bool) -> None:
+        if late:
+            worker.cfg.set("graceful_timeout", LAST_MOMENT)
+        was_alive, worker.alive = worker.alive, False
+        if was_alive and main and main[0] is not None:
+            main[0].cancel()  # out of its sleep of a second between two looks at `alive`, which it takes for its end
+
+    worker.notify = noting
+    worker._shutdown = _beating(worker, worker._shutdown, grace_period)
+    drain = Drain(worker.loop, grace_period, lambda: worker.servers, lambda: worker.nr_conns, finish)
+    return drain.begin
+
+
+def recycle_uvicorn(worker: Any, grace_period: float) -> Callable[[], None]:
+    """For UvicornWorker: it makes its Server in run(), under the name that its module imported, so that name is ours."""
+    drain = UvicornDrain(grace_period)
+    for cls in type(worker).__mro__:
+        module = sys.modules.get(cls.__module__)
+        plain = getattr(module, "Server", None)
+        if cls.__name__ != "UvicornWorker" or plain is None:
+            continue
+
+        class GuardedServer(plain):  # type: ignore[misc,valid-type]  # whichever uvicorn is installed
+            async def startup(self, *args: Any, **kwargs: Any) -> None:
+                await super().startup(*args, **kwargs)
+                drain.serves(self)
+
+            async def shutdown(self, *args: Any, **kwargs: Any) -> None:
+                with Heart(worker.tmp.notify, grace_period):
+                    await super().shutdown(*args, **kwargs)
+                # after SIGTERM, uvicorn raises the signal anew, and gunicorn's worker_exit is never called
+                guard = getattr(worker, "oomsafe_guard", None)
+                if guard is not None:
+                    guard.retire()
+
+        module.Server = GuardedServer  # type: ignore[union-attr]
+        break
+    return drain.begin
+
+
+def _beating(worker: Any, shutdown: Callable[[], Any], seconds: float) -> Callable[[], Any]:
+    """Its heartbeat goes on while it shuts down: it stops, and gunicorn would kill it for that with a request in flight."""
+
+    async def beating() -> None:
+        with Heart(worker.tmp.notify, seconds):
+            await shutdown()
+
+    return beating
