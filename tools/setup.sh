@@ -21,5 +21,5 @@ apt_install() {
 rm -f "$venv"/.ready-*
 # pip 25.1 is the first that reads dependency groups
 "$venv/bin/python" -m pip install --quiet --upgrade 'pip>=25.1'
-"$venv/bin/python" -m pip install --quiet --editable '.[gunicorn,uvicorn,starlette,prometheus,cli]' --group dev
+"$venv/bin/python" -m pip install --quiet --editable '.[gunicorn,uvicorn,starlette,django,prometheus,cli]' --group dev
 echo "ready: $venv"
