@@ -8,13 +8,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import common
 import recycling_tables as tables
-from contestants import NOT, OOMSAFE, STOCK, WAYS, ServerClass, Tuning, classes, tuned, uvloop_there
+from contestants import NOT, OOMSAFE, STOCK, WAYS, ServerClass, Tuning, classes, uvloop_there
 from recycling_runs import Goal, Run, calibrate, held, saturated, until, verified
 
 #: Seconds of a request in flight while its worker recycles; three times the --timeout.
@@ -53,18 +52,13 @@ def contestants(options: argparse.Namespace, *, ways: tuple[str, ...] = WAYS) ->
     found = []
     for cls in classes(loops(options.loop)):
         wanted = [way for way in ways if re.search(options.only, f"{cls.name}: {way}")]
-        missing = {way: cls.missing(way) for way in wanted}
-        for way, why in missing.items():
-            if why:
-                print(f"skipped: {cls.name}: {way}: {why}", file=sys.stderr)
-        wanted = [way for way in wanted if not missing[way]]
+        options.skipped += [f"- {cls.name}: {way}: {why}" for way in wanted if (why := cls.missing(way))]
+        wanted = [way for way in wanted if not cls.missing(way)]
         if wanted:
-            rate, wrk_rate, resident = calibrate(cls)
-            paced = tuned(rate, rate * options.load, resident, options.every)
-            wrk = tuned(wrk_rate, 0, resident, options.every)
+            paced, wrk = calibrate(cls, options.load, options.every)
             found += [Contestant(cls, way, paced, wrk) for way in wanted]
     if not found:
-        raise SystemExit("no contestant is left")
+        raise SystemExit("\n".join(["no contestant is left", *options.skipped]))
     return found
 
 
@@ -107,7 +101,7 @@ def failed(options: argparse.Namespace) -> tuple[list[tuple[str, str]], dict[str
 
 def timeout(options: argparse.Namespace) -> tuple[list[tuple[str, str]], dict[str, Rounds]]:
     """A request in flight at the recycle that takes longer than the server's --timeout."""
-    options.every = 1.0  # all workers recycle while the slow requests are under way
+    options.every = 0.5  # all workers recycle while the slow requests are under way, also one that gets less than its share
     chosen = [slow for one in contestants(options) for slow in slowly(one, options.every)]
     if not chosen:
         raise SystemExit("no contestant is left: only sync takes part without recycling")
@@ -145,7 +139,7 @@ def ways(chosen: list[Contestant]) -> dict[str, str]:
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = common.arguments(__doc__ or "", rounds=3, seconds=8)
+    parser = common.arguments(__doc__ or "", rounds=3, seconds=10)
     parser.add_argument("--part", choices=list(PARTS), default="cost")
     parser.add_argument("--only", default="", help="only the rows that this regular expression finds")
     parser.add_argument("--loop", choices=["auto", "asyncio", "uvloop", "both"], default="auto", help="auto: uvloop where it is installed")
@@ -155,6 +149,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=200_000, help="of part failed, at least")
     parser.add_argument("--recycles", type=int, default=50, help="of part failed, at least")
     parser.add_argument("--limit", type=float, default=240, help="seconds for each row of part failed, at most")
+    parser.set_defaults(skipped=[])
     return parser.parse_args(arguments)
 
 
@@ -167,7 +162,9 @@ def main() -> None:
     about = common.machine("gunicorn", "gevent", "uvicorn", "uvicorn-worker", "uvloop", "httptools", "oomsafe")
     with common.quiet_interrupt():
         parts, seen = PARTS[options.part](options)
-    raw: Any = {part: {name: [dataclasses.asdict(run) for run in runs] for name, runs in rounds.items()} for part, rounds in seen.items()}
+    if options.skipped:
+        parts.append(("Skipped", "\n".join(options.skipped)))
+    raw: Any = {part: {name: [vars(run) for run in runs] for name, runs in rounds.items()} for part, rounds in seen.items()}
     common.report(f"What recycling costs the clients: {options.part}", about, parts, raw, options.json)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import common
 from common import Server
-from contestants import NOT, OOMSAFE, ServerClass, Tuning
+from contestants import NOT, OOMSAFE, ServerClass, Tuning, tuned
 from leak import Watch
 
 from oomsafe.pool.places import living_boards
@@ -25,6 +25,12 @@ CALIBRATION = 2.0
 
 #: Seconds that a client waits for an answer, beyond those that the answer takes by itself.
 TIMEOUT = 15.0
+
+#: Seconds after the last answer until a worker that has drained is gone.
+GONE = 2.0
+
+#: What gunicorn's log says of a worker that did not end by itself; the group is its pid.
+KILLED = re.compile(r"(?:WORKER TIMEOUT \(|Worker \()pid:(\d+)\)(?:$| was sent SIG(?!TERM))", re.MULTILINE)
 
 
 @dataclass
@@ -48,7 +54,7 @@ class Run:
     first_gone: int = 0
     """Of the workers that were there when the load began."""
     killed: int = 0
-    """Workers that ended by a signal other than SIGTERM, by gunicorn's log."""
+    """Workers that gunicorn gave up, or that ended by a signal other than SIGTERM; by its log. uvicorn does not tell."""
 
     def add(self, seen: dict[str, Any]) -> None:
         """One load more, as verifying_load.py prints it."""
@@ -95,7 +101,7 @@ class Watched:
         try:
             self._watch.stop()
             self.look()
-            self.run.killed = len(re.findall(r"was sent SIG(?!TERM)", (self.server.folder / "log").read_text(errors="replace")))
+            self.run.killed = len(set(KILLED.findall((self.server.folder / "log").read_text(errors="replace"))))
         finally:
             self.server.__exit__()
 
@@ -182,15 +188,18 @@ def held(cls: ServerClass, way: str, tuning: Tuning, *, slow: float, clients: in
     """`clients` requests that take `slow` seconds, under a --timeout of 3, while others make all workers recycle for `seconds`."""
     with Watched(cls.server(way, tuning, timeout=3, slow=slow), cls, way) as watched:
         watched.ask(seconds, tuning.rate, slow=clients, timeout=slow * 2 + TIMEOUT)
+        time.sleep(GONE)
     return watched.run
 
 
-def calibrate(cls: ServerClass) -> tuple[float, float, int]:
-    """Not recycling, not leaking: requests/s of the verifying clients, of wrk, and what a worker holds, in bytes."""
+def calibrate(cls: ServerClass, load: float, every: float) -> tuple[Tuning, Tuning]:
+    """Of the verifying clients at a share `load` of what the server can, and of wrk; measured without any recycling."""
     with cls.server(NOT, Tuning(0)) as server:
         server.settle(cls.processes)
-        verified_rate = ask(server, "/leak", CALIBRATION, 0)["rate"]
-        wrk_rate = common.wrk(server, "/leak?wrk", CALIBRATION).rate
+        rate = ask(server, "/leak", CALIBRATION, 0)["rate"]
         resident = max(common.status_of(pid, "VmRSS") for pid in server.workers())
-    assert verified_rate and wrk_rate and resident, os.fspath(server.folder)
-    return verified_rate, wrk_rate, resident
+    # leaking costs time by itself, and wrk's rate has to be the one under a leak
+    with cls.server(NOT, tuned(rate, 0, resident, every)) as server:
+        server.settle(cls.processes)
+        wrk_rate = common.wrk(server, "/leak?wrk", CALIBRATION).rate
+    return tuned(rate, rate * load, resident, every), tuned(wrk_rate, 0, resident, every)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 import common
+from contestants import WORKERS
 from recycling_runs import Goal, Run
 
 Rounds = dict[str, list[Run]]
@@ -48,14 +49,15 @@ def failures(seen: Rounds, ways: dict[str, str], goal: Goal) -> str:
 
 def slow(seen: Rounds, ways: dict[str, str]) -> str:
     """What became of the slow requests, and of the others meanwhile."""
-    head = ["", "slow: answered / asked", "others: failed / requests", "first workers recycled", "workers killed"]
+    head = ["", "slow: answered / asked", "others: failed / requests", "longest, s", f"first workers gone, of {WORKERS}", "workers killed"]
     rows = []
     for name, runs in seen.items():
         asked = sum(run.asked["slow"] for run in runs)
         lost = sum(count for run in runs for kind, count in run.failures.items() if kind.startswith("slow:"))
         others = f"{thousands(_sum(runs, 'failed') - lost)} / {thousands(_sum(runs, 'requests') - asked)}"
         gone = common.shown([float(run.first_gone) for run in runs]) + _remark(runs, ways[name])
-        rows.append([name, f"{asked - lost} / {asked}", others, gone, thousands(_sum(runs, "killed"))])
+        longest = common.shown([run.max / 1e3 for run in runs], 1)
+        rows.append([name, f"{asked - lost} / {asked}", others, longest, gone, thousands(_sum(runs, "killed"))])
     return common.table(head, rows) + _kinds(seen)
 
 
