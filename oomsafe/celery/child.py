@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
@@ -15,7 +18,7 @@ from celery.concurrency.asynpool import Worker as AsynWorker
 from oomsafe.errors import TaskMemoryError
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.meter import Work, log
+from oomsafe.pool.meter import PUBLISH_EVERY, Work, log
 from oomsafe.pool.seat import Seat
 
 
@@ -28,21 +31,25 @@ class Guarded:
         self._seat = seat
         self._guard: Guard | None = None
         self._work: Work | None = None
+        self._ticking = False
         super().__init__(*args, **options)
 
     def __reduce__(self) -> Any:
-        made, given = super().__reduce__()[:2]  # type: ignore[misc]
-        return _made, (made, given, self._seat)
+        made: tuple[Any, ...] = super().__reduce__()  # type: ignore[assignment]
+        return _made, (made[0], made[1], self._seat)
 
     def after_fork(self) -> None:
         """The earliest seam in a child: from here on it dies before MainProcess."""
         taken = None if self._seat is None else self._try(self._seat.take)
         super().after_fork()  # type: ignore[misc]
-        if self._seat is not None and taken is not None:
-            _log_with_celery()
-            self._guard = self._try(lambda: self._seat.guard(*taken, lambda: None, None, "tasks"))  # type: ignore[union-attr]
-            if self._guard is not None:
-                set_guard(self._guard)
+        if self._seat is None or taken is None:
+            return
+        _log_with_celery()
+        board, slot = taken
+        # nothing to be called when it is to end: it asks before each task
+        self._guard = self._try(partial(self._seat.guard, board, slot, _nothing, None, "tasks"))
+        if self._guard is not None:
+            set_guard(self._guard)
 
     def _make_child_methods(self, *args: Any, **options: Any) -> None:
         super()._make_child_methods(*args, **options)  # type: ignore[misc]
@@ -63,9 +70,10 @@ class Guarded:
         work, self._work = self._work, None
         if work is not None:
             work.end()
-        elif self._guard is not None:
+        elif self._guard is not None and not self._ticking:
             self._guard.ready()  # the first idle moment: what it has now is what it needs
-            self._guard.tick()
+            self._ticking = True
+            threading.Thread(target=_tick, args=(self._guard,), name="oomsafe", daemon=True).start()
 
     def _begun(self, request: Any) -> Any:
         """A task has come: it is in flight from now on, and a MemoryError of its stays in this process."""
@@ -93,6 +101,13 @@ class GuardedBlockingWorker(Guarded, BlockingWorker):  # type: ignore[misc]
     """Of billiard's own Pool."""
 
 
+def _tick(guard: Guard) -> None:
+    """billiard's loop sleeps until a task comes: without this, nobody would see what the last one has left."""
+    while guard.here and not guard.leaving:
+        time.sleep(PUBLISH_EVERY)
+        guard.tick()
+
+
 class _Contained:
     """A task's tracer. A MemoryError that leaves it would be raised again in MainProcess, and end it (celery#5655)."""
 
@@ -117,6 +132,10 @@ class _Contained:
         # plain text, and no chain: what can't be pickled must not cross either
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return TaskMemoryError(f"task {self._name} ran out of memory: {said}")
+
+
+def _nothing() -> None:
+    """What a guard calls where there is nothing to be done at once."""
 
 
 def _made(made: Callable[..., Any], given: tuple[Any, ...], seat: Seat | None) -> Any:

@@ -62,6 +62,7 @@ class GuardedBlockingPool(Seating, BlockingPool):  # type: ignore[misc]
 class TaskPool(prefork.TaskPool):  # type: ignore[misc]
     """Celery's, in MainProcess."""
 
+    options: dict[str, Any]
     Pool = GuardedAsynPool
     BlockingPool = GuardedBlockingPool
 
