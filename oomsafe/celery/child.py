@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,13 +23,13 @@ from oomsafe.pool.seat import Seat
 class Guarded:
     """What both of billiard's workers have in common here. Everything below runs in the child."""
 
+    inq: Any
     wait_for_job: Callable[[], Any]
 
     def __init__(self, *args: Any, seat: Seat | None = None, **options: Any) -> None:
         self._seat = seat
         self._guard: Guard | None = None
         self._work: Work | None = None
-        self._ticking = False
         super().__init__(*args, **options)
 
     def __reduce__(self) -> Any:
@@ -57,10 +55,7 @@ class Guarded:
 
         def between_two_tasks() -> Any:
             self._try(self._ended)
-            if self._guard is not None and self._guard.leaving:
-                self._try(self._guard.retire)
-                # not a bare SystemExit: what billiard has put in its place tells the parent why
-                sys.exit(EX_RECYCLE)
+            self._idle()
             request = wait_for_job()
             return (self._try(lambda: self._begun(request)) if request else None) or request
 
@@ -70,10 +65,23 @@ class Guarded:
         work, self._work = self._work, None
         if work is not None:
             work.end()
-        elif self._guard is not None and not self._ticking:
+        elif self._guard is not None:
             self._guard.ready()  # the first idle moment: what it has now is what it needs
-            self._ticking = True
-            threading.Thread(target=_tick, args=(self._guard,), name="oomsafe", daemon=True).start()
+
+    def _idle(self) -> None:
+        """Until a task comes. billiard would sleep in its read, and what this child has left would not be seen, nor would it end."""
+        guard, reader = self._guard, getattr(self.inq, "_reader", None)
+        while guard is not None:
+            if guard.leaving:
+                guard.retire()
+                # not a bare SystemExit: what billiard has put in its place tells the parent why
+                sys.exit(EX_RECYCLE)
+            try:
+                if reader is None or reader.poll(PUBLISH_EVERY):
+                    return
+            except (OSError, EOFError):
+                return  # the pipe is closed: billiard's own read finds that out
+            guard.tick()
 
     def _begun(self, request: Any) -> Any:
         """A task has come: it is in flight from now on, and a MemoryError of its stays in this process."""
@@ -99,13 +107,6 @@ class GuardedAsynWorker(Guarded, AsynWorker):  # type: ignore[misc]
 
 class GuardedBlockingWorker(Guarded, BlockingWorker):  # type: ignore[misc]
     """Of billiard's own Pool."""
-
-
-def _tick(guard: Guard) -> None:
-    """billiard's loop sleeps until a task comes: without this, nobody would see what the last one has left."""
-    while guard.here and not guard.leaving:
-        time.sleep(PUBLISH_EVERY)
-        guard.tick()
 
 
 class _Contained:

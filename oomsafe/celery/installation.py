@@ -37,6 +37,8 @@ def install(app: Any, **policy: Any) -> None:
         checked, warnings = load_policy(os.environ, policy)
     except ConfigError as error:
         raise ImproperlyConfigured(f"oomsafe: {error}") from None
+    import oomsafe.celery.remote  # noqa: F401  its commands are there for the node and for those who ask it
+
     app.oomsafe = Installed(checked, tuple(warnings))
     if app.conf.worker_pool in PREFORK:
         app.conf.worker_pool = POOL

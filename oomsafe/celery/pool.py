@@ -74,19 +74,19 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         limit = self.app.conf.worker_max_memory_per_child if self.app else None
         if limit:
             log.warning("worker_max_memory_per_child=%s is left alone: it compares a peak that never falls; soft_limit does not", limit)
-        self._supervisor = Supervisor(found.policy, "celery prefork", self.limit)
-        self.options = {**self.options, "oomsafe": self._supervisor}
+        self.supervisor = Supervisor(found.policy, "celery prefork", self.limit)
+        self.options = {**self.options, "oomsafe": self.supervisor}
         super().on_start()
 
     def on_stop(self) -> None:
         """A warm shutdown."""
         super().on_stop()
-        self._supervisor.close()
+        self.supervisor.close()
 
     def on_terminate(self) -> None:
         """A cold one."""
         super().on_terminate()
-        self._supervisor.close()
+        self.supervisor.close()
 
 
 def _guarded(function: Any) -> Any:

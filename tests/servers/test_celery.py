@@ -175,3 +175,26 @@ def test_other_pools_are_left_alone(celery: Start) -> None:
     node = celery(soft_limit="1GiB", argv=("-P", "threads")).ready()
 
     assert node.ask("result = proj.leak.delay(7, 1).get(timeout=30)") == 7
+
+
+def test_a_node_tells_of_its_memory_and_recycles_when_asked(celery: Start) -> None:
+    """`celery inspect memory` shows each child and the task that it runs; `celery control memory_recycle` ends the biggest one."""
+    node = celery(soft_limit="1GiB").ready()
+    assert node.ask(LEAKING.format(tasks=1, kib=50 << 10)) == [0]
+    node.ask("result = proj.sleep.delay(3).id")
+
+    def busy() -> list[dict[str, Any]]:
+        (told,) = node.celery("inspect", "memory").values()
+        return [child for child in told["children"] if child["in_flight"]] and told["children"]
+
+    children = until(busy, "a task is in flight")
+    assert sorted(child["pid"] for child in children) == sorted(worker.pid for worker in node.pool().workers)
+    assert all(child["soft"] <= 1 << 30 and child["rss"] > MIB for child in children)
+    assert any(work["task"].startswith("proj.sleep[") for child in children for work in child["in_flight"])
+
+    biggest = max(node.pool().workers, key=lambda worker: worker.figures.rss or 0).pid
+    (answer,) = node.celery("control", "memory_recycle").values()
+
+    assert answer == {"ok": f"child {biggest} is recycled once its current task is done"}
+    until(lambda: biggest not in node.children(), "it is gone")
+    assert node.ask("result = proj.leak.delay(7, 1).get(timeout=30)") == 7

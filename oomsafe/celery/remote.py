@@ -1,0 +1,54 @@
+"""Celery's own ways of looking: ``celery -A proj inspect memory`` and ``celery -A proj control memory_recycle``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from celery.worker.control import control_command, inspect_command
+
+from oomsafe.pool.layout import REASONS
+from oomsafe.pool.supervisor import Supervisor
+from oomsafe.pool.view import WorkerView
+
+
+@inspect_command()  # type: ignore[untyped-decorator]
+def memory(state: Any) -> dict[str, Any]:
+    """The node's children: what they hold, their limits, the task in flight. Bytes and seconds; null is not known."""
+    supervisor = _supervisor(state)
+    if supervisor is None or supervisor.board is None:
+        return {"error": "the pool of this node is not guarded: call oomsafe.celery.install(app) where the app is made"}
+    pool = supervisor.board.read()
+    return {
+        "children": [_child(worker) for worker in pool.workers],
+        "limit": pool.limit,
+        "budget": pool.budget,
+        "tasks": pool.totals.work,
+        "recycles": {reason: count for reason, count in zip(REASONS, pool.totals.recycles, strict=False) if count},
+        "reclaimed": pool.totals.reclaimed,
+    }
+
+
+@control_command()  # type: ignore[untyped-decorator]
+def memory_recycle(state: Any) -> dict[str, Any]:
+    """Recycle the node's biggest child once its current task is done."""
+    supervisor = _supervisor(state)
+    if supervisor is None or supervisor.board is None:
+        return {"error": "the pool of this node is not guarded: call oomsafe.celery.install(app) where the app is made"}
+    workers = [worker for worker in supervisor.board.read().workers if worker.state == "serving"]
+    if not workers:
+        return {"error": "no child serves just now"}
+    biggest = max(workers, key=lambda worker: worker.figures.rss or 0)
+    supervisor.tell_to_drain(biggest.slot, biggest.generation)
+    return {"ok": f"child {biggest.pid} is recycled once its current task is done"}
+
+
+def _supervisor(state: Any) -> Supervisor | None:
+    found = getattr(state.consumer.pool, "supervisor", None)
+    return found if isinstance(found, Supervisor) else None
+
+
+def _child(worker: WorkerView) -> dict[str, Any]:
+    figures = {name: figure for name, figure in asdict(worker.figures).items() if name != "in_flight"}
+    flight = [{"task": work.name, "began": work.began, "rss_then": work.rss} for work in worker.in_flight]
+    return {"pid": worker.pid, "state": worker.state, "tasks": worker.counters.work, **figures, "in_flight": flight}
