@@ -37,8 +37,14 @@ def recycle_asgi(worker: Any, grace_period: float) -> Callable[[], None]:
 
     worker.notify = noting
     worker._shutdown = _beating(worker, worker._shutdown, grace_period)
-    drain = Drain(worker.loop, grace_period, lambda: worker.servers, lambda: worker.nr_conns, finish)
+    drain = Drain(worker.loop, grace_period, lambda: worker.servers, lambda: _left(worker), finish)
     return drain.begin
+
+
+def _left(worker: Any) -> int:
+    """The connections; when none is left, what goes on behind the responses, which is cancelled when the loop ends."""
+    guard = getattr(worker, "oomsafe_guard", None)
+    return int(worker.nr_conns) or (0 if guard is None else guard.in_flight)
 
 
 def recycle_uvicorn(worker: Any, grace_period: float) -> Callable[[], None]:
