@@ -10,7 +10,7 @@ from serving import ASGI_CLASSES, Gunicorn, until
 #: An app with a model of its own: from here to a soft limit of 160 MiB it is not far, so a worker that is above it has not grown fast,
 #: and waits. Its boot can be made to take long, and to fail.
 BIG = """
-import os, time
+import os, threading, time
 import apps
 
 if os.path.exists("held"):
@@ -25,6 +25,7 @@ wsgi = apps.wsgi
 async def asgi(scope, receive, send):
     if scope["type"] == "lifespan" and os.path.exists("fails"):
         await receive()
+        threading.Thread(target=time.sleep, args=(1.2,)).start()  # it is a while between its end and its death
         await send({"type": "lifespan.startup.failed", "message": "no database"})
     else:
         await apps.asgi(scope, receive, send)

@@ -58,6 +58,7 @@ def test_a_signal_in_the_middle_of_it_leaves_the_number_of_workers_right(serve, 
     gunicorn = big(serve, worker_class)
     before = set(gunicorn.workers())
     file, _ = surging(gunicorn)
+    assert gunicorn.pool().workers_wanted == 2
 
     gunicorn.signal(signal.Signals[f"SIG{name}"])
     gunicorn.wait_for(f"Handling signal: {name.lower()}")
@@ -66,8 +67,9 @@ def test_a_signal_in_the_middle_of_it_leaves_the_number_of_workers_right(serve, 
     if name == "HUP":
         until(lambda: not before & set(gunicorn.workers()), "all workers are new")
     gunicorn.serving(workers)
-    assert gunicorn.pool().workers_wanted == workers
     replaced(gunicorn, workers)
+    assert gunicorn.pool().workers_wanted == workers
+    assert not gunicorn.lines("next try in")
 
 
 def test_a_new_master_in_the_middle_of_it_has_its_own_workers(serve):
