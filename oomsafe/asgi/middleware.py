@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from oomsafe.asgi.drain import closed_websocket, open_websocket
+from oomsafe.asgi.uvicorn_server import own_recycle
 from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
 from oomsafe.pool.current import guard_for
@@ -52,14 +53,14 @@ class MemoryMiddleware:
             return
         guard = self._guard
         if guard is None or not guard.here:
-            guard = self._guard = guard_for(self._keywords, "requests")
+            guard = self._guard = guard_for(self._keywords, "requests", own_recycle)
             if guard is None:
                 await self.app(scope, receive, send)
                 return
         # straight on, without calls of our own: this is what every request pays
         work = scope[KEY] = guard.begin(f"{scope['method']} {scope['path']}".encode("utf-8", "replace"))
         try:
-            await self.app(scope, receive, self._announcing(scope, send, work) if self._headers or guard.leaving else send)
+            await self.app(scope, receive, send if not self._headers and not guard.leaving else self._announcing(scope, send, work))
         finally:
             # Starlette and FastAPI: the route's own path with its parameters' names; never what the client sent
             path = getattr(scope.get("route"), "path", None)
@@ -71,8 +72,11 @@ class MemoryMiddleware:
         """What is not a request that nobody has counted yet."""
         if scope["type"] == "http":  # wrapped twice, counted once
             send = self._announcing(scope, send, scope[KEY]) if self._headers else send
-        guard = guard_for(self._keywords, "requests") if self._guard is None or not self._guard.here else self._guard
-        if scope["type"] != "websocket" or KEY in scope or guard is None:
+        if scope["type"] != "websocket" or KEY in scope:  # a lifespan begins before there is a server that could be recycled
+            await self.app(scope, receive, send)
+            return
+        guard = self._guard if self._guard is not None and self._guard.here else guard_for(self._keywords, "requests", own_recycle)
+        if guard is None:
             await self.app(scope, receive, send)
             return
         open_websocket(send)

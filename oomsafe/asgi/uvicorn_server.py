@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
 from typing import Any
 
 from oomsafe.asgi.drain import Drain
+from oomsafe.policy.settings import Policy
 
 #: Seconds that a request has, after its grace period, to see that it is cancelled.
 LAST_MOMENT = 1
@@ -36,6 +41,38 @@ class UvicornDrain:
         self._asked = True
         if self._drain is not None:
             self._drain.begin()
+
+
+def own_recycle(policy: Policy) -> Callable[[], None] | None:
+    """In a worker of a uvicorn that is not supervised by us, inside its loop: how it ends. None where it should not, or is none."""
+    # uvicorn's own handler is a method of its Server: there is no other way to it from inside an app
+    server: Any = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if not hasattr(server, "server_state") or not hasattr(server, "servers"):
+        return None
+    log_with_uvicorn()
+    if not recycles_alone(server.config):
+        return None
+    drain = UvicornDrain(policy.grace_period)
+    drain.serves(server)
+    return drain.begin
+
+
+def recycles_alone(config: Any) -> bool:
+    """Whether a uvicorn process that we do not supervise may end: only where something brings up another.
+
+    uvicorn's own supervisor of several workers does; its reloader waits for a file to change. For a
+    single process, its user says so: OOMSAFE_SINGLE=exit.
+    """
+    if os.environ.get("OOMSAFE_SINGLE") == "exit":
+        return not config.should_reload
+    return config.workers > 1 and not config.should_reload
+
+
+def log_with_uvicorn() -> None:
+    """Our lines go where uvicorn's go, once its log is configured; not if the user has handlers for us."""
+    ours, theirs = logging.getLogger("oomsafe"), logging.getLogger("uvicorn.error")
+    if not ours.handlers:
+        ours.parent = theirs
 
 
 def _end(server: Any, late: bool) -> None:

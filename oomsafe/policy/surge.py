@@ -41,8 +41,8 @@ class Room(NamedTuple):
 
     may_surge: bool = True
     """False: drain first."""
-    turns: int = 1
-    """How many workers may be away at once."""
+    least: int = 0
+    """How many workers must serve at any time: those that are wanted, less those that may be away at once."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,8 @@ def plan(ledger: Ledger, workers: Sequence[Seen], room: Room, now: float) -> tup
         return replace(ledger, victim=asker.generation), []
     if replacement.stage not in (Stage.SERVING, Stage.WAITING):
         return ledger, []  # one that leaves takes nobody's place: it has failed in the last moment of its boot
+    if not _can_spare_one(workers, room):
+        return ledger, []  # others have died meanwhile
     victim = _worst([worker for worker in workers if worker.stage is Stage.WAITING and worker is not replacement]) or asker
     return replace(ledger, victim=victim.generation), [Step(Do.GRANT, victim.generation)]
 
@@ -115,10 +117,13 @@ def spawned(ledger: Ledger, replacement: int, asker: int) -> Ledger:
 
 def _begin(ledger: Ledger, workers: Sequence[Seen], room: Room, now: float) -> list[Step]:
     worst = _worst([worker for worker in workers if worker.stage is Stage.WAITING])
-    away = sum(worker.stage in (Stage.STARTING, Stage.LEAVING) for worker in workers)
-    if worst is None or away >= room.turns or now < ledger.not_before:
+    if worst is None or now < ledger.not_before or not _can_spare_one(workers, room):
         return []
     return [Step(Do.SPAWN if room.may_surge else Do.GRANT, worst.generation)]
+
+
+def _can_spare_one(workers: Sequence[Seen], room: Room) -> bool:
+    return sum(worker.stage in (Stage.SERVING, Stage.WAITING) for worker in workers) > room.least
 
 
 def _worst(waiting: list[Seen]) -> Seen | None:

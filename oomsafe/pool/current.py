@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from oomsafe.policy.settings import load_policy
-from oomsafe.pool.guard import Guard
+from oomsafe.policy.settings import Policy, load_policy
+from oomsafe.pool.guard import Guard, Recycle
 from oomsafe.pool.meter import log
+
+RecycleOf = Callable[[Policy], Recycle | None]
 
 _guard: Guard | None = None
 _failed_in: int | None = None
@@ -26,27 +28,28 @@ def get_guard() -> Guard | None:
     return _guard if _guard is not None and _guard.here else None
 
 
-def guard_for(keywords: Mapping[str, Any], unit: str) -> Guard | None:
-    """This process's guard. Where no adapter has made one, a pool of one that measures, with this policy.
+def guard_for(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None = None) -> Guard | None:
+    """This process's guard. Where no adapter has made one, a pool of one, with this policy.
 
+    `recycle_of(policy)` tells how such a process can be recycled; None where it can't, and it only measures.
     None when even that failed, which is logged once: the work goes on unmeasured.
     """
     guard = get_guard()
     if guard is None:
-        return _alone(keywords, unit)
+        return _alone(keywords, unit, recycle_of)
     ignored = ", ".join(sorted(set(keywords) - {"headers"}))
     if ignored:
         guard.say_once("keywords", logging.WARNING, "MemoryMiddleware: %s ignored, for this process is guarded already", ignored)
     return guard
 
 
-def _alone(keywords: Mapping[str, Any], unit: str) -> Guard | None:
+def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None) -> Guard | None:
     global _failed_in
     if _failed_in == os.getpid():
         return None
     try:
         policy, warnings = load_policy(os.environ, keywords)
-        guard = Guard(policy, unit=unit)
+        guard = Guard(policy, recycle=recycle_of(policy) if recycle_of is not None else None, unit=unit)
     except Exception as error:
         _failed_in = os.getpid()
         log.error("no guard can be made, so nothing is measured: %r", error)

@@ -62,7 +62,8 @@ class Monitor:
             workers = [_seen(entry) for entry in entries]
             self.ledger = recovered(self.ledger, workers)
             if self.ledger.replacement is not None or (surges and any(worker.stage is Stage.WAITING for worker in workers)):
-                room = Room(self._holds_one_more(policy, capacity, entries), turns(policy, capacity.workers))
+                least = capacity.workers - turns(policy, capacity.workers)
+                room = Room(self._holds_one_more(policy, capacity, entries), least)
                 self.ledger, steps = plan(self.ledger, workers, room, now)
                 for step in steps:
                     self._do(step, entries, now)

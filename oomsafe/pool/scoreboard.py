@@ -65,17 +65,18 @@ class Scoreboard:
         return cls(fd, mmap.mmap(fd, size), path), warnings
 
     @classmethod
-    def open(cls, path: str) -> Scoreboard:
-        """Another process's scoreboard, to read. Raises ScoreboardError when it is none, or of another version."""
+    def open(cls, path: str, *, writing: bool = False) -> Scoreboard:
+        """Another process's scoreboard, to read; `writing` is for one of its workers. Raises ScoreboardError when it is none."""
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(path, (os.O_RDWR if writing else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise ScoreboardError(f"{path}: {error.strerror}") from error
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode) or os.geteuid() not in (found.st_uid, 0):
                 raise ScoreboardError(f"{path} is not a scoreboard of this user")
-            memory = mmap.mmap(fd, found.st_size, prot=mmap.PROT_READ) if found.st_size >= layout.HEADER_SIZE else None
+            protection = mmap.PROT_READ | mmap.PROT_WRITE if writing else mmap.PROT_READ
+            memory = mmap.mmap(fd, found.st_size, prot=protection) if found.st_size >= layout.HEADER_SIZE else None
             if memory is None or not _is_board(memory, found.st_size):
                 raise ScoreboardError(f"{path} is not a scoreboard of version {layout.VERSION}")
             return cls(fd, memory, path)
@@ -156,6 +157,13 @@ class Scoreboard:
             layout.write(self._memory, at, layout.STATE, layout.STARTING)
             return Slot(self._memory, at, number, generation + 1)
         return None
+
+    def slot(self, number: int, generation: int) -> Slot:
+        """In a spawned worker: the slot that was reserved for it. Raises ScoreboardError when it is another's by now."""
+        at = self._offset(number)
+        if number >= self.slots or layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)[2] != generation:
+            raise ScoreboardError(f"slot {number} of {self.path} is another worker's")
+        return Slot(self._memory, at, number, generation)
 
     def release(self, number: int, generation: int | None = None) -> None:
         """In the supervisor, when a worker is gone: its counts go into the totals, in one step for all who read.

@@ -5,14 +5,13 @@ Nothing here runs a thread or waits: a server's adapter calls it from the server
 
 from __future__ import annotations
 
-import binascii
 import os
 import time
 
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
-from oomsafe.kernel.oom_score import raise_score, read_score, write_score
-from oomsafe.kernel.process import COMM_LENGTH, is_alive, rss_of, set_comm
+from oomsafe.kernel.oom_score import read_score, write_score
+from oomsafe.kernel.process import is_alive, rss_of
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
 from oomsafe.policy.readers import SCORE_MAX
 from oomsafe.policy.settings import Policy
@@ -23,6 +22,7 @@ from oomsafe.pool.guard import Background, Guard, Recycle
 from oomsafe.pool.meter import log
 from oomsafe.pool.monitor import Fleet, Monitor
 from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.pool.seat import Seat, enlist
 from oomsafe.pool.slot import Slot
 
 #: Seconds between two looks at whether the supervisor has grown.
@@ -74,14 +74,13 @@ class Supervisor:
 
     def enlist(self, slot: Slot | None) -> None:
         """In the new worker, right after the fork and before it drops privileges: its slot, its name, its score."""
-        if slot is not None:
-            slot.claim()
-            set_comm(comm_of(self.pid, slot))
-        try:
-            if not self.policy.dry_run:
-                raise_score(self._step())
-        except ScoreRefused as error:
-            log.warning("%s", error)
+        enlist(self.policy, self.pid, self._step(), slot)
+
+    def seat(self, slot: Slot | None) -> Seat:
+        """Before a process is spawned: what it must be told."""
+        path = self.board.path if self.board is not None and slot is not None else None
+        number, generation = (slot.number, slot.generation) if slot is not None else (0, 0)
+        return Seat(self.policy, self.capacity, self.pid, self._step(), path, number, generation)
 
     def guard(self, slot: Slot | None, recycle: Recycle, background: Background | None, poke: Recycle | None, unit: str) -> Guard:
         """In the worker, when it has loaded what it needs: its guard, to be told by ready() when the worker serves."""
@@ -98,10 +97,24 @@ class Supervisor:
 
     def release(self, slot: Slot | None) -> None:
         """In the supervisor, when the worker is gone."""
-        if slot is not None and self.board is not None and os.getpid() == self.pid:
-            if self._monitor is not None and slot.state == layout.STARTING:
-                self._monitor.boot_failed(slot.generation, time.monotonic())
-            self.board.release(slot.number, slot.generation)
+        if slot is not None:
+            self.release_seat(slot.number, slot.generation)
+
+    def release_seat(self, number: int, generation: int) -> bool:
+        """The same, of a spawned worker. Returns whether it had never come to serve."""
+        if self.board is None or os.getpid() != self.pid:
+            return False
+        entry = next((entry for entry in self.board.roll() if (entry.number, entry.generation) == (number, generation)), None)
+        failed = entry is not None and entry.state == layout.STARTING
+        if failed and self._monitor is not None:
+            self._monitor.boot_failed(generation, time.monotonic())
+        self.board.release(number, generation)
+        return failed
+
+    def tell_to_drain(self, number: int, generation: int) -> None:
+        """There is one worker too many, and this is the one that goes."""
+        if self.board is not None:
+            self.board.tell_to_drain(number, generation)
 
     @property
     def boot_pause(self) -> float:
@@ -112,6 +125,16 @@ class Supervisor:
     def serves(self) -> bool:
         """Whether a worker has come to serve that is still there: then one that fails to boot is no reason to give up."""
         return self.board is not None and any(entry.state not in (layout.FREE, layout.STARTING) for entry in self.board.roll())
+
+    @property
+    def replacement(self) -> int | None:
+        """The generation of the worker that is one more than wanted; None while there is none."""
+        return None if self._monitor is None else self._monitor.ledger.replacement
+
+    @property
+    def victim(self) -> int | None:
+        """The generation of the worker whose replacement serves, and which drains; None while there is none."""
+        return None if self._monitor is None else self._monitor.ledger.victim
 
     def tick(self) -> None:
         """Called by the server's own loop as often as it likes: is a worker to be replaced, has the supervisor outgrown their scores?"""
@@ -192,12 +215,3 @@ class Supervisor:
                 "the supervisor's oom_score_adj is %d and nothing is above %d: the kernel can't be told to take a worker first",
                 present, SCORE_MAX,
             )  # fmt: skip
-
-
-def comm_of(supervisor: int, slot: Slot) -> str:
-    """A worker's name, as the kernel's OOM report shows it: ``oomsafe-w3-a1b2``. At most 15 bytes, unlike any other's.
-
-    The report names pids of the initial PID namespace, which a container can't match; the name it can.
-    """
-    mark = (binascii.crc32(b"%d" % supervisor) + slot.generation) & 0xFFFF
-    return f"oomsafe-w{slot.number}-{mark:04x}"[:COMM_LENGTH]

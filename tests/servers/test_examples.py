@@ -12,26 +12,29 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture
-def example(serve: Callable[..., Gunicorn]) -> Callable[[str], Gunicorn]:
-    def start(name: str) -> Gunicorn:
+def example(serve: Callable[..., Gunicorn]) -> Callable[..., Gunicorn]:
+    def start(name: str, *more: str, app: str = "app:app") -> Gunicorn:
         folder = EXAMPLES / name
         argv = ["-c", str(folder / "oomsafe.conf.py"), "--chdir", str(folder), "-b", "127.0.0.1:0", "--no-control-socket"]
-        return serve(argv=argv, app="app:app").serving()
+        return serve(argv=[*argv, *more], app=app).serving()
 
     return start
 
 
 @pytest.mark.parametrize(
-    ("name", "leak", "route"),
+    ("command", "leak", "route"),
     [
         ("gunicorn_flask", "/leak/1024", "/leak/<int:kib>"),
         ("gunicorn_uvicorn_fastapi", "/leak/1024", "/leak/{kib}"),
         ("gunicorn_uvicorn_fastapi", "/threaded-leak/1024", "/threaded-leak/{kib}"),
+        ("gunicorn_django", "/leak/1024", "leak/<int:kib>"),
+        ("gunicorn_django -k asgi", "/async-leak/1024", "async-leak/<int:kib>"),
+        ("gunicorn_django -k uvicorn_worker.UvicornWorker", "/leak/1024", "leak/<int:kib>"),
     ],
 )
-def test_example_recycles_its_leaking_workers(example: Callable[[str], Gunicorn], name: str, leak: str, route: str) -> None:
+def test_example_recycles_its_leaking_workers(example: Callable[..., Gunicorn], command: str, leak: str, route: str) -> None:
     """One client after the other, all are answered, workers are recycled, and the metrics name the route."""
-    gunicorn = example(name)
+    gunicorn = example(*command.split(), app=app_of(command))
     assert gunicorn.get("/")[0] == 200
 
     asked = 0
@@ -52,6 +55,58 @@ def test_example_recycles_its_leaking_workers(example: Callable[[str], Gunicorn]
     assert gunicorn.process.poll() is None
 
 
+@pytest.mark.parametrize(
+    ("command", "stream"),
+    [
+        ("gunicorn_django", "stream"),
+        ("gunicorn_django -k asgi", "async-stream"),
+        ("gunicorn_django -k uvicorn_worker.UvicornWorker", "async-stream"),
+    ],
+)
+def test_django_is_counted_once(example: Callable[..., Gunicorn], command: str, stream: str) -> None:
+    """By the middleware that gunicorn's adapter puts round it, under the pattern that Django knows; a stream until its end."""
+    gunicorn = example(*command.split(), app=app_of(command))
+    connection = gunicorn.connect()
+    try:
+        connection.request("GET", f"/{stream}/20")
+        response = connection.getresponse()
+        assert response.read(2) == b"0\n"
+        until(lambda: in_flight(gunicorn) == [f"GET /{stream}/20"], "the stream is in flight")
+        rest = response.read()
+    finally:
+        connection.close()
+    statuses = [gunicorn.get(path)[0] for path in ("/report/1", "/report/2", "/nothing")]
+
+    assert (rest, statuses) == (b"".join(b"%d\n" % number for number in range(1, 20)), [200, 200, 404])
+    asked = 0
+
+    def counted() -> dict[str, int]:
+        nonlocal asked
+        asked += 1
+        gunicorn.get("/")  # an idle sync worker publishes when its select ends, after 15 s, one that serves every second
+        return routes(gunicorn)
+
+    expected = {f"{stream}/<int:parts>": 1, "report/<int:mib>": 2, "unmatched": 1}
+    until(lambda: {name: n for name, n in counted().items() if name != "/"} == expected, f"counted: {expected}")
+    until(lambda: in_flight(gunicorn) == [], "nothing is in flight")
+    assert until(lambda: counted().get("/"), "the root has a name as well") <= asked
+
+
+def app_of(command: str) -> str:
+    """What the example's README has gunicorn serve."""
+    if not command.startswith("gunicorn_django"):
+        return "app:app"
+    return "app:asgi" if "-k" in command else "app:wsgi"
+
+
+def in_flight(gunicorn: Gunicorn) -> list[str]:
+    return [piece.name for worker in gunicorn.pool().workers for piece in worker.in_flight]
+
+
+def routes(gunicorn: Gunicorn) -> dict[str, int]:
+    return {name: sum(row[1:]) for name, row in gunicorn.pool().totals.routes.items() if sum(row[1:])}
+
+
 def metrics_of(gunicorn: Gunicorn) -> str:
     # Starlette redirects a mount without a slash at its end
     return gunicorn.get("/metrics/")[2].decode()
@@ -59,4 +114,6 @@ def metrics_of(gunicorn: Gunicorn) -> str:
 
 def test_every_example_is_tested() -> None:
     """A new example wants a row above."""
-    assert {path.name for path in EXAMPLES.iterdir() if path.is_dir()} == {"gunicorn_flask", "gunicorn_uvicorn_fastapi"}
+    assert {path.name for path in EXAMPLES.iterdir() if path.is_dir()} == {
+        "gunicorn_django", "gunicorn_flask", "gunicorn_uvicorn_fastapi",
+    }  # fmt: skip

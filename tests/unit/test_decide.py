@@ -29,6 +29,11 @@ NOW = 1000.0
 LIMITS = Limits(soft=100 * MIB, hard=200 * MIB, early=90 * MIB)
 OLD = History(ready_at=NOW - 60, breached_since=NOW - 5, reclaimed_at=NOW - 1)
 
+#: It has grown by 60 MiB a second.
+FAST = replace(OLD, ready_at=NOW - 1, ready_with=31 * MIB)
+SURGES = Pool(surges=True, boot=1.0)
+TOLD = Pool(surges=True, told=True)
+
 SERVE, RECLAIM, RECYCLE = Action.SERVE, Action.RECLAIM, Action.RECYCLE
 
 
@@ -62,6 +67,24 @@ def at(used: int | None, rss: int | None = None) -> Snapshot:
         pytest.param({}, LIMITS, at(95), OLD, Pool(replacing=1), SERVE, Reason.TURN, id="another-starts"),
         pytest.param({}, LIMITS, at(101), OLD, Pool(replacing=1), RECYCLE, Reason.SOFT, id="above-soft-waits-for-no-start"),
         pytest.param({}, LIMITS, at(126), OLD, Pool(draining=9), RECYCLE, Reason.SOFT, id="a-quarter-over"),
+        pytest.param({}, LIMITS, at(91), OLD, SURGES, SERVE, Reason.SURGE, id="waits-for-its-replacement"),
+        pytest.param({}, LIMITS, at(125), OLD, SURGES, SERVE, Reason.SURGE, id="waits-up-to-a-quarter-over"),
+        pytest.param({}, LIMITS, at(126), OLD, SURGES, RECYCLE, Reason.SOFT, id="and-no-longer"),
+        pytest.param({"min_lifetime": 0}, LIMITS, at(91), FAST, SURGES, RECYCLE, Reason.SOFT, id="too-fast-to-wait"),
+        pytest.param(
+            {"min_lifetime": 0}, LIMITS, at(91), FAST, SURGES._replace(draining=1), SERVE, Reason.TURN, id="too-fast-and-another-drains"
+        ),
+        pytest.param(
+            {"min_lifetime": 0}, LIMITS, at(91), FAST, SURGES._replace(boot=0.1), SERVE, Reason.SURGE, id="not-too-fast-for-a-quick-boot"
+        ),
+        pytest.param({}, LIMITS, at(126), OLD, SURGES._replace(boots_fail=True), SERVE, Reason.BOOT, id="nobody-would-take-its-place"),
+        pytest.param({}, LIMITS, at(126), OLD, Pool(boots_fail=True), SERVE, Reason.BOOT, id="nor-without-surge"),
+        pytest.param({}, LIMITS, at(126), OLD, Pool(boots_fail=True, over_budget=True), RECYCLE, Reason.SOFT, id="the-pool-matters-more"),
+        pytest.param({}, LIMITS, at(91), OLD, TOLD, RECYCLE, Reason.SOFT, id="told"),
+        pytest.param({}, LIMITS, at(91), History(NOW), TOLD, RECYCLE, Reason.SOFT, id="told-beats-age-reclaim-and-sustain"),
+        pytest.param({}, LIMITS, at(90), OLD, TOLD, RECYCLE, Reason.REPLACED, id="told-though-it-is-below-its-limit-again"),
+        pytest.param({}, LIMITS, Snapshot(None, None), OLD, TOLD, RECYCLE, Reason.REPLACED, id="told-without-figures"),
+        pytest.param({}, LIMITS, at(150), replace(OLD, refused=True), TOLD, RECYCLE, Reason.REPLACED, id="told-though-refused"),
         pytest.param({"sustain": 99}, LIMITS, at(201), History(NOW), Pool(draining=9), RECYCLE, Reason.HARD, id="hard-beats-everything"),
         pytest.param({}, LIMITS, at(50, rss=201), OLD, Pool(), RECYCLE, Reason.HARD, id="hard-is-of-rss"),
         pytest.param({}, LIMITS, at(None, rss=201), OLD, Pool(), RECYCLE, Reason.HARD, id="hard-needs-only-rss"),
@@ -82,7 +105,12 @@ def test_each_rung(
 memory = st.integers(0, 300 * MIB)
 times = st.floats(NOW - 100, NOW)
 histories = st.builds(History, times, st.none() | times, st.none() | memory, st.none() | times, st.booleans())
-pools = st.builds(Pool, st.integers(0, 5), st.integers(0, 5), st.integers(1, 3), st.booleans())
+pools = st.builds(
+    lambda draining, replacing, turns, over_budget, surges, boots_fail: Pool(
+        draining, replacing, turns, over_budget, surges=surges, boots_fail=boots_fail
+    ),
+    st.integers(0, 5), st.integers(0, 5), st.integers(1, 3), st.booleans(), st.booleans(), st.booleans(),
+)  # fmt: skip
 policies = st.builds(
     lambda sustain, reclaim, min_lifetime: Policy(sustain=sustain, reclaim=reclaim, min_lifetime=min_lifetime),
     st.floats(0, 50), st.booleans(), st.floats(0, 50),

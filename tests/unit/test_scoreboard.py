@@ -16,8 +16,7 @@ from oomsafe.kernel.process import start_time
 from oomsafe.pool import layout, scoreboard
 from oomsafe.pool.layout import Counters
 from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.slot import Figures, Slot
-from oomsafe.pool.supervisor import comm_of
+from oomsafe.pool.slot import Figures, Slot, comm_of
 
 NewBoard = Callable[..., Scoreboard]
 

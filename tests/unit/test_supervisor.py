@@ -13,7 +13,8 @@ from unit.children import in_child
 from oomsafe.errors import ConfigError
 from oomsafe.kernel.oom_score import read_score, write_score
 from oomsafe.policy.settings import Policy
-from oomsafe.pool.supervisor import Supervisor, comm_of
+from oomsafe.pool.slot import comm_of
+from oomsafe.pool.supervisor import Supervisor
 
 Said = Callable[[], list[str]]
 

@@ -1,0 +1,177 @@
+"""Django middleware: a request is in flight until its response is closed, and is counted under its URL pattern.
+
+Under oomsafe's WSGI or ASGI middleware, as gunicorn's adapter puts it round the app, the request is
+counted there already. Then it gets from here only what Django alone knows: its route.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+from oomsafe.errors import ConfigError
+from oomsafe.policy.headers import TOKEN_WSGI, may_see
+from oomsafe.policy.settings import Policy, load_policy
+from oomsafe.pool.current import guard_for
+from oomsafe.pool.guard import Guard
+from oomsafe.pool.meter import Work, log
+
+if TYPE_CHECKING:
+    from django.http import HttpRequest
+    from django.http.response import HttpResponseBase
+
+#: Where the request's Work is kept, in the WSGI environ or the ASGI scope, so that a second middleware does not count it again.
+KEY, ANNOUNCED = "oomsafe.work", "oomsafe.announced"
+
+
+class MemoryMiddleware:
+    """Measures each request, names its route, and puts memory headers on its response where the policy says so.
+
+    The setting OOMSAFE is a dict of Policy's keywords. They hold where no server adapter has made this
+    process's guard; where one has, only `headers` does. Raises ImproperlyConfigured. List it first:
+    what stands before it is not measured, and a cache before it would keep its headers.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self._keywords, policy = _configured()
+        self._headers = policy.headers
+        self._ignored = sorted(set(self._keywords) - {"headers"})
+        self._guard: Guard | None = None
+        self._said: set[str] = set()
+        self.get_response = get_response
+        self._async = bool(iscoroutinefunction(get_response))
+        if self._async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if self._async:
+            return self._later(request)
+        work, ours = self._begin(request)
+        response = None
+        try:
+            response = self.get_response(request)
+        finally:
+            self._answered(request, response, work, ours)
+        return response
+
+    async def _later(self, request: HttpRequest) -> HttpResponseBase:
+        work, ours = self._begin(request)
+        response = None
+        try:
+            response = await self.get_response(request)
+        finally:
+            self._answered(request, response, work, ours)
+        return response
+
+    def _begin(self, request: HttpRequest) -> tuple[Work | None, bool]:
+        """The request's Work, and whether it is ours to end; None where nothing can be measured."""
+        try:
+            carrier = _carrier(request)
+            work = carrier.get(KEY)
+            if work is not None:
+                self._say_ignored(work)
+                return work, False
+            guard = self._guard
+            if guard is None or not guard.here:
+                guard = self._guard = guard_for(self._keywords, "requests")
+            if guard is None:
+                return None, False
+            work = carrier[KEY] = guard.begin(f"{request.method} {request.path}".encode("utf-8", "replace"))
+            return work, True
+        except Exception as error:
+            self._failed("begin", error)
+            return None, False
+
+    def _answered(self, request: HttpRequest, response: Any, work: Work | None, ours: bool) -> None:
+        """The view has returned, or raised if `response` is None; the body may be still to come."""
+        if work is None:
+            return
+        try:
+            match = request.resolver_match
+            if match is not None:  # the pattern, never the path: a client could make up any number
+                work.route = match.route or "/"
+            if response is not None:
+                if ours:
+                    response._resource_closers.append(End(work))
+                    ours = False
+                self._announce(request, response, work)
+        except Exception as error:
+            self._failed("response", error)
+        if ours:
+            work.end()
+
+    def _announce(self, request: HttpRequest, response: HttpResponseBase, work: Work) -> None:
+        """Add the memory headers, once, for who may see them."""
+        setting, carrier = self._headers, _carrier(request)
+        if not setting or ANNOUNCED in carrier:
+            return
+        if setting is not True and not may_see(setting, request.META.get(TOKEN_WSGI)):
+            return
+        carrier[ANNOUNCED] = True
+        headers = response.headers
+        for name, figure in work.headers():
+            # a list, to which others have something to add as well: Django keeps one header a name
+            theirs = headers.get(name) if name == "Server-Timing" else None
+            headers[name] = f"{theirs}, {figure}" if theirs else figure
+
+    def _say_ignored(self, work: Work) -> None:
+        """A limit that does not hold must not go unnoticed."""
+        if self._ignored:
+            ignored, self._ignored = ", ".join(self._ignored), []
+            work.meter.say_once("keywords", logging.WARNING, "OOMSAFE: %s ignored, for this process is guarded already", ignored)
+
+    def _failed(self, what: str, error: Exception) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            log.error("oomsafe failed in %s (Django goes on): %r", what, error)
+
+
+class End:
+    """Ends the work when the response is closed; or when it is forgotten.
+
+    Django's ASGI handler does not close a response whose body fails, and a middleware that answers
+    with another response does not close the first one.
+    """
+
+    __slots__ = ("_work",)
+
+    def __init__(self, work: Work | None) -> None:
+        self._work = work
+
+    def __call__(self) -> None:
+        if self._work is not None:
+            self._work.end()
+
+    __del__ = __call__
+
+    def __reduce__(self) -> tuple[type[End], tuple[None]]:
+        # Django's cache pickles responses with their closers: the copy that is served later ends nothing
+        return End, (None,)
+
+
+def _configured() -> tuple[dict[str, Any], Policy]:
+    """The setting OOMSAFE, and the policy that it makes with the environment."""
+    given = getattr(settings, "OOMSAFE", {})
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ImproperlyConfigured("oomsafe: the setting OOMSAFE must be a dict of settings by name, such as {'soft_limit': '300MiB'}")
+    keywords = dict(given)
+    try:
+        policy, _ = load_policy(os.environ, keywords)
+    except ConfigError as error:
+        raise ImproperlyConfigured(f"oomsafe: {error}") from None
+    return keywords, policy
+
+
+def _carrier(request: HttpRequest) -> MutableMapping[str, Any]:
+    """What the request shares with the middleware round Django: the WSGI environ, or the ASGI scope."""
+    carrier: MutableMapping[str, Any] = request.META if hasattr(request, "environ") else getattr(request, "scope", request.META)
+    return carrier

@@ -1,0 +1,70 @@
+"""A worker's place in the pool, as it is handed to a process that is spawned: a forked one inherits it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from oomsafe.errors import ScoreboardError, ScoreRefused
+from oomsafe.kernel.capacity import read_capacity
+from oomsafe.kernel.oom_score import raise_score
+from oomsafe.kernel.process import rss_of, set_comm
+from oomsafe.policy.limits import Capacity
+from oomsafe.policy.settings import Policy
+from oomsafe.policy.victims import auto_step
+from oomsafe.pool.guard import Background, Guard, Recycle
+from oomsafe.pool.meter import log
+from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.pool.slot import Slot, comm_of
+
+
+@dataclass(frozen=True)
+class Seat:
+    """All that a new process must be told; it can be pickled."""
+
+    policy: Policy
+    capacity: Capacity
+    supervisor: int
+    """Its pid."""
+    step: int
+    """What the worker's oom_score_adj is raised by."""
+    path: str | None
+    """The scoreboard's; None: there is none that another process could open."""
+    number: int
+    generation: int
+
+    def take(self) -> tuple[Scoreboard | None, Slot | None]:
+        """In the new process, as early as can be: its slot, its name, its score."""
+        board, slot = None, None
+        try:
+            if self.path is not None:
+                board = Scoreboard.open(self.path, writing=True)
+                slot = board.slot(self.number, self.generation)
+        except ScoreboardError as error:
+            log.error("no scoreboard (%s): this worker protects itself, and nobody sees it", error)
+            board, slot = None, None
+        enlist(self.policy, self.supervisor, self.step, slot)
+        return board, slot
+
+    def guard(self, board: Scoreboard | None, slot: Slot | None, recycle: Recycle, background: Background | None, unit: str) -> Guard:
+        """In the new process, when it has loaded what it needs: its guard, to be told by ready() when the worker serves."""
+        return Guard(self.policy, recycle=recycle, background=background, unit=unit, board=board, slot=slot, capacity=self.capacity)
+
+
+def raise_own_score(policy: Policy) -> None:
+    """In a worker whose supervisor knows nothing of us: by what ranks it above its parent."""
+    capacity = read_capacity(supervisor_rss=rss_of(os.getppid()))
+    step = policy.worker_oom_score_adj
+    enlist(policy, os.getppid(), auto_step(capacity.supervisor_rss, capacity.limit) if step == "auto" else step, None)
+
+
+def enlist(policy: Policy, supervisor: int, step: int, slot: Slot | None) -> None:
+    """In a worker, before it drops privileges: its slot, its name, its score."""
+    if slot is not None:
+        slot.claim()
+        set_comm(comm_of(supervisor, slot))
+    try:
+        if not policy.dry_run:
+            raise_score(step)
+    except ScoreRefused as error:
+        log.warning("%s", error)

@@ -1,0 +1,53 @@
+"""Starts uvicorn with a supervisor and servers of ours: the names under which its main module makes them are replaced."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from typing import Any
+
+from oomsafe.errors import ConfigError
+from oomsafe.policy.settings import READERS, Policy, load_policy
+from oomsafe.pool.meter import log
+
+
+def run(app: Any, **options: Any) -> None:
+    """uvicorn.run() with guarded workers. Keywords are uvicorn's and Policy's; a list as `headers` is uvicorn's.
+
+    A setting that can't be right is one line on stderr, and nothing starts.
+    """
+    policy = {name: options.pop(name) for name in list(options) if name in READERS and not isinstance(options[name], list)}
+    _guard(policy).run(app, **options)
+
+
+def main() -> None:
+    """uvicorn's command line."""
+    _guard({}).main()
+
+
+def _guard(keywords: dict[str, Any]) -> Any:
+    """uvicorn's main module, which makes from now on what is guarded."""
+    try:
+        policy, warnings = load_policy(os.environ, keywords)
+    except ConfigError as error:
+        print(f"oomsafe: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    for warning in warnings:
+        log.warning("%s", warning)
+    return _replace_names(policy)
+
+
+def _replace_names(policy: Policy) -> Any:
+    try:
+        from uvicorn import main as _  # noqa: F401  its module has the name of its function
+    except ModuleNotFoundError:
+        print("oomsafe: uvicorn is missing: pip install 'oomsafe[uvicorn]'", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    from oomsafe.uvicorn.server import GuardedServer
+    from oomsafe.uvicorn.supervisor import GuardedMultiprocess
+
+    module: Any = sys.modules["uvicorn.main"]
+    module.Server = partial(GuardedServer, policy=policy)
+    module.Multiprocess = partial(GuardedMultiprocess, policy=policy)
+    return module

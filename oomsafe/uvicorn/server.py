@@ -1,0 +1,80 @@
+"""uvicorn's Server in a worker: its app measured, itself drained at its end. It translates, and decides nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.server import Server
+
+from oomsafe.asgi.middleware import MemoryMiddleware, in_thread
+from oomsafe.asgi.uvicorn_server import UvicornDrain, log_with_uvicorn, recycles_alone
+from oomsafe.policy.settings import Policy
+from oomsafe.pool.current import set_guard
+from oomsafe.pool.guard import Guard
+from oomsafe.pool.meter import log
+from oomsafe.pool.seat import Seat
+
+
+class GuardedServer(Server):
+    """A worker's, with the seat that its supervisor has given it; or the only one, without."""
+
+    def __init__(self, config: Config, *, policy: Policy, seat: Seat | None = None) -> None:
+        super().__init__(config)
+        self._policy = policy
+        self._seat = seat
+        self._taken: Any = None
+        self._guard: Guard | None = None
+        self._drain: UvicornDrain | None = None
+
+    def take_seat(self) -> None:
+        """As early as can be in a worker: what happens from now on is seen, and it dies before its supervisor."""
+        if self._seat is not None:
+            self._taken = self._try(self._seat.take)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """The app is loaded; afterwards it serves."""
+        log_with_uvicorn()
+        self._try(self._wrap_app)
+        await super().startup(sockets)
+        if self.started and self._drain is not None:
+            self._drain.serves(self)
+            self._try(self._ready)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if self._guard is not None:
+            self._guard.tick()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Its last moments."""
+        await super().shutdown(sockets)
+        if self._guard is not None:
+            self._guard.retire()
+
+    def _wrap_app(self) -> None:
+        self._drain = UvicornDrain(self._policy.grace_period)
+        if self._seat is not None and self._taken is not None:
+            board, slot = self._taken
+            self._guard = self._seat.guard(board, slot, self._drain.begin, in_thread, "requests")
+        else:
+            recycle = self._drain.begin if recycles_alone(self.config) else None
+            self._guard = Guard(self._policy, recycle=recycle, background=in_thread, unit="requests")
+        set_guard(self._guard)
+        self.config.loaded_app = MemoryMiddleware(self.config.loaded_app, guard=self._guard)
+
+    def _ready(self) -> None:
+        if self._guard is not None:
+            self._guard.ready()
+
+    def _try(self, function: Callable[[], Any]) -> Any:
+        """What fails of ours is said, and uvicorn goes on."""
+        try:
+            return function()
+        except Exception as error:
+            log.error("oomsafe failed in %s of %d (uvicorn goes on): %r", function.__name__, os.getpid(), error, exc_info=error)
+            return None

@@ -1,0 +1,165 @@
+"""uvicorn's supervisor of several workers: its own, with a pool, and with replacements first."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from collections.abc import Callable
+from socket import socket
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.supervisors import multiprocess
+
+from oomsafe.asgi.uvicorn_server import log_with_uvicorn
+from oomsafe.policy.settings import Policy
+from oomsafe.pool.meter import log
+from oomsafe.pool.supervisor import Supervisor
+from oomsafe.uvicorn.process import GuardedProcess
+
+#: Seconds between two looks at the pool; uvicorn's own loop turns every half second.
+LOOK_EVERY = 0.1
+
+#: Seconds after its grace period that a worker has to end.
+PATIENCE = 10.0
+
+
+class GuardedMultiprocess(multiprocess.Multiprocess):
+    """Looks at the pool while uvicorn's loop waits. uvicorn sees no worker die that was told to."""
+
+    def __init__(self, config: Config, sockets: list[socket], *, policy: Policy) -> None:
+        super().__init__(config, sockets)
+        log_with_uvicorn()
+        self.should_exit = Ticking(self._tick)
+        self._policy = policy
+        self._supervisor = Supervisor(policy, "uvicorn", self.processes_num, self)
+        atexit.register(self._supervisor.close)
+        self._seated: list[GuardedProcess] = []
+        self._retiring: dict[GuardedProcess, float] = {}
+        """Workers that uvicorn has forgotten, and until when they may drain."""
+        self._owed = 0
+        """How many workers have died at boot and are to be tried again."""
+        self._surging = False
+        self._said: set[str] = set()
+        # wherever uvicorn makes a process, it looks this name up
+        multiprocess.Process = self._new_process  # type: ignore[assignment,misc]
+
+    # --- what pool/monitor.py asks for
+
+    def spawn(self) -> int | None:
+        """One more worker than wanted."""
+        process = self._start()
+        self._surging = True
+        return process.seat.generation if process.seat.path else None
+
+    def shrink(self) -> None:
+        """As many as wanted again."""
+        self._surging = False
+
+    def may_surge(self) -> bool:
+        """uvicorn's loop does nothing else meanwhile."""
+        return not self.should_exit.is_set()
+
+    # --- uvicorn's own
+
+    def restart_all(self) -> None:
+        """SIGHUP: uvicorn replaces all of them."""
+        self._supervisor.change(self.processes_num, self._policy)
+        self._surging = False
+        super().restart_all()
+
+    def terminate_all(self) -> None:
+        """At the end."""
+        super().terminate_all()
+        for process in self._retiring:
+            process.terminate()
+
+    def join_all(self) -> None:
+        """At the end."""
+        super().join_all()
+        for process in self._retiring:
+            process.join()
+
+    # --- ours
+
+    def _new_process(self, config: Config, sockets: list[socket]) -> GuardedProcess:
+        process = GuardedProcess(config, sockets, self._supervisor.seat(self._supervisor.reserve()))
+        self._seated.append(process)
+        return process
+
+    def _start(self) -> GuardedProcess:
+        process = self._new_process(self.config, self.sockets)
+        process.start()
+        self.processes.append(process)
+        return process
+
+    def _tick(self) -> None:
+        try:
+            if self._supervisor.capacity.workers != self.processes_num:  # SIGTTIN, SIGTTOU
+                self._supervisor.change(self.processes_num)
+            self._bury()
+            self._supervisor.tick()
+            self._retire()
+            self._pay()
+        except Exception as error:
+            if str(error) not in self._said:
+                self._said.add(str(error))
+                log.error("oomsafe failed in tick (uvicorn goes on): %r", error, exc_info=error)
+
+    def _bury(self) -> None:
+        """Who has died gives its slot back; one that never served is not for uvicorn to see, which would end the whole service."""
+        for process in [process for process in self._seated if process.process.exitcode is not None]:
+            failed = self._supervisor.release_seat(process.seat.number, process.seat.generation)
+            self._seated.remove(process)
+            self._retiring.pop(process, None)
+            if failed and process in self.processes and self._supervisor.serves:
+                process.join()
+                self.processes.remove(process)
+                self._owed += not self._is_replacement(process)
+
+    def _is_replacement(self, process: GuardedProcess) -> bool:
+        return self._supervisor.replacement == process.seat.generation
+
+    def _retire(self) -> None:
+        """Who drains for a replacement that serves is uvicorn's no more: it must not bring up another for it."""
+        victim, now = self._supervisor.victim, time.monotonic()
+        for process in [p for p in self.processes if isinstance(p, GuardedProcess) and p.seat.generation == victim]:
+            self.processes.remove(process)
+            self._retiring[process] = now + self._policy.grace_period + PATIENCE
+        for process, deadline in list(self._retiring.items()):
+            if now > deadline:
+                self._retiring[process] = now + PATIENCE
+                process.kill()
+
+    def _pay(self) -> None:
+        """Workers that died at boot are tried again, not at once; and what SIGTTOU or a reload has left over goes."""
+        while self._owed and not self._supervisor.boot_pause:
+            self._owed -= 1
+            self._start()
+        handing = self._surging and self._supervisor.victim is None
+        while len(self.processes) + self._owed > self.processes_num + handing and len(self.processes) > 1:
+            self._let_go(next((p for p in self.processes if p.process.exitcode is not None), self.processes[0]))
+
+    def _let_go(self, process: Any) -> None:
+        self.processes.remove(process)
+        if process.process.exitcode is None:
+            self._supervisor.tell_to_drain(process.seat.number, process.seat.generation)
+            self._retiring[process] = time.monotonic() + self._policy.grace_period + PATIENCE
+
+
+class Ticking(threading.Event):
+    """An event whose waiting is not idle: uvicorn's loop waits on it."""
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        super().__init__()
+        self._tick = tick
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait, and tick meanwhile."""
+        deadline = time.monotonic() + (timeout or 0)
+        while not self.is_set() and (left := deadline - time.monotonic()) > 0:
+            super().wait(min(LOOK_EVERY, left))
+            if not self.is_set():
+                self._tick()
+        return self.is_set()
