@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import pytest
-from serving import Gunicorn, until
+from serving import CLASSES, Gunicorn, until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as websocket
 
@@ -108,7 +108,7 @@ def test_who_has_connected_and_not_asked_yet_is_answered(serve, worker_class, se
     ended(gunicorn, pid)
 
 
-@pytest.mark.parametrize("worker_class", ["gthread", "gevent", "asgi", "uvicorn_worker.UvicornWorker"])
+@pytest.mark.parametrize("worker_class", CLASSES[1:])
 def test_a_request_longer_than_the_timeout_is_answered(serve, worker_class):
     """gunicorn's `timeout` is for a worker that hangs, not for one that drains."""
     gunicorn = alone(serve, worker_class, "timeout = 3\ngraceful_timeout = 20")
@@ -143,10 +143,10 @@ def test_a_request_longer_than_the_timeout_is_answered_by_a_worker_that_gunicorn
     assert gunicorn.serving(1).get("/")[0] == 200
 
 
-@pytest.mark.parametrize(("worker_class", "settings"), CONCURRENT)
-def test_a_response_that_has_begun_is_finished(serve, worker_class, settings):
+@pytest.mark.parametrize("worker_class", CLASSES[1:])
+def test_a_response_that_has_begun_is_finished(serve, worker_class):
     """All of its 40 parts, of 64 KiB each, over two seconds."""
-    gunicorn = alone(serve, worker_class, settings)
+    gunicorn = alone(serve, worker_class)
     with sent(gunicorn, "/drip") as connection:
         response = connection.getresponse()
         begun = response.read(1)

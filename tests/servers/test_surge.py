@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from clients import Load, Watch
 from needs import need
-from serving import ASGI_CLASSES, CLASSES, Gunicorn, board_of, children, until
+from serving import ASGI_CLASSES, CLASSES, WSGI_CLASSES, Gunicorn, board_of, children, until
 from surging import SLOW_LEAK, big, held, states, surging, waiting
 
 from oomsafe.pool.scoreboard import Scoreboard
@@ -124,7 +124,7 @@ def test_winch_in_the_middle_of_it_sends_all_away(serve):
 
 @pytest.mark.parametrize(
     ("worker_class", "how"),
-    [*((worker_class, "broken") for worker_class in CLASSES), *((worker_class, "fails") for worker_class in ASGI_CLASSES)],
+    [*((worker_class, "broken") for worker_class in WSGI_CLASSES), *((worker_class, "fails") for worker_class in ASGI_CLASSES)],
 )
 def test_a_replacement_that_fails_to_boot_is_tried_again_later(serve, worker_class, how):
     """The app raises, or its lifespan's startup fails: the worker over its limit serves on, and so does gunicorn."""
