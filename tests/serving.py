@@ -57,7 +57,7 @@ def conf(worker_class: str = "sync", workers: int = 2, *, settings: str = "", in
 
 def app_for(worker_class: str) -> str:
     """The app in tests/servers/apps.py that a worker class serves."""
-    return "apps:asgi" if worker_class in ASGI_CLASSES else "apps:wsgi"
+    return "apps:wsgi" if worker_class in WSGI_CLASSES else "apps:asgi"
 
 
 class Gunicorn:

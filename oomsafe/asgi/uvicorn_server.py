@@ -30,7 +30,7 @@ class UvicornDrain:
             asyncio.get_running_loop(),
             self._grace_period,
             lambda: server.servers,
-            lambda: len(server.server_state.connections) + len(server.server_state.tasks),
+            lambda: len(server.server_state.connections) or len(server.server_state.tasks),
             lambda late: _end(server, late),
         )
         if self._asked:

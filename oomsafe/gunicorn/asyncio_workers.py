@@ -37,35 +37,64 @@ def recycle_asgi(worker: Any, grace_period: float) -> Callable[[], None]:
 
     worker.notify = noting
     worker._shutdown = _beating(worker, worker._shutdown, grace_period)
-    drain = Drain(worker.loop, grace_period, lambda: worker.servers, lambda: worker.nr_conns, finish)
+    drain = Drain(worker.loop, grace_period, lambda: worker.servers, lambda: _left(worker), finish)
+    _close_what_is_announced(worker)
     return drain.begin
+
+
+def _close_what_is_announced(worker: Any) -> None:
+    """gunicorn's asgi class does not see the middleware's `Connection: close`, and would wait for its client to close."""
+    module, plain = _named(worker, "ASGIWorker", "ASGIProtocol")
+    if plain is None:
+        return
+
+    class ClosingProtocol(plain):  # type: ignore[misc,valid-type]  # whichever gunicorn is installed
+        def _send_response_start(self, status: Any, headers: Any, request: Any, close: bool = False) -> None:
+            guard = getattr(self.worker, "oomsafe_guard", None)
+            if guard is not None and guard.leaving:
+                self._keepalive, close = 0, True
+            super()._send_response_start(status, headers, request, close=close)
+
+    module.ASGIProtocol = ClosingProtocol
+
+
+def _left(worker: Any) -> int:
+    """The connections; when none is left, what goes on behind the responses, which is cancelled when the loop ends."""
+    guard = getattr(worker, "oomsafe_guard", None)
+    return int(worker.nr_conns) or (0 if guard is None else guard.in_flight)
 
 
 def recycle_uvicorn(worker: Any, grace_period: float) -> Callable[[], None]:
     """For UvicornWorker: it makes its Server in run(), under the name that its module imported, so that name is ours."""
     drain = UvicornDrain(grace_period)
+    module, plain = _named(worker, "UvicornWorker", "Server")
+    if plain is None:
+        return drain.begin
+
+    class GuardedServer(plain):  # type: ignore[misc,valid-type]  # whichever uvicorn is installed
+        async def startup(self, *args: Any, **kwargs: Any) -> None:
+            await super().startup(*args, **kwargs)
+            drain.serves(self)
+
+        async def shutdown(self, *args: Any, **kwargs: Any) -> None:
+            with Heart(worker.tmp.notify, grace_period):
+                await super().shutdown(*args, **kwargs)
+            # after SIGTERM, uvicorn raises the signal anew, and gunicorn's worker_exit is never called
+            guard = getattr(worker, "oomsafe_guard", None)
+            if guard is not None:
+                guard.retire()
+
+    module.Server = GuardedServer
+    return drain.begin
+
+
+def _named(worker: Any, worker_class: str, name: str) -> tuple[Any, Any]:
+    """The module of a worker class that people derive their own from, and what it calls `name`; None where it has no such thing."""
     for cls in type(worker).__mro__:
         module = sys.modules.get(cls.__module__)
-        plain = getattr(module, "Server", None)
-        if cls.__name__ != "UvicornWorker" or plain is None:
-            continue
-
-        class GuardedServer(plain):  # type: ignore[misc,valid-type]  # whichever uvicorn is installed
-            async def startup(self, *args: Any, **kwargs: Any) -> None:
-                await super().startup(*args, **kwargs)
-                drain.serves(self)
-
-            async def shutdown(self, *args: Any, **kwargs: Any) -> None:
-                with Heart(worker.tmp.notify, grace_period):
-                    await super().shutdown(*args, **kwargs)
-                # after SIGTERM, uvicorn raises the signal anew, and gunicorn's worker_exit is never called
-                guard = getattr(worker, "oomsafe_guard", None)
-                if guard is not None:
-                    guard.retire()
-
-        module.Server = GuardedServer  # type: ignore[union-attr]
-        break
-    return drain.begin
+        if cls.__name__ == worker_class and hasattr(module, name):
+            return module, getattr(module, name)
+    return None, None
 
 
 def _beating(worker: Any, shutdown: Callable[[], Any], seconds: float) -> Callable[[], Any]:

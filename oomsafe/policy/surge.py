@@ -102,8 +102,8 @@ def plan(ledger: Ledger, workers: Sequence[Seen], room: Room, now: float) -> tup
         return _finished(workers, room, now)  # it is gone without having been told: its replacement has taken its place
     if asker.stage is Stage.LEAVING:
         return replace(ledger, victim=asker.generation), []
-    if replacement.stage is Stage.STARTING:
-        return ledger, []
+    if replacement.stage not in (Stage.SERVING, Stage.WAITING):
+        return ledger, []  # one that leaves takes nobody's place: it has failed in the last moment of its boot
     if not _can_spare_one(workers, room):
         return ledger, []  # others have died meanwhile
     victim = _worst([worker for worker in workers if worker.stage is Stage.WAITING and worker is not replacement]) or asker

@@ -140,7 +140,8 @@ class Guard(Meter):
     def retire(self) -> None:
         """The worker has no work any more and ends: its last figures go to the scoreboard."""
         try:
-            self.slot.set_state(layout.LEAVING)
+            if self._ready:  # else it ends before it has served: whoever finds it gone is to see that
+                self.slot.set_state(layout.LEAVING)
         except Exception as error:
             self.failed("retire", error)
         # a second is enough for any look in another thread; more would hold up the server's exit

@@ -44,9 +44,9 @@ def answer(path: str, query: str) -> bytes:
     return bodies.get(path, f"{path}?{query}").encode()
 
 
-def seconds(query: str) -> float:
-    """How long /slow takes."""
-    return float(parse_qs(query).get("s", ["2"])[-1])
+def seconds(path: str, query: str) -> float:
+    """How long an answer takes."""
+    return float(parse_qs(query).get("s", ["2" if path == "/slow" else "0"])[-1])
 
 
 def wsgi(environ, start_response):
@@ -58,8 +58,8 @@ def wsgi(environ, start_response):
     if path in ("/stream", "/drip"):
         start_response("200 OK", [("Content-Type", "text/plain")])
         return dripping(0.05 if path == "/drip" else 0.001)
-    if path == "/slow":
-        time.sleep(seconds(query))
+    if pause := seconds(path, query):
+        time.sleep(pause)
     body = answer(path, query)
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
@@ -74,7 +74,10 @@ def dripping(pause: float):
 
 async def asgi(scope, receive, send):
     """As ASGI."""
-    await (lifespan(receive, send) if scope["type"] == "lifespan" else respond(scope, send))
+    if scope["type"] == "http":
+        await respond(scope, send)
+    else:
+        await (lifespan if scope["type"] == "lifespan" else echo)(receive, send)
 
 
 async def respond(scope, send):
@@ -88,19 +91,40 @@ async def respond(scope, send):
             await send({"type": "http.response.body", "body": PART, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
         return
-    if path == "/slow":
-        await asyncio.sleep(seconds(query))
+    if path == "/sse":
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        while True:
+            await send({"type": "http.response.body", "body": b"data: event\n\n", "more_body": True})
+            await asyncio.sleep(0.05)
+    if pause := seconds(path, query):
+        await asyncio.sleep(pause)
     body = answer(path, query)
     headers.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+    if path == "/background":
+        await asyncio.sleep(1.5)
+        tell("background work is done")
+
+
+async def echo(receive, send):
+    """A websocket."""
+    while (message := await receive())["type"] != "websocket.disconnect":
+        accepts = message["type"] == "websocket.connect"
+        await send({"type": "websocket.accept"} if accepts else {"type": "websocket.send", "text": message["text"]})
 
 
 async def lifespan(receive, send):
     """Start and end."""
     while (message := await receive())["type"] != "lifespan.shutdown":
         await send({"type": f"{message['type']}.complete"})
+    tell("lifespan's shutdown")
     await send({"type": "lifespan.shutdown.complete"})
+
+
+def tell(what: str) -> None:
+    """A line of this worker's, for the log: in one write, beside those of others."""
+    os.write(1, f"[{os.getpid()}] {what}\n".encode())
 
 
 if os.environ.get("APPS_FAIL"):

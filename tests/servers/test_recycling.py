@@ -6,7 +6,7 @@ import re
 
 import pytest
 from clients import Load, Watch
-from serving import CLASSES, WSGI_CLASSES, until
+from serving import CLASSES, until
 
 from oomsafe.policy.decide import REPLACED_UP_TO, WAITS_UP_TO
 
@@ -32,14 +32,13 @@ RECYCLING = re.compile(
 
 @pytest.mark.parametrize("worker_class", CLASSES)
 def test_leaking_workers_are_recycled_under_load(serve, worker_class):
-    """Five recycles or more, told the same by log and scoreboard, by one master; no request of sync, gthread and gevent is lost."""
+    """Five recycles or more, told the same by log and scoreboard, by one master; no request is lost."""
     gunicorn = serve(worker_class, soft_limit="80MiB", min_lifetime=0, max_unavailable=1, settings=WORKER_EXIT).serving()
 
     with Load(gunicorn, "/leak?kib=512") as load:
         gunicorn.wait_for(" recycling: ", times=5, seconds=60)
 
-    if worker_class in WSGI_CLASSES:
-        assert load.failed == []
+    assert load.failed == []
     assert load.served > 100
     assert gunicorn.serving().pool().supervisor == gunicorn.pid
     until(lambda: gunicorn.pool().totals.recycles[0] == len(gunicorn.lines(" recycling: ")), "the scoreboard agrees with the log")
@@ -80,8 +79,7 @@ def test_no_more_than_max_unavailable_drain_at_once(serve, worker_class, turns):
     ):
         until(lambda: not first & set(gunicorn.workers()), "each worker has been recycled", 60)
 
-    if worker_class in WSGI_CLASSES:
-        assert load.failed + slow.failed == []
+    assert load.failed + slow.failed == []
     assert max(watch.seen) == turns
 
 

@@ -1,0 +1,201 @@
+"""How a worker ends: what it has is finished, who is connected is answered, and there is a deadline."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+from serving import CLASSES, Gunicorn, until
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect as websocket
+
+#: Both asyncio classes, on both loops, and both of uvicorn's HTTP parsers.
+ASYNCIO = [
+    pytest.param("asgi", 'asgi_loop = "asyncio"', id="asgi-asyncio"),
+    pytest.param("asgi", 'asgi_loop = "uvloop"', id="asgi-uvloop"),
+    pytest.param("uvicorn_worker.UvicornWorker", "", id="uvicorn-uvloop-httptools"),
+    pytest.param("uvicorn_worker.UvicornH11Worker", "", id="uvicorn-asyncio-h11"),
+]
+
+#: Those that keep connections and have several requests in flight: all but sync.
+CONCURRENT = [pytest.param("gthread", "", id="gthread"), pytest.param("gevent", "", id="gevent"), *ASYNCIO]
+
+#: The user's own hook.
+WORKER_EXIT = 'def worker_exit(server, worker):\n    worker.log.info("[%d] the user\'s worker_exit", worker.pid)\n'
+
+REQUESTS = {
+    "HTTP/1.1": b"GET /pid HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "HTTP/1.1, close": b"GET /pid HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    "HTTP/1.0": b"GET /pid HTTP/1.0\r\n\r\n",
+}
+
+
+def alone(serve, worker_class: str, settings: str = "", **policy: object) -> Gunicorn:
+    """A gunicorn with one worker: whoever connects is connected to it, until it drains and nobody is."""
+    policy = {"soft_limit": "80MiB", "min_lifetime": 0, "jitter": 0, "surge": False, **policy}
+    return serve(worker_class, 1, settings=settings, **policy).serving(1)
+
+
+def drain(gunicorn: Gunicorn) -> int:
+    """Take its worker over its limit, and wait until it drains. The worker's pid."""
+    (pid,) = gunicorn.workers()
+    assert gunicorn.get("/fill?mib=84", Connection="close")[0] == 200
+    gunicorn.wait_for(f"worker {pid} (slot 0) recycling: ")
+    return pid
+
+
+@contextmanager
+def sent(gunicorn: Gunicorn, path: str) -> Iterator[http.client.HTTPConnection]:
+    """A connection with a request that the worker has begun to answer."""
+    with closing(gunicorn.connect()) as connection:
+        connection.request("GET", path)
+        name = f"GET {path.partition('?')[0]}"
+        until(lambda: any(name == work.name for worker in gunicorn.pool().workers for work in worker.in_flight), f"{path} is in flight")
+        yield connection
+
+
+@contextmanager
+def kept(gunicorn: Gunicorn) -> Iterator[http.client.HTTPConnection]:
+    """A connection that has had an answer."""
+    with closing(gunicorn.connect()) as connection:
+        connection.request("GET", "/")
+        assert connection.getresponse().read()
+        yield connection
+
+
+def ended(gunicorn: Gunicorn, pid: int, seconds: float = 20) -> None:
+    """Wait for the end of a worker, and see that it ended by itself."""
+    until(lambda: pid not in gunicorn.workers(), f"worker {pid} ends", seconds)
+    assert not gunicorn.lines("WORKER TIMEOUT")
+    assert not gunicorn.lines(f"(pid:{pid}) was sent")
+
+
+@pytest.mark.parametrize(("worker_class", "settings"), CONCURRENT)
+def test_a_kept_alive_connection_is_open_until_its_next_request_is_answered(serve, worker_class, settings):
+    """By the worker that drains, which says `Connection: close`, and does not end before."""
+    gunicorn = alone(serve, worker_class, settings)
+    with kept(gunicorn) as idle, sent(gunicorn, "/slow?s=1") as busy:
+        pid = drain(gunicorn)
+        assert busy.getresponse().read() == b"/slow?s=1"  # it has been draining for some time then
+        busy.close()
+        idle.request("GET", "/pid")
+        response = idle.getresponse()
+
+        assert response.read().decode() == str(pid)
+        assert response.getheader("Connection") == "close"
+        ended(gunicorn, pid)
+
+
+@pytest.mark.parametrize(("worker_class", "settings"), CONCURRENT)
+def test_who_has_connected_and_not_asked_yet_is_answered(serve, worker_class, settings):
+    """Whatever is asked then, and however: one answer, `Connection: close` once, and the end of the connection."""
+    gunicorn = alone(serve, worker_class, settings)
+    fresh = {form: socket.create_connection(("127.0.0.1", gunicorn.port), 20) for form in REQUESTS}
+
+    pid = drain(gunicorn)  # on a connection that came after these
+
+    for form, connection in fresh.items():
+        with connection, connection.makefile("rb") as answer:
+            connection.sendall(REQUESTS[form])
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+        status, *headers = head.decode().lower().split("\r\n")
+        assert (form, status.split()[1], body.decode()) == (form, "200", str(pid))
+        assert [header for header in headers if header.startswith("connection:")] == ["connection: close"], form
+    ended(gunicorn, pid)
+
+
+@pytest.mark.parametrize("worker_class", CLASSES[1:])
+def test_a_request_longer_than_the_timeout_is_answered(serve, worker_class):
+    """gunicorn's `timeout` is for a worker that hangs, not for one that drains."""
+    gunicorn = alone(serve, worker_class, "timeout = 3\ngraceful_timeout = 20")
+    with sent(gunicorn, "/slow?s=5") as slow:
+        pid = drain(gunicorn)
+        assert slow.getresponse().read() == b"/slow?s=5"
+    ended(gunicorn, pid)
+
+
+@pytest.mark.parametrize(
+    ("worker_class", "number", "settings"),
+    [
+        # while HUP waits for the old workers, for graceful_timeout, it sees no timeout; asgi ends its requests then, uvicorn does not
+        ("uvicorn_worker.UvicornWorker", signal.SIGHUP, "timeout = 3\ngraceful_timeout = 1"),
+        ("uvicorn_worker.UvicornWorker", signal.SIGTTOU, "timeout = 3"),
+        ("asgi", signal.SIGTTOU, "timeout = 3\ngraceful_timeout = 20"),
+    ],
+    ids=["uvicorn-HUP", "uvicorn-TTOU", "asgi-TTOU"],
+)
+def test_a_request_longer_than_the_timeout_is_answered_by_a_worker_that_gunicorn_retires(serve, worker_class, number, settings):
+    """By HUP, and by TTOU, which takes the oldest: without oomsafe it gets a SIGABRT."""
+    gunicorn = alone(serve, worker_class, settings)
+    (pid,) = gunicorn.workers()
+    with sent(gunicorn, "/slow?s=5") as slow:
+        if number == signal.SIGTTOU:
+            gunicorn.signal(signal.SIGTTIN)
+            gunicorn.serving(2)
+        gunicorn.signal(number)
+        assert slow.getresponse().read() == b"/slow?s=5"
+    until(lambda: pid not in gunicorn.workers(), "the worker has ended")
+    assert not gunicorn.lines("WORKER TIMEOUT")
+    assert gunicorn.serving(1).get("/")[0] == 200
+
+
+@pytest.mark.parametrize("worker_class", CLASSES[1:])
+def test_a_response_that_has_begun_is_finished(serve, worker_class):
+    """All of its 40 parts, of 64 KiB each, over two seconds."""
+    gunicorn = alone(serve, worker_class)
+    with sent(gunicorn, "/drip") as connection:
+        response = connection.getresponse()
+        begun = response.read(1)
+        pid = drain(gunicorn)
+        assert len(begun + response.read()) == 40 << 16
+    ended(gunicorn, pid)
+
+
+@pytest.mark.parametrize(("worker_class", "settings"), ASYNCIO)
+def test_what_has_no_end_is_ended_after_the_grace_period(serve, worker_class, settings):
+    """An endless stream of events, and a connection on which nobody asks any more."""
+    gunicorn = alone(serve, worker_class, settings, grace_period=1)
+    with kept(gunicorn), sent(gunicorn, "/sse") as connection, connection.getresponse() as events:
+        assert events.readline() == b"data: event\n"
+
+        pid = drain(gunicorn)
+
+        gunicorn.wait_for("the grace period of 1 s is over with 2 connections open: they are closed")
+        ended(gunicorn, pid, seconds=10)
+
+
+@pytest.mark.parametrize(("worker_class", "settings"), ASYNCIO)
+def test_a_websocket_is_told_to_come_again_after_the_grace_period(serve, worker_class, settings):
+    """It works until then, and is closed with 1012, "Service Restart"."""
+    gunicorn = alone(serve, worker_class, settings, grace_period=2)
+    with websocket(f"ws://127.0.0.1:{gunicorn.port}/ws", proxy=None) as client:
+        client.send("before")
+        assert client.recv(20) == "before"
+
+        pid = drain(gunicorn)
+
+        client.send("while it drains")
+        assert client.recv(20) == "while it drains"
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv(20)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1012
+    ended(gunicorn, pid, seconds=10)
+
+
+@pytest.mark.parametrize(("worker_class", "settings"), ASYNCIO)
+def test_a_worker_ends_when_all_is_done(serve, worker_class, settings):
+    """First the work in the background of a response that its client has had; then the lifespan; then the user's worker_exit."""
+    gunicorn = alone(serve, worker_class, f"{settings}\n{WORKER_EXIT}")
+    assert gunicorn.get("/background", Connection="close")[0] == 200
+
+    pid = drain(gunicorn)
+
+    ended(gunicorn, pid)
+    said = [line.partition(f"[{pid}] ")[2] for line in gunicorn.lines(f"[{pid}] ")]
+    expected = ["background work is done", "lifespan's shutdown", "the user's worker_exit"]
+    assert [line.rpartition("] ")[2] for line in said if line.endswith(tuple(expected))] == expected

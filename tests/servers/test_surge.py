@@ -1,0 +1,201 @@
+"""The replacement first: who is brought up, who may then go, and what else may happen meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from clients import Load, Watch
+from needs import need
+from serving import ASGI_CLASSES, CLASSES, WSGI_CLASSES, Gunicorn, board_of, children, until
+from surging import SLOW_LEAK, big, held, states, surging, waiting
+
+from oomsafe.pool.scoreboard import Scoreboard
+
+
+def replaced(gunicorn: Gunicorn, workers: int) -> None:
+    """The schedule still works: one more is taken over its limit, and the pool is as many as before without it."""
+    pid = waiting(gunicorn)
+    gunicorn.wait_for(f"worker {pid} (slot ")
+    until(lambda: pid not in gunicorn.workers(), "it is gone")
+    assert len(gunicorn.serving(workers).workers()) == workers
+
+
+@pytest.mark.parametrize("worker_class", CLASSES)
+def test_never_are_fewer_than_wanted_there_to_serve_nor_more_than_one_too_many(serve, worker_class):
+    """Whatever is recycled: a replacement serves before its worker goes."""
+    gunicorn = big(serve, worker_class, sustain=0)
+
+    with Watch(lambda: (states(gunicorn), len(gunicorn.workers()))) as watch, Load(gunicorn, SLOW_LEAK) as load:
+        gunicorn.wait_for(" recycling: ", times=3, seconds=60)
+
+    assert load.failed == []
+    assert [seen for seen, _ in watch.seen if seen["serving"] + seen["waiting"] < 2] == []
+    assert max(processes for _, processes in watch.seen) == 3
+
+
+@pytest.mark.parametrize("policy", [{"surge": False}, {"budget": "1MiB"}], ids=["surge=False", "no headroom"])
+def test_workers_drain_first_where_there_may_not_be_one_more(serve, policy):
+    """Never are there more processes than workers; that memory is too short for more is said once."""
+    gunicorn = big(serve, sustain=0, **policy)
+
+    with Watch(lambda: len(gunicorn.workers())) as watch, Load(gunicorn, SLOW_LEAK) as load:
+        gunicorn.wait_for(" recycling: ", times=3, seconds=60)
+
+    assert load.failed == []
+    assert max(watch.seen) == 2
+    assert len(gunicorn.lines("workers drain first")) == ("budget" in policy)
+    gunicorn.serving()
+
+
+@pytest.mark.parametrize("worker_class", ["gthread", "uvicorn_worker.UvicornWorker"])
+@pytest.mark.parametrize(("name", "workers"), [("TTIN", 3), ("TTOU", 1), ("HUP", 2)])
+def test_a_signal_in_the_middle_of_it_leaves_the_number_of_workers_right(serve, worker_class, name, workers):
+    """One more than before, one less, all of them new: and the schedule goes on."""
+    gunicorn = big(serve, worker_class)
+    before = set(gunicorn.workers())
+    file, _ = surging(gunicorn)
+    assert gunicorn.pool().workers_wanted == 2
+
+    gunicorn.signal(signal.Signals[f"SIG{name}"])
+    gunicorn.wait_for(f"Handling signal: {name.lower()}")
+    file.unlink()
+
+    if name == "HUP":
+        until(lambda: not before & set(gunicorn.workers()), "all workers are new")
+    gunicorn.serving(workers)
+    replaced(gunicorn, workers)
+    assert gunicorn.pool().workers_wanted == workers
+    assert not gunicorn.lines("next try in")
+
+
+def test_a_new_master_in_the_middle_of_it_has_its_own_workers(serve):
+    """USR2, and TERM to the old master."""
+    gunicorn = big(serve)
+    file, _ = surging(gunicorn)
+
+    gunicorn.signal(signal.SIGUSR2)
+    gunicorn.wait_for("Listening at: ", 2)
+    file.unlink()
+    new = next(pid for pid in gunicorn.workers() if board_of(pid))
+    board = Scoreboard.open(board_of(new) or "")
+    until(lambda: [worker.state for worker in board.read().workers] == ["serving"] * 2, "the new workers serve")
+    assert gunicorn.stop() == 0
+
+    until(lambda: gunicorn.session() == {new, *children(new)}, "all of the old ones are gone")
+    assert len(children(new)) == 2
+    assert gunicorn.get("/")[0] == 200
+    board.close()
+
+
+@pytest.mark.parametrize("name", ["TERM", "QUIT"])
+def test_all_end_in_the_middle_of_it(serve, name):
+    """Also the one that boots."""
+    gunicorn = big(serve)
+    file, _ = surging(gunicorn)
+
+    gunicorn.signal(signal.Signals[f"SIG{name}"])
+    file.unlink()
+
+    assert gunicorn.ended() == 0
+    assert gunicorn.session() == set()
+
+
+def test_winch_in_the_middle_of_it_sends_all_away(serve):
+    """None comes back until TTIN wants one."""
+    gunicorn = big(serve, settings="def when_ready(server):\n    server.cfg.set('daemon', True)  # else WINCH does nothing\n")
+    file, _ = surging(gunicorn)
+
+    gunicorn.signal(signal.SIGWINCH)
+    gunicorn.wait_for("graceful stop of workers")
+    file.unlink()
+    until(lambda: not gunicorn.workers(), "all are gone")
+    for times in (1, 2):
+        gunicorn.signal(signal.SIGUSR1)  # when the second is seen, gunicorn has counted its workers after the first
+        gunicorn.wait_for("Handling signal: usr1", times)
+
+    assert gunicorn.workers() == []
+    gunicorn.signal(signal.SIGTTIN)
+    assert len(gunicorn.serving(1).workers()) == 1
+
+
+@pytest.mark.parametrize(
+    ("worker_class", "how"),
+    [*((worker_class, "broken") for worker_class in WSGI_CLASSES), *((worker_class, "fails") for worker_class in ASGI_CLASSES)],
+)
+def test_a_replacement_that_fails_to_boot_is_tried_again_later(serve, worker_class, how):
+    """The app raises, or its lifespan's startup fails: the worker over its limit serves on, and so does gunicorn."""
+    gunicorn = big(serve, worker_class)
+    (gunicorn.folder / how).touch()
+    with Load(gunicorn, "/leak?kib=0&s=0.02", clients=2) as load:
+        pid = waiting(gunicorn)
+        tries = gunicorn.wait_for("a replacement died before it served: the worker over its limit stays; next try in ", 2)
+        assert pid in gunicorn.workers()
+        (gunicorn.folder / how).unlink()
+        until(lambda: pid not in gunicorn.workers(), "it is replaced")
+        gunicorn.serving()
+
+    assert load.failed == []
+    assert [line.rpartition("next try in ")[2] for line in tries[:2]] == ["1 s", "2 s"]
+
+
+@pytest.mark.parametrize(("worker_class", "how"), [("sync", "broken"), ("asgi", "fails")])
+def test_a_pool_without_replacements_recycles_nobody_while_boots_fail(serve, worker_class, how):
+    """The first is gone when that is seen; the other stays, above its limit as it is."""
+    gunicorn = big(serve, worker_class, surge=False)
+    (gunicorn.folder / how).touch()
+    with Load(gunicorn, "/leak?kib=0&s=0.02", clients=2) as load:
+        assert gunicorn.get("/fill?mib=161")[0] == 200
+        gunicorn.wait_for("exited with code 1", 2)
+        pid = waiting(gunicorn)
+        gunicorn.wait_for("exited with code 1", 3)
+        assert pid in gunicorn.workers()
+        (gunicorn.folder / how).unlink()
+        until(lambda: pid not in gunicorn.workers(), "it is replaced")
+        gunicorn.serving()
+
+    assert load.failed == []
+    assert len(gunicorn.lines(" recycling: ")) == 2
+
+
+def test_who_is_worst_goes_first(serve):
+    """Also when the other has waited for longer."""
+    gunicorn = big(serve)
+    file = held(gunicorn)
+    first = waiting(gunicorn)
+    (second,) = {worker.pid for worker in gunicorn.pool().workers if worker.state == "serving"}
+    until(lambda: asked(gunicorn, second, "/fill?mib=165"), "the other has more")
+    until(lambda: states(gunicorn)["waiting"] == 2, "it waits, too")
+    until(lambda: (gunicorn.worker(second).figures.rss or 0) >= 165 << 20, "that it has more is seen")
+
+    file.unlink()
+
+    told = gunicorn.wait_for(" recycling: ", 2)
+    assert [int(line.partition("worker ")[2].split()[0]) for line in told] == [second, first]
+
+
+def asked(gunicorn: Gunicorn, pid: int, path: str) -> bool:
+    """Ask this worker, if it is the one who takes the connection."""
+    with closing(gunicorn.connect()) as connection:
+        connection.request("GET", "/pid")
+        if int(connection.getresponse().read()) != pid:
+            return False
+        connection.request("GET", path)
+        return connection.getresponse().read() == path.encode()
+
+
+def test_a_worker_of_another_user_is_replaced_too(serve):
+    """It may not wake the arbiter, which looks by itself."""
+    need(os.geteuid() == 0, "root, to become somebody else")
+    gunicorn = big(serve, settings="user = 'nobody'\ngroup = 'nogroup'\npreload_app = True")
+    pid = waiting(gunicorn)
+    assert Path(f"/proc/{pid}").stat().st_uid != 0
+
+    gunicorn.wait_for(f"worker {pid} (slot ")
+    until(lambda: pid not in gunicorn.workers(), "it is gone")
+
+    gunicorn.serving()
+    assert not gunicorn.lines("ERROR")
