@@ -38,24 +38,29 @@ def recycle_asgi(worker: Any, grace_period: float) -> Callable[[], None]:
     worker.notify = noting
     worker._shutdown = _beating(worker, worker._shutdown, grace_period)
     drain = Drain(worker.loop, grace_period, lambda: worker.servers, lambda: _left(worker), finish)
-    _close_what_is_announced(worker)
-    return drain.begin
+
+    def recycle() -> None:
+        _close_what_is_announced(worker)
+        drain.begin()
+
+    return recycle
 
 
 def _close_what_is_announced(worker: Any) -> None:
-    """gunicorn's asgi class does not see the middleware's `Connection: close`, and would wait for its client to close."""
-    module, plain = _named(worker, "ASGIWorker", "ASGIProtocol")
-    if plain is None:
+    """gunicorn's asgi class does not see the middleware's `Connection: close`, and would wait for its client to close.
+
+    Its protocol is told now, and not before: no request pays for it.
+    """
+    _, protocol = _named(worker, "ASGIWorker", "ASGIProtocol")
+    start = getattr(protocol, "_send_response_start", None)
+    if start is None:
         return
 
-    class ClosingProtocol(plain):  # type: ignore[misc,valid-type]  # whichever gunicorn is installed
-        def _send_response_start(self, status: Any, headers: Any, request: Any, close: bool = False) -> None:
-            guard = getattr(self.worker, "oomsafe_guard", None)
-            if guard is not None and guard.leaving:
-                self._keepalive, close = 0, True
-            super()._send_response_start(status, headers, request, close=close)
+    def closing(self: Any, status: Any, headers: Any, request: Any, close: bool = False) -> None:  # noqa: ARG001  its signature
+        self._keepalive = 0
+        start(self, status, headers, request, close=True)
 
-    module.ASGIProtocol = ClosingProtocol
+    protocol._send_response_start = closing
 
 
 def _left(worker: Any) -> int:
