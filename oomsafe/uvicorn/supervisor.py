@@ -6,7 +6,6 @@ import atexit
 import threading
 import time
 from collections.abc import Callable
-from socket import socket
 from typing import Any
 
 from uvicorn.config import Config
@@ -26,13 +25,17 @@ PATIENCE = 10.0
 
 
 class GuardedMultiprocess(multiprocess.Multiprocess):
-    """Looks at the pool while uvicorn's loop waits. uvicorn sees no worker die that was told to."""
+    """Looks at the pool while uvicorn's loop waits. uvicorn sees no worker die that was told to.
 
-    def __init__(self, config: Config, sockets: list[socket], *, policy: Policy) -> None:
-        super().__init__(config, sockets)
+    `more` is what uvicorn hands over to each of its processes, too: its sockets, before 0.41 also what they run.
+    """
+
+    def __init__(self, config: Config, *, policy: Policy, **more: Any) -> None:
+        super().__init__(config, **more)
         log_with_uvicorn()
         self.should_exit = Ticking(self._tick)
         self._policy = policy
+        self._more = more
         self._supervisor = Supervisor(policy, "uvicorn", self.processes_num, self)
         atexit.register(self._supervisor.close)
         self._seated: list[GuardedProcess] = []
@@ -83,13 +86,13 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
 
     # --- ours
 
-    def _new_process(self, config: Config, sockets: list[socket]) -> GuardedProcess:
-        process = GuardedProcess(config, sockets, self._supervisor.seat(self._supervisor.reserve()))
+    def _new_process(self, config: Config, *arguments: Any, **keywords: Any) -> GuardedProcess:
+        process = GuardedProcess(config, *arguments, seat=self._supervisor.seat(self._supervisor.reserve()), **keywords)
         self._seated.append(process)
         return process
 
     def _start(self) -> GuardedProcess:
-        process = self._new_process(self.config, self.sockets)
+        process = self._new_process(self.config, **self._more)
         process.start()
         self.processes.append(process)
         return process
@@ -112,6 +115,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         for process in [process for process in self._seated if process.process.exitcode is not None]:
             failed = self._supervisor.release_seat(process.seat.number, process.seat.generation)
             self._seated.remove(process)
+            process.known_dead = True
             self._retiring.pop(process, None)
             if failed and process in self.processes and self._supervisor.serves:
                 process.join()
