@@ -48,6 +48,11 @@ class Uvicorn(Server):
             connection.close()
         raise AssertionError(f"worker {pid} takes no connection")
 
+    def grow(self, pid: int, mib: int) -> None:
+        """Have this worker hold so many MiB."""
+        with closing(self.connect_to(pid)) as connection:
+            assert ask(connection, f"/fill?mib={mib}")[0] == 200
+
     def __exit__(self, *error: object) -> None:
         self._connections.close()
         super().__exit__(*error)

@@ -70,6 +70,7 @@ def test_what_a_worker_has_taken_is_answered(serve_uvicorn):
 
     assert last == (200, "close", b"%d" % pid)
     assert (response.status, response.read()) == (200, b"/slow?s=6")
+    busy.close()
     until(lambda: pid not in uvicorn.workers(), "it ends")
     assert uvicorn.lines(f"[{pid}] lifespan.shutdown")
     uvicorn.serving()
@@ -87,7 +88,7 @@ def test_what_never_ends_is_ended_when_the_grace_period_is_over(serve_uvicorn, l
         until(lambda: sum(len(worker.in_flight) for worker in uvicorn.pool().workers) == 2, "both are in flight")
         owner = next(worker.pid for worker in uvicorn.pool().workers if "WEBSOCKET /" in [piece.name for piece in worker.in_flight])
         for worker in {pid, owner}:
-            assert ask(uvicorn.connect_to(worker), "/fill?mib=134")[0] == 200
+            uvicorn.grow(worker, 134)
         socket.send("hello")
         assert socket.recv(10) == "hello"
         socket.recv(30)

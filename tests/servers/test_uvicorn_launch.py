@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from uvicorning import ask
 
 SCRIPT = """
 import oomsafe.uvicorn
@@ -26,7 +25,7 @@ def test_run_takes_settings_of_both(serve_uvicorn, headers, expected):
     assert (got.get("x-y"), "x-memory-rss" in got) == expected
     assert uvicorn.lines("oomsafe guards 2 workers: soft limit 130 MiB each")
     pid = uvicorn.workers()[0]
-    assert ask(uvicorn.connect_to(pid), "/fill?mib=134")[0] == 200
+    uvicorn.grow(pid, 134)
     uvicorn.wait_for(f"worker {pid} (slot ")
     uvicorn.serving()
 
@@ -36,7 +35,7 @@ def test_a_wsgi_app_is_recycled_too(serve_uvicorn):
     uvicorn = serve_uvicorn("--interface", "wsgi", app="uvicorn_apps:wsgi", soft_limit="130MiB", min_lifetime=0).serving()
     pid = uvicorn.workers()[0]
 
-    assert ask(uvicorn.connect_to(pid), "/fill?mib=134")[0] == 200
+    uvicorn.grow(pid, 134)
 
     uvicorn.wait_for(f"worker {pid} (slot ")
     assert uvicorn.serving().get("/")[0] == 200

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from serving import until
-from uvicorning import ask
 
 #: What is asked for while a replacement boots, and how many workers there are to be then.
 DURING_A_SURGE = [("SIGHUP", 2), ("SIGTTIN", 3), ("SIGTTOU", 1)]
@@ -32,7 +31,7 @@ POLICY = {"soft_limit": "112MiB", "min_lifetime": 0, "jitter": 0, "reclaim": Fal
 def over_its_limit(uvicorn):
     """Have one worker go over its limit; its pid."""
     pid = uvicorn.workers()[0]
-    assert ask(uvicorn.connect_to(pid), "/fill?mib=114")[0] == 200
+    uvicorn.grow(pid, 114)
     return pid
 
 
