@@ -22,7 +22,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 HERE = Path(__file__).parent
 MIB = 1 << 20
@@ -245,9 +247,9 @@ def wrk(server: Server, path: str, seconds: float, *, connections: int = 16, cor
 # --- rounds and statistics
 
 
-def interleaved(rounds: int, names: Sequence[str], measure: Callable[[str], dict[str, float]]) -> dict[str, list[dict[str, float]]]:
+def interleaved(rounds: int, names: Sequence[str], measure: Callable[[str], T]) -> dict[str, list[T]]:
     """`measure` of each name, `rounds` times: A B C A B C, so that what disturbs the machine disturbs all of them."""
-    seen: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    seen: dict[str, list[T]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names:
             _progress(f"round {number + 1}/{rounds}: {name}")

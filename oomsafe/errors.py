@@ -17,3 +17,7 @@ class ScoreRefused(OomsafeError):
 
 class ScoreboardError(OomsafeError):
     """A scoreboard that can't be made, opened or believed."""
+
+
+class TaskMemoryError(OomsafeError):
+    """A task ran out of memory: a MemoryError of its own, in words. Never a MemoryError: that would end what supervises it."""

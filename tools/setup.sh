@@ -16,10 +16,17 @@ apt_install() {
     fi
 }
 
+# without root or apt, the tests that drive it say that it is missing
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v redis-server >/dev/null; then
+    # its package would start a server of its own
+    [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d && ours=1; }
+    apt_install redis-server
+    [ -z "${ours:-}" ] || rm /usr/sbin/policy-rc.d
+fi
 "$python" -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
 [ -x "$venv/bin/python" ] || { echo "making a virtual environment in $venv"; "$python" -m venv "$venv"; }
 rm -f "$venv"/.ready-*
 # pip 25.1 is the first that reads dependency groups
 "$venv/bin/python" -m pip install --quiet --upgrade 'pip>=25.1'
-"$venv/bin/python" -m pip install --quiet --editable '.[gunicorn,uvicorn,starlette,django,prometheus,cli]' --group dev
+"$venv/bin/python" -m pip install --quiet --editable '.[gunicorn,uvicorn,starlette,celery,django,prometheus,cli]' --group dev
 echo "ready: $venv"

@@ -15,12 +15,13 @@ from rich.text import Text
 
 from oomsafe.cli.bars import memory_bar
 from oomsafe.cli.demo_app import LEAK
-from oomsafe.cli.demo_server import DemoServer
+from oomsafe.cli.demo_server import ASGI_CLASSES, DemoServer
 from oomsafe.cli.load import Load
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import MIB, format_size
 from oomsafe.pool.layout import REASONS
 
+CLASSES = ["sync", "gthread", "gevent", *ASGI_CLASSES]
 WORKERS = 2
 SOFT_LIMIT = 200 * MIB
 #: Of the cgroup that the server runs in: room for two workers at their limit, and for little more.
@@ -29,38 +30,43 @@ LIMIT = 512 * MIB
 
 @click.command()
 @click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(2, 600), help="How long the load goes on.")
-@click.option("--worker-class", default="sync", show_default=True, type=click.Choice(["sync", "gthread", "gevent"]), help="Of gunicorn.")
+@click.option("--server", default="gunicorn", show_default=True, type=click.Choice(["gunicorn", "uvicorn"]))
+@click.option("--worker-class", type=click.Choice(CLASSES), help="Of gunicorn.  [default: sync]")
 @click.option("--without", is_flag=True, help="The same without oomsafe: see what the kernel does.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object at the end, for a machine.")
-def demo(seconds: float, worker_class: str, without: bool, as_json: bool) -> None:
-    """Run gunicorn with an app that leaks 256 KiB a request, under real load.
+def demo(seconds: float, server: str, worker_class: str | None, without: bool, as_json: bool) -> None:
+    """Run a server with an app that leaks 256 KiB a request, under real load.
 
     With oomsafe, its workers are recycled before anything is killed; exits with 0 when that
     happened, no request failed and the supervisor lived.
     """
-    _needs("gunicorn", worker_class)
+    if server == "uvicorn" and worker_class:
+        raise click.UsageError("--worker-class is gunicorn's: leave it out with --server uvicorn")
+    worker_class = worker_class or ("sync" if server == "gunicorn" else "uvicorn")
+    _needs(server, worker_class)
     console = Console(stderr=as_json)
     try:
-        with DemoServer(worker_class, WORKERS, None if without else SOFT_LIMIT, LIMIT) as server:
-            load = Load(server.port)
-            _run(server, load, seconds, console, quiet=as_json)
-            result = _result(server, load, seconds, worker_class, without)
+        with DemoServer(server, worker_class, WORKERS, None if without else SOFT_LIMIT, LIMIT) as running:
+            load = Load(running.port)
+            _run(running, load, seconds, console, quiet=as_json)
+            result = {"server": server, "worker_class": worker_class, **_result(running, load, seconds, without)}
     except RuntimeError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
         print(json.dumps(result))
     else:
-        console.print(_summary(result, server, load, without))
+        console.print(_summary(result, running, load, without))
     good = result["failed"] == 0 and result["recycles"] > 0 and result["supervisor_survived"]
     raise SystemExit(0 if good or without else 1)
 
 
-def _needs(*packages: str) -> None:
-    """Say which extra is missing, before anything is started."""
-    if find_spec("gunicorn") is None:
-        raise click.ClickException("the demo runs gunicorn: pip install 'oomsafe[gunicorn]'")
-    if "gevent" in packages and find_spec("gevent") is None:
-        raise click.ClickException("--worker-class gevent needs gevent: pip install gevent")
+def _needs(server: str, worker_class: str) -> None:
+    """Say which package is missing, before anything is started."""
+    if find_spec(server) is None:
+        raise click.ClickException(f"the demo runs {server}: pip install 'oomsafe[{server}]'")
+    package = {"gevent": "gevent", "uvicorn_worker.UvicornWorker": "uvicorn_worker"}.get(worker_class)
+    if package is not None and find_spec(package) is None:
+        raise click.ClickException(f"--worker-class {worker_class} needs {package}: pip install {package}")
 
 
 def _run(server: DemoServer, load: Load, seconds: float, console: Console, quiet: bool) -> None:
@@ -95,7 +101,7 @@ def _opening(server: DemoServer) -> str:
         where = f"in a memory cgroup of {format_size(LIMIT)}"
     else:
         where = "without a memory cgroup (that takes root), so the kernel will not step in"
-    return f"gunicorn {server.pid} listens on 127.0.0.1:{server.port} with {WORKERS} workers, {where}; {rate}"
+    return f"supervisor {server.pid} listens on 127.0.0.1:{server.port} with {WORKERS} workers, {where}; {rate}"
 
 
 def _picture(server: DemoServer, load: Load, spent: float) -> Group:
@@ -117,11 +123,9 @@ def _picture(server: DemoServer, load: Load, spent: float) -> Group:
     return Group(Text(f"{spent:4.0f} s   {line}", style="bold"), table)
 
 
-def _result(server: DemoServer, load: Load, seconds: float, worker_class: str, without: bool) -> dict[str, Any]:
+def _result(server: DemoServer, load: Load, seconds: float, without: bool) -> dict[str, Any]:
     seen = server.seen
     return {
-        "server": "gunicorn",
-        "worker_class": worker_class,
         "seconds": seconds,
         "requests": load.requests,
         "failed": load.failed,

@@ -1,4 +1,4 @@
-"""The server of the demo: a real gunicorn on a free loopback port, in a memory cgroup of its own where one can be made."""
+"""The server of the demo: a real gunicorn or uvicorn on a free loopback port, in a memory cgroup of its own where one can be made."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,9 +19,14 @@ from oomsafe.pool.places import living_boards
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.view import PoolView
 
-_LISTENING = re.compile(r"Listening at: http://127\.0\.0\.1:(\d+) \((\d+)\)")
-_NOTABLE = re.compile(r"\[(?:INFO|WARNING|ERROR|CRITICAL)\] (.*(?:recycling:|SIGKILL|oomsafe guards|oomsafe failed|WORKER TIMEOUT).*)")
+_LISTENING = re.compile(r"(?:Listening at:|running on) http://127\.0\.0\.1:(\d+)")
+_LEVEL = r"(?:INFO|WARNING|ERROR|CRITICAL)"
+_WORDS = "recycling:|SIGKILL|Child process .* died|oomsafe guards|oomsafe failed|WORKER TIMEOUT"
+_NOTABLE = re.compile(rf"(?:\[{_LEVEL}\]|^{_LEVEL}:) +(.*(?:{_WORDS}).*)")
 _KILLED = "was sent SIGKILL"
+
+#: gunicorn's classes that serve ASGI apps.
+ASGI_CLASSES = ("asgi", "uvicorn_worker.UvicornWorker")
 
 #: Seconds until the server must be up, and later gone.
 PATIENCE = 20
@@ -42,12 +48,12 @@ class Seen:
 
 
 class DemoServer:
-    """gunicorn with the leaking app. Use as a context manager: it ends what it started, by pid.
+    """gunicorn or uvicorn with the leaking app. Use as a context manager: it ends what it started, by pid.
 
     `limit` in bytes is that of the cgroup; `soft_limit` None runs it without oomsafe.
     """
 
-    def __init__(self, worker_class: str, workers: int, soft_limit: int | None, limit: int) -> None:
+    def __init__(self, server: str, worker_class: str, workers: int, soft_limit: int | None, limit: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="oomsafe-demo-")
         self.sandbox: Sandbox | None = None
         with contextlib.suppress(OSError):  # not root, or no memory controller: then without one
@@ -56,24 +62,20 @@ class DemoServer:
         self._guarded = soft_limit is not None
         self._read = 0
         self._log = os.path.join(self._folder.name, "log")
-        self._start(worker_class, workers, soft_limit)
+        self._start(_command(server, worker_class, workers, self._guarded), soft_limit)
 
-    def _start(self, worker_class: str, workers: int, soft_limit: int | None) -> None:
-        argv = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--workers", str(workers), "--worker-class", worker_class]
-        argv += ["--threads", "4"] if worker_class == "gthread" else []
+    def _start(self, argv: list[str], soft_limit: int | None) -> None:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("OOMSAFE_") and k != "GUNICORN_CMD_ARGS"}
         if soft_limit is not None:
             environ |= {"OOMSAFE_SOFT_LIMIT": f"{soft_limit >> 20}MiB", "OOMSAFE_MIN_LIFETIME": "1"}
-            argv += ["--config", "python:oomsafe.gunicorn.conf"]
         # HOME too: gunicorn 25 and later keep a control socket below it
         environ["HOME"] = self._folder.name
-        argv.append("oomsafe.cli.demo_app:app")
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
                 self.sandbox.command(argv) if self.sandbox else argv,
                 cwd=self._folder.name, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        self.port, self.pid = self._wait_until_listening()
+        self.port, self.pid = self._wait_until_listening(), self._process.pid
         self._started = start_time(self.pid) or 0
 
     def look(self) -> list[str]:
@@ -87,7 +89,8 @@ class DemoServer:
             peaks += [worker.figures.peak_rss or 0 for worker in seen.pool.workers] if seen.pool else []
         seen.peak_rss = max([seen.peak_rss, *peaks])
         lines = self._new_lines()
-        seen.killed += sum(_KILLED in line for line in lines)
+        # uvicorn does not say what its workers die of; without oomsafe, nothing else ends them
+        seen.killed += sum(_KILLED in line or (not self._guarded and line.endswith("] died")) for line in lines)
         return [match[1] for line in lines if (match := _NOTABLE.search(line))]
 
     def log(self) -> str:
@@ -132,16 +135,16 @@ class DemoServer:
                     board.close()
         return None
 
-    def _wait_until_listening(self) -> tuple[int, int]:
+    def _wait_until_listening(self) -> int:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self._process.poll() is None:
             match = _LISTENING.search(self.log())
-            if match:
-                return int(match[1]), int(match[2])
+            if match and _answers(int(match[1])):
+                return int(match[1])
             time.sleep(0.05)
         text = self.log()
         self.__exit__()
-        raise RuntimeError(f"gunicorn did not start:\n{text}")
+        raise RuntimeError(f"the server did not start:\n{text}")
 
     def _new_lines(self) -> list[str]:
         with open(self._log, "rb") as log:
@@ -150,6 +153,28 @@ class DemoServer:
         whole = raw[: raw.rfind(b"\n") + 1]
         self._read += len(whole)
         return whole.decode("utf-8", "replace").splitlines()
+
+
+def _command(server: str, worker_class: str, workers: int, guarded: bool) -> list[str]:
+    """What a user would type, with oomsafe or without."""
+    if server == "uvicorn":
+        module = "oomsafe.uvicorn" if guarded else "uvicorn"
+        options = ["--port", "0", "--workers", str(workers), "--no-access-log"]
+        return [sys.executable, "-m", module, *options, "oomsafe.cli.demo_app:asgi"]
+    options = ["--bind", "127.0.0.1:0", "--workers", str(workers), "--worker-class", worker_class]
+    options += ["--threads", "4"] if worker_class == "gthread" else []
+    options += ["--config", "python:oomsafe.gunicorn.conf"] if guarded else []
+    app = "asgi" if worker_class in ASGI_CLASSES else "app"
+    return [sys.executable, "-m", "gunicorn", *options, f"oomsafe.cli.demo_app:{app}"]
+
+
+def _answers(port: int) -> bool:
+    """Whether anybody listens: uvicorn's supervisor says where before its workers do."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _children(pid: int) -> list[int]:

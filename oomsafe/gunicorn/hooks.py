@@ -15,6 +15,7 @@ from oomsafe.errors import ConfigError
 from oomsafe.gunicorn import workers
 from oomsafe.gunicorn.chain import chain
 from oomsafe.gunicorn.fleet import GunicornFleet
+from oomsafe.kernel.net import migrates_requests
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.meter import log
@@ -87,6 +88,8 @@ class Plugin:
         self._fleet = GunicornFleet(server)
         self._supervisor = Supervisor(self.policy, f"gunicorn {server.cfg.worker_class_str}", server.num_workers, self._fleet)
         atexit.register(self._supervisor.close)
+        if server.cfg.reuse_port and not migrates_requests():
+            log.warning("reuse_port: connections that wait for a worker that is recycled are lost; set sysctl net.ipv4.tcp_migrate_req=1")
         self._tick_with(server)
         self._loaded(server)
 

@@ -273,6 +273,7 @@ class Guard(Meter):
         return f"{self} {doing}: {why}, {history(self.counters.work, self._unit, self.largest)}"
 
     def _take_limits(self) -> None:
+        self._still = False
         self.soft_limit, self._alert = self._thresholds.soft, self._thresholds.alert
         self._history = replace(self._history, refused=self._thresholds.refused)
 

@@ -105,6 +105,8 @@ class Meter:
         self._at_once = 0.0
         self._publish_at = 0.0
         self._said: set[str] = set()
+        self._still = False
+        """Whether nothing has changed since headers were made for work that had not grown."""
         self._headers_of: tuple[int, int, int | None] | None = None
         self._headers: tuple[list[tuple[str, str]], list[tuple[bytes, bytes]]] = ([], [])
 
@@ -196,7 +198,10 @@ class Meter:
                 self._read_at(faults)
             self._at_once = _clock() + AT_ONCE
             value = self.clock.value
-            figures = (0 if value == work.mark else int(value - work.mark), self.rss, self.soft_limit)
+            if self._still and value == work.mark:
+                return self._headers
+            figures = (int(value - work.mark), self.rss, self.soft_limit)
+            self._still = not figures[0]
             if figures != self._headers_of and self.rss_known:
                 grown, rss, limit = figures
                 text = memory_headers(rss, grown, limit)
@@ -246,6 +251,7 @@ class Meter:
         if rss is None:
             return
         self.rss = rss
+        self._still = False
         if rss > self.peak_rss:
             self.peak_rss = rss
         self.clock.advance(rss)

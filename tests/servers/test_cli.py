@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from needs import need
-from serving import Gunicorn, until
+from serving import CLASSES, Gunicorn, until
 
 from oomsafe.kernel.sandbox import Sandbox
 
@@ -70,11 +70,12 @@ def test_status_without_a_pool(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("worker_class", ["sync", "gthread", "gevent"])
+@pytest.mark.parametrize("worker_class", [*CLASSES, "uvicorn"])
 @pytest.mark.xdist_group("demo")
 def test_demo_recycles_and_loses_nothing(worker_class: str) -> None:
-    """The promise of the README, for each class that keeps it."""
-    ended = run("demo", "--json", "--seconds", "8", "--worker-class", worker_class)
+    """The promise of the README, for each class of gunicorn's, and for uvicorn."""
+    which = ["--server", "uvicorn"] if worker_class == "uvicorn" else ["--worker-class", worker_class]
+    ended = run("demo", "--json", "--seconds", "8", *which)
 
     result = json.loads(ended.stdout)
     assert ended.returncode == 0, ended.stderr

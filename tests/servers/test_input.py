@@ -6,6 +6,8 @@ import pytest
 from clients import Load
 from serving import CLASSES, until
 
+from oomsafe.kernel.net import migrates_requests
+
 BAD = [
     ({"soft_limit": "300"}, {}, "soft_limit='300'", 'soft_limit="300MiB"'),
     ({"soft_limit": 300}, {}, "soft_limit=300", 'soft_limit="300MiB"'),
@@ -91,3 +93,14 @@ def test_an_app_that_needs_more_than_the_limit_for_its_first_work_is_not_recycle
     assert gunicorn.workers() == worker
     assert len(gunicorn.lines(" recycling: ")) == 3
     assert len(gunicorn.lines("is not used")) == 1
+
+
+def test_reuse_port_is_warned_of(serve):
+    """Connections queued at a listener of a worker's own are lost when it ends, unless the kernel hands them on."""
+    gunicorn = serve("sync", soft_limit="1GiB", settings="reuse_port = True")
+
+    until(lambda: gunicorn.lines("oomsafe guards"), "it has started")
+    if migrates_requests():
+        assert gunicorn.lines("reuse_port") == []
+    else:
+        gunicorn.wait_for("set sysctl net.ipv4.tcp_migrate_req=1")

@@ -1,0 +1,135 @@
+"""The servers that recycling.py compares: each class with its own event loop, each not recycling, by max requests, with oomsafe."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from dataclasses import dataclass
+
+from common import MIB, PORT, Server
+
+WORKERS = 2
+
+#: Of oomsafe, MiB a worker.
+SOFT_LIMIT = 128
+
+#: Seconds; longer than any pause of a client, so that no server closes before a client asks again.
+KEEP_ALIVE = 10
+
+#: How a server may recycle, in the order of the tables; the first is the baseline.
+NOT, STOCK, OOMSAFE = "not recycling", "max requests", "oomsafe"
+WAYS = (NOT, STOCK, OOMSAFE)
+
+_CONF = f"""
+control_socket_disable = True
+keepalive = {KEEP_ALIVE}
+"""
+
+_INSTALL = f"""
+import oomsafe.gunicorn
+oomsafe.gunicorn.install(globals(), soft_limit="{SOFT_LIMIT}MiB", min_lifetime=0)
+"""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What makes a worker live as long as it should, for one server class under one load."""
+
+    rate: float
+    """Requests a second of the load, 0: as many as are answered."""
+    requests: int = 0
+    """That a worker may answer, 0: any number."""
+    leak: int = 0
+    """Bytes that each request leaks."""
+
+
+@dataclass(frozen=True)
+class ServerClass:
+    """A server, its worker class, its event loop; `loop` None where there is none to choose."""
+
+    shown: str
+    argv: tuple[str, ...]
+    conf: str = ""
+    loop: str | None = None
+    uvicorn: bool = False
+    """Whether it is uvicorn's own supervisor, not gunicorn's."""
+
+    @property
+    def name(self) -> str:
+        """As the tables show it."""
+        return self.shown if self.loop is None else f"{self.shown}, {self.loop}"
+
+    def missing(self, way: str) -> str | None:
+        """Why this contestant can't take part; None: it can."""
+        if self.uvicorn and way == OOMSAFE and importlib.util.find_spec("oomsafe.uvicorn") is None:
+            return "this oomsafe has no oomsafe.uvicorn"
+        return None
+
+    def server(self, way: str, tuning: Tuning, *, timeout: int = 30, slow: float = 0) -> Server:
+        """Start it. `timeout` is gunicorn's, `slow` what /slow takes, both in seconds."""
+        environ = {"LEAK_BYTES": str(tuning.leak), "SLOW_SECONDS": str(slow)}
+        if self.uvicorn:
+            return self._uvicorn(way, tuning, environ)
+        # gunicorn adds a share of its own of 0..jitter to each worker's; in the mean it comes to `requests`
+        limits = {"max_requests": round(tuning.requests * 0.9), "max_requests_jitter": round(tuning.requests * 0.2)}
+        lines = [f"{key} = {value}" for key, value in limits.items() if way == STOCK] + [f"timeout = {timeout}"]
+        conf = "\n".join([_CONF, self.conf, *lines, _INSTALL if way == OOMSAFE else ""])
+        return Server([sys.executable, "-m", "gunicorn", *self.argv], environ=environ, files={"conf.py": conf})
+
+    def _uvicorn(self, way: str, tuning: Tuning, environ: dict[str, str]) -> Server:
+        module, more = "uvicorn", ()
+        if way == STOCK:
+            # drawn anew at each look, ten times a second: the least of them counts
+            jitter = str(round(tuning.requests * 0.2))
+            more = ("--limit-max-requests", str(tuning.requests), "--limit-max-requests-jitter", jitter)
+        elif way == OOMSAFE:
+            module = "oomsafe.uvicorn"
+            environ = {**environ, "OOMSAFE_SOFT_LIMIT": f"{SOFT_LIMIT}MiB", "OOMSAFE_MIN_LIFETIME": "0"}
+        return Server([sys.executable, "-m", module, *self.argv, *more], environ=environ)
+
+    @property
+    def processes(self) -> int:
+        """How many it forks: multiprocessing has a tracker beside the workers."""
+        return WORKERS + self.uvicorn
+
+
+def classes(loops: list[str]) -> list[ServerClass]:
+    """All of them; those that run on an event loop once for each of `loops`."""
+    found = [
+        _gunicorn("sync", "sync"),
+        _gunicorn("gthread (4 threads)", "gthread", "--threads", "4"),
+        _gunicorn("gevent", "gevent"),
+    ]
+    for loop in loops:
+        worker = f"uvicorn_workers.{loop.capitalize()}Worker"
+        found.append(_gunicorn("asgi", "asgi", conf=f'asgi_loop = "{loop}"', loop=loop))
+        found.append(_gunicorn("UvicornWorker", worker, loop=loop))
+        argv = ("echo_apps:asgi", "--port", PORT, "--workers", str(WORKERS), "--loop", loop, "--log-level", "warning")
+        argv += ("--no-access-log", "--timeout-keep-alive", str(KEEP_ALIVE))
+        found.append(ServerClass(f"uvicorn --workers {WORKERS}", argv, loop=loop, uvicorn=True))
+    return found
+
+
+def _gunicorn(shown: str, worker: str, *more: str, conf: str = "", loop: str | None = None) -> ServerClass:
+    app = "echo_apps:wsgi" if loop is None else "echo_apps:asgi"
+    argv = ("-b", f"127.0.0.1:{PORT}", "-c", "conf.py", "-w", str(WORKERS), "-k", worker, *more, app)
+    return ServerClass(f"gunicorn {shown}", argv, conf, loop)
+
+
+@functools.cache
+def uvloop_there() -> bool:
+    """Whether uvloop is installed."""
+    return importlib.util.find_spec("uvloop") is not None
+
+
+def tuned(rate: float, load: float, resident: int, every: float) -> Tuning:
+    """For a pool that answers `rate` requests a second: one recycle each `every` seconds, whichever way.
+
+    `load` is the rate that clients keep to, 0: none. A worker answers its share of the rate for
+    `every` times the workers; in that time it leaks what is between `resident` bytes and its soft limit.
+    """
+    requests = max(1, round((load or rate) * every))
+    # oomsafe lowers each worker's soft limit by up to a tenth: in the mean by a twentieth
+    room = SOFT_LIMIT * 0.95 * MIB - resident
+    return Tuning(load, requests, max(1, round(room / requests)))

@@ -1,0 +1,55 @@
+"""The apps that recycling.py loads: each answer's body is the query string of its request, so that it can be checked.
+
+/leak keeps $LEAK_BYTES more for ever, touched. /slow takes $SLOW_SECONDS. /loop names the event loop; other paths only answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+LEAK = int(os.environ.get("LEAK_BYTES", "0"))
+SLOW = float(os.environ.get("SLOW_SECONDS", "0"))
+
+kept: list[bytes] = []
+
+
+def leak() -> None:
+    """Filled with a byte that is not zero: pages of zeros would be mapped lazily, and cost nothing."""
+    kept.append(b"x" * LEAK)
+
+
+def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """The WSGI app."""
+    path, body = environ["PATH_INFO"], environ["QUERY_STRING"].encode("latin-1")
+    if path == "/leak":
+        leak()
+    elif path == "/slow":
+        time.sleep(SLOW)
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+async def asgi(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """The same as an ASGI app."""
+    if scope["type"] == "lifespan":
+        await _lifespan(receive, send)
+        return
+    path, body = scope["path"], scope["query_string"]
+    if path == "/leak":
+        leak()
+    elif path == "/slow":
+        await asyncio.sleep(SLOW)
+    elif path == "/loop":
+        body = type(asyncio.get_running_loop()).__module__.encode()
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _lifespan(receive: Any, send: Any) -> None:
+    while (message := await receive())["type"] != "lifespan.shutdown":
+        await send({"type": f"{message['type']}.complete"})
+    await send({"type": "lifespan.shutdown.complete"})

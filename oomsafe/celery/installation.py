@@ -1,0 +1,68 @@
+"""install(): a Celery app whose prefork pool is ours. Also imported by those who only send tasks, so it costs them nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from celery.exceptions import ImproperlyConfigured
+
+from oomsafe.errors import ConfigError
+from oomsafe.policy.settings import Policy, load_policy
+from oomsafe.pool.meter import log
+
+POOL = "oomsafe.celery.pool:TaskPool"
+
+#: What Celery calls its own process pool.
+PREFORK = ("prefork", "processes", "celery.concurrency.prefork:TaskPool")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What install() has left with the app."""
+
+    policy: Policy
+    warnings: tuple[str, ...]
+
+
+def install(app: Any, **policy: Any) -> None:
+    """Guard the children of `app`'s workers. Keywords are those of Policy.
+
+    Raises Celery's ImproperlyConfigured, in one line, for a setting that can't be right. A pool of another
+    kind (threads, gevent, solo) is left as it is.
+    """
+    try:
+        checked, warnings = load_policy(os.environ, policy)
+    except ConfigError as error:
+        raise ImproperlyConfigured(f"oomsafe: {error}") from None
+    app.oomsafe = Installed(checked, tuple(warnings))
+    if app.conf.worker_pool in PREFORK:
+        app.conf.worker_pool = POOL
+
+
+def installed(app: Any) -> Installed:
+    """What install() has left; without it, the policy of the environment."""
+    found = getattr(app, "oomsafe", None)
+    if isinstance(found, Installed):
+        return found
+    policy, warnings = load_policy(os.environ, {})
+    return Installed(policy, tuple(warnings))
+
+
+def worker_process_init(**_: Any) -> None:
+    """For ``worker_process_init.connect``: this child's score is raised, and its memory measured.
+
+    It can't be recycled from here, nor is it seen by a pool: that takes install(). Never raises.
+    """
+    try:
+        from oomsafe.pool.current import guard_for
+        from oomsafe.pool.seat import raise_own_score
+
+        policy, _warnings = load_policy(os.environ, {})
+        raise_own_score(policy)
+        if guard_for({}, "tasks") is not None:
+            log.info("oomsafe measures this child; to have it recycled, call oomsafe.celery.install(app)")
+    except Exception as error:
+        log.log(logging.ERROR, "oomsafe failed in worker_process_init (Celery goes on): %r", error)

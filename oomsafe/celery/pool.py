@@ -1,0 +1,98 @@
+"""Celery's prefork pool, its children in a pool of ours: ``worker_pool = "oomsafe.celery.pool:TaskPool"``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from billiard.pool import Pool as BlockingPool
+from celery.concurrency import prefork
+from celery.concurrency.asynpool import AsynPool
+
+from oomsafe.celery.child import GuardedAsynWorker, GuardedBlockingWorker
+from oomsafe.celery.installation import installed
+from oomsafe.pool.meter import log
+from oomsafe.pool.seat import Seat
+from oomsafe.pool.supervisor import Supervisor
+
+
+class Seating:
+    """What both of Celery's pools have in common here: each child gets a seat, and gives it back when it is gone."""
+
+    _worker: Any
+
+    def __init__(self, *args: Any, oomsafe: Supervisor, **options: Any) -> None:
+        self._supervisor = oomsafe
+        self._seat: Seat | None = None
+        self._seats: dict[int, Seat] = {}
+        super().__init__(*args, **options)
+
+    @property
+    def Worker(self) -> Any:  # noqa: N802  billiard's name
+        """What billiard makes a child of: it looks this up for each."""
+        return partial(self._worker, seat=self._seat)
+
+    def _create_worker_process(self, i: int) -> Any:
+        self._seat = _guarded(lambda: self._supervisor.seat(self._supervisor.reserve()))
+        process = super()._create_worker_process(i)  # type: ignore[misc]
+        if self._seat is not None:
+            self._seats[process.pid] = self._seat
+        return process
+
+    def process_flush_queues(self, worker: Any) -> None:
+        """For each child that billiard has joined."""
+        super().process_flush_queues(worker)  # type: ignore[misc]
+        seat = self._seats.pop(worker.pid, None)
+        if seat is not None:
+            _guarded(lambda: self._supervisor.release_seat(seat.number, seat.generation))
+
+
+class GuardedAsynPool(Seating, AsynPool):  # type: ignore[misc]
+    """For brokers with an event loop: Redis, RabbitMQ."""
+
+    _worker = GuardedAsynWorker
+
+
+class GuardedBlockingPool(Seating, BlockingPool):  # type: ignore[misc]
+    """For the others: the filesystem, SQS and so on."""
+
+    _worker = GuardedBlockingWorker
+
+
+class TaskPool(prefork.TaskPool):  # type: ignore[misc]
+    """Celery's, in MainProcess."""
+
+    options: dict[str, Any]
+    Pool = GuardedAsynPool
+    BlockingPool = GuardedBlockingPool
+
+    def on_start(self) -> None:
+        """Before the first child."""
+        found = installed(self.app)
+        for warning in found.warnings:
+            log.warning("%s", warning)
+        limit = self.app.conf.worker_max_memory_per_child if self.app else None
+        if limit:
+            log.warning("worker_max_memory_per_child=%s is left alone: it compares a peak that never falls; soft_limit does not", limit)
+        self._supervisor = Supervisor(found.policy, "celery prefork", self.limit)
+        self.options = {**self.options, "oomsafe": self._supervisor}
+        super().on_start()
+
+    def on_stop(self) -> None:
+        """A warm shutdown."""
+        super().on_stop()
+        self._supervisor.close()
+
+    def on_terminate(self) -> None:
+        """A cold one."""
+        super().on_terminate()
+        self._supervisor.close()
+
+
+def _guarded(function: Any) -> Any:
+    """What fails of ours is logged, and Celery goes on."""
+    try:
+        return function()
+    except Exception as error:
+        log.error("oomsafe failed in the pool (Celery goes on): %r", error, exc_info=error)
+        return None

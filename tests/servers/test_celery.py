@@ -1,0 +1,177 @@
+"""Celery's prefork pool: children are recycled between tasks, no result is lost, and MainProcess outlives every MemoryError."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celerying import CeleryWorker, Redis, Start
+from needs import need
+from serving import until
+
+MIB = 1 << 20
+BROKERS = ("redis", "filesystem")
+LEAKING = """
+results = [proj.leak.delay(number, {kib}) for number in range({tasks})]
+result = [r.get(timeout=60) for r in results]
+"""
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """One for all tests here."""
+    need(shutil.which("redis-server") is not None, "redis-server is not installed")
+    server = Redis(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def celery(redis: Redis, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Start a node: celery("redis", soft_limit="100MiB"); `env`, `argv` and `conf` besides."""
+    nodes: list[CeleryWorker] = []
+
+    def start(
+        broker: str = "redis", *, env: dict[str, str] | None = None, argv: tuple[str, ...] = (), conf: dict[str, Any] | None = None,
+        install: bool = True, **policy: object,
+    ) -> CeleryWorker:  # fmt: skip
+        environ = {**({"POLICY": json.dumps(policy)} if install else {}), **(env or {})}
+        queue = f"q{os.getpid()}-{id(tmp_path)}-{len(nodes)}"  # tests share the broker
+        nodes.append(CeleryWorker(tmp_path, redis, broker, env=environ, argv=argv, conf={"task_default_queue": queue, **(conf or {})}))
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        node.__exit__()
+        request.node.add_report_section("teardown", f"log of node {node.pid}", node.log())
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+def test_leaking_children_are_recycled_between_tasks(celery: Start, broker: str) -> None:
+    """Five recycles or more, each task's own result comes back, and the scoreboard tells the same as the log."""
+    node = celery(broker, soft_limit="120MiB", min_lifetime=0).ready()
+
+    results = node.ask(LEAKING.format(tasks=400, kib=1024))
+
+    assert results == list(range(400))
+    recycled = node.lines(" recycling: ")
+    assert len(recycled) >= 5
+    assert all("tasks; largest growth in one of them: proj.leak[" in line for line in recycled)
+    until(lambda: [worker.state for worker in node.pool().workers] == ["serving"] * 2, "two children serve again")
+    until(lambda: sum(node.pool().totals.routes["proj.leak"][1:]) == 400, "the scoreboard has counted every task")
+    assert node.pool().totals.recycles[0] == len(node.lines(" recycling: "))
+    assert node.process.poll() is None
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+def test_children_die_before_mainprocess(celery: Start, broker: str) -> None:
+    """Each child's score is 300 above its parent's, and its name is one that the kernel's report can be matched by."""
+    node = celery(broker, soft_limit="1GiB").ready()
+
+    pid, score, comm = node.ask("result = proj.about.delay().get(timeout=30)")
+
+    own = int(Path(f"/proc/{node.pid}/oom_score_adj").read_text())
+    assert score == own + 300
+    assert comm.startswith("oomsafe-w")
+    assert pid in {worker.pid for worker in node.pool().workers}
+
+
+@pytest.mark.parametrize("task", ["out_of_memory", "out_of_memory_late"])
+def test_a_memory_error_is_the_task_s_own(celery: Start, task: str) -> None:
+    """Each way to run out is that task's failure, MainProcess lives, and the next task is served."""
+    node = celery(soft_limit="1GiB").ready()
+
+    ended = node.ask(f"""
+result = []
+for how in ("plain", "subclass", "unpicklable", "chained", "real"):
+    one = proj.{task}.delay(how)
+    one.get(timeout=30, propagate=False)
+    result.append([one.state, proj.leak.delay(7, 1).get(timeout=30)])
+""")
+
+    assert ended == [["FAILURE", 7]] * 5
+    assert node.process.poll() is None
+
+
+def test_a_memory_error_in_a_hook_of_a_task(celery: Start) -> None:
+    """MainProcess lives, and the next task is served."""
+    node = celery(soft_limit="1GiB").ready()
+
+    node.ask("result = proj.out_of_memory_in_a_hook.delay('').id")
+
+    assert node.ask("result = proj.leak.delay(7, 1).get(timeout=30)") == 7
+    until(lambda: node.lines("in a hook"), "it has been said")
+    assert node.ask("result = proj.leak.delay(8, 1).get(timeout=30)") == 8
+    assert node.process.poll() is None
+
+
+def test_a_limit_below_what_a_fork_starts_with_is_refused(celery: Start) -> None:
+    """One line with both figures, and no endless recycling: children of a big parent start big."""
+    node = celery(env={"BALLAST_MIB": "150"}, soft_limit="100MiB", min_lifetime=0).ready()
+
+    assert node.ask(LEAKING.format(tasks=20, kib=64)) == list(range(20))
+
+    assert len(node.lines("soft limit 100 MiB is not used: a worker needs ")) == 1
+    assert node.lines(" recycling: ") == []
+
+
+def test_auto_is_of_a_child_s_own_memory(celery: Start) -> None:
+    """What a fork shares with its parent does not count: with the parent's ballast above the share, the limit still holds."""
+    node = celery(env={"BALLAST_MIB": "150"}, budget="420MiB", min_lifetime=0).ready()
+
+    assert node.ask(LEAKING.format(tasks=250, kib=1024)) == list(range(250))
+
+    assert node.lines("is not used") == []
+    assert any("uss" in line for line in node.lines(" recycling: "))
+
+
+def test_a_killed_child_gives_its_slot_back(celery: Start) -> None:
+    """And another takes its place."""
+    node = celery(soft_limit="1GiB").ready()
+    until(lambda: len(node.pool().workers) == 2, "both are there")
+    before = {worker.generation for worker in node.pool().workers}
+    os.kill(node.pool().workers[0].pid, signal.SIGKILL)
+
+    until(lambda: {w.generation for w in node.pool().workers} - before and len(node.pool().workers) == 2, "another is there")
+
+    assert node.ask("result = proj.leak.delay(7, 1).get(timeout=30)") == 7
+
+
+def test_a_bad_setting(celery: Start) -> None:
+    """One line that names it, and the node does not start."""
+    node = celery(soft_limit="300")
+
+    assert node.process.wait(30) != 0
+
+    assert node.lines("oomsafe: soft_limit='300'")
+    assert node.lines('soft_limit="300MiB"')
+
+
+def test_celery_s_own_setting_is_left_alone(celery: Start) -> None:
+    """worker_max_memory_per_child goes on working, and is named in one line."""
+    node = celery(soft_limit="1GiB", conf={"worker_max_memory_per_child": 500_000}).ready()
+
+    assert len(node.lines("worker_max_memory_per_child=500000 is left alone")) == 1
+
+
+def test_connected_by_hand(celery: Start) -> None:
+    """Without install(), the child's score is raised, and what can't be done that way is said."""
+    node = celery(install=False, env={"BY_HAND": "1"}).ready()
+
+    _, score, _ = node.ask("result = proj.about.delay().get(timeout=30)")
+
+    assert score >= int(Path(f"/proc/{node.pid}/oom_score_adj").read_text()) + 300
+    assert node.lines("to have it recycled, call oomsafe.celery.install(app)")
+
+
+def test_other_pools_are_left_alone(celery: Start) -> None:
+    """threads and solo serve as before."""
+    node = celery(soft_limit="1GiB", argv=("-P", "threads")).ready()
+
+    assert node.ask("result = proj.leak.delay(7, 1).get(timeout=30)") == 7
