@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import http.client
+import inspect
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 from serving import ENDING_WITH_US, Server, until
+from uvicorn.config import Config
+
+
+def health_check(seconds: int) -> list[str]:
+    """The option that has uvicorn kill who has not answered for so long; older ones have none, and it is 5 s."""
+    known = "timeout_worker_healthcheck" in inspect.signature(Config).parameters
+    return ["--timeout-worker-healthcheck", str(seconds)] if known else []
 
 
 class Uvicorn(Server):

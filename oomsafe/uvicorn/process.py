@@ -38,7 +38,7 @@ class GuardedProcess(Process):
         server = self.server
         assert isinstance(server, GuardedServer)
         server.take_seat()
-        self.real_target = server.run  # what uvicorn runs before 0.41
+        self.real_target = server.run  # what older uvicorns run
         super().target(sockets)
 
     @property

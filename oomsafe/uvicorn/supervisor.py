@@ -27,7 +27,7 @@ PATIENCE = 10.0
 class GuardedMultiprocess(multiprocess.Multiprocess):
     """Looks at the pool while uvicorn's loop waits. uvicorn sees no worker die that was told to.
 
-    `more` is what uvicorn hands over to each of its processes, too: its sockets, before 0.41 also what they run.
+    `more` is what uvicorn hands over to each of its processes, too: its sockets, in older versions also what they run.
     """
 
     def __init__(self, config: Config, *, policy: Policy, **more: Any) -> None:
@@ -75,16 +75,20 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
     def terminate_all(self) -> None:
         """At the end."""
         super().terminate_all()
-        for process in self._retiring:
+        for process in self._forgotten():
             process.terminate()
 
     def join_all(self) -> None:
         """At the end."""
         super().join_all()
-        for process in self._retiring:
+        for process in self._forgotten():
             process.join()
 
     # --- ours
+
+    def _forgotten(self) -> list[GuardedProcess]:
+        """Those that uvicorn does not know any more: who retires, and who it has lost (0.30 does when two die at once)."""
+        return [process for process in self._seated if process not in self.processes]
 
     def _new_process(self, config: Config, *arguments: Any, **keywords: Any) -> GuardedProcess:
         process = GuardedProcess(config, *arguments, seat=self._supervisor.seat(self._supervisor.reserve()), **keywords)
@@ -104,6 +108,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
             self._bury()
             self._supervisor.tick()
             self._retire()
+            self.processes += [process for process in self._forgotten() if process not in self._retiring]
             self._pay()
         except Exception as error:
             if str(error) not in self._said:

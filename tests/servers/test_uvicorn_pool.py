@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from serving import until
+from uvicorning import health_check
 
 #: What is asked for while a replacement boots, and how many workers there are to be then.
 DURING_A_SURGE = [("SIGHUP", 2), ("SIGTTIN", 3), ("SIGTTOU", 1)]
@@ -21,7 +22,7 @@ FAILURES = {
 }
 
 #: Boots are slow under test, and uvicorn would kill who does not answer meanwhile.
-PATIENT = ("--timeout-worker-healthcheck", "30")
+PATIENT = health_check(30)
 
 
 #: A worker over its limit waits for its replacement: it has grown by little, and not a moment ago.
@@ -123,7 +124,7 @@ def test_a_killed_worker_is_replaced(serve_uvicorn):
 
 def test_who_kills_a_worker_that_hangs_is_told(serve_uvicorn):
     """It is uvicorn's health check, and nobody should take it for an OOM kill."""
-    uvicorn = serve_uvicorn("--timeout-worker-healthcheck", "1", soft_limit="200MiB").serving()
+    uvicorn = serve_uvicorn(*health_check(1), soft_limit="200MiB").serving()
     gone = uvicorn.pool().workers[0]
 
     os.kill(gone.pid, signal.SIGSTOP)
