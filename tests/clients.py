@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-from serving import Gunicorn
+from serving import Server
 
 
 class Load:
@@ -18,10 +18,10 @@ class Load:
     and without having announced it on the answer before, is a failure; so is a wrong status or body.
     """
 
-    def __init__(self, gunicorn: Gunicorn, path: str = "/leak?kib=256", clients: int = 4, least: int = 0) -> None:
+    def __init__(self, server: Server, path: str = "/leak?kib=256", clients: int = 4, least: int = 0) -> None:
         self.failed: list[str] = []
         self.served = 0
-        self._gunicorn = gunicorn
+        self._server = server
         self._path = path
         self._end = threading.Event()
         self._numbers = itertools.count()
@@ -40,7 +40,7 @@ class Load:
             assert not thread.is_alive(), "a client hangs"
 
     def _client(self, keeps: bool) -> None:
-        connection = self._gunicorn.connect()
+        connection = self._server.connect()
         while not self._end.is_set():
             try:
                 self._ask(connection, keeps)

@@ -1,4 +1,4 @@
-"""Fixtures that all rooms share: a real gunicorn, ended with all its processes, its log shown when the test fails."""
+"""Fixtures that all rooms share: real servers, ended with all their processes, their logs shown when the test fails."""
 
 from __future__ import annotations
 
@@ -9,38 +9,77 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Gunicorn, app_for, conf
+from gunicorn import __version__ as gunicorn_version
+from gunicorn.workers import SUPPORTED_WORKERS
+from needs import provided
+from serving import Gunicorn, Server, app_for, conf
+from uvicorning import Uvicorn
 
 Serve = Callable[..., Gunicorn]
+Started = Callable[[Callable[[Path], Server]], Any]
 
 
 @pytest.fixture
-def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Serve]:
-    """Start gunicorn: serve("gthread", soft_limit="64MiB"), as conf(); serve(text=..., app=..., argv=..., env=..., files=...)."""
-    started: list[Gunicorn] = []
+def started(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Started]:
+    """Start a server in a folder of its own: started(lambda folder: Gunicorn(folder, ...))."""
+    servers: list[Server] = []
     with ExitStack() as stack:
 
-        def start(
-            worker_class: str = "sync", workers: int = 2, *, text: str | None = None, app: str | None = None, settings: str = "",
-            install: bool = True, argv: Any = (), env: dict[str, str] | None = None, prefix: Any = (), wrap: Any = list,
-            files: Any = (), **policy: object,
-        ) -> Gunicorn:  # fmt: skip
-            folder = tmp_path / f"gunicorn-{len(started)}"
+        def start(make: Callable[[Path], Server]) -> Server:
+            folder = tmp_path / f"server-{len(servers)}"
             folder.mkdir()
-            for name, content in dict(files).items():
-                (folder / name).write_text(content)
-            text = conf(worker_class, workers, settings=settings, install=install, **policy) if text is None else text
-            gunicorn = Gunicorn(folder, text, app or app_for(worker_class), argv=argv, env=env, prefix=prefix, wrap=wrap)
-            started.append(gunicorn)
-            return stack.enter_context(gunicorn)
+            servers.append(make(folder))
+            return stack.enter_context(servers[-1])
 
         yield start
-        for gunicorn in started:
+        for server in servers:
             # shown with the failure of the call, which has its own report behind it by now
-            request.node.add_report_section("teardown", f"log of gunicorn {gunicorn.pid}", gunicorn.log())
-    left = [path for gunicorn in started for path in _boards(gunicorn.pid)]
+            request.node.add_report_section("teardown", f"log of {type(server).__name__} {server.pid}", server.log())
+    left = [path for server in servers for path in _boards(server.pid)]
     for path in left:
         os.unlink(path)
+
+
+@pytest.fixture
+def serve(started: Started) -> Serve:
+    """Start gunicorn: serve("gthread", soft_limit="64MiB"), as conf(); serve(text=..., app=..., argv=..., env=..., files=...)."""
+
+    def start(
+        worker_class: str = "sync", workers: int = 2, *, text: str | None = None, app: str | None = None, settings: str = "",
+        install: bool = True, argv: Any = (), env: dict[str, str] | None = None, prefix: Any = (), wrap: Any = list,
+        files: Any = (), **policy: object,
+    ) -> Gunicorn:  # fmt: skip
+        provided("asgi" in SUPPORTED_WORKERS or "asgi" not in (worker_class, *argv), f"gunicorn {gunicorn_version} has no asgi worker")
+        configuration = conf(worker_class, workers, settings=settings, install=install, **policy) if text is None else text
+
+        def make(folder: Path) -> Gunicorn:
+            _write(folder, files)
+            return Gunicorn(folder, configuration, app or app_for(worker_class), argv=argv, env=env, prefix=prefix, wrap=wrap)
+
+        gunicorn: Gunicorn = started(make)
+        return gunicorn
+
+    return start
+
+
+@pytest.fixture
+def serve_uvicorn(started: Started) -> Callable[..., Uvicorn]:
+    """Start uvicorn with 2 workers: serve_uvicorn("--loop", "uvloop", soft_limit="64MiB", app=..., start=..., env=..., files=...)."""
+
+    def start(*argv: str, workers: int = 2, app: str = "uvicorn_apps:asgi", files: Any = (), **more: Any) -> Uvicorn:
+        def make(folder: Path) -> Uvicorn:
+            _write(folder, files)
+            return Uvicorn(folder, app, *(["--workers", str(workers)] if app else []), *argv, **more)
+
+        uvicorn: Uvicorn = started(make)
+        return uvicorn
+
+    return start
+
+
+def _write(folder: Path, files: Any) -> None:
+    for name, content in dict(files).items():
+        (folder / name).write_text(content)
 
 
 def _boards(pid: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""A real gunicorn under test: started on a port of its own, watched through its log and its scoreboard, always ended."""
+"""Real servers under test: started on a port of their own, watched through their log and their scoreboard, always ended."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from oomsafe.kernel.process import start_time
 from oomsafe.pool.places import living_boards
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.view import PoolView, WorkerView
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 T = TypeVar("T")
 
@@ -60,31 +63,20 @@ def app_for(worker_class: str) -> str:
     return "apps:wsgi" if worker_class in WSGI_CLASSES else "apps:asgi"
 
 
-class Gunicorn:
-    """One gunicorn in a session of its own. As a context manager it ends with all its processes."""
+class Server:
+    """One server in a session of its own. As a context manager it ends with all its processes."""
 
-    def __init__(
-        self,
-        folder: Path,
-        text: str,
-        app: str,
-        *,
-        argv: Sequence[str] = (),
-        env: dict[str, str] | None = None,
-        prefix: Sequence[str] = (),
-        wrap: Callable[[list[str]], list[str]] = lambda command: command,
-    ) -> None:
+    #: The line of its log that says where it listens.
+    LISTENS = ""
+
+    def __init__(self, folder: Path, command: list[str], env: dict[str, str]) -> None:
         self.folder = folder
-        self.conf = folder / "oomsafe.conf.py"
-        self.conf.write_text(text)
-        self._log = folder / "gunicorn.log"
+        self._log = folder / "server.log"
         self._board: Scoreboard | None = None
-        argv = argv or ["-c", str(self.conf)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                wrap([*ENDING_WITH_US, *prefix, sys.executable, "-m", "gunicorn", *argv, app]),
-                cwd=folder, env=_environment(env or {}), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                command, cwd=folder, env=_environment(env), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         self.pid = self.process.pid
 
     def log(self) -> str:
@@ -104,16 +96,16 @@ class Gunicorn:
     @property
     def port(self) -> int:
         """Where it listens."""
-        match = re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", "".join(self.wait_for("Listening at: ")[-1:]))
+        match = re.search(r"http://127\.0\.0\.1:(\d+)", "".join(self.wait_for(self.LISTENS)[-1:]))
         assert match
         return int(match[1])
 
     def workers(self, master: int | None = None) -> list[int]:
-        """The pids of the master's children."""
+        """The pids of the master's workers."""
         return children(master or self.pid)
 
-    def serving(self, workers: int = 2) -> Gunicorn:
-        """Wait until exactly so many workers serve, and return this gunicorn."""
+    def serving(self, workers: int = 2) -> Self:
+        """Wait until exactly so many workers serve, and return this server."""
         until(
             lambda: self.process.poll() is None and [w.state for w in self.pool().workers] == ["serving"] * workers,
             f"{workers} workers serve",
@@ -161,7 +153,7 @@ class Gunicorn:
         self.signal(signal.SIGTERM)
         return self.ended()
 
-    def __enter__(self) -> Gunicorn:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -187,6 +179,28 @@ class Gunicorn:
     def session(self) -> set[int]:
         """The processes of its session that run."""
         return {pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _session(pid) == self.pid}
+
+
+class Gunicorn(Server):
+    """gunicorn with a configuration of its own."""
+
+    LISTENS = "Listening at: "
+
+    def __init__(
+        self,
+        folder: Path,
+        text: str,
+        app: str,
+        *,
+        argv: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        wrap: Callable[[list[str]], list[str]] = lambda command: command,
+    ) -> None:
+        self.conf = folder / "oomsafe.conf.py"
+        self.conf.write_text(text)
+        argv = argv or ["-c", str(self.conf)]
+        super().__init__(folder, wrap([*ENDING_WITH_US, *prefix, sys.executable, "-m", "gunicorn", *argv, app]), env or {})
 
 
 def board_of(pid: int) -> str | None:

@@ -59,8 +59,7 @@ class Drain:
         deadline = self._loop.time() + self._grace_period
         left = 0
         try:
-            for listener in self._listeners():
-                listener.close()
+            await self._stop_accepting()
             while True:
                 await asyncio.sleep(LOOK_EVERY)
                 left = self._connections()
@@ -72,6 +71,16 @@ class Drain:
         except Exception as error:
             log.error("oomsafe failed in draining (the worker ends all the same): %r", error)
         self._finish(bool(left))
+
+    async def _stop_accepting(self) -> None:
+        listeners = list(self._listeners())
+        # what asyncio has accepted and not yet made a connection of, it drops when its listener is closed; uvloop does not
+        for listener in listeners:
+            for sock in listener.sockets if isinstance(listener, asyncio.Server) else ():
+                self._loop.remove_reader(sock.fileno())
+        await asyncio.sleep(0)
+        for listener in listeners:
+            listener.close()
 
 
 _websockets: set[Callable[[Any], Awaitable[None]]] = set()

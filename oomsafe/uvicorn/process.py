@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from socket import socket
+from typing import Any
 
 from uvicorn.config import Config
 from uvicorn.server import Server
@@ -12,27 +13,59 @@ from oomsafe.pool.meter import log
 from oomsafe.pool.seat import Seat
 from oomsafe.uvicorn.server import GuardedServer
 
+#: Seconds that one whose end of the pipe is closed may take to be dead.
+DYING = 0.5
+
 
 class GuardedProcess(Process):
-    """A worker with its seat in the pool."""
+    """A worker with its seat in the pool. `arguments` are those that uvicorn gives to a Process of its own."""
 
-    def __init__(self, config: Config, sockets: list[socket], seat: Seat) -> None:
+    def __init__(self, config: Config, *arguments: Any, seat: Seat, **keywords: Any) -> None:
         self.seat = seat
-        super().__init__(config, sockets)
+        self.known_dead = False
+        """In the supervisor: that it has ended has been seen, and why."""
+        super().__init__(config, *arguments, **keywords)
+        self.config = config
+        self._guarded: GuardedServer | None = None
+
+    def start(self) -> None:
+        """In the supervisor. While that has the worker's end of the pipe too, it waits in vain for one that dies meanwhile."""
+        super().start()
+        self.child_conn.close()
 
     def target(self, sockets: list[socket] | None = None) -> None:
         """In the worker."""
         server = self.server
         assert isinstance(server, GuardedServer)
         server.take_seat()
+        self.real_target = server.run  # what older uvicorns run
         super().target(sockets)
 
     @property
     def server(self) -> Server:
         """In the worker: made once."""
-        if self._server is None:
-            self._server = GuardedServer(self.config, policy=self.seat.policy, seat=self.seat)
-        return self._server
+        if self._guarded is None:
+            self._guarded = GuardedServer(self.config, policy=self.seat.policy, seat=self.seat)
+        return self._guarded
+
+    def is_alive(self, timeout: float = 5) -> bool:
+        """In the supervisor, for uvicorn's health check: dead only once it has been seen why, or at the second look.
+
+        By one that died at boot, uvicorn would end the whole service.
+        """
+        if self.process.is_alive():
+            if self.ping(timeout):
+                return True
+            self.process.join(DYING)
+        known, self.known_dead = self.known_dead, self.process.exitcode is not None
+        return self.known_dead and not known
+
+    def ping(self, timeout: float = 5) -> bool:
+        """In the supervisor."""
+        try:
+            return super().ping(timeout)
+        except (OSError, EOFError):
+            return False
 
     def kill(self) -> None:
         """In the supervisor, by uvicorn's health check too, for a worker that does not answer: nobody should take it for an OOM kill."""

@@ -6,7 +6,6 @@ import atexit
 import threading
 import time
 from collections.abc import Callable
-from socket import socket
 from typing import Any
 
 from uvicorn.config import Config
@@ -26,13 +25,17 @@ PATIENCE = 10.0
 
 
 class GuardedMultiprocess(multiprocess.Multiprocess):
-    """Looks at the pool while uvicorn's loop waits. uvicorn sees no worker die that was told to."""
+    """Looks at the pool while uvicorn's loop waits. uvicorn sees no worker die that was told to.
 
-    def __init__(self, config: Config, sockets: list[socket], *, policy: Policy) -> None:
-        super().__init__(config, sockets)
+    `more` is what uvicorn hands over to each of its processes, too: its sockets, in older versions also what they run.
+    """
+
+    def __init__(self, config: Config, *, policy: Policy, **more: Any) -> None:
+        super().__init__(config, **more)
         log_with_uvicorn()
         self.should_exit = Ticking(self._tick)
         self._policy = policy
+        self._more = more
         self._supervisor = Supervisor(policy, "uvicorn", self.processes_num, self)
         atexit.register(self._supervisor.close)
         self._seated: list[GuardedProcess] = []
@@ -72,24 +75,28 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
     def terminate_all(self) -> None:
         """At the end."""
         super().terminate_all()
-        for process in self._retiring:
+        for process in self._forgotten():
             process.terminate()
 
     def join_all(self) -> None:
         """At the end."""
         super().join_all()
-        for process in self._retiring:
+        for process in self._forgotten():
             process.join()
 
     # --- ours
 
-    def _new_process(self, config: Config, sockets: list[socket]) -> GuardedProcess:
-        process = GuardedProcess(config, sockets, self._supervisor.seat(self._supervisor.reserve()))
+    def _forgotten(self) -> list[GuardedProcess]:
+        """Those that uvicorn does not know any more: who retires, and who it has lost (0.30 does when two die at once)."""
+        return [process for process in self._seated if process not in self.processes]
+
+    def _new_process(self, config: Config, *arguments: Any, **keywords: Any) -> GuardedProcess:
+        process = GuardedProcess(config, *arguments, seat=self._supervisor.seat(self._supervisor.reserve()), **keywords)
         self._seated.append(process)
         return process
 
     def _start(self) -> GuardedProcess:
-        process = self._new_process(self.config, self.sockets)
+        process = self._new_process(self.config, **self._more)
         process.start()
         self.processes.append(process)
         return process
@@ -101,6 +108,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
             self._bury()
             self._supervisor.tick()
             self._retire()
+            self.processes += [process for process in self._forgotten() if process not in self._retiring]
             self._pay()
         except Exception as error:
             if str(error) not in self._said:
@@ -112,6 +120,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         for process in [process for process in self._seated if process.process.exitcode is not None]:
             failed = self._supervisor.release_seat(process.seat.number, process.seat.generation)
             self._seated.remove(process)
+            process.known_dead = True
             self._retiring.pop(process, None)
             if failed and process in self.processes and self._supervisor.serves:
                 process.join()

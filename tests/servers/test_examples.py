@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from serving import Gunicorn, until
+from gunicorn.config import Config
+from needs import provided_routes
+from serving import Gunicorn, Server, until
+from uvicorning import Uvicorn
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
+#: All of a user's gunicorns share one, where they have one.
+NO_CONTROL_SOCKET = ["--no-control-socket"] if "control_socket_disable" in Config().settings else []
+
 
 @pytest.fixture
-def example(serve: Callable[..., Gunicorn]) -> Callable[..., Gunicorn]:
-    def start(name: str, *more: str, app: str = "app:app") -> Gunicorn:
+def example(serve: Callable[..., Gunicorn], serve_uvicorn: Callable[..., Uvicorn]) -> Callable[..., Server]:
+    def start(name: str, *more: str, app: str = "app:app") -> Server:
         folder = EXAMPLES / name
-        argv = ["-c", str(folder / "oomsafe.conf.py"), "--chdir", str(folder), "-b", "127.0.0.1:0", "--no-control-socket"]
-        return serve(argv=[*argv, *more], app=app).serving()
+        if name.startswith("uvicorn_"):
+            (command,) = re.findall(r"^    (OOMSAFE_.*) python -m oomsafe.uvicorn", (folder / "README.md").read_text(), re.M)
+            env = dict(variable.split("=") for variable in command.split())
+            return serve_uvicorn("--app-dir", str(folder), *more, app=app, env=env).serving()
+        argv = ["-c", str(folder / "oomsafe.conf.py"), "--chdir", str(folder), "-b", "127.0.0.1:0"]
+        return serve(argv=[*argv, *NO_CONTROL_SOCKET, *more], app=app).serving()
 
     return start
 
@@ -27,32 +38,36 @@ def example(serve: Callable[..., Gunicorn]) -> Callable[..., Gunicorn]:
         ("gunicorn_flask", "/leak/1024", "/leak/<int:kib>"),
         ("gunicorn_uvicorn_fastapi", "/leak/1024", "/leak/{kib}"),
         ("gunicorn_uvicorn_fastapi", "/threaded-leak/1024", "/threaded-leak/{kib}"),
+        ("uvicorn_starlette", "/leak/1024", "/leak/{kib:int}"),
+        ("uvicorn_starlette --loop asyncio", "/threaded-leak/1024", "/threaded-leak/{kib:int}"),
         ("gunicorn_django", "/leak/1024", "leak/<int:kib>"),
         ("gunicorn_django -k asgi", "/async-leak/1024", "async-leak/<int:kib>"),
         ("gunicorn_django -k uvicorn_worker.UvicornWorker", "/leak/1024", "leak/<int:kib>"),
     ],
 )
-def test_example_recycles_its_leaking_workers(example: Callable[..., Gunicorn], command: str, leak: str, route: str) -> None:
+def test_example_recycles_its_leaking_workers(example: Callable[..., Server], command: str, leak: str, route: str) -> None:
     """One client after the other, all are answered, workers are recycled, and the metrics name the route."""
-    gunicorn = example(*command.split(), app=app_of(command))
-    assert gunicorn.get("/")[0] == 200
+    if "starlette" in command:
+        provided_routes()
+    server = example(*command.split(), app=app_of(command))
+    assert server.get("/")[0] == 200
 
     asked = 0
 
     def recycled() -> int:
         nonlocal asked
         asked += 1
-        status, headers, _ = gunicorn.get(leak)
+        status, headers, _ = server.get(leak)
         assert status == 200
         assert int(headers["x-memory-rss"]) > 10 << 20
-        return sum(gunicorn.pool().totals.recycles)
+        return sum(server.pool().totals.recycles)
 
     until(recycled, "a worker is recycled", 60)
-    metrics = until(lambda: f'route="{route}"' in (text := metrics_of(gunicorn)) and text, "the route is in the metrics")
+    metrics = until(lambda: f'route="{route}"' in (text := metrics_of(server)) and text, "the route is in the metrics")
 
     assert 'oomsafe_recycles_total{reason="soft_limit"}' in metrics
     assert asked > 30
-    assert gunicorn.process.poll() is None
+    assert server.process.poll() is None
 
 
 @pytest.mark.parametrize(
@@ -63,7 +78,7 @@ def test_example_recycles_its_leaking_workers(example: Callable[..., Gunicorn], 
         ("gunicorn_django -k uvicorn_worker.UvicornWorker", "async-stream"),
     ],
 )
-def test_django_is_counted_once(example: Callable[..., Gunicorn], command: str, stream: str) -> None:
+def test_django_is_counted_once(example: Callable[..., Server], command: str, stream: str) -> None:
     """By the middleware that gunicorn's adapter puts round it, under the pattern that Django knows; a stream until its end."""
     gunicorn = example(*command.split(), app=app_of(command))
     connection = gunicorn.connect()
@@ -99,21 +114,21 @@ def app_of(command: str) -> str:
     return "app:asgi" if "-k" in command else "app:wsgi"
 
 
-def in_flight(gunicorn: Gunicorn) -> list[str]:
-    return [piece.name for worker in gunicorn.pool().workers for piece in worker.in_flight]
+def in_flight(server: Server) -> list[str]:
+    return [piece.name for worker in server.pool().workers for piece in worker.in_flight]
 
 
-def routes(gunicorn: Gunicorn) -> dict[str, int]:
-    return {name: sum(row[1:]) for name, row in gunicorn.pool().totals.routes.items() if sum(row[1:])}
+def routes(server: Server) -> dict[str, int]:
+    return {name: sum(row[1:]) for name, row in server.pool().totals.routes.items() if sum(row[1:])}
 
 
-def metrics_of(gunicorn: Gunicorn) -> str:
+def metrics_of(server: Server) -> str:
     # Starlette redirects a mount without a slash at its end
-    return gunicorn.get("/metrics/")[2].decode()
+    return server.get("/metrics/")[2].decode()
 
 
 def test_every_example_is_tested() -> None:
     """A new example wants a row above."""
     assert {path.name for path in EXAMPLES.iterdir() if path.is_dir()} == {
-        "gunicorn_django", "gunicorn_flask", "gunicorn_uvicorn_fastapi",
+        "gunicorn_django", "gunicorn_flask", "gunicorn_uvicorn_fastapi", "uvicorn_starlette",
     }  # fmt: skip

@@ -1,0 +1,88 @@
+"""uvicorn without a supervisor of ours: one process, a reloader, and a plain uvicorn with the middleware in the app."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+
+import pytest
+from clients import Load
+from serving import until
+from uvicorning import ask
+
+PLAIN = {"start": ("-m", "uvicorn"), "app": "uvicorn_apps:protected"}
+
+#: What a process says that goes over its limit and may not end.
+WARNING = "should be recycled, and nothing here can"
+
+
+def test_a_single_process_is_measured_and_stays(serve_uvicorn):
+    """It says once that it should be recycled."""
+    uvicorn = serve_uvicorn(workers=1, soft_limit="130MiB", min_lifetime=0, headers=True).up()
+
+    assert int(uvicorn.get("/fill?mib=134")[1]["x-memory-rss"]) >= 134 << 20
+    uvicorn.wait_for(WARNING)
+
+    assert [uvicorn.get(f"/leak?kib=64&n={n}")[0] for n in range(20)] == [200] * 20
+    assert int(uvicorn.get("/pid")[2]) == uvicorn.pid
+    assert len(uvicorn.lines(WARNING)) == 1
+    assert uvicorn.stop() in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("how", [{}, PLAIN])
+def test_a_single_process_that_may_end_answers_what_it_has_taken(serve_uvicorn, how):
+    """OOMSAFE_SINGLE=exit says that something restarts it: it ends as if it had been asked to."""
+    uvicorn = serve_uvicorn(workers=1, soft_limit="130MiB", min_lifetime=0, single="exit", **how).up()
+    idle, busy = uvicorn.connect_to(uvicorn.pid), uvicorn.connect_to(uvicorn.pid)
+    busy.request("GET", "/slow?s=1.5")
+
+    assert ask(idle, "/fill?mib=134")[0] == 200
+    uvicorn.wait_for(" recycling: ")
+    last = ask(idle, "/pid")
+    response = busy.getresponse()
+
+    assert last == (200, "close", b"%d" % uvicorn.pid)
+    assert (response.status, response.read()) == (200, b"/slow?s=1.5")
+    busy.close()
+    assert uvicorn.ended() == 0
+    assert uvicorn.lines("lifespan.shutdown")
+
+
+def test_a_reloaded_app_is_measured_and_stays(serve_uvicorn):
+    """Its reloader waits for a file to change, and would bring up no other."""
+    uvicorn = serve_uvicorn("--reload", workers=1, soft_limit="130MiB", min_lifetime=0, headers=True).up()
+    pid = int(uvicorn.get("/pid")[2])
+
+    assert int(uvicorn.get("/fill?mib=134")[1]["x-memory-rss"]) >= 134 << 20
+    uvicorn.wait_for(WARNING)
+
+    assert int(uvicorn.get("/pid")[2]) == pid != uvicorn.pid
+    assert uvicorn.lines("oomsafe failed") == []
+
+
+def test_a_plain_uvicorn_loses_nothing_either(serve_uvicorn):
+    """Its workers drain by themselves, and its supervisor brings up others; the middleware is all there is of ours."""
+    uvicorn = serve_uvicorn(**PLAIN, soft_limit="130MiB", min_lifetime=0).up()
+
+    with Load(uvicorn, "/leak?kib=256") as load:
+        lines = uvicorn.wait_for(" recycling: ", times=5, seconds=90)
+
+    assert load.failed == []
+    assert load.served > 100
+    pids = [int(match[1]) for line in lines if (match := re.search(r"worker (\d+) ", line))]
+    assert len(set(pids)) == len(lines)
+    until(lambda: not set(pids[:3]) & set(uvicorn.workers()), "they have ended")
+
+
+def test_a_plain_single_uvicorn_is_measured_and_stays(serve_uvicorn):
+    """Nobody would bring up another."""
+    uvicorn = serve_uvicorn(**PLAIN, workers=1, soft_limit="130MiB", min_lifetime=0).up()
+
+    assert uvicorn.get("/fill?mib=134")[0] == 200
+    uvicorn.wait_for(WARNING)
+    assert [uvicorn.get(f"/leak?kib=64&n={n}")[0] for n in range(20)] == [200] * 20
+
+    assert int(uvicorn.get("/pid")[2]) == uvicorn.pid
+    assert len(uvicorn.lines(WARNING)) == 1
+    assert os.path.exists(f"/proc/{uvicorn.pid}")

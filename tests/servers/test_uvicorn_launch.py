@@ -1,0 +1,62 @@
+"""How uvicorn is started with guarded workers: its own command line, and run() in a script."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import oomsafe.uvicorn
+
+if __name__ == "__main__":
+    oomsafe.uvicorn.run("uvicorn_apps:asgi", port=0, workers=2, soft_limit="130MiB", min_lifetime=0, headers={headers})
+"""
+
+
+@pytest.mark.parametrize(("headers", "expected"), [([("x-y", "z")], ("z", False)), (True, (None, True))])
+def test_run_takes_settings_of_both(serve_uvicorn, headers, expected):
+    """A list as `headers` is uvicorn's, a switch is ours."""
+    uvicorn = serve_uvicorn(app="", start=("script.py",), files={"script.py": SCRIPT.format(headers=headers)}).serving()
+
+    _, got, _ = uvicorn.get("/")
+
+    assert (got.get("x-y"), "x-memory-rss" in got) == expected
+    assert uvicorn.lines("oomsafe guards 2 workers: soft limit 130 MiB each")
+    pid = uvicorn.workers()[0]
+    uvicorn.grow(pid, 134)
+    uvicorn.wait_for(f"worker {pid} (slot ")
+    uvicorn.serving()
+
+
+def test_a_wsgi_app_is_recycled_too(serve_uvicorn):
+    """Behind uvicorn's own adapter."""
+    uvicorn = serve_uvicorn("--interface", "wsgi", app="uvicorn_apps:wsgi", soft_limit="130MiB", min_lifetime=0).serving()
+    pid = uvicorn.workers()[0]
+
+    uvicorn.grow(pid, 134)
+
+    uvicorn.wait_for(f"worker {pid} (slot ")
+    assert uvicorn.serving().get("/")[0] == 200
+    assert pid not in uvicorn.workers()
+
+
+def test_a_setting_that_cannot_be_right_is_one_line(serve_uvicorn):
+    """And nothing starts."""
+    uvicorn = serve_uvicorn(soft_limit="300")
+
+    assert uvicorn.ended() == 1
+    (line,) = uvicorn.log().splitlines()
+    assert line.startswith("oomsafe: OOMSAFE_SOFT_LIMIT='300' has no unit")
+
+
+def test_help_is_uvicorns_own():
+    """Every option of uvicorn is one of ours."""
+    ours, theirs = (
+        subprocess.run([sys.executable, "-m", name, "--help"], capture_output=True, text=True, timeout=60, check=True).stdout
+        for name in ("oomsafe.uvicorn", "uvicorn")
+    )
+
+    assert ours.splitlines()[1:] == theirs.splitlines()[1:]
+    assert "--workers" in ours
