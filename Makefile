@@ -6,7 +6,7 @@ READY := $(VENV)/.ready-$(shell cat pyproject.toml tools/setup.sh | cksum | cut 
 # real servers beside each other: two a core, more would only wait for each other
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(2 * len(os.sched_getaffinity(0)))')
 
-.PHONY: demo test check setup clean
+.PHONY: demo test test-matrix check setup clean
 
 demo: setup ## gunicorn with a leaking app, live, for 20 seconds
 	@$(BIN)/oomsafe demo $(ARGS)
@@ -14,6 +14,9 @@ demo: setup ## gunicorn with a leaking app, live, for 20 seconds
 test: setup ## every test; fast ones first
 	$(BIN)/pytest tests/unit tests/kernel -q -n $(JOBS)
 	$(BIN)/pytest tests/servers tests/oom -n $(JOBS) --dist loadgroup $(ARGS)
+
+test-matrix: ## the tests on every Python that is here, with the newest and the lowest supported versions of the servers
+	@sh tools/test-matrix.sh $(ENTRIES)
 
 check: setup ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -28,4 +31,4 @@ $(READY):
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-matrix .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

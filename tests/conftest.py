@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gunicorn import __version__ as gunicorn_version
-from gunicorn.workers import SUPPORTED_WORKERS
-from needs import provided
 from serving import Gunicorn, Server, app_for, conf
 from uvicorning import Uvicorn
+from versions import has_class
 
 Serve = Callable[..., Gunicorn]
 Started = Callable[[Callable[[Path], Server]], Any]
@@ -49,7 +47,7 @@ def serve(started: Started) -> Serve:
         install: bool = True, argv: Any = (), env: dict[str, str] | None = None, prefix: Any = (), wrap: Any = list,
         files: Any = (), **policy: object,
     ) -> Gunicorn:  # fmt: skip
-        provided("asgi" in SUPPORTED_WORKERS or "asgi" not in (worker_class, *argv), f"gunicorn {gunicorn_version} has no asgi worker")
+        has_class("asgi" if "asgi" in argv else worker_class)
         configuration = conf(worker_class, workers, settings=settings, install=install, **policy) if text is None else text
 
         def make(folder: Path) -> Gunicorn:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 
 import pytest
-import starlette.routing
 
 
 def need(condition: bool, reason: str) -> None:
@@ -16,15 +14,3 @@ def need(condition: bool, reason: str) -> None:
     if os.environ.get("OOMSAFE_TESTS_REQUIRE") == "all":
         pytest.fail(f"required here: {reason}")
     pytest.skip(reason)
-
-
-def provided(condition: bool, reason: str) -> None:
-    """Skip where what is installed does not have what is tested: a matter of its version, whatever is required."""
-    if not condition:
-        pytest.skip(reason)
-
-
-def provided_routes() -> None:
-    """Skip where Starlette does not put the route that it took into the scope."""
-    names = 'scope["route"]' in inspect.getsource(starlette.routing)
-    provided(names, f"Starlette {starlette.__version__} does not say which route it took")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from needs import need
 from serving import CLASSES, Gunicorn, until
+from versions import has_class, loses_none
 
 from oomsafe.kernel.sandbox import Sandbox
 
@@ -74,6 +75,8 @@ def test_status_without_a_pool(tmp_path: Path) -> None:
 @pytest.mark.xdist_group("demo")
 def test_demo_recycles_and_loses_nothing(worker_class: str) -> None:
     """The promise of the README, for each class of gunicorn's, and for uvicorn."""
+    has_class(worker_class)
+    loses_none(worker_class)
     which = ["--server", "uvicorn"] if worker_class == "uvicorn" else ["--worker-class", worker_class]
     ended = run("demo", "--json", "--seconds", "8", *which)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from clients import Load, Watch
 from serving import CLASSES, board_of, until
+from versions import reaps_later
 
 from oomsafe.pool import layout
 
@@ -57,6 +58,7 @@ def nworkers_changed(server, new, old):
 
 def test_a_slot_given_anew_is_not_released_when_its_former_owner_is_reaped(serve):
     """A worker may be dead, and not reaped yet, when the next one is forked: each living one keeps a slot of its own."""
+    reaps_later()
     gunicorn = serve(soft_limit="100MiB", settings=DIES_UNREAPED).serving(2)
     for workers in (3, 4, 5):
         gunicorn.signal(signal.SIGTTIN)

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 from serving import CLASSES, Gunicorn, until
+from versions import loses_none
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as websocket
 
@@ -77,6 +78,7 @@ def ended(gunicorn: Gunicorn, pid: int, seconds: float = 20) -> None:
 @pytest.mark.parametrize(("worker_class", "settings"), CONCURRENT)
 def test_a_kept_alive_connection_is_open_until_its_next_request_is_answered(serve, worker_class, settings):
     """By the worker that drains, which says `Connection: close`, and does not end before."""
+    loses_none(worker_class)
     gunicorn = alone(serve, worker_class, settings)
     with kept(gunicorn) as idle, sent(gunicorn, "/slow?s=1") as busy:
         pid = drain(gunicorn)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from gunicorn.config import Config
-from needs import provided_routes
 from serving import Gunicorn, Server, until
 from uvicorning import Uvicorn
+from versions import names_routes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -48,7 +48,7 @@ def example(serve: Callable[..., Gunicorn], serve_uvicorn: Callable[..., Uvicorn
 def test_example_recycles_its_leaking_workers(example: Callable[..., Server], command: str, leak: str, route: str) -> None:
     """One client after the other, all are answered, workers are recycled, and the metrics name the route."""
     if "starlette" in command:
-        provided_routes()
+        names_routes()
     server = example(*command.split(), app=app_of(command))
     assert server.get("/")[0] == 200
 

@@ -7,6 +7,7 @@ import re
 import pytest
 from clients import Load, Watch
 from serving import CLASSES, until
+from versions import loses_none
 
 from oomsafe.policy.decide import REPLACED_UP_TO, WAITS_UP_TO
 
@@ -33,6 +34,7 @@ RECYCLING = re.compile(
 @pytest.mark.parametrize("worker_class", CLASSES)
 def test_leaking_workers_are_recycled_under_load(serve, worker_class):
     """Five recycles or more, told the same by log and scoreboard, by one master; no request is lost."""
+    loses_none(worker_class)
     gunicorn = serve(worker_class, soft_limit="80MiB", min_lifetime=0, max_unavailable=1, settings=WORKER_EXIT).serving()
 
     with Load(gunicorn, "/leak?kib=512") as load:
@@ -68,6 +70,7 @@ def test_a_sync_worker_ends_right_after_the_request_that_took_it_over_its_limit(
 @pytest.mark.parametrize(("worker_class", "turns"), [("gthread", 1), ("gthread", 2), ("gevent", 1), ("asgi", 1), (CLASSES[-1], 1)])
 def test_no_more_than_max_unavailable_drain_at_once(serve, worker_class, turns):
     """Slow requests hold each drain open, and the others, over their limit too, wait for their turn."""
+    loses_none(worker_class)
     assert 160 * WAITS_UP_TO > 162 + 4  # where their patience ends
     gunicorn = serve(worker_class, 4, soft_limit="160MiB", min_lifetime=0, jitter=0, max_unavailable=turns, surge=False).serving(4)
     first = set(gunicorn.workers())

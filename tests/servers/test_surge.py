@@ -12,6 +12,7 @@ from clients import Load, Watch
 from needs import need
 from serving import ASGI_CLASSES, CLASSES, WSGI_CLASSES, Gunicorn, board_of, children, until
 from surging import SLOW_LEAK, big, held, states, surging, waiting
+from versions import loses_none
 
 from oomsafe.pool.scoreboard import Scoreboard
 
@@ -27,6 +28,7 @@ def replaced(gunicorn: Gunicorn, workers: int) -> None:
 @pytest.mark.parametrize("worker_class", CLASSES)
 def test_never_are_fewer_than_wanted_there_to_serve_nor_more_than_one_too_many(serve, worker_class):
     """Whatever is recycled: a replacement serves before its worker goes."""
+    loses_none(worker_class)
     gunicorn = big(serve, worker_class, sustain=0)
 
     with Watch(lambda: (states(gunicorn), len(gunicorn.workers()))) as watch, Load(gunicorn, SLOW_LEAK) as load:
@@ -128,6 +130,7 @@ def test_winch_in_the_middle_of_it_sends_all_away(serve):
 )
 def test_a_replacement_that_fails_to_boot_is_tried_again_later(serve, worker_class, how):
     """The app raises, or its lifespan's startup fails: the worker over its limit serves on, and so does gunicorn."""
+    loses_none(worker_class)
     gunicorn = big(serve, worker_class)
     (gunicorn.folder / how).touch()
     with Load(gunicorn, "/leak?kib=0&s=0.02", clients=2) as load:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from needs import provided_routes
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 from unit.scripted import MIB, Memory
+from versions import names_routes
 
 from oomsafe.asgi import MemoryMiddleware
 from oomsafe.policy.limits import Capacity
@@ -308,7 +308,7 @@ def _fastapi() -> App:
 def test_routes(guard: Guard, make: Callable[[], App], path: str, expected: str) -> None:
     """A route's label is its template, never the path; what is no route is unmatched."""
     if make is _starlette and expected != "unmatched":
-        provided_routes()
+        names_routes()
     call(MemoryMiddleware(make(), guard=guard), scope(path))
 
     assert [expected] == list(guard.counters.routes)

@@ -1,0 +1,43 @@
+"""What the installed versions of the servers have. What one lacks is skipped, whatever is required: no machine would help."""
+
+from __future__ import annotations
+
+import inspect
+
+import gunicorn
+import pytest
+import starlette
+import starlette.routing
+from gunicorn.arbiter import Arbiter
+from gunicorn.workers import SUPPORTED_WORKERS
+
+#: The first gunicorn whose gthread worker, when it ends, still answers what comes on a kept-alive connection.
+GTHREAD_KEEPS = (27, 0, 1)
+
+
+def provided(condition: bool, reason: str) -> None:
+    """Go on if `condition` holds; else skip with `reason`."""
+    if not condition:
+        pytest.skip(reason)
+
+
+def has_class(worker_class: str) -> None:
+    """gunicorn's own asgi class came with 24."""
+    provided(worker_class != "asgi" or "asgi" in SUPPORTED_WORKERS, f"gunicorn {gunicorn.__version__} has no asgi worker")
+
+
+def loses_none(worker_class: str) -> None:
+    """An older gthread worker that ends closes connections that were promised to be kept alive."""
+    keeps = worker_class != "gthread" or gunicorn.version_info >= GTHREAD_KEEPS
+    provided(keeps, f"gunicorn {gunicorn.__version__}'s gthread worker drops kept-alive connections when it ends")
+
+
+def reaps_later() -> None:
+    """Before 24, a dead worker is reaped inside a signal's handler, at once."""
+    provided(hasattr(Arbiter, "signal_chld"), f"gunicorn {gunicorn.__version__} leaves no dead worker unreaped")
+
+
+def names_routes() -> None:
+    """Whether Starlette puts the route that it took into the scope."""
+    names = 'scope["route"]' in inspect.getsource(starlette.routing)
+    provided(names, f"Starlette {starlette.__version__} does not say which route it took")
