@@ -27,9 +27,9 @@ def has_class(worker_class: str) -> None:
 
 
 def loses_none(worker_class: str) -> None:
-    """An older gthread worker that ends closes connections that were promised to be kept alive."""
+    """An older gthread worker that ends closes connections that were promised to be kept alive, and does not wait for the rest."""
     keeps = worker_class != "gthread" or gunicorn.version_info >= GTHREAD_KEEPS
-    provided(keeps, f"gunicorn {gunicorn.__version__}'s gthread worker drops kept-alive connections when it ends")
+    provided(keeps, f"gunicorn {gunicorn.__version__}'s gthread worker drops connections when it ends")
 
 
 def reaps_later() -> None:

@@ -95,6 +95,7 @@ def test_a_kept_alive_connection_is_open_until_its_next_request_is_answered(serv
 @pytest.mark.parametrize(("worker_class", "settings"), CONCURRENT)
 def test_who_has_connected_and_not_asked_yet_is_answered(serve, worker_class, settings):
     """Whatever is asked then, and however: one answer, `Connection: close` once, and the end of the connection."""
+    loses_none(worker_class)
     gunicorn = alone(serve, worker_class, settings)
     fresh = {form: socket.create_connection(("127.0.0.1", gunicorn.port), 20) for form in REQUESTS}
 
@@ -113,6 +114,7 @@ def test_who_has_connected_and_not_asked_yet_is_answered(serve, worker_class, se
 @pytest.mark.parametrize("worker_class", CLASSES[1:])
 def test_a_request_longer_than_the_timeout_is_answered(serve, worker_class):
     """gunicorn's `timeout` is for a worker that hangs, not for one that drains."""
+    loses_none(worker_class)
     gunicorn = alone(serve, worker_class, "timeout = 3\ngraceful_timeout = 20")
     with sent(gunicorn, "/slow?s=5") as slow:
         pid = drain(gunicorn)

@@ -42,6 +42,7 @@ def test_never_are_fewer_than_wanted_there_to_serve_nor_more_than_one_too_many(s
 @pytest.mark.parametrize("policy", [{"surge": False}, {"budget": "1MiB"}], ids=["surge=False", "no headroom"])
 def test_workers_drain_first_where_there_may_not_be_one_more(serve, policy):
     """Never are there more processes than workers; that memory is too short for more is said once."""
+    loses_none("gthread")
     gunicorn = big(serve, sustain=0, **policy)
 
     with Watch(lambda: len(gunicorn.workers())) as watch, Load(gunicorn, SLOW_LEAK) as load:
