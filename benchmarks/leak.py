@@ -61,6 +61,13 @@ def gunicorn(worker_class: str, conf: str, baseline: str | None = None) -> Row:
     return Row([*argv, "-w", str(WORKERS), "-k", worker_class, "--threads", threads, app], PEAKS + conf, baseline)
 
 
+def uvicorn() -> Row:
+    """A uvicorn, with oomsafe's supervisor."""
+    policy = ["env", f"OOMSAFE_SOFT_LIMIT={LIMIT}MiB", "OOMSAFE_MIN_LIFETIME=0"]
+    argv = [sys.executable, "-m", "oomsafe.uvicorn", "--port", PORT, "--workers", str(WORKERS), "--no-access-log", "--log-level", "warning"]
+    return Row([*policy, *argv, "apps:asgi"])
+
+
 def uwsgi(*more: str) -> Row:
     """A uWSGI with its own limit."""
     argv = [common.tool("uwsgi"), "--http-socket", f"127.0.0.1:{PORT}", "--master", "--die-on-term", "--disable-logging", "--need-app"]
@@ -84,6 +91,7 @@ def rows() -> dict[str, Row]:
         found[f"{shown} + oomsafe"] = gunicorn(worker_class, OOMSAFE, f"{shown} + psutil hook")
     # uvicorn's worker class never calls post_request: there is no hook to compare with
     found["gunicorn UvicornWorker + oomsafe"] = gunicorn("uvicorn_worker.UvicornWorker", OOMSAFE)
+    found["uvicorn --workers 2 + oomsafe"] = uvicorn()
     found[f"uWSGI --reload-on-rss {LIMIT}"] = uwsgi()
     found[f"uWSGI --reload-on-rss {LIMIT} --min-worker-lifetime 0"] = uwsgi("--min-worker-lifetime", "0")
     found[f"granian wsgi --workers-max-rss {LIMIT}"] = granian()
