@@ -19,6 +19,9 @@ SETTLED = 0.1
 #: A worker this far over its soft limit waits for nobody any more.
 WAITS_UP_TO = 1.05
 
+#: Seconds by which a replacement is taken to be late: a machine on which a worker leaks at full speed boots more slowly.
+BOOTS_LATE = 0.3
+
 #: One whose replacement is being brought up, and will be there in time, waits for it up to here.
 REPLACED_UP_TO = 1.25
 
@@ -144,7 +147,7 @@ def waits_for_replacement(used: int, soft: int, speed: float, pool: Pool) -> boo
 
     Not one that grows so fast that it would be far over its limit by then.
     """
-    return pool.surges and max(used, used + speed * pool.boot) <= soft * REPLACED_UP_TO
+    return pool.surges and max(used, used + speed * (pool.boot + BOOTS_LATE)) <= soft * REPLACED_UP_TO
 
 
 def may_leave(used: int, soft: int, pool: Pool) -> bool:
