@@ -63,10 +63,10 @@ def format_size(size: int | None) -> str:
     if size is None:
         return "unknown"
     for suffix, factor in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
-        # 1023.96 MiB must not be rounded to "1024.0 MiB"
-        if abs(size) >= factor * 0.99995:
+        # 1023.6 MiB must not be rounded to "1024 MiB", nor 99.96 MiB to "100.0 MiB"
+        if abs(size) >= factor * 1023.5 / 1024:
             number = size / factor
-            return f"{number:.0f} {suffix}" if abs(number) >= 100 else f"{number:.1f} {suffix}"
+            return f"{number:.0f} {suffix}" if abs(round(number, 1)) >= 100 else f"{number:.1f} {suffix}"
     return f"{size} B"
 
 

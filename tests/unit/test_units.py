@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from oomsafe.errors import ConfigError
@@ -150,6 +150,8 @@ def test_reading_is_multiplying(number: int, suffix: str, space: str) -> None:
 
 
 @given(st.integers(SMALLEST, 1 << 50))
+@example(int(99.96 * (1 << 20)))
+@example(int(1023.6 * (1 << 20)))
 def test_what_is_shown_reads_back(size: int) -> None:
     """Round trip: what format_size shows, parse_size reads, to the last digit shown."""
     back = parse_size("soft_limit", format_size(size))
