@@ -7,9 +7,10 @@ from typing import Any
 
 from celery.worker.control import control_command, inspect_command
 
-from oomsafe.pool.layout import REASONS
 from oomsafe.pool.supervisor import Supervisor
 from oomsafe.pool.view import WorkerView
+
+UNGUARDED = {"error": "the pool of this node is not guarded: call oomsafe.celery.install(app) where the app is made"}
 
 
 @inspect_command()  # type: ignore[untyped-decorator]
@@ -17,14 +18,14 @@ def memory(state: Any) -> dict[str, Any]:
     """The node's children: what they hold, their limits, the task in flight. Bytes and seconds; null is not known."""
     supervisor = _supervisor(state)
     if supervisor is None or supervisor.board is None:
-        return {"error": "the pool of this node is not guarded: call oomsafe.celery.install(app) where the app is made"}
+        return UNGUARDED
     pool = supervisor.board.read()
     return {
         "children": [_child(worker) for worker in pool.workers],
         "limit": pool.limit,
         "budget": pool.budget,
         "tasks": pool.totals.work,
-        "recycles": {reason: count for reason, count in zip(REASONS, pool.totals.recycles, strict=False) if count},
+        "recycles": {reason: count for reason, count in pool.totals.by_reason.items() if count},
         "reclaimed": pool.totals.reclaimed,
     }
 
@@ -34,7 +35,7 @@ def memory_recycle(state: Any) -> dict[str, Any]:
     """Recycle the node's biggest child once its current task is done."""
     supervisor = _supervisor(state)
     if supervisor is None or supervisor.board is None:
-        return {"error": "the pool of this node is not guarded: call oomsafe.celery.install(app) where the app is made"}
+        return UNGUARDED
     workers = [worker for worker in supervisor.board.read().workers if worker.state == "serving"]
     if not workers:
         return {"error": "no child serves just now"}

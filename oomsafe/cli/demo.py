@@ -19,7 +19,6 @@ from oomsafe.cli.demo_server import ASGI_CLASSES, DemoServer
 from oomsafe.cli.load import Load
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import MIB, format_size
-from oomsafe.pool.layout import REASONS
 
 CLASSES = ["sync", "gthread", "gevent", *ASGI_CLASSES]
 WORKERS = 2
@@ -138,7 +137,7 @@ def _result(server: DemoServer, load: Load, seconds: float, without: bool) -> di
 
 def _summary(result: dict[str, Any], server: DemoServer, load: Load, without: bool) -> Text:
     seen = server.seen
-    reasons = zip(REASONS, seen.pool.totals.recycles, strict=False) if seen.pool else ()
+    reasons = seen.pool.totals.by_reason.items() if seen.pool else ()
     recycles = ", ".join(f"{count} for {reason}" for reason, count in reasons if count) or "none"
     failures = ", ".join(f"{count} {name}" for name, count in sorted(load.failures.items()))
     supervisor = f"{server.pid}, {'alive from the first second to the last' if seen.supervisor_alive else 'DEAD'}"

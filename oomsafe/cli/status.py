@@ -16,7 +16,6 @@ from rich.text import Text
 from oomsafe.cli.bars import memory_bar
 from oomsafe.errors import ScoreboardError
 from oomsafe.policy.units import format_change, format_size
-from oomsafe.pool.layout import REASONS
 from oomsafe.pool.places import living_boards
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.view import PoolView, WorkerView
@@ -43,15 +42,16 @@ def status(as_json: bool, path: str | None) -> None:
 def as_record(pool: PoolView) -> dict[str, Any]:
     """A pool for a machine: sizes in bytes, times in seconds since 1970, null for what is not known."""
     record = asdict(pool)
-    for counters in (record["totals"], *(worker["counters"] for worker in record["workers"])):
-        counters["recycles"] = dict(zip(REASONS, counters["recycles"], strict=False))
+    record["totals"]["recycles"] = pool.totals.by_reason
+    for shown, worker in zip(record["workers"], pool.workers, strict=True):
+        shown["counters"]["recycles"] = worker.counters.by_reason
     return record
 
 
 def render(pool: PoolView) -> Table:
     """A pool for a person."""
     title = f"{pool.server} · supervisor {pool.supervisor} · limit {format_size(pool.limit)}, budget {format_size(pool.budget)}"
-    recycles = ", ".join(f"{count} for {reason}" for reason, count in zip(REASONS, pool.totals.recycles, strict=False) if count)
+    recycles = ", ".join(f"{count} for {reason}" for reason, count in pool.totals.by_reason.items() if count)
     caption = (
         f"{pool.totals.work} requests since the start · recycles: {recycles or 'none'} · reclaimed {format_size(pool.totals.reclaimed)}"
     )

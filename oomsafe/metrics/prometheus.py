@@ -12,7 +12,7 @@ from typing import Any
 
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.pool.current import get_guard
-from oomsafe.pool.layout import BOUNDS, REASONS, STATES
+from oomsafe.pool.layout import BOUNDS, STATES
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.view import PoolView
 
@@ -121,7 +121,7 @@ def _counters(pool: PoolView) -> Iterator[Metric]:
     yield CounterMetricFamily("oomsafe_reclaims", "Times that gc.collect() and malloc_trim() were tried.", value=totals.reclaims)
     yield CounterMetricFamily("oomsafe_reclaimed_bytes", "Bytes that they gave back.", value=totals.reclaimed)
     recycles = CounterMetricFamily("oomsafe_recycles", "Workers recycled, by the limit that they were over.", labels=["reason"])
-    for reason, count in zip(REASONS, totals.recycles, strict=False):
+    for reason, count in totals.by_reason.items():
         recycles.add_metric([reason], count)
     yield recycles
 

@@ -115,6 +115,11 @@ class Counters:
             row = self.routes.setdefault(name, [0] * (1 + BUCKETS))
         return row
 
+    @property
+    def by_reason(self) -> dict[str, int]:
+        """The recycles, each under its reason."""
+        return dict(zip(REASONS, self.recycles, strict=False))
+
     def add(self, other: Counters) -> None:
         """Add another's counts to these."""
         self.work += other.work
