@@ -13,7 +13,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 
-from oomsafe.kernel.process import is_alive, peak_rss_of, rss_of, start_time
+from oomsafe.kernel.process import children_of, is_alive, peak_rss_of, rss_of, start_time
 from oomsafe.kernel.sandbox import Sandbox
 from oomsafe.pool.places import living_boards
 from oomsafe.pool.scoreboard import Scoreboard
@@ -82,7 +82,7 @@ class DemoServer:
         """Look at the pool once, and return the notable lines that its log has got since the last look."""
         seen = self.seen
         seen.supervisor_alive = is_alive(self.pid, self._started)
-        seen.rss = {pid: rss_of(pid) for pid in _children(self.pid)}
+        seen.rss = {pid: rss_of(pid) for pid in children_of(self.pid)}
         peaks = [peak_rss_of(pid) or 0 for pid in seen.rss]
         if self._guarded:
             seen.pool = self._pool() or seen.pool
@@ -175,17 +175,3 @@ def _answers(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _children(pid: int) -> list[int]:
-    """The pids of a process's children, as the kernel lists them (CONFIG_PROC_CHILDREN), else psutil."""
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as children:
-            return [int(child) for child in children.read().split()]
-    except OSError:
-        import psutil
-
-        try:
-            return [child.pid for child in psutil.Process(pid).children()]
-        except psutil.Error:
-            return []

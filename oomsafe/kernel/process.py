@@ -79,6 +79,19 @@ def peak_rss_of(pid: int, proc: str = "/proc") -> int | None:
     return read_keyed(f"{proc}/{pid}/status", factor=1024).get("VmHWM")
 
 
+def children_of(pid: int, proc: str = "/proc") -> list[int]:
+    """The pids of a process's children, as the kernel lists them (CONFIG_PROC_CHILDREN), else psutil; none when it is gone."""
+    listed = read_bytes(f"{proc}/{pid}/task/{pid}/children")
+    if listed is not None:
+        return [int(child) for child in listed.split()]
+    import psutil  # here: only a kernel without the list, or a host without /proc, pays for it
+
+    try:
+        return [child.pid for child in psutil.Process(pid).children()]
+    except psutil.Error:
+        return []
+
+
 def shared_out(pid: int | str = "self", proc: str = "/proc") -> tuple[int, int] | None:
     """(pss, uss) in bytes from smaps_rollup (Linux 4.14); None when it may not be read (needs ptrace-read).
 
