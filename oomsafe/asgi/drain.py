@@ -13,7 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from oomsafe.pool.meter import log
+from oomsafe.pool.log import log
 
 #: Seconds between two looks at whether a connection is left. The first comes after one: who was accepted just now is counted then.
 LOOK_EVERY = 0.05

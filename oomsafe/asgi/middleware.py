@@ -15,7 +15,7 @@ from oomsafe.asgi.drain import closed_websocket, open_websocket
 from oomsafe.asgi.uvicorn_server import own_recycle
 from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
-from oomsafe.pool.current import guard_for
+from oomsafe.pool.current import ANNOUNCED, KEY, guard_for
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.meter import Work
 
@@ -24,9 +24,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-#: Where the request's Work is kept, so that a second middleware does not count it again.
-KEY, ANNOUNCED = "oomsafe.work", "oomsafe.announced"
 
 #: Says that the next request is to come on another connection, where another worker takes it.
 CLOSE = (b"connection", b"close")
@@ -53,7 +50,7 @@ class MemoryMiddleware:
             return
         guard = self._guard
         if guard is None or not guard.here:
-            guard = self._guard = guard_for(self._keywords, "requests", own_recycle)
+            guard = self._find_guard()
             if guard is None:
                 await self.app(scope, receive, send)
                 return
@@ -68,6 +65,10 @@ class MemoryMiddleware:
                 work.route = path
             guard.end(work)
 
+    def _find_guard(self) -> Guard | None:
+        self._guard = guard_for(self._keywords, "requests", own_recycle)
+        return self._guard
+
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What is not a request that nobody has counted yet."""
         if scope["type"] == "http":  # wrapped twice, counted once
@@ -75,7 +76,7 @@ class MemoryMiddleware:
         if scope["type"] != "websocket" or KEY in scope:  # a lifespan begins before there is a server that could be recycled
             await self.app(scope, receive, send)
             return
-        guard = self._guard if self._guard is not None and self._guard.here else guard_for(self._keywords, "requests", own_recycle)
+        guard = self._guard if self._guard is not None and self._guard.here else self._find_guard()
         if guard is None:
             await self.app(scope, receive, send)
             return

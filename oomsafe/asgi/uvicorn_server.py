@@ -11,6 +11,7 @@ from typing import Any
 
 from oomsafe.asgi.drain import Drain
 from oomsafe.policy.settings import Policy
+from oomsafe.pool.log import log_with
 
 #: Seconds that a request has, after its grace period, to see that it is cancelled.
 LAST_MOMENT = 1
@@ -69,10 +70,8 @@ def recycles_alone(config: Any) -> bool:
 
 
 def log_with_uvicorn() -> None:
-    """Our lines go where uvicorn's go, once its log is configured; not if the user has handlers for us."""
-    ours, theirs = logging.getLogger("oomsafe"), logging.getLogger("uvicorn.error")
-    if not ours.handlers:
-        ours.parent = theirs
+    """Our lines go where uvicorn's go, once its log is configured."""
+    log_with(logging.getLogger("uvicorn.error"))
 
 
 def _end(server: Any, late: bool) -> None:

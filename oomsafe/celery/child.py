@@ -16,7 +16,8 @@ from celery.concurrency.asynpool import Worker as AsynWorker
 from oomsafe.errors import TaskMemoryError
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.meter import PUBLISH_EVERY, Work, log
+from oomsafe.pool.log import attempt, log_with
+from oomsafe.pool.meter import PUBLISH_EVERY, Work
 from oomsafe.pool.seat import Seat
 
 
@@ -38,14 +39,14 @@ class Guarded:
 
     def after_fork(self) -> None:
         """The earliest seam in a child: from here on it dies before MainProcess."""
-        taken = None if self._seat is None else self._try(self._seat.take)
+        taken = None if self._seat is None else attempt("seat", "Celery", self._seat.take)
         super().after_fork()  # type: ignore[misc]
         if self._seat is None or taken is None:
             return
-        _log_with_celery()
+        log_with(logging.getLogger("celery"))
         board, slot = taken
         # nothing to be called when it is to end: it asks before each task
-        self._guard = self._try(partial(self._seat.guard, board, slot, _nothing, None, "tasks"))
+        self._guard = attempt("guard", "Celery", partial(self._seat.guard, board, slot, _nothing, None, "tasks"))
         if self._guard is not None:
             set_guard(self._guard)
 
@@ -54,10 +55,10 @@ class Guarded:
         wait_for_job = self.wait_for_job
 
         def between_two_tasks() -> Any:
-            self._try(self._ended)
+            attempt("the end of a task", "Celery", self._ended)
             self._idle()
             request = wait_for_job()
-            return (self._try(lambda: self._begun(request)) if request else None) or request
+            return (attempt("the begin of a task", "Celery", lambda: self._begun(request)) if request else None) or request
 
         self.wait_for_job = between_two_tasks
 
@@ -91,14 +92,6 @@ class Guarded:
             self._work = self._guard.begin(f"{name}[{task_id}]".encode("utf-8", "replace"))
             self._work.route = str(name)
         return kind, (job, i, _Contained(function, str(name)), args, kwargs)
-
-    def _try(self, function: Callable[[], Any]) -> Any:
-        """What fails of ours is logged, and the child goes on."""
-        try:
-            return function()
-        except Exception as error:
-            log.error("oomsafe failed in a child (Celery goes on): %r", error, exc_info=error)
-            return None
 
 
 class GuardedAsynWorker(Guarded, AsynWorker):  # type: ignore[misc]
@@ -144,10 +137,3 @@ def _made(made: Callable[..., Any], given: tuple[Any, ...], seat: Seat | None) -
     worker = made(*given)
     worker._seat = seat
     return worker
-
-
-def _log_with_celery() -> None:
-    """Our lines go where those of Celery's own processes go; not if the user has handlers for us."""
-    ours, theirs = logging.getLogger("oomsafe"), logging.getLogger("celery")
-    if not ours.handlers:
-        ours.parent = theirs

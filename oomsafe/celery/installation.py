@@ -11,7 +11,7 @@ from celery.exceptions import ImproperlyConfigured
 
 from oomsafe.errors import ConfigError
 from oomsafe.policy.settings import Policy, load_policy
-from oomsafe.pool.meter import log
+from oomsafe.pool.log import log
 
 POOL = "oomsafe.celery.pool:TaskPool"
 

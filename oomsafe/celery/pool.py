@@ -11,7 +11,7 @@ from celery.concurrency.asynpool import AsynPool
 
 from oomsafe.celery.child import GuardedAsynWorker, GuardedBlockingWorker
 from oomsafe.celery.installation import installed
-from oomsafe.pool.meter import log
+from oomsafe.pool.log import attempt, log
 from oomsafe.pool.seat import Seat
 from oomsafe.pool.supervisor import Supervisor
 
@@ -33,7 +33,7 @@ class Seating:
         return partial(self._worker, seat=self._seat)
 
     def _create_worker_process(self, i: int) -> Any:
-        self._seat = _guarded(lambda: self._supervisor.seat(self._supervisor.reserve()))
+        self._seat = attempt("seat", "Celery", lambda: self._supervisor.seat(self._supervisor.reserve()))
         process = super()._create_worker_process(i)  # type: ignore[misc]
         if self._seat is not None:
             self._seats[process.pid] = self._seat
@@ -44,7 +44,7 @@ class Seating:
         super().process_flush_queues(worker)  # type: ignore[misc]
         seat = self._seats.pop(worker.pid, None)
         if seat is not None:
-            _guarded(lambda: self._supervisor.release_seat(seat.number, seat.generation))
+            attempt("release", "Celery", lambda: self._supervisor.release_seat(seat.number, seat.generation))
 
 
 class GuardedAsynPool(Seating, AsynPool):  # type: ignore[misc]
@@ -87,12 +87,3 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         """A cold one."""
         super().on_terminate()
         self.supervisor.close()
-
-
-def _guarded(function: Any) -> Any:
-    """What fails of ours is logged, and Celery goes on."""
-    try:
-        return function()
-    except Exception as error:
-        log.error("oomsafe failed in the pool (Celery goes on): %r", error, exc_info=error)
-        return None

@@ -18,16 +18,14 @@ from django.core.exceptions import ImproperlyConfigured
 from oomsafe.errors import ConfigError
 from oomsafe.policy.headers import TOKEN_WSGI, may_see
 from oomsafe.policy.settings import Policy, load_policy
-from oomsafe.pool.current import guard_for
+from oomsafe.pool.current import ANNOUNCED, KEY, guard_for
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.meter import Work, log
+from oomsafe.pool.log import log
+from oomsafe.pool.meter import Work
 
 if TYPE_CHECKING:
     from django.http import HttpRequest
     from django.http.response import HttpResponseBase
-
-#: Where the request's Work is kept, in the WSGI environ or the ASGI scope, so that a second middleware does not count it again.
-KEY, ANNOUNCED = "oomsafe.work", "oomsafe.announced"
 
 
 class MemoryMiddleware:

@@ -18,7 +18,7 @@ from oomsafe.gunicorn.fleet import GunicornFleet
 from oomsafe.kernel.net import migrates_requests
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.pool.current import set_guard
-from oomsafe.pool.meter import log
+from oomsafe.pool.log import log, log_with
 from oomsafe.pool.slot import Slot
 from oomsafe.pool.supervisor import Supervisor
 
@@ -84,7 +84,9 @@ class Plugin:
 
     def on_starting(self, server: Any) -> None:
         """In the arbiter, once, before its first fork."""
-        _log_with(server)
+        theirs = getattr(server.log, "error_log", None)
+        if isinstance(theirs, logging.Logger):
+            log_with(theirs)
         self._fleet = GunicornFleet(server)
         self._supervisor = Supervisor(self.policy, f"gunicorn {server.cfg.worker_class_str}", server.num_workers, self._fleet)
         atexit.register(self._supervisor.close)
@@ -185,10 +187,3 @@ def _wake(arbiter: int) -> None:
 
 def _slot(worker: Any) -> Slot | None:
     return getattr(worker, "oomsafe_slot", None)
-
-
-def _log_with(server: Any) -> None:
-    """Our lines go where gunicorn's error log goes, also after it has been set up anew; not if the user has handlers for us."""
-    ours, theirs = logging.getLogger("oomsafe"), getattr(server.log, "error_log", None)
-    if isinstance(theirs, logging.Logger) and not ours.handlers:
-        ours.parent = theirs

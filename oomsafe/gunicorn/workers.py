@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from oomsafe.pool.guard import Background, Guard
-from oomsafe.pool.meter import log
+from oomsafe.pool.log import log
 
 #: Seconds between two heartbeats of UvicornWorker, and so between two ticks; its own are timeout / 2 apart.
 HEARTBEAT = 1

@@ -50,10 +50,6 @@ class Reason(Enum):
     REPLACED = "replaced"
 
 
-#: The reasons for which a worker is recycled.
-RECYCLE_REASONS = (Reason.SOFT, Reason.HARD, Reason.REPLACED)
-
-
 class Pool(NamedTuple):
     """The rest of the pool, as this worker sees it on the scoreboard."""
 

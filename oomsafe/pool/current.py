@@ -9,9 +9,12 @@ from typing import Any
 
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.pool.guard import Guard, Recycle
-from oomsafe.pool.meter import log
+from oomsafe.pool.log import log
 
 RecycleOf = Callable[[Policy], Recycle | None]
+
+#: Under which a request carries its Work from one middleware to the next, so that it is counted once, and announced once.
+KEY, ANNOUNCED = "oomsafe.work", "oomsafe.announced"
 
 _guard: Guard | None = None
 _failed_in: int | None = None

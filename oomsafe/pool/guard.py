@@ -24,7 +24,8 @@ from oomsafe.policy.units import MIB, format_size
 from oomsafe.pool import layout
 from oomsafe.pool.farewell import farewell, history
 from oomsafe.pool.gauge import Gauge
-from oomsafe.pool.meter import PUBLISH_EVERY, Meter, log
+from oomsafe.pool.log import log
+from oomsafe.pool.meter import PUBLISH_EVERY, Meter
 from oomsafe.pool.neighbours import Neighbours
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Figures, Slot

@@ -20,9 +20,8 @@ from oomsafe.kernel.process import OwnMemory
 from oomsafe.policy.growth import GrowthClock
 from oomsafe.policy.headers import memory_headers
 from oomsafe.pool.layout import BOUNDS, CELL_NAME, IN_USE, OTHER, UNMATCHED, Counters
+from oomsafe.pool.log import log
 from oomsafe.pool.slot import Slot
-
-log = logging.getLogger("oomsafe")
 
 _usage, _self = resource.getrusage, resource.RUSAGE_SELF
 _clock = time.monotonic

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from oomsafe.policy.limits import Capacity, resolve_limits, turns
@@ -11,7 +11,7 @@ from oomsafe.policy.settings import Policy
 from oomsafe.policy.surge import Do, Ledger, Room, Seen, Stage, Step, failed, plan, recovered, spawned
 from oomsafe.policy.units import format_size
 from oomsafe.pool import layout
-from oomsafe.pool.meter import log
+from oomsafe.pool.log import log
 from oomsafe.pool.scoreboard import Entry, Scoreboard
 
 _STAGES = {
@@ -54,14 +54,15 @@ class Monitor:
         if generation != self.ledger.replacement:
             self.ledger = failed(self.ledger, generation, now)
 
-    def tick(self, policy: Policy, capacity: Capacity, now: float) -> None:
-        """Look, and do what is due."""
+    def tick(self, policy: Policy, measure: Callable[[], Capacity], now: float) -> None:
+        """Look, and do what is due. The kernel is asked only when somebody waits: a supervisor may look ten times a second."""
         surges = policy.surge and not policy.dry_run and self._fleet.may_surge()
         if surges or self.ledger != Ledger():
             entries = self._board.roll()
             workers = [_seen(entry) for entry in entries]
             self.ledger = recovered(self.ledger, workers)
             if self.ledger.replacement is not None or (surges and any(worker.stage is Stage.WAITING for worker in workers)):
+                capacity = measure()
                 least = capacity.workers - turns(policy, capacity.workers)
                 room = Room(self._holds_one_more(policy, capacity, entries), least)
                 self.ledger, steps = plan(self.ledger, workers, room, now)

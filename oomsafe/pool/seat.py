@@ -13,7 +13,7 @@ from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.victims import auto_step
 from oomsafe.pool.guard import Background, Guard, Recycle
-from oomsafe.pool.meter import log
+from oomsafe.pool.log import log
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Slot, comm_of
 

@@ -19,7 +19,7 @@ from oomsafe.policy.units import format_size
 from oomsafe.policy.victims import auto_step, clamp_score
 from oomsafe.pool import layout
 from oomsafe.pool.guard import Background, Guard, Recycle
-from oomsafe.pool.meter import log
+from oomsafe.pool.log import log
 from oomsafe.pool.monitor import Fleet, Monitor
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.seat import Seat, enlist
@@ -142,7 +142,7 @@ class Supervisor:
         if self.board is None or os.getpid() != self.pid:
             return
         if self._monitor is not None:
-            self._monitor.tick(self.policy, self._measure(self.capacity.workers), now)
+            self._monitor.tick(self.policy, lambda: self._measure(self.capacity.workers), now)
         if now >= self._look_at and not self.policy.dry_run:
             self._rescore_all(now)
 

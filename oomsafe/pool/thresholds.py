@@ -11,7 +11,7 @@ from oomsafe.policy.limits import Capacity, Limits, resolve_limits
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.units import format_size
 from oomsafe.pool.gauge import Gauge
-from oomsafe.pool.meter import log
+from oomsafe.pool.log import log
 from oomsafe.pool.neighbours import Neighbours
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from oomsafe.errors import ConfigError
 from oomsafe.policy.settings import READERS, Policy, load_policy
-from oomsafe.pool.meter import log
+from oomsafe.pool.log import log
 
 
 def run(app: Any, **options: Any) -> None:

@@ -9,7 +9,7 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn.supervisors.multiprocess import Process
 
-from oomsafe.pool.meter import log
+from oomsafe.pool.log import log
 from oomsafe.pool.seat import Seat
 from oomsafe.uvicorn.server import GuardedServer
 

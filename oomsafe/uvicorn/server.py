@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Callable
 from typing import Any
 
 from uvicorn.config import Config
@@ -15,7 +13,7 @@ from oomsafe.asgi.uvicorn_server import UvicornDrain, log_with_uvicorn, recycles
 from oomsafe.policy.settings import Policy
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.meter import log
+from oomsafe.pool.log import attempt
 from oomsafe.pool.seat import Seat
 
 
@@ -33,16 +31,16 @@ class GuardedServer(Server):
     def take_seat(self) -> None:
         """As early as can be in a worker: what happens from now on is seen, and it dies before its supervisor."""
         if self._seat is not None:
-            self._taken = self._try(self._seat.take)
+            self._taken = attempt("seat", "uvicorn", self._seat.take)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """The app is loaded; afterwards it serves."""
         log_with_uvicorn()
-        self._try(self._wrap_app)
+        attempt("app", "uvicorn", self._wrap_app)
         await super().startup(sockets)
         if self.started and self._drain is not None:
             self._drain.serves(self)
-            self._try(self._ready)
+            attempt("ready", "uvicorn", self._ready)
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
@@ -70,11 +68,3 @@ class GuardedServer(Server):
     def _ready(self) -> None:
         if self._guard is not None:
             self._guard.ready()
-
-    def _try(self, function: Callable[[], Any]) -> Any:
-        """What fails of ours is said, and uvicorn goes on."""
-        try:
-            return function()
-        except Exception as error:
-            log.error("oomsafe failed in %s of %d (uvicorn goes on): %r", function.__name__, os.getpid(), error, exc_info=error)
-            return None

@@ -13,7 +13,7 @@ from uvicorn.supervisors import multiprocess
 
 from oomsafe.asgi.uvicorn_server import log_with_uvicorn
 from oomsafe.policy.settings import Policy
-from oomsafe.pool.meter import log
+from oomsafe.pool.log import attempt
 from oomsafe.pool.supervisor import Supervisor
 from oomsafe.uvicorn.process import GuardedProcess
 
@@ -43,8 +43,6 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         """Workers that uvicorn has forgotten, and until when they may drain."""
         self._owed = 0
         """How many workers have died at boot and are to be tried again."""
-        self._surging = False
-        self._said: set[str] = set()
         # wherever uvicorn makes a process, it looks this name up
         multiprocess.Process = self._new_process  # type: ignore[assignment,misc]
 
@@ -53,12 +51,10 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
     def spawn(self) -> int | None:
         """One more worker than wanted."""
         process = self._start()
-        self._surging = True
         return process.seat.generation if process.seat.path else None
 
     def shrink(self) -> None:
-        """As many as wanted again."""
-        self._surging = False
+        """As many as wanted again: the ledger says how many that are, at the end of each look."""
 
     def may_surge(self) -> bool:
         """uvicorn's loop does nothing else meanwhile."""
@@ -69,7 +65,6 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
     def restart_all(self) -> None:
         """SIGHUP: uvicorn replaces all of them."""
         self._supervisor.change(self.processes_num, self._policy)
-        self._surging = False
         super().restart_all()
 
     def terminate_all(self) -> None:
@@ -102,18 +97,16 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         return process
 
     def _tick(self) -> None:
-        try:
-            if self._supervisor.capacity.workers != self.processes_num:  # SIGTTIN, SIGTTOU
-                self._supervisor.change(self.processes_num)
-            self._bury()
-            self._supervisor.tick()
-            self._retire()
-            self.processes += [process for process in self._forgotten() if process not in self._retiring]
-            self._pay()
-        except Exception as error:
-            if str(error) not in self._said:
-                self._said.add(str(error))
-                log.error("oomsafe failed in tick (uvicorn goes on): %r", error, exc_info=error)
+        attempt("tick", "uvicorn", self._look)
+
+    def _look(self) -> None:
+        if self._supervisor.capacity.workers != self.processes_num:  # SIGTTIN, SIGTTOU
+            self._supervisor.change(self.processes_num)
+        self._bury()
+        self._supervisor.tick()
+        self._retire()
+        self.processes += [process for process in self._forgotten() if process not in self._retiring]
+        self._pay()
 
     def _bury(self) -> None:
         """Who has died gives its slot back; one that never served is not for uvicorn to see, which would end the whole service."""
@@ -134,8 +127,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         """Who drains for a replacement that serves is uvicorn's no more: it must not bring up another for it."""
         victim, now = self._supervisor.victim, time.monotonic()
         for process in [p for p in self.processes if isinstance(p, GuardedProcess) and p.seat.generation == victim]:
-            self.processes.remove(process)
-            self._retiring[process] = now + self._policy.grace_period + PATIENCE
+            self._let_go(process)
         for process, deadline in list(self._retiring.items()):
             if now > deadline:
                 self._retiring[process] = now + PATIENCE
@@ -146,13 +138,13 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         while self._owed and not self._supervisor.boot_pause:
             self._owed -= 1
             self._start()
-        handing = self._surging and self._supervisor.victim is None
-        while len(self.processes) + self._owed > self.processes_num + handing and len(self.processes) > 1:
+        extra = self._supervisor.replacement is not None and self._supervisor.victim is None
+        while len(self.processes) + self._owed > self.processes_num + extra and len(self.processes) > 1:
             self._let_go(next((p for p in self.processes if p.process.exitcode is not None), self.processes[0]))
 
     def _let_go(self, process: Any) -> None:
         self.processes.remove(process)
-        if process.process.exitcode is None:
+        if process in self._seated:
             self._supervisor.tell_to_drain(process.seat.number, process.seat.generation)
             self._retiring[process] = time.monotonic() + self._policy.grace_period + PATIENCE
 

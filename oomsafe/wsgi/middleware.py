@@ -8,16 +8,13 @@ from typing import Any
 
 from oomsafe.policy.headers import TOKEN_WSGI, may_see
 from oomsafe.policy.settings import load_policy
-from oomsafe.pool.current import guard_for
+from oomsafe.pool.current import ANNOUNCED, KEY, guard_for
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.layout import UNMATCHED
 from oomsafe.pool.meter import Work
 
 Environ = dict[str, Any]
 WSGIApp = Callable[[Environ, Any], Iterable[bytes]]
-
-#: Where the request's Work is kept, so that a second middleware does not count it again.
-KEY, ANNOUNCED = "oomsafe.work", "oomsafe.announced"
 
 
 class MemoryMiddleware:
