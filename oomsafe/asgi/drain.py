@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -66,7 +67,10 @@ class Drain:
                 if not left or self._loop.time() >= deadline:
                     break
             if left:
-                log.warning("the grace period of %.0f s is over with %d connections open: they are closed", self._grace_period, left)
+                log.warning(
+                    "worker %d: the grace period of %.0f s is over with %d connections open: they are closed",
+                    os.getpid(), self._grace_period, left,
+                )  # fmt: skip
                 await close_websockets()
         except Exception as error:
             log.error("oomsafe failed in draining (the worker ends all the same): %r", error)

@@ -65,9 +65,12 @@ class Monitor:
                 capacity = measure()
                 least = capacity.workers - turns(policy, capacity.workers)
                 room = Room(self._holds_one_more(policy, capacity, entries), least)
+                asker = self.ledger.asker
                 self.ledger, steps = plan(self.ledger, workers, room, now)
                 for step in steps:
                     self._do(step, entries, now)
+                    if step.do is Do.FAILED:
+                        self._say_failed(asker, entries, now)
         self._board.schedule = (now if surges else 0.0, self.ledger.failures)
 
     def _do(self, step: Step, entries: Sequence[Entry], now: float) -> None:
@@ -81,9 +84,14 @@ class Monitor:
             self._grant(step.generation, entries)
         else:
             self._fleet.shrink()
-            if step.do is Do.FAILED:
-                pause = self.ledger.not_before - now
-                log.error("a replacement died before it served: the worker over its limit stays; next try in %.0f s", pause)
+
+    def _say_failed(self, asker: int | None, entries: Sequence[Entry], now: float) -> None:
+        slot = next((str(entry.number) for entry in entries if entry.generation == asker), "unknown")
+        log.error(
+            "a replacement died before it served: the worker over its limit stays; next try in %.0f s "
+            "(it was for slot %s; its own error is above: mend what keeps the app from booting)",
+            self.ledger.not_before - now, slot,
+        )  # fmt: skip
 
     def _grant(self, generation: int, entries: Sequence[Entry]) -> None:
         for entry in entries:
