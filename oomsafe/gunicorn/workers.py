@@ -55,7 +55,10 @@ def recycle_of(worker: Any, grace_period: float) -> Callable[[], None]:
         from oomsafe.gunicorn import asyncio_workers  # each worker loads what it needs
 
         return (asyncio_workers.recycle_asgi if kind == "asgi" else asyncio_workers.recycle_uvicorn)(worker, grace_period)
-    wake = _waking_gevent(worker) if kind == "gevent" else None
+    wake = None
+    if kind == "gevent":
+        wake = _waking_gevent(worker)
+        _name_listeners(worker)
 
     def recycle() -> None:
         worker.alive = False
@@ -95,6 +98,31 @@ def _waking_gevent(worker: Any) -> Callable[[], None] | None:
 
     module.gevent = Waking()  # type: ignore[attr-defined]
     return lambda: loop.run_callback_threadsafe(told.set)
+
+
+def _name_listeners(worker: Any) -> None:
+    """Have a connection know its listener's address when the listener is closed already.
+
+    gunicorn asks for it when the connection's greenlet runs, some time after it was accepted: a worker
+    that ends in between drops the connection with EBADF.
+    """
+    handle = worker.handle
+    named = {listener: _Listener(listener) for listener in worker.sockets}
+    worker.handle = lambda listener, *connection: handle(named.get(listener, listener), *connection)
+
+
+class _Listener:
+    """A listener, open or closed."""
+
+    def __init__(self, listener: Any) -> None:
+        self._listener = listener
+        self._name = listener.getsockname()
+
+    def getsockname(self) -> Any:
+        return self._name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._listener, name)
 
 
 def spare_arbiter(worker: Any, pause: float) -> None:

@@ -86,6 +86,32 @@ def test_no_more_than_max_unavailable_drain_at_once(serve, worker_class, turns):
     assert max(watch.seen) == turns
 
 
+#: As if each connection's greenlet had to wait for its turn.
+SLOW_START = """
+import gevent
+from gunicorn.workers.ggevent import GeventWorker
+class worker_class(GeventWorker):
+    def handle(self, *connection):
+        gevent.sleep(0.3)
+        super().handle(*connection)
+"""
+
+
+def test_gevent_serves_who_was_accepted_just_before_its_listener_was_closed(serve):
+    """gunicorn asks the listener for its address only then."""
+    gunicorn = serve("gevent", 1, soft_limit="80MiB", min_lifetime=0, surge=False, settings=SLOW_START).serving(1)
+
+    with Load(gunicorn, "/?", clients=4) as load:
+        for times in (1, 2, 3):
+            assert gunicorn.get("/fill?mib=84")[0] == 200
+            gunicorn.wait_for(" recycling: ", times=times)
+            until(lambda times=times: len(gunicorn.lines("Booting worker")) == times + 1, "the next one boots")
+            gunicorn.serving(1)
+
+    assert load.failed == []
+    assert "Bad file descriptor" not in gunicorn.log()
+
+
 @pytest.mark.parametrize("worker_class", CLASSES)
 def test_an_idle_worker_over_its_limit_ends_too(serve, worker_class):
     """No request comes any more when `sustain` is over: its own tick sees it, and wakes it at once."""
