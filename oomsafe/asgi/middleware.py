@@ -92,10 +92,9 @@ class MemoryMiddleware:
 
         It returns the server's own awaitable.
         """
-        if ANNOUNCED in scope:
-            return send
-        scope[ANNOUNCED] = True
-        shown = self._headers is True or may_see(self._headers, _token(scope))
+        shown = bool(self._headers) and ANNOUNCED not in scope and (self._headers is True or may_see(self._headers, _token(scope)))
+        if shown:  # and only then: else a middleware within, which has the headers on, would leave them to this one
+            scope[ANNOUNCED] = True
         guard = work.meter
 
         def announce(message: Message) -> Awaitable[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -275,6 +276,24 @@ def test_wrapped_twice(outer: bool) -> None:
     guard = current.get_guard()
     assert guard is not None
     assert (guard.counters.work, len(headers_of(sent))) == (1, 5)
+
+
+@pytest.mark.parametrize(("outer", "inner"), [(False, True), (True, False), (True, True), ("a secret of some length", True)])
+def test_wrapped_twice_in_a_worker_that_leaves(guard: Guard, outer: bool | str, inner: bool) -> None:
+    """The outer one says that the connection is closed; who of them shows memory figures does not change."""
+    guard.leaving = True
+
+    sent = call(MemoryMiddleware(MemoryMiddleware(hello, headers=inner), guard=guard_with(guard, outer)), scope())
+
+    names = [name for name, _ in headers_of(sent)]
+    assert (names.count(b"x-memory-rss"), names.count(b"connection")) == (1, 1)
+
+
+def guard_with(guard: Guard, headers: bool | str) -> Guard:
+    """The same guard with another policy for its headers, made this process's."""
+    guard.policy = replace(guard.policy, headers=headers)
+    current.set_guard(guard)
+    return guard
 
 
 def _starlette() -> App:
