@@ -56,8 +56,9 @@ class MemoryMiddleware:
                 return
         # straight on, without calls of our own: this is what every request pays
         work = scope[KEY] = guard.begin(f"{scope['method']} {scope['path']}".encode("utf-8", "replace"))
+        app = self.app
         try:
-            await self.app(scope, receive, send if not self._headers and not guard.leaving else self._announcing(scope, send, work))
+            await app(scope, receive, send if not self._headers and not guard.leaving else self._announcing(scope, send, work))
         finally:
             # Starlette and FastAPI: the route's own path with its parameters' names; never what the client sent
             path = getattr(scope.get("route"), "path", None)

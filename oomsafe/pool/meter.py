@@ -15,6 +15,7 @@ import time
 from _thread import RLock  # the real one: gevent replaces threading's, and nothing here waits
 from bisect import bisect_left
 from types import TracebackType
+from typing import Final
 
 from oomsafe.kernel.process import OwnMemory
 from oomsafe.policy.growth import GrowthClock
@@ -25,6 +26,9 @@ from oomsafe.pool.slot import Slot
 
 _usage, _self = resource.getrusage, resource.RUSAGE_SELF
 _clock = time.monotonic
+
+#: Where ru_minflt stands in what getrusage() gives: its name is looked up in four dicts, its place in none.
+MINFLT: Final = 6
 
 #: Seconds after the end of work in which nothing is read at the next one's begin.
 SAME_BREATH = 0.05
@@ -39,18 +43,18 @@ PUBLISH_EVERY = 1.0
 class Work:
     """One piece of work in flight; also a context manager that ends it. Made by Meter.begin()."""
 
-    # at the class: what is the same for nearly all costs nothing here, and without __init__ there is no call
+    # set by begin(): without __init__ there is no call, and without a __dict__ half of what an object costs
+    __slots__ = ("cell", "mark", "meter", "name", "route", "started")
+
     meter: Meter
     name: bytes
-    route = UNMATCHED
+    route: str
     """What it is counted under: one of few names, never what a client sent."""
-    started = False
+    started: bool
     """Whether it has begun and not ended; also False where its begin failed: then there is nothing to undo."""
-    measured = True
-    """Whether it has a share in the process's growth."""
-    mark = 0.0
-    """The growth clock's value when it began."""
-    cell = -1
+    mark: float | None
+    """The growth clock's value when it began; None: it has no share in the process's growth."""
+    cell: int
     """Where the in-flight record is that it holds; -1: none was free."""
 
     def grown(self) -> int:
@@ -73,7 +77,12 @@ class Work:
 
 
 class Meter:
-    """Measures the work of one process. Every failure of ours is logged once, and the work goes on."""
+    """Measures the work of one process. Every failure of ours is logged once, and the work goes on.
+
+    Threads share it. begin() and end() take no lock, for it would cost as much as all that they count: each
+    `x += 1` of theirs is whole, since CPython with its GIL lets another thread run only at calls and at jumps
+    backward, and none stands between its read and its write. Where memory is read, the lock is held.
+    """
 
     def __init__(self, slot: Slot, memory: OwnMemory | None = None) -> None:
         self.slot = slot
@@ -117,25 +126,28 @@ class Meter:
         work = Work()
         work.meter = self
         work.name = name
+        work.route = UNMATCHED
+        work.started = False
+        work.mark = None
+        work.cell = -1
         try:
             now, clock = _clock(), self.clock
             # right after the last one, what has grown since is the server's parsing of this one
             if clock.in_flight or now > self._same_breath:
-                faults = _usage(_self).ru_minflt
+                faults = _usage(_self)[MINFLT]
                 if faults != self._faults:
                     self._read_at(faults)
-            with self._lock:
-                if measured:
-                    clock.in_flight += 1
-                else:
-                    work.measured = False
-                    self._unmeasured += 1
-                work.started = True
+            if measured:
+                clock.in_flight += 1
                 work.mark = clock.value
-                if self._cells:
-                    work.cell = cell = self._cells.pop()
-                    size = len(name)
-                    self._write(cell, size if size < CELL_NAME else CELL_NAME, now, self.rss, name, 1)
+            else:
+                self._unmeasured += 1
+            work.started = True
+            work.cell = cell = self._cells.pop()
+            size, write = len(name), self._write
+            write(cell, size if size < CELL_NAME else CELL_NAME, now, self.rss, name, 1)
+        except IndexError:
+            pass  # no cell is free: it is counted all the same
         except Exception as error:
             self.failed("begin", error)
         return work
@@ -147,27 +159,25 @@ class Meter:
         work.started = False
         growth = 0
         try:
-            clock, now = self.clock, _clock()
-            faults = _usage(_self).ru_minflt if now > self._at_once else self._faults
-            with self._lock:
-                if faults != self._faults or clock.value != work.mark:
-                    self._faults = faults
-                    self._read()
-                self.counters.work += 1
-                if work.measured:
-                    clock.in_flight -= 1
-                    row = self._routes.get(work.route) or self._row(work.route)
-                    if clock.value == work.mark:
-                        row[1] += 1
-                    else:
-                        growth = int(clock.value - work.mark)
-                        self._count(row, growth, work.name)
+            clock, now, mark = self.clock, _clock(), work.mark
+            faults = _usage(_self)[MINFLT] if now > self._at_once else self._faults
+            if faults != self._faults or clock.value != mark:
+                self._read_at(faults)
+            self.counters.work += 1
+            if mark is None:
+                self._unmeasured -= 1
+            else:
+                clock.in_flight -= 1
+                row = self._routes.get(work.route) or self._row(work.route)
+                if clock.value == mark:
+                    row[1] += 1
                 else:
-                    self._unmeasured -= 1
-                cell = work.cell
-                if cell >= 0:
-                    self._memory[cell + IN_USE] = 0
-                    self._cells.append(cell)
+                    growth = int(clock.value - mark)
+                    self._count(row, growth, work.name)
+            cell = work.cell
+            if cell >= 0:
+                self._memory[cell + IN_USE] = 0
+                self._cells.append(cell)
             self._same_breath = now + SAME_BREATH
             if now >= self._publish_at or (self.rss > self._alert and now >= self._look_at):
                 self._look(now)
@@ -181,8 +191,9 @@ class Meter:
         return self.clock.in_flight + self._unmeasured
 
     def _count(self, row: list[int], growth: int, name: bytes) -> None:
-        row[0] += max(0, growth)
-        row[1 + bisect_left(BOUNDS, growth)] += 1
+        bucket, grown = 1 + bisect_left(BOUNDS, growth), max(0, growth)  # no call between a read and its write
+        row[0] += grown
+        row[bucket] += 1
         if growth > self.largest[0]:
             self.largest = (growth, name)
 
@@ -192,14 +203,14 @@ class Meter:
         They are made anew only when a figure has changed: where nothing grows, that is never.
         """
         try:
-            faults = _usage(_self).ru_minflt
+            faults = _usage(_self)[MINFLT]
             if faults != self._faults:
                 self._read_at(faults)
             self._at_once = _clock() + AT_ONCE
-            value = self.clock.value
-            if self._still and value == work.mark:
+            value, mark = self.clock.value, work.mark
+            if self._still and value == mark:
                 return self._headers
-            figures = (int(value - work.mark), self.rss, self.soft_limit)
+            figures = (0 if mark is None else int(value - mark), self.rss, self.soft_limit)
             self._still = not figures[0]
             if figures != self._headers_of and self.rss_known:
                 grown, rss, limit = figures
@@ -213,10 +224,10 @@ class Meter:
     def grown(self, work: Work) -> int:
         """See Work.grown."""
         try:
-            faults = _usage(_self).ru_minflt
+            faults = _usage(_self)[MINFLT]
             if faults != self._faults:
                 self._read_at(faults)
-            return int(self.clock.value - work.mark)
+            return 0 if work.mark is None else int(self.clock.value - work.mark)
         except Exception as error:
             self.failed("grown", error)
             return 0
@@ -263,7 +274,8 @@ class Meter:
 
     def _row(self, route: str) -> list[int]:
         name = self._admit(route)
-        row = self.counters.route(name or OTHER)
+        with self._lock:  # whoever publishes goes through the rows
+            row = self.counters.route(name or OTHER)
         if name and len(self._routes) < 1024:  # a table for those who ask again, not for whatever names there are
             self._routes[route] = row
         return row

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -116,15 +117,30 @@ def test_real_growth_alone() -> None:
     assert guard.largest[1] == b"balloon"
 
 
-def test_threads_count_together() -> None:
-    """From several threads at once nothing is lost."""
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads take turns as often as the interpreter can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize("kib", [0, 64], ids=["idle", "growing"])
+def test_threads_count_together(kib: int) -> None:
+    """From several threads at once nothing is lost, though nothing is locked."""
     guard = measuring()
     start = threading.Barrier(4)
+    kept: list[bytes] = []
+    times = 500 if kib else 5000
 
     def run() -> None:
         start.wait()
-        for _ in range(2000):
-            guard.begin(b"x").end()
+        for _ in range(times):
+            work = guard.begin(b"x")
+            kept.append(b"x" * (kib << 10))
+            work.end()
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
@@ -132,9 +148,10 @@ def test_threads_count_together() -> None:
     for thread in threads:
         thread.join()
 
-    assert (guard.counters.work, guard.clock.in_flight) == (8000, 0)
-    assert sum(guard.counters.routes["unmatched"][1:]) == 8000
+    assert (guard.counters.work, guard.clock.in_flight) == (4 * times, 0)
+    assert sum(guard.counters.routes["unmatched"][1:]) == 4 * times
     assert guard.pool().workers[0].in_flight == []
+    assert len(guard._cells) == CELLS
 
 
 def test_work_whose_begin_failed() -> None:
