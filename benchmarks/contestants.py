@@ -1,4 +1,5 @@
-"""The servers that recycling.py compares: each class with its own event loop, each not recycling, by max requests, with oomsafe."""
+"""The servers that recycling.py compares: each class with its own event loop, each not recycling, by max requests, with oomsafe, and
+with an oomsafe that has nothing to recycle."""
 
 from __future__ import annotations
 
@@ -18,17 +19,20 @@ SOFT_LIMIT = 128
 KEEP_ALIVE = 10
 
 #: How a server may recycle, in the order of the tables; the first is the baseline.
-NOT, STOCK, OOMSAFE = "not recycling", "max requests", "oomsafe"
-WAYS = (NOT, STOCK, OOMSAFE)
+NOT, STOCK, OOMSAFE, MEASURED = "not recycling", "max requests", "oomsafe", "oomsafe, not recycling"
+WAYS = (NOT, STOCK, OOMSAFE, MEASURED)
+
+#: Soft limits; one that no worker comes near shows what measuring costs without any recycling.
+LIMITS = {OOMSAFE: f"{SOFT_LIMIT}MiB", MEASURED: "4GiB"}
 
 _CONF = f"""
 control_socket_disable = True
 keepalive = {KEEP_ALIVE}
 """
 
-_INSTALL = f"""
+_INSTALL = """
 import oomsafe.gunicorn
-oomsafe.gunicorn.install(globals(), soft_limit="{SOFT_LIMIT}MiB", min_lifetime=0)
+oomsafe.gunicorn.install(globals(), soft_limit="{}", min_lifetime=0)
 """
 
 
@@ -62,7 +66,7 @@ class ServerClass:
 
     def missing(self, way: str) -> str | None:
         """Why this contestant can't take part; None: it can."""
-        if self.uvicorn and way == OOMSAFE and importlib.util.find_spec("oomsafe.uvicorn") is None:
+        if self.uvicorn and way in LIMITS and importlib.util.find_spec("oomsafe.uvicorn") is None:
             return "this oomsafe has no oomsafe.uvicorn"
         return None
 
@@ -74,7 +78,7 @@ class ServerClass:
         # gunicorn adds a share of its own of 0..jitter to each worker's; in the mean it comes to `requests`
         limits = {"max_requests": round(tuning.requests * 0.9), "max_requests_jitter": round(tuning.requests * 0.2)}
         lines = [f"{key} = {value}" for key, value in limits.items() if way == STOCK] + [f"timeout = {timeout}"]
-        conf = "\n".join([_CONF, self.conf, *lines, _INSTALL if way == OOMSAFE else ""])
+        conf = "\n".join([_CONF, self.conf, *lines, _INSTALL.format(LIMITS[way]) if way in LIMITS else ""])
         return Server([sys.executable, "-m", "gunicorn", *self.argv], environ=environ, files={"conf.py": conf})
 
     def _uvicorn(self, way: str, tuning: Tuning, environ: dict[str, str]) -> Server:
@@ -83,9 +87,9 @@ class ServerClass:
             # drawn anew at each look, ten times a second: the least of them counts
             jitter = str(round(tuning.requests * 0.2))
             more = ("--limit-max-requests", str(tuning.requests), "--limit-max-requests-jitter", jitter)
-        elif way == OOMSAFE:
+        elif way in LIMITS:
             module = "oomsafe.uvicorn"
-            environ = {**environ, "OOMSAFE_SOFT_LIMIT": f"{SOFT_LIMIT}MiB", "OOMSAFE_MIN_LIFETIME": "0"}
+            environ = {**environ, "OOMSAFE_SOFT_LIMIT": LIMITS[way], "OOMSAFE_MIN_LIFETIME": "0"}
         return Server([sys.executable, "-m", module, *self.argv, *more], environ=environ)
 
     @property

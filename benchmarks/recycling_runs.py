@@ -14,7 +14,7 @@ from typing import Any
 
 import common
 from common import Server
-from contestants import NOT, OOMSAFE, ServerClass, Tuning, tuned
+from contestants import LIMITS, MEASURED, NOT, ServerClass, Tuning, tuned
 from leak import Watch
 
 from oomsafe.pool.places import living_boards
@@ -66,7 +66,9 @@ class Run:
 
     def doubt(self, way: str) -> str | None:
         """Why this contestant did not do what its row says; None: it did."""
-        if way == NOT:
+        if way in LIMITS and self.board is None:
+            return "no scoreboard"
+        if way in (NOT, MEASURED):
             return f"{self.recycles} workers ended" if self.recycles else None
         if not self.recycles:
             return "no recycle"
@@ -110,7 +112,7 @@ class Watched:
         here = self.server.workers()
         self.run.recycles = len(self._watch.peaks.keys() - here)
         self.run.first_gone = len(self._first - here)
-        self.run.board = recycled(self.server) if self._way == OOMSAFE else None
+        self.run.board = recycled(self.server) if self._way in LIMITS else None
 
     def ask(self, seconds: float, rate: float, *, slow: int = 0, timeout: float = TIMEOUT) -> None:
         """The verifying clients, for so long; `slow` of them ask /slow once."""
