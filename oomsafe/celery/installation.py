@@ -15,6 +15,9 @@ from oomsafe.pool.log import log
 
 POOL = "oomsafe.celery.pool:TaskPool"
 
+#: By name: those who only send tasks don't import it.
+NODE = "oomsafe.celery.node:Node"
+
 #: What Celery calls its own process pool.
 PREFORK = ("prefork", "processes", "celery.concurrency.prefork:TaskPool")
 
@@ -40,6 +43,7 @@ def install(app: Any, **policy: Any) -> None:
     import oomsafe.celery.remote  # noqa: F401  its commands are there for the node and for those who ask it
 
     app.oomsafe = Installed(checked, tuple(warnings))
+    app.steps["consumer"].add(NODE)
     if app.conf.worker_pool in PREFORK:
         app.conf.worker_pool = POOL
 

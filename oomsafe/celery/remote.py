@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from celery.worker.control import control_command, inspect_command
 
+from oomsafe.celery.telling import node_told, pool_told
 from oomsafe.pool.supervisor import Supervisor
-from oomsafe.pool.view import WorkerView
 
 UNGUARDED = {"error": "the pool of this node is not guarded: call oomsafe.celery.install(app) where the app is made"}
 
@@ -19,15 +18,7 @@ def memory(state: Any) -> dict[str, Any]:
     supervisor = _supervisor(state)
     if supervisor is None or supervisor.board is None:
         return UNGUARDED
-    pool = supervisor.board.read()
-    return {
-        "children": [_child(worker) for worker in pool.workers],
-        "limit": pool.limit,
-        "budget": pool.budget,
-        "tasks": pool.totals.work,
-        "recycles": {reason: count for reason, count in pool.totals.by_reason.items() if count},
-        "reclaimed": pool.totals.reclaimed,
-    }
+    return {**pool_told(supervisor.board.read()), **node_told(state.consumer)}
 
 
 @control_command()  # type: ignore[untyped-decorator]
@@ -47,9 +38,3 @@ def memory_recycle(state: Any) -> dict[str, Any]:
 def _supervisor(state: Any) -> Supervisor | None:
     found = getattr(state.consumer.pool, "supervisor", None)
     return found if isinstance(found, Supervisor) else None
-
-
-def _child(worker: WorkerView) -> dict[str, Any]:
-    figures = {name: figure for name, figure in asdict(worker.figures).items() if name != "in_flight"}
-    flight = [{"task": work.name, "began": work.began, "rss_then": work.rss} for work in worker.in_flight]
-    return {"pid": worker.pid, "state": worker.state, "tasks": worker.counters.work, **figures, "in_flight": flight}
