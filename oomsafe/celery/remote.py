@@ -7,6 +7,7 @@ from typing import Any
 from celery.worker.control import control_command, inspect_command
 
 from oomsafe.celery.telling import node_told, pool_told
+from oomsafe.pool.guard import Guard
 from oomsafe.pool.supervisor import Supervisor
 
 UNGUARDED = {"error": "the pool of this node is not guarded: call oomsafe.celery.install(app) where the app is made"}
@@ -15,7 +16,9 @@ UNGUARDED = {"error": "the pool of this node is not guarded: call oomsafe.celery
 @inspect_command()  # type: ignore[untyped-decorator]
 def memory(state: Any) -> dict[str, Any]:
     """The node's children: what they hold, their limits, the task in flight. Bytes and seconds; null is not known."""
-    supervisor = _supervisor(state)
+    supervisor, guard = _supervisor(state), getattr(state.consumer, "oomsafe_guard", None)
+    if isinstance(guard, Guard):
+        return {**pool_told(guard.pool()), **node_told(state.consumer)}
     if supervisor is None or supervisor.board is None:
         return UNGUARDED
     return {**pool_told(supervisor.board.read()), **node_told(state.consumer)}
@@ -25,6 +28,8 @@ def memory(state: Any) -> dict[str, Any]:
 def memory_recycle(state: Any) -> dict[str, Any]:
     """Recycle the node's biggest child once its current task is done."""
     supervisor = _supervisor(state)
+    if hasattr(state.consumer, "oomsafe_guard"):
+        return {"error": "all tasks of this node run in one process: shut it down warmly, and start it again"}
     if supervisor is None or supervisor.board is None:
         return UNGUARDED
     workers = [worker for worker in supervisor.board.read().workers if worker.state == "serving"]
