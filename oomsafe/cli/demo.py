@@ -180,7 +180,8 @@ def _verdict(result: dict[str, Any], server: DemoServer, without: bool) -> str:
     if without and not killed and result["supervisor_survived"]:
         return f"The app leaked {leaked} and nothing stopped it: here was no limit for the kernel to enforce. Run as root to see one."
     if without and not killed:
-        return f"A MemoryError of one {unit} ended the supervisor, and with it the service: {result['failed']} {unit}s failed. Now without --without."
+        end = f"{result['failed']} {unit}s failed"
+        return f"A MemoryError of one {unit} ended the supervisor, and with it the service: {end}. Now without --without."
     if without:
         end = "" if result["supervisor_survived"] else " The supervisor died, and with it the service."
         return (

@@ -89,6 +89,27 @@ def test_what_it_has_prefetched_is_held_back(celery: Start, tmp_path: Path, brok
     assert results(node, [second, *sent]) == [400, *[node.pid] * 4]
 
 
+@pytest.mark.parametrize("broker", ["redis", RABBITMQ])
+def test_what_it_holds_back_when_it_ends_is_the_next_node_s(celery: Start, tmp_path: Path, broker: str) -> None:
+    """A warm shutdown while it has paused: what runs ends, the rest goes back to the broker, and runs once."""
+    go, end, queue = tmp_path / "go", tmp_path / "end", f"q-ends-{tmp_path.name}-{broker}"
+    node = celery(broker, conf=CONF, queue=queue, budget="400MiB", soft_limit="1GiB").ready()
+    held = [send(node, f"holding.hold.delay({str(go)!r}, {mib}, {str(end)!r})") for mib in (1, 400)]
+    sent = node.ask("import holding; result = [holding.pid.delay().id for _ in range(4)]")
+    until(lambda: len(node.lines("Task holding.pid[")) == 4, "they are prefetched")
+    go.touch()
+    until(lambda: node.lines(PAUSED), "it pauses", 12)
+
+    node.process.terminate()
+    until(lambda: node.lines("Warm shutdown"), "it ends")
+    end.touch()
+    assert node.process.wait(30) == 0
+    following = celery(broker, conf=CONF, queue=queue, soft_limit="1GiB").ready()
+
+    assert results(following, [*held, *sent]) == [1, 400, *[following.pid] * 4]
+    assert len(following.lines("holding.pid[")) == 2 * 4
+
+
 @pytest.mark.parametrize("broker", ["redis", "filesystem"])
 def test_the_biggest_idle_child_is_recycled_first(celery: Start, tmp_path: Path, broker: str) -> None:
     """It has what the node must give back; the other one stays."""
@@ -140,3 +161,19 @@ def test_a_node_tells_of_the_task_in_flight_and_its_growth(celery: Start, tmp_pa
     assert worker == event["hostname"]
     end.touch()
     assert results(node, [held]) == [100]
+
+
+def test_what_its_processes_share_counts_once(celery: Start) -> None:
+    """Three processes of 200 MiB that share 150 of them are not 600."""
+    node = celery(env={"BALLAST_MIB": "150"}, budget="400MiB", soft_limit="1GiB").ready()
+    assert node.ask("result = [proj.leak.delay(n, 1).get(timeout=30) for n in range(4)]") == [0, 1, 2, 3]
+
+    def looked() -> dict[str, Any]:
+        (told,) = node.celery("inspect", "memory").values()
+        return told["working_set"] and told
+
+    told = until(looked, "it has looked")
+    assert sum(child["rss"] for child in told["children"]) > 300 * MIB
+    assert 150 * MIB < told["working_set"] < 350 * MIB
+    assert not told["paused"]
+    assert node.lines(PAUSED) == []
