@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celerying import CeleryWorker, Start
+from needs import need
 from serving import until
+
+from oomsafe.kernel.sandbox import Sandbox
 
 RABBITMQ = pytest.param("rabbitmq", marks=pytest.mark.xdist_group("rabbitmq"))
 BROKERS = ("redis", "filesystem", RABBITMQ)
@@ -177,3 +182,25 @@ def test_what_its_processes_share_counts_once(celery: Start) -> None:
     assert 150 * MIB < told["working_set"] < 350 * MIB
     assert not told["paused"]
     assert node.lines(PAUSED) == []
+
+
+def test_in_a_cgroup_its_working_set_counts(celery: Start, tmp_path: Path) -> None:
+    """The kernel kills by that, so a share of its limit is what the node keeps to."""
+    end = tmp_path / "end"
+    with ExitStack() as stack:
+        try:
+            box = stack.enter_context(Sandbox(f"oomsafe-test-{os.getpid()}-node", 600 * MIB))
+        except OSError as error:
+            need(False, f"a memory cgroup can't be made: {error}")
+        node = celery(conf=CONF, budget="50%", soft_limit="500MiB").ready()
+        stack.callback(node.__exit__)
+        for pid in (node.pid, *node.children()):
+            (Path(box.cgroup.path) / "cgroup.procs").write_text(str(pid))
+        held = send(node, f"holding.hold.delay('/', 400, {str(end)!r})")
+
+        (line,) = until(lambda: node.lines(PAUSED), "it pauses", 12)
+        end.touch()
+
+        assert "its budget is 300 MiB; it goes on below 285 MiB" in line
+        until(lambda: node.lines(RESUMED), "it goes on")
+        assert results(node, [held]) == [400]
