@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celerying import CeleryWorker, Start
+from celerying import CeleryWorker, Redis, Start
 from needs import need
 from serving import until
 
@@ -113,6 +113,29 @@ def test_what_it_holds_back_when_it_ends_is_the_next_node_s(celery: Start, tmp_p
 
     assert results(following, [*held, *sent]) == [1, 400, *[following.pid] * 4]
     assert len(following.lines("holding.pid[")) == 2 * 4
+
+
+def test_it_stays_paused_when_its_connection_is_lost(celery: Start, redis: Redis, tmp_path: Path) -> None:
+    """What it had held back comes again with the new connection, is held again, and runs once."""
+    go, small, big = (tmp_path / name for name in ("go", "small", "big"))
+    node = celery(conf=CONF, budget="400MiB", soft_limit="1GiB").ready()
+    first = send(node, f"holding.hold.delay({str(go)!r}, 1, {str(small)!r})")
+    second = send(node, f"holding.hold.delay({str(go)!r}, 400, {str(big)!r})")
+    sent = node.ask("import holding; result = [holding.pid.delay().id for _ in range(4)]")
+    until(lambda: len(node.lines("Task holding.pid[")) == 4, "they are prefetched")
+    go.touch()
+    until(lambda: node.lines(PAUSED), "it pauses", 12)
+
+    node.ask(f"import redis; result = redis.Redis(port={redis.port}).execute_command('CLIENT KILL TYPE normal')")
+    until(lambda: len(node.lines("Connected to redis")) == 2, "it is connected again")
+    small.touch()
+    assert results(node, [first]) == [1]
+    assert node.celery("inspect", "ping")
+    assert [line for line in node.lines("holding.pid[") if "succeeded" in line] == []
+
+    big.touch()
+    assert results(node, [second, *sent]) == [400, *[node.pid] * 4]
+    assert len([line for line in node.lines("holding.pid[") if "succeeded" in line]) == 4
 
 
 @pytest.mark.parametrize("broker", ["redis", "filesystem"])
