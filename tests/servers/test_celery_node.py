@@ -125,11 +125,11 @@ def test_it_stays_paused_when_its_connection_is_lost(celery: Start, redis: Redis
     until(lambda: len(node.lines("Task holding.pid[")) == 4, "they are prefetched")
     go.touch()
     until(lambda: node.lines(PAUSED), "it pauses", 12)
+    small.touch()
+    assert results(node, [first]) == [1]
 
     node.ask(f"import redis; result = redis.Redis(port={redis.port}).execute_command('CLIENT KILL TYPE normal')")
     until(lambda: len(node.lines("Connected to redis")) == 2, "it is connected again")
-    small.touch()
-    assert results(node, [first]) == [1]
     assert node.celery("inspect", "ping")
     assert [line for line in node.lines("holding.pid[") if "succeeded" in line] == []
 
