@@ -54,8 +54,9 @@ class CeleryWorker:
     """One node. `ask(code)` runs a line of Python in a process of its own, with `proj` imported, and returns what it makes."""
 
     def __init__(
-        self, folder: Path, broker: str, backend: str, *, shared: Path, env: dict[str, str], argv: tuple[str, ...], conf: dict[str, Any]
-    ) -> None:
+        self, folder: Path, broker: str, backend: str, *, shared: Path, env: dict[str, str], argv: tuple[str, ...], conf: dict[str, Any],
+        wrap: Callable[[list[str]], list[str]] = list,
+    ) -> None:  # fmt: skip
         """`shared` is where the filesystem broker lies, for all nodes of a test."""
         self.folder = folder
         if broker.startswith("filesystem"):
@@ -75,7 +76,7 @@ class CeleryWorker:
         command = [sys.executable, "-m", "celery", "-A", "proj", "worker", "-l", "INFO", "-c", "2", "--without-gossip", "--without-mingle"]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*ENDING_WITH_US, *command, *argv], cwd=folder, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                [*ENDING_WITH_US, *wrap([*command, *argv])], cwd=folder, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         self.pid = self.process.pid
