@@ -54,19 +54,21 @@ class CeleryWorker:
     """One node. `ask(code)` runs a line of Python in a process of its own, with `proj` imported, and returns what it makes."""
 
     def __init__(
-        self, folder: Path, redis: Redis, broker: str, *, env: dict[str, str], argv: tuple[str, ...], conf: dict[str, Any]
-    ) -> None:
+        self, folder: Path, broker: str, backend: str, *, shared: Path, env: dict[str, str], argv: tuple[str, ...], conf: dict[str, Any],
+        wrap: Callable[[list[str]], list[str]] = list,
+    ) -> None:  # fmt: skip
+        """`shared` is where the filesystem broker lies, for all nodes of a test."""
         self.folder = folder
-        if broker == "filesystem":
-            for name in ("queue", "processed", "control"):
-                (folder / name).mkdir(exist_ok=True)
+        if broker.startswith("filesystem"):
             places = {"data_folder_in": "queue", "data_folder_out": "queue", "processed_folder": "processed", "control_folder": "control"}
-            conf = {**conf, "broker_transport_options": {key: str(folder / name) for key, name in places.items()}}
+            for name in places.values():
+                (shared / name).mkdir(exist_ok=True)
+            conf = {**conf, "broker_transport_options": {key: str(shared / name) for key, name in places.items()}}
         self.env = {
             **{key: value for key, value in os.environ.items() if not key.startswith("OOMSAFE_") or key == "OOMSAFE_TESTS_REQUIRE"},
             "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]),
-            "BROKER": redis.url(0) if broker == "redis" else "filesystem://",
-            "BACKEND": redis.url(1),
+            "BROKER": broker,
+            "BACKEND": backend,
             "CELERY_CONF": json.dumps(conf),
             **env,
         }
@@ -74,7 +76,7 @@ class CeleryWorker:
         command = [sys.executable, "-m", "celery", "-A", "proj", "worker", "-l", "INFO", "-c", "2", "--without-gossip", "--without-mingle"]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*ENDING_WITH_US, *command, *argv], cwd=folder, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                [*ENDING_WITH_US, *wrap([*command, *argv])], cwd=folder, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         self.pid = self.process.pid

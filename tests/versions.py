@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 
+import celery
 import gunicorn
 import pytest
 import starlette
 import starlette.routing
+from celery.app.defaults import NAMESPACES
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers import SUPPORTED_WORKERS
 
@@ -41,3 +43,8 @@ def names_routes() -> None:
     """Whether Starlette puts the route that it took into the scope."""
     names = 'scope["route"]' in inspect.getsource(starlette.routing)
     provided(names, f"Starlette {starlette.__version__} does not say which route it took")
+
+
+def spawns() -> None:
+    """Whether Celery's prefork pool can spawn its children."""
+    provided("pool_start_method" in NAMESPACES["worker"], f"Celery {celery.__version__} has no worker_pool_start_method")

@@ -16,11 +16,14 @@ apt_install() {
     fi
 }
 
-# without root or apt, the tests that drive it say that it is missing
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v redis-server >/dev/null; then
-    # its package would start a server of its own
+# without root or apt, the tests that drive them say that they are missing
+brokers=
+for broker in redis-server rabbitmq-server; do command -v $broker >/dev/null || brokers="$brokers $broker"; done
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ -n "$brokers" ]; then
+    # their packages would start servers of their own
     [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d && ours=1; }
-    apt_install redis-server
+    # shellcheck disable=SC2086  one word each
+    apt_install $brokers
     [ -z "${ours:-}" ] || rm /usr/sbin/policy-rc.d
 fi
 "$python" -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv

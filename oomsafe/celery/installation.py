@@ -15,6 +15,9 @@ from oomsafe.pool.log import log
 
 POOL = "oomsafe.celery.pool:TaskPool"
 
+#: By name: those who only send tasks don't import it.
+STEPS = ("oomsafe.celery.node:Node", "oomsafe.celery.single:Single")
+
 #: What Celery calls its own process pool.
 PREFORK = ("prefork", "processes", "celery.concurrency.prefork:TaskPool")
 
@@ -31,7 +34,7 @@ def install(app: Any, **policy: Any) -> None:
     """Guard the children of `app`'s workers. Keywords are those of Policy.
 
     Raises Celery's ImproperlyConfigured, in one line, for a setting that can't be right. A pool of another
-    kind (threads, gevent, solo) is left as it is.
+    kind (threads, gevent, solo) is measured, and left as it is.
     """
     try:
         checked, warnings = load_policy(os.environ, policy)
@@ -40,6 +43,7 @@ def install(app: Any, **policy: Any) -> None:
     import oomsafe.celery.remote  # noqa: F401  its commands are there for the node and for those who ask it
 
     app.oomsafe = Installed(checked, tuple(warnings))
+    app.steps["consumer"].update(STEPS)
     if app.conf.worker_pool in PREFORK:
         app.conf.worker_pool = POOL
 

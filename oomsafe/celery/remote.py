@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from celery.worker.control import control_command, inspect_command
 
+from oomsafe.celery.telling import node_told, pool_told
+from oomsafe.pool.guard import Guard
 from oomsafe.pool.supervisor import Supervisor
-from oomsafe.pool.view import WorkerView
 
 UNGUARDED = {"error": "the pool of this node is not guarded: call oomsafe.celery.install(app) where the app is made"}
 
@@ -16,24 +16,20 @@ UNGUARDED = {"error": "the pool of this node is not guarded: call oomsafe.celery
 @inspect_command()  # type: ignore[untyped-decorator]
 def memory(state: Any) -> dict[str, Any]:
     """The node's children: what they hold, their limits, the task in flight. Bytes and seconds; null is not known."""
-    supervisor = _supervisor(state)
+    supervisor, guard = _supervisor(state), getattr(state.consumer, "oomsafe_guard", None)
+    if isinstance(guard, Guard):
+        return {**pool_told(guard.pool()), **node_told(state.consumer)}
     if supervisor is None or supervisor.board is None:
         return UNGUARDED
-    pool = supervisor.board.read()
-    return {
-        "children": [_child(worker) for worker in pool.workers],
-        "limit": pool.limit,
-        "budget": pool.budget,
-        "tasks": pool.totals.work,
-        "recycles": {reason: count for reason, count in pool.totals.by_reason.items() if count},
-        "reclaimed": pool.totals.reclaimed,
-    }
+    return {**pool_told(supervisor.board.read()), **node_told(state.consumer)}
 
 
 @control_command()  # type: ignore[untyped-decorator]
 def memory_recycle(state: Any) -> dict[str, Any]:
     """Recycle the node's biggest child once its current task is done."""
     supervisor = _supervisor(state)
+    if hasattr(state.consumer, "oomsafe_guard"):
+        return {"error": "all tasks of this node run in one process: shut it down warmly, and start it again"}
     if supervisor is None or supervisor.board is None:
         return UNGUARDED
     workers = [worker for worker in supervisor.board.read().workers if worker.state == "serving"]
@@ -47,9 +43,3 @@ def memory_recycle(state: Any) -> dict[str, Any]:
 def _supervisor(state: Any) -> Supervisor | None:
     found = getattr(state.consumer.pool, "supervisor", None)
     return found if isinstance(found, Supervisor) else None
-
-
-def _child(worker: WorkerView) -> dict[str, Any]:
-    figures = {name: figure for name, figure in asdict(worker.figures).items() if name != "in_flight"}
-    flight = [{"task": work.name, "began": work.began, "rss_then": work.rss} for work in worker.in_flight]
-    return {"pid": worker.pid, "state": worker.state, "tasks": worker.counters.work, **figures, "in_flight": flight}

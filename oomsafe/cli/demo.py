@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from oomsafe.cli.bars import memory_bar
-from oomsafe.cli.demo_app import LEAK
+from oomsafe.cli.demo_app import LEAK, TASK_LEAK
 from oomsafe.cli.demo_server import ASGI_CLASSES, DemoServer
 from oomsafe.cli.load import Load
 from oomsafe.policy.text import printable
@@ -29,26 +29,28 @@ LIMIT = 512 * MIB
 
 @click.command()
 @click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(2, 600), help="How long the load goes on.")
-@click.option("--server", default="gunicorn", show_default=True, type=click.Choice(["gunicorn", "uvicorn"]))
+@click.option("--server", default="gunicorn", show_default=True, type=click.Choice(["gunicorn", "uvicorn", "celery"]))
 @click.option("--worker-class", type=click.Choice(CLASSES), help="Of gunicorn.  [default: sync]")
 @click.option("--without", is_flag=True, help="The same without oomsafe: see what the kernel does.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object at the end, for a machine.")
 def demo(seconds: float, server: str, worker_class: str | None, without: bool, as_json: bool) -> None:
-    """Run a server with an app that leaks 256 KiB a request, under real load.
+    """Run a server with an app that leaks 256 KiB a request (Celery: 1 MiB a task, and some tasks balloon), under real load.
 
     With oomsafe, its workers are recycled before anything is killed; exits with 0 when that
     happened, no request failed and the supervisor lived.
     """
-    if server == "uvicorn" and worker_class:
-        raise click.UsageError("--worker-class is gunicorn's: leave it out with --server uvicorn")
-    worker_class = worker_class or ("sync" if server == "gunicorn" else "uvicorn")
+    if server != "gunicorn" and worker_class:
+        raise click.UsageError(f"--worker-class is gunicorn's: leave it out with --server {server}")
+    worker_class = worker_class or {"gunicorn": "sync", "uvicorn": "uvicorn", "celery": "prefork"}[server]
     _needs(server, worker_class)
     console = Console(stderr=as_json)
     try:
         with DemoServer(server, worker_class, WORKERS, None if without else SOFT_LIMIT, LIMIT) as running:
-            load = Load(running.port)
+            load: Any = _load(running) if server == "celery" else Load(running.port)
             _run(running, load, seconds, console, quiet=as_json)
             result = {"server": server, "worker_class": worker_class, **_result(running, load, seconds, without)}
+            if server == "celery":
+                result["ballooned"] = load.ballooned
     except RuntimeError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
@@ -57,6 +59,12 @@ def demo(seconds: float, server: str, worker_class: str | None, without: bool, a
         console.print(_summary(result, running, load, without))
     good = result["failed"] == 0 and result["recycles"] > 0 and result["supervisor_survived"]
     raise SystemExit(0 if good or without else 1)
+
+
+def _load(server: DemoServer) -> Any:
+    from oomsafe.cli.task_load import TaskLoad  # here: Celery is there only for those who asked for it
+
+    return TaskLoad(server.folder)
 
 
 def _needs(server: str, worker_class: str) -> None:
@@ -68,7 +76,7 @@ def _needs(server: str, worker_class: str) -> None:
         raise click.ClickException(f"--worker-class {worker_class} needs {package}: pip install {package}")
 
 
-def _run(server: DemoServer, load: Load, seconds: float, console: Console, quiet: bool) -> None:
+def _run(server: DemoServer, load: Any, seconds: float, console: Console, quiet: bool) -> None:
     """Watch the server under load until the time is up or its supervisor has died."""
     if not quiet:
         console.print(_opening(server))
@@ -95,20 +103,26 @@ def _event(spent: float, line: str) -> Text:
 
 
 def _opening(server: DemoServer) -> str:
-    rate = f"each request leaks {format_size(LEAK)}"
+    rate = f"each {server.unit} leaks {format_size(_leak(server))}"
     if server.sandbox:
         where = f"in a memory cgroup of {format_size(LIMIT)}"
     else:
         where = "without a memory cgroup (that takes root), so the kernel will not step in"
-    return f"supervisor {server.pid} listens on 127.0.0.1:{server.port} with {WORKERS} workers, {where}; {rate}"
+    at = f"listens on 127.0.0.1:{server.port}" if server.port else "takes tasks from a folder"
+    return f"supervisor {server.pid} {at} with {WORKERS} workers, {where}; {rate}"
 
 
-def _picture(server: DemoServer, load: Load, spent: float) -> Group:
+def _leak(server: DemoServer) -> int:
+    """Bytes."""
+    return TASK_LEAK if server.unit == "task" else LEAK
+
+
+def _picture(server: DemoServer, load: Any, spent: float) -> Group:
     """The pool at this moment."""
     seen = server.seen
     table = Table(box=None, padding=(0, 1))
-    for column in ("worker", "state", "rss", "against its limit", "requests"):
-        table.add_column(column, justify="right" if column in ("rss", "requests") else "left")
+    for column in ("worker", "state", "rss", "against its limit", f"{server.unit}s"):
+        table.add_column(column, justify="right" if column in ("rss", f"{server.unit}s") else "left")
     views = {worker.pid: worker for worker in seen.pool.workers} if seen.pool else {}
     for pid, rss in sorted(seen.rss.items()):
         view = views.get(pid)
@@ -117,12 +131,18 @@ def _picture(server: DemoServer, load: Load, spent: float) -> Group:
         table.add_row(str(pid), view.state if view else "", format_size(rss), memory_bar(rss, limit), served)
     recycles = sum(seen.pool.totals.recycles) if seen.pool else 0
     supervisor = "alive" if seen.supervisor_alive else "DEAD"
-    counts = {"requests": load.requests, "failed": load.failed, "recycles": recycles, "killed": seen.killed, "supervisor": supervisor}
+    counts = {
+        f"{server.unit}s": load.requests,
+        "failed": load.failed,
+        "recycles": recycles,
+        "killed": seen.killed,
+        "supervisor": supervisor,
+    }
     line = "   ".join(f"{name} {count}" for name, count in counts.items())
     return Group(Text(f"{spent:4.0f} s   {line}", style="bold"), table)
 
 
-def _result(server: DemoServer, load: Load, seconds: float, without: bool) -> dict[str, Any]:
+def _result(server: DemoServer, load: Any, seconds: float, without: bool) -> dict[str, Any]:
     seen = server.seen
     return {
         "seconds": seconds,
@@ -135,37 +155,41 @@ def _result(server: DemoServer, load: Load, seconds: float, without: bool) -> di
     }
 
 
-def _summary(result: dict[str, Any], server: DemoServer, load: Load, without: bool) -> Text:
+def _summary(result: dict[str, Any], server: DemoServer, load: Any, without: bool) -> Text:
     seen = server.seen
     reasons = seen.pool.totals.by_reason.items() if seen.pool else ()
     recycles = ", ".join(f"{count} for {reason}" for reason, count in reasons if count) or "none"
     failures = ", ".join(f"{count} {name}" for name, count in sorted(load.failures.items()))
     supervisor = f"{server.pid}, {'alive from the first second to the last' if seen.supervisor_alive else 'DEAD'}"
     rows = {
-        "requests": f"{result['requests']}, each answer checked",
+        f"{server.unit}s": f"{result['requests']}, each answer checked",
         "failed": f"{result['failed']}{f' ({failures})' if failures else ''}",
         "recycles": recycles,
+        **({"ballooned": f"{result['ballooned']} tasks, each failed by itself"} if "ballooned" in result else {}),
         "killed by SIGKILL": str(seen.killed),
         "peak of a worker": format_size(seen.peak_rss) + ("" if without else f" (soft limit {format_size(SOFT_LIMIT)})"),
         "supervisor": supervisor,
     }
     lines = [f"  {name:18} {value}" for name, value in rows.items()]
-    return Text("\n".join(["", *lines, "", _verdict(result, seen.killed, without)]))
+    return Text("\n".join(["", *lines, "", _verdict(result, server, without)]))
 
 
-def _verdict(result: dict[str, Any], killed: int, without: bool) -> str:
+def _verdict(result: dict[str, Any], server: DemoServer, without: bool) -> str:
     """What it all means, in plain words."""
-    leaked = format_size(result["requests"] * LEAK)
+    leaked, killed, unit = format_size(result["requests"] * _leak(server)), server.seen.killed, server.unit
     if without and not killed and result["supervisor_survived"]:
         return f"The app leaked {leaked} and nothing stopped it: here was no limit for the kernel to enforce. Run as root to see one."
+    if without and not killed:
+        end = f"{result['failed']} {unit}s failed"
+        return f"A MemoryError of one {unit} ended the supervisor, and with it the service: {end}. Now without --without."
     if without:
         end = "" if result["supervisor_survived"] else " The supervisor died, and with it the service."
         return (
             f"The app leaked {leaked}: the kernel's OOM killer took {killed} workers with what they were doing, "
-            f"{result['failed']} requests failed.{end} Now without --without."
+            f"{result['failed']} {unit}s failed.{end} Now without --without."
         )
     if result["failed"] or not result["supervisor_survived"]:
-        return "NOT GOOD: requests failed or the supervisor died. This should not happen: please report it with the lines above."
+        return f"NOT GOOD: {unit}s failed or the supervisor died. This should not happen: please report it with the lines above."
     if not result["recycles"]:
         return "Nothing reached its limit in this time: run it for longer."
-    return f"The app leaked {leaked}. {result['recycles']} workers were recycled before anything was killed, and no request noticed."
+    return f"The app leaked {leaked}. {result['recycles']} workers were recycled before anything was killed, and no {unit} noticed."

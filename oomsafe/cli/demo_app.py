@@ -7,6 +7,9 @@ from typing import Any
 
 LEAK = 256 * 1024
 
+#: What a task of the Celery demo keeps; there are fewer of them than requests.
+TASK_LEAK = 1024 * 1024
+
 _cache: list[bytes] = []
 
 

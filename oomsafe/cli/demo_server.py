@@ -1,4 +1,7 @@
-"""The server of the demo: a real gunicorn or uvicorn on a free loopback port, in a memory cgroup of its own where one can be made."""
+"""The server of the demo: a real gunicorn or uvicorn on a free loopback port, or a Celery worker.
+
+In a memory cgroup of its own, where one can be made.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ from oomsafe.pool.view import PoolView
 _LISTENING = re.compile(r"(?:Listening at:|running on) http://127\.0\.0\.1:(\d+)")
 _LEVEL = r"(?:INFO|WARNING|ERROR|CRITICAL)"
 _WORDS = "recycling:|SIGKILL|Child process .* died|oomsafe guards|oomsafe failed|WORKER TIMEOUT"
-_NOTABLE = re.compile(rf"(?:\[{_LEVEL}\]|^{_LEVEL}:) +(.*(?:{_WORDS}).*)")
-_KILLED = "was sent SIGKILL"
+_NOTABLE = re.compile(rf"(?:\[{_LEVEL}\]|: {_LEVEL}/\S+\]|^{_LEVEL}:) +(.*(?:{_WORDS}).*)")
+_KILLED = re.compile(r"was sent SIGKILL|exited with 'signal 9 ")
 
 #: gunicorn's classes that serve ASGI apps.
 ASGI_CLASSES = ("asgi", "uvicorn_worker.UvicornWorker")
@@ -48,7 +51,7 @@ class Seen:
 
 
 class DemoServer:
-    """gunicorn or uvicorn with the leaking app. Use as a context manager: it ends what it started, by pid.
+    """gunicorn, uvicorn or Celery with the leaking app. Use as a context manager: it ends what it started, by pid.
 
     `limit` in bytes is that of the cgroup; `soft_limit` None runs it without oomsafe.
     """
@@ -62,6 +65,7 @@ class DemoServer:
         self._guarded = soft_limit is not None
         self._read = 0
         self._log = os.path.join(self._folder.name, "log")
+        self.unit = "task" if server == "celery" else "request"
         self._start(_command(server, worker_class, workers, self._guarded), soft_limit)
 
     def _start(self, argv: list[str], soft_limit: int | None) -> None:
@@ -78,6 +82,11 @@ class DemoServer:
         self.port, self.pid = self._wait_until_listening(), self._process.pid
         self._started = start_time(self.pid) or 0
 
+    @property
+    def folder(self) -> str:
+        """Where it runs."""
+        return self._folder.name
+
     def look(self) -> list[str]:
         """Look at the pool once, and return the notable lines that its log has got since the last look."""
         seen = self.seen
@@ -90,7 +99,7 @@ class DemoServer:
         seen.peak_rss = max([seen.peak_rss, *peaks])
         lines = self._new_lines()
         # uvicorn does not say what its workers die of; without oomsafe, nothing else ends them
-        seen.killed += sum(_KILLED in line or (not self._guarded and line.endswith("] died")) for line in lines)
+        seen.killed += sum(bool(_KILLED.search(line)) or (not self._guarded and line.endswith("] died")) for line in lines)
         return [match[1] for line in lines if (match := _NOTABLE.search(line))]
 
     def log(self) -> str:
@@ -138,6 +147,8 @@ class DemoServer:
     def _wait_until_listening(self) -> int:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self._process.poll() is None:
+            if self.unit == "task" and " ready." in self.log():
+                return 0
             match = _LISTENING.search(self.log())
             if match and _answers(int(match[1])):
                 return int(match[1])
@@ -161,6 +172,12 @@ def _command(server: str, worker_class: str, workers: int, guarded: bool) -> lis
         module = "oomsafe.uvicorn" if guarded else "uvicorn"
         options = ["--port", "0", "--workers", str(workers), "--no-access-log"]
         return [sys.executable, "-m", module, *options, "oomsafe.cli.demo_app:asgi"]
+    if server == "celery":
+        # Celery's own way to name a pool; in one's own app it is one line, oomsafe.celery.install(app)
+        pool = ["env", "CELERY_CUSTOM_WORKER_POOL=oomsafe.celery.pool:TaskPool"] if guarded else []
+        options = ["--concurrency", str(workers), "--pool", "custom" if guarded else "prefork", "--loglevel", "INFO"]
+        quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        return [*pool, sys.executable, "-m", "celery", "-A", "oomsafe.cli.demo_celery:app", "worker", *options, *quiet]
     options = ["--bind", "127.0.0.1:0", "--workers", str(workers), "--worker-class", worker_class]
     options += ["--threads", "4"] if worker_class == "gthread" else []
     options += ["--config", "python:oomsafe.gunicorn.conf"] if guarded else []

@@ -6,6 +6,9 @@ from oomsafe.kernel.cgroup import find_cgroup
 from oomsafe.kernel.files import read_keyed
 from oomsafe.policy.limits import Capacity
 
+#: A capacity's source where no cgroup limits it.
+MACHINE = "this machine's memory"
+
 
 def read_capacity(proc: str = "/proc", supervisor_rss: int | None = None, workers: int = 1) -> Capacity:
     """The capacity as it is now. Where there is neither a cgroup nor /proc/meminfo, psutil is asked."""
@@ -14,7 +17,7 @@ def read_capacity(proc: str = "/proc", supervisor_rss: int | None = None, worker
     limit = cgroup.limit() if cgroup else None
     if cgroup is not None and limit is not None and (total is None or limit <= total):
         return Capacity(limit, f"cgroup v{cgroup.version} {cgroup.path}", cgroup.working_set(), supervisor_rss, workers)
-    return Capacity(total, "this machine's memory", in_use, supervisor_rss, workers)
+    return Capacity(total, MACHINE, in_use, supervisor_rss, workers)
 
 
 def _machine(proc: str) -> tuple[int | None, int | None]:

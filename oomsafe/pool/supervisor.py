@@ -172,6 +172,11 @@ class Supervisor:
         if self.board is not None and os.getpid() == self.pid:
             self.board.remove()
 
+    def measure(self) -> Capacity:
+        """What the kernel allows the pool, as it is now."""
+        self.capacity = self._measure(self.capacity.workers)
+        return self.capacity
+
     def _measure(self, workers: int) -> Capacity:
         return read_capacity(supervisor_rss=rss_of(os.getpid()), workers=workers)
 

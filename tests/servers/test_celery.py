@@ -2,54 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from celerying import CeleryWorker, Redis, Start
-from needs import need
+from celerying import Start
 from serving import until
 
 MIB = 1 << 20
-BROKERS = ("redis", "filesystem")
+#: Only one process of the tests starts a RabbitMQ.
+RABBITMQ = pytest.param("rabbitmq", marks=pytest.mark.xdist_group("rabbitmq"))
+BROKERS = ("redis", "filesystem", RABBITMQ)
 LEAKING = """
 results = [proj.leak.delay(number, {kib}) for number in range({tasks})]
 result = [r.get(timeout=60) for r in results]
 """
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    """One for all tests here."""
-    need(shutil.which("redis-server") is not None, "redis-server is not installed")
-    server = Redis(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def celery(redis: Redis, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
-    """Start a node: celery("redis", soft_limit="100MiB"); `env`, `argv` and `conf` besides."""
-    nodes: list[CeleryWorker] = []
-
-    def start(
-        broker: str = "redis", *, env: dict[str, str] | None = None, argv: tuple[str, ...] = (), conf: dict[str, Any] | None = None,
-        install: bool = True, **policy: object,
-    ) -> CeleryWorker:  # fmt: skip
-        environ = {**({"POLICY": json.dumps(policy)} if install else {}), **(env or {})}
-        queue = f"q{os.getpid()}-{id(tmp_path)}-{len(nodes)}"  # tests share the broker
-        nodes.append(CeleryWorker(tmp_path, redis, broker, env=environ, argv=argv, conf={"task_default_queue": queue, **(conf or {})}))
-        return nodes[-1]
-
-    yield start
-    for node in nodes:
-        node.__exit__()
-        request.node.add_report_section("teardown", f"log of node {node.pid}", node.log())
 
 
 @pytest.mark.parametrize("broker", BROKERS)
@@ -82,10 +51,11 @@ def test_children_die_before_mainprocess(celery: Start, broker: str) -> None:
     assert pid in {worker.pid for worker in node.pool().workers}
 
 
+@pytest.mark.parametrize("broker", ["redis", RABBITMQ])
 @pytest.mark.parametrize("task", ["out_of_memory", "out_of_memory_late"])
-def test_a_memory_error_is_the_task_s_own(celery: Start, task: str) -> None:
+def test_a_memory_error_is_the_task_s_own(celery: Start, broker: str, task: str) -> None:
     """Each way to run out is that task's failure, MainProcess lives, and the next task is served."""
-    node = celery(soft_limit="1GiB").ready()
+    node = celery(broker, soft_limit="1GiB").ready()
 
     ended = node.ask(f"""
 result = []

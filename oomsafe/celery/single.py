@@ -1,0 +1,112 @@
+"""A node whose tasks run in its one process (threads, gevent, eventlet, solo): measured; recycled only as a warm shutdown, if asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery import bootsteps, signals
+from celery.worker import state as node_state
+from celery.worker.consumer.tasks import Tasks
+
+from oomsafe.celery.installation import installed
+from oomsafe.errors import TaskMemoryError
+from oomsafe.pool.current import set_guard
+from oomsafe.pool.guard import Guard
+from oomsafe.pool.log import attempt, log
+from oomsafe.pool.meter import PUBLISH_EVERY, Work
+
+POOLS = tuple(f"celery.concurrency.{name}" for name in ("solo", "thread", "gevent", "eventlet"))
+
+
+class Single(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Of a node whose pool is one of those."""
+
+    name = "oomsafe.Single"
+    requires = (Tasks,)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self.enabled = type(consumer.pool).__module__ in POOLS
+        self._timer: Any = None
+        self._guard: Guard | None = None
+        self._flying: dict[int, Work] = {}
+        if self.enabled:
+            attempt("the guard", "Celery", lambda: self._guard_process(consumer))
+
+    def _guard_process(self, consumer: Any) -> None:
+        found = installed(consumer.app)
+        for warning in found.warnings:
+            log.warning("%s", warning)
+        exits = os.environ.get("OOMSAFE_SINGLE") == "exit"
+        self._guard = consumer.oomsafe_guard = Guard(found.policy, recycle=_shut_down_warmly if exits else None, unit="tasks")
+        set_guard(self._guard)
+        consumer.pool.on_apply = _containing(consumer.pool.on_apply)
+        signals.task_prerun.connect(self._begun, weak=False)
+        signals.task_postrun.connect(self._ended, weak=False)
+        way = "is shut down warmly above its soft limit" if exits else "is not recycled; if something restarts it, set OOMSAFE_SINGLE=exit"
+        log.info("oomsafe measures this process, all tasks in one: it %s", way)
+
+    def start(self, consumer: Any) -> None:
+        """At each connection."""
+        guard = self._guard
+        if guard is not None:
+            self._timer = consumer.timer.call_repeatedly(PUBLISH_EVERY, guard.tick)
+
+    def stop(self, consumer: Any) -> None:
+        """At the end of each."""
+        if self._timer is not None:
+            consumer.timer.cancel(self._timer)
+            self._timer = None
+
+    shutdown = stop
+
+    def _begun(self, sender: Any = None, task_id: Any = None, **_: Any) -> None:
+        if self._guard is not None and sender is not None:
+            work = self._guard.begin(f"{sender.name}[{task_id}]".encode("utf-8", "replace"))
+            work.route = str(sender.name)
+            self._flying[id(sender.request_stack.top)] = work  # an id may be in flight twice, its request can't
+
+    def _ended(self, sender: Any = None, **_: Any) -> None:
+        work = self._flying.pop(id(sender.request_stack.top), None) if sender is not None else None
+        if work is not None:
+            work.end()
+
+
+def _shut_down_warmly() -> None:
+    """From any thread: the loop sees it within two seconds; what is in flight ends first, the rest stays in the broker."""
+    if node_state.should_stop is None:
+        node_state.should_stop = os.EX_OK
+
+
+def _containing(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """The same pool, out of which no task's MemoryError comes: it would end the node (celery#5655)."""
+
+    def on_apply(target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        name = str(args[0]) if args else "?"
+
+        def contained(*given: Any, **named: Any) -> Any:
+            try:
+                result = target(*given, **named)
+            except MemoryError as error:
+                return _failed(name, error, 0.0)
+            if not isinstance(result, tuple) or not result[0]:
+                return result
+            # (failed, an ExceptionInfo, seconds): its failure is in the result backend by now
+            found = getattr(result[1], "exception", None)
+            found = getattr(found, "exc", found)
+            return _failed(name, found, result[2]) if isinstance(found, MemoryError) else result
+
+        return apply(contained, args, kwargs, **options)
+
+    return on_apply
+
+
+def _failed(name: str, error: MemoryError, seconds: float) -> tuple[int, ExceptionInfo, float]:
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    try:
+        raise TaskMemoryError(f"task {name} ran out of memory: {said}") from None
+    except TaskMemoryError:
+        return 1, ExceptionInfo(), seconds

@@ -1,0 +1,50 @@
+"""What a node tells of its memory to those who ask it, and to monitors. Bounded, whatever its tasks are called."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from oomsafe.pool.usage import present_rss
+from oomsafe.pool.view import PoolView, WorkerView
+
+#: Of so many children it tells, the biggest first.
+MOST = 64
+
+
+def pool_told(pool: PoolView) -> dict[str, Any]:
+    """Its children, its limits, what it has done. Bytes and seconds; None is not known."""
+    children = sorted((_child(worker) for worker in pool.workers), key=lambda child: -(child["rss"] or 0))
+    return {
+        "children": children[:MOST],
+        "children_left_out": max(0, len(children) - MOST),
+        "limit": pool.limit,
+        "budget": pool.budget,
+        "tasks": pool.totals.work,
+        "recycles": {reason: count for reason, count in pool.totals.by_reason.items() if count},
+        "reclaimed": pool.totals.reclaimed,
+    }
+
+
+def node_told(consumer: Any) -> dict[str, Any]:
+    """What the node as a whole holds, in bytes, and whether it has paused; None while it has not looked yet."""
+    node = getattr(consumer, "oomsafe_node", None)
+    return {"working_set": getattr(node, "used", None), "paused": getattr(node, "paused", None)}
+
+
+def brief(told: dict[str, Any]) -> dict[str, Any]:
+    """The same, as short as a message that is sent every few seconds should be."""
+    kept = ("pid", "state", "tasks", "rss", "soft", "in_flight")
+    return {**told, "children": [{name: child[name] for name in kept} for child in told["children"]]}
+
+
+def _child(worker: WorkerView) -> dict[str, Any]:
+    figures = {name: figure for name, figure in asdict(worker.figures).items() if name != "in_flight"}
+    # what it has published is as old as the task that it runs
+    figures["rss"] = rss = present_rss(worker)
+    flight = [{"task": work.name, "began": work.began, "rss_then": work.rss, "growth": _growth(rss, work.rss)} for work in worker.in_flight]
+    return {"pid": worker.pid, "state": worker.state, "tasks": worker.counters.work, **figures, "in_flight": flight}
+
+
+def _growth(now: int | None, then: int | None) -> int | None:
+    return None if now is None or then is None else now - then

@@ -1,0 +1,59 @@
+"""The demo's Celery app, honest about its leak: each good task keeps 1 MiB for ever, and some ask for more than there is.
+
+No broker is needed: its messages and its results lie in the folder that its worker runs in.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import Celery
+
+from oomsafe.cli.demo_app import TASK_LEAK
+
+#: More than any machine gives: a real allocation that fails.
+FAR_TOO_MUCH = 1 << 46
+
+_cache: list[bytes] = []
+
+
+def settings(folder: str, out: str = "queue", control: str = "control") -> dict[str, Any]:
+    """Of the worker, or of its client, which has an `out` and a `control` of its own. Makes the folders."""
+    places = {name: os.path.join(folder, name) for name in ("queue", "processed", "results", out, control)}
+    for path in places.values():
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    return {
+        "broker_url": "filesystem://",
+        "broker_transport_options": {
+            "data_folder_in": places["queue"],
+            "data_folder_out": places[out],
+            "processed_folder": places["processed"],
+            "control_folder": places[control],
+            "polling_interval": 0.05,
+        },
+        "result_backend": f"file://{places['results']}",
+        "broker_connection_retry_on_startup": True,
+        "task_default_queue": "demo",
+    }
+
+
+app = Celery("demo", set_as_current=False)
+
+
+@app.on_configure.connect  # type: ignore[untyped-decorator]
+def _configure(sender: Any, **_: Any) -> None:
+    sender.conf.update(settings(os.getcwd()))
+
+
+@app.task(name="good")  # type: ignore[untyped-decorator]
+def good(number: int) -> int:
+    """Leaks, and returns what the client can check."""
+    _cache.append(bytes([number % 256]) * TASK_LEAK)
+    return number * number
+
+
+@app.task(name="balloon")  # type: ignore[untyped-decorator]
+def balloon() -> int:
+    """A MemoryError that is real."""
+    return len(bytes(FAR_TOO_MUCH))

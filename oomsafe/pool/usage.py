@@ -1,0 +1,54 @@
+"""What a pool holds, as its budget counts it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oomsafe.kernel.capacity import MACHINE
+from oomsafe.kernel.process import is_alive, rss_of, shared_out
+from oomsafe.policy.limits import Capacity
+from oomsafe.policy.settings import Policy
+from oomsafe.policy.shedding import RESUME_AT
+from oomsafe.policy.units import Percent
+from oomsafe.pool.view import WorkerView
+
+#: Seconds for which it is taken that as much is shared among the processes as was: reading it stalls them.
+SHARED_FOR = 5.0
+
+
+class Usage:
+    """Of one pool; used by its supervisor alone."""
+
+    def __init__(self) -> None:
+        self._shared = 0
+        self._pids: Sequence[int] = ()
+        self._read_at = float("-inf")
+
+    def of(self, policy: Policy, capacity: Capacity, budget: int | None, pids: Sequence[int], now: float) -> int | None:
+        """Bytes, or None when they can't be told. `pids` are those of the supervisor and of its workers.
+
+        In a cgroup with a limit it is the cgroup's working set, for the kernel kills by that. On a machine
+        without, a budget that is a share of the machine is one of all that is in use on it, and one in
+        bytes is the pool's own: its processes, what they share counted once.
+        """
+        if capacity.source != MACHINE or isinstance(policy.budget, Percent):
+            return capacity.working_set
+        resident = sum(rss_of(pid) or 0 for pid in pids)
+        if budget is None or resident < budget * RESUME_AT:
+            return resident  # at most that: shared pages are counted more than once
+        if pids != self._pids or now - self._read_at >= SHARED_FOR:
+            figures = [(rss, shared_out(pid)) for pid in pids if (rss := rss_of(pid))]
+            resident = sum(rss for rss, _ in figures)
+            # of one that may not be read, all is taken to be its own
+            self._shared = max(0, resident - sum(rss if shares is None else shares[0] for rss, shares in figures))
+            self._pids, self._read_at = pids, now
+        return resident - self._shared
+
+
+def present_rss(worker: WorkerView) -> int | None:
+    """What a worker has resident at this moment, in bytes; None when that can't be told.
+
+    It says so itself only between two pieces of work.
+    """
+    found = rss_of(worker.pid) if is_alive(worker.pid, worker.started) else None
+    return worker.figures.rss if found is None else found

@@ -1,0 +1,229 @@
+"""A node above its budget starts no new task: other nodes get them, and it goes on when it has given memory back."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celerying import CeleryWorker, Redis, Start
+from needs import need
+from serving import until
+
+from oomsafe.kernel.sandbox import Sandbox
+
+RABBITMQ = pytest.param("rabbitmq", marks=pytest.mark.xdist_group("rabbitmq"))
+BROKERS = ("redis", "filesystem", RABBITMQ)
+MIB = 1 << 20
+CONF = {"imports": ["holding"]}
+PAUSED = "the node starts no new task: it holds "
+RESUMED = "the node starts tasks again: it holds "
+LISTENING = """
+from celery.events.state import State
+state, seen = State(), []
+def on(event):
+    if event["type"] != "worker-memory":
+        return
+    state.event(dict(event))
+    seen.append(event)
+    receiver.should_stop = True
+with proj.app.connection() as connection:
+    receiver = proj.app.events.Receiver(connection, handlers={"*": on})
+    receiver.capture(limit=None, timeout=15, wakeup=True)
+result = seen[0], next(iter(state.workers))
+"""
+
+
+def send(node: CeleryWorker, task: str) -> str:
+    """Its id."""
+    sent: str = node.ask(f"import holding; result = {task}.id")
+    return sent
+
+
+def results(node: CeleryWorker, ids: list[str]) -> list[object]:
+    """What they have returned; waits for it."""
+    got: list[object] = node.ask(f"result = [proj.app.AsyncResult(i).get(timeout=30) for i in {ids!r}]")
+    return got
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+def test_tasks_stay_in_the_broker_for_other_nodes(celery: Start, tmp_path: Path, broker: str) -> None:
+    """Above its budget it consumes nothing, another node does all the work; when its memory is given back, it consumes again."""
+    end = tmp_path / "end"
+    node = celery(broker, conf=CONF, queue=f"q-{tmp_path.name}-{broker}", budget="400MiB", soft_limit="1GiB").ready()
+    held = send(node, f"holding.hold.delay('/', 400, {str(end)!r})")
+    until(lambda: node.lines(PAUSED), "it pauses", 12)
+
+    other = celery(broker, conf=CONF, queue=f"q-{tmp_path.name}-{broker}", argv=("-n", "other@%h"), soft_limit="1GiB").ready()
+    sent = node.ask("import holding; result = [holding.pid.delay().id for _ in range(20)]")
+    assert results(node, sent) == [other.pid] * 20
+    other.__exit__()
+
+    waiting = node.ask("import holding; result = [holding.pid.delay().id for _ in range(20)]")
+    # it answers, and has heard of nothing
+    assert not any(task["name"] == "holding.pid" for tasks in node.celery("inspect", "reserved").values() for task in tasks)
+    assert not node.lines("holding.pid[")
+    end.touch()
+
+    assert results(node, [held, *waiting]) == [400, *[node.pid] * 20]
+    assert len(node.lines(PAUSED)) == len(node.lines(RESUMED)) == 1
+
+
+@pytest.mark.parametrize("broker", ["redis", RABBITMQ])
+def test_what_it_has_prefetched_is_held_back(celery: Start, tmp_path: Path, broker: str) -> None:
+    """A child that is free starts none of it until there is memory again; nothing of it is lost."""
+    go, small, big = (tmp_path / name for name in ("go", "small", "big"))
+    node = celery(broker, conf=CONF, budget="400MiB", soft_limit="1GiB").ready()
+    first = send(node, f"holding.hold.delay({str(go)!r}, 1, {str(small)!r})")
+    second = send(node, f"holding.hold.delay({str(go)!r}, 400, {str(big)!r})")
+    sent = node.ask("import holding; result = [holding.pid.delay().id for _ in range(4)]")
+    until(lambda: len(node.lines("Task holding.pid[")) == 4, "they are prefetched")
+
+    go.touch()
+    until(lambda: node.lines(PAUSED), "it pauses", 12)
+    small.touch()
+    assert results(node, [first]) == [1]
+    reserved = [task["id"] for tasks in node.celery("inspect", "reserved").values() for task in tasks]
+    assert set(sent) <= set(reserved)
+    assert node.lines("holding.pid[") == node.lines("received")[2:]
+
+    big.touch()
+    assert results(node, [second, *sent]) == [400, *[node.pid] * 4]
+
+
+@pytest.mark.parametrize("broker", ["redis", RABBITMQ])
+def test_what_it_holds_back_when_it_ends_is_the_next_node_s(celery: Start, tmp_path: Path, broker: str) -> None:
+    """A warm shutdown while it has paused: what runs ends, the rest goes back to the broker, and runs once."""
+    go, end, queue = tmp_path / "go", tmp_path / "end", f"q-ends-{tmp_path.name}-{broker}"
+    node = celery(broker, conf=CONF, queue=queue, budget="400MiB", soft_limit="1GiB").ready()
+    held = [send(node, f"holding.hold.delay({str(go)!r}, {mib}, {str(end)!r})") for mib in (1, 400)]
+    sent = node.ask("import holding; result = [holding.pid.delay().id for _ in range(4)]")
+    until(lambda: len(node.lines("Task holding.pid[")) == 4, "they are prefetched")
+    go.touch()
+    until(lambda: node.lines(PAUSED), "it pauses", 12)
+
+    node.process.terminate()
+    until(lambda: node.lines("Warm shutdown"), "it ends")
+    end.touch()
+    assert node.process.wait(30) == 0
+    following = celery(broker, conf=CONF, queue=queue, soft_limit="1GiB").ready()
+
+    assert results(following, [*held, *sent]) == [1, 400, *[following.pid] * 4]
+    assert len(following.lines("holding.pid[")) == 2 * 4
+
+
+def test_it_stays_paused_when_its_connection_is_lost(celery: Start, redis: Redis, tmp_path: Path) -> None:
+    """What it had held back comes again with the new connection, is held again, and runs once."""
+    go, small, big = (tmp_path / name for name in ("go", "small", "big"))
+    node = celery(conf=CONF, budget="400MiB", soft_limit="1GiB").ready()
+    first = send(node, f"holding.hold.delay({str(go)!r}, 1, {str(small)!r})")
+    second = send(node, f"holding.hold.delay({str(go)!r}, 400, {str(big)!r})")
+    sent = node.ask("import holding; result = [holding.pid.delay().id for _ in range(4)]")
+    until(lambda: len(node.lines("Task holding.pid[")) == 4, "they are prefetched")
+    go.touch()
+    until(lambda: node.lines(PAUSED), "it pauses", 12)
+    small.touch()
+    assert results(node, [first]) == [1]
+
+    node.ask(f"import redis; result = redis.Redis(port={redis.port}).execute_command('CLIENT KILL TYPE normal')")
+    until(lambda: len(node.lines("Connected to redis")) == 2, "it is connected again")
+    assert node.celery("inspect", "ping")
+    assert [line for line in node.lines("holding.pid[") if "succeeded" in line] == []
+
+    big.touch()
+    assert results(node, [second, *sent]) == [400, *[node.pid] * 4]
+    assert len([line for line in node.lines("holding.pid[") if "succeeded" in line]) == 4
+
+
+@pytest.mark.parametrize("broker", ["redis", "filesystem"])
+def test_the_biggest_idle_child_is_recycled_first(celery: Start, tmp_path: Path, broker: str) -> None:
+    """It has what the node must give back; the other one stays."""
+    end = tmp_path / "end"
+    node = celery(broker, conf=CONF, budget="400MiB", soft_limit="1GiB").ready()
+    sent = [send(node, f"holding.keep.delay({mib}, {str(end)!r})") for mib in (120, 300)]
+    until(lambda: node.lines(PAUSED), "it pauses", 12)
+    end.touch()
+    smaller, bigger = results(node, sent)
+
+    until(lambda: node.lines(RESUMED), "it goes on")
+    assert re.findall(r"its biggest idle child, (\d+) ", node.log()) == [str(bigger)]
+    until(lambda: len(node.pool().workers) == 2, "another is there")
+    assert smaller in node.children()
+    assert results(node, [send(node, "holding.pid.delay()")]) == [node.pid]
+
+
+def test_a_budget_that_can_t_be_kept(celery: Start) -> None:
+    """A node that is above it with nothing to do says so once, and goes on: it would wait for ever."""
+    node = celery(conf=CONF, budget="20MiB", soft_limit="1GiB").ready()
+    until(lambda: node.lines(PAUSED), "it pauses", 12)
+
+    assert results(node, [send(node, "holding.pid.delay()")]) == [node.pid]
+
+    assert len(node.lines("no child has any of it to give back: it goes on; raise budget, or start fewer children")) == 1
+
+
+def test_a_node_tells_of_the_task_in_flight_and_its_growth(celery: Start, tmp_path: Path) -> None:
+    """To `celery inspect memory` while the task runs, and to monitors while events are on."""
+    end = tmp_path / "end"
+    node = celery(conf=CONF, argv=("-E",), soft_limit="1GiB").ready()
+    held = send(node, f"holding.hold.delay('/', 100, {str(end)!r})")
+
+    def busy() -> list[dict[str, Any]]:
+        (told,) = node.celery("inspect", "memory").values()
+        assert (told["paused"], told["children_left_out"]) == (False, 0)
+        return [work for child in told["children"] for work in child["in_flight"] if (work["growth"] or 0) > 90 * MIB]
+
+    (work,) = until(busy, "it is told")
+    assert work["task"].startswith("holding.hold[")
+    assert work["growth"] < 130 * MIB
+
+    event, worker = node.ask(LISTENING)
+    (grown,) = [work["growth"] for child in event["children"] for work in child["in_flight"]]
+    assert 90 * MIB < grown < 130 * MIB
+    assert {child["pid"] for child in event["children"]} == set(node.children())
+    assert event["working_set"] > 100 * MIB
+    assert not event["paused"]
+    assert worker == event["hostname"]
+    end.touch()
+    assert results(node, [held]) == [100]
+
+
+def test_what_its_processes_share_counts_once(celery: Start) -> None:
+    """Three processes of 200 MiB that share 150 of them are not 600."""
+    node = celery(env={"BALLAST_MIB": "150"}, budget="400MiB", soft_limit="1GiB").ready()
+    assert node.ask("result = [proj.leak.delay(n, 1).get(timeout=30) for n in range(4)]") == [0, 1, 2, 3]
+
+    def looked() -> dict[str, Any]:
+        (told,) = node.celery("inspect", "memory").values()
+        return told["working_set"] and told
+
+    told = until(looked, "it has looked")
+    assert sum(child["rss"] for child in told["children"]) > 300 * MIB
+    assert 150 * MIB < told["working_set"] < 350 * MIB
+    assert not told["paused"]
+    assert node.lines(PAUSED) == []
+
+
+def test_in_a_cgroup_its_working_set_counts(celery: Start, tmp_path: Path) -> None:
+    """The kernel kills by that, so a share of its limit is what the node keeps to."""
+    end = tmp_path / "end"
+    with ExitStack() as stack:
+        try:
+            box = stack.enter_context(Sandbox(f"oomsafe-test-{os.getpid()}-node", 600 * MIB))
+        except OSError as error:
+            need(False, f"a memory cgroup can't be made: {error}")
+        node = celery(conf=CONF, budget="50%", soft_limit="500MiB").ready()
+        stack.callback(node.__exit__)
+        for pid in (node.pid, *node.children()):
+            (Path(box.cgroup.path) / "cgroup.procs").write_text(str(pid))
+        held = send(node, f"holding.hold.delay('/', 400, {str(end)!r})")
+
+        (line,) = until(lambda: node.lines(PAUSED), "it pauses", 12)
+        end.touch()
+
+        assert "its budget is 300 MiB; it goes on below 285 MiB" in line
+        until(lambda: node.lines(RESUMED), "it goes on")
+        assert results(node, [held]) == [400]

@@ -1,0 +1,76 @@
+"""Nodes of one process (solo, threads, gevent): measured, never ended by a task's MemoryError, and shut down warmly only if asked to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from celerying import CeleryWorker, Start
+from serving import until
+
+POOLS = ("solo", "threads", "gevent")
+SEND = "result = [proj.leak.delay(number, 1024).id for number in range({tasks})]"
+GET = "result = [proj.app.AsyncResult(i).get(timeout=60) for i in {ids!r}]"
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_it_is_measured_and_goes_on(celery: Start, pool: str) -> None:
+    """Above its limit it says so, once, and serves: nothing would restart it."""
+    node = celery(argv=("-P", pool), soft_limit="150MiB", min_lifetime=0).ready()
+
+    ids = node.ask(SEND.format(tasks=150))
+    assert node.ask(GET.format(ids=ids)) == list(range(150))
+
+    assert len(node.lines("if something restarts it, set OOMSAFE_SINGLE=exit")) == 1
+    (line,) = until(lambda: node.lines(" should be recycled, and nothing here can: "), "it is said")
+    assert "proj.leak[" in line
+
+    def counted() -> dict[str, Any]:
+        (told,) = node.celery("inspect", "memory").values()
+        return told["tasks"] == 150 and told  # it is published once a second
+
+    (itself,) = until(counted, "every task is counted")["children"]
+    assert itself["pid"] == node.pid
+    assert itself["rss"] > 150 << 20
+    (refused,) = node.celery("control", "memory_recycle").values()
+    assert "one process" in refused["error"]
+    assert node.process.poll() is None
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_asked_to_it_ends_and_nothing_is_lost(celery: Start, pool: str) -> None:
+    """OOMSAFE_SINGLE=exit: what is in flight ends, the rest is the next one's, and each task runs once."""
+    lives: list[CeleryWorker] = []
+
+    def live() -> CeleryWorker:
+        options = {"argv": ("-P", pool), "env": {"OOMSAFE_SINGLE": "exit"}, "queue": f"q-single-{pool}-{id(lives)}"}
+        lives.append(celery(**options, soft_limit="120MiB", min_lifetime=0, jitter=0).ready())
+        return lives[-1]
+
+    ids = live().ask(SEND.format(tasks=150))
+    assert lives[0].process.wait(30) == 0
+    assert live().process.wait(30) == 0
+
+    assert live().ask(GET.format(ids=ids)) == list(range(150))
+    assert sum(len(node.lines("succeeded in")) for node in lives) == 150
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("task", ["out_of_memory", "out_of_memory_late"])
+def test_a_memory_error_is_the_task_s_own(celery: Start, pool: str, task: str) -> None:
+    """Each way to run out is that task's failure, and the node serves the next one."""
+    node = celery(argv=("-P", pool), soft_limit="1GiB").ready()
+
+    ended = node.ask(f"""
+result = []
+for how in ("plain", "subclass", "chained", "real"):
+    one = proj.{task}.delay(how)
+    one.get(timeout=30, propagate=False)
+    result.append([one.state, proj.leak.delay(7, 1).get(timeout=30)])
+proj.out_of_memory_in_a_hook.delay("")
+result.append(proj.leak.delay(8, 1).get(timeout=30))
+result.append(proj.leak.delay(9, 1).get(timeout=30))
+""")
+
+    assert ended == [["FAILURE", 7]] * 4 + [8, 9]
+    assert node.process.poll() is None

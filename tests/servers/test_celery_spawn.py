@@ -1,0 +1,34 @@
+"""A prefork pool whose children are spawned: what they must be told goes to them pickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from celerying import Start
+from serving import until
+from versions import spawns
+
+LEAKING = """
+results = [proj.leak.delay(number, 1024) for number in range(150)]
+result = [r.get(timeout=60) for r in results]
+"""
+
+
+@pytest.mark.parametrize("broker", ["redis", "filesystem"])
+def test_spawned_children_are_guarded_and_recycled(celery: Start, broker: str) -> None:
+    """Each has its seat and its score, is recycled between tasks, and every result comes back."""
+    spawns()
+    node = celery(broker, conf={"worker_pool_start_method": "spawn"}, soft_limit="120MiB", min_lifetime=0).ready()
+    until(lambda: [worker.state for worker in node.pool().workers] == ["serving"] * 2, "two children serve")
+
+    pid, score, comm = node.ask("result = proj.about.delay().get(timeout=30)")
+    assert b"spawn" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert score == int(Path(f"/proc/{node.pid}/oom_score_adj").read_text()) + 300
+    assert comm.startswith("oomsafe-w")
+    assert pid in {worker.pid for worker in node.pool().workers}
+
+    assert node.ask(LEAKING) == list(range(150))
+    assert len(node.lines(" recycling: ")) >= 2
+    until(lambda: [worker.state for worker in node.pool().workers] == ["serving"] * 2, "two children serve again")
+    assert node.process.poll() is None
