@@ -54,8 +54,9 @@ class CeleryWorker:
     """One node. `ask(code)` runs a line of Python in a process of its own, with `proj` imported, and returns what it makes."""
 
     def __init__(
-        self, folder: Path, redis: Redis, broker: str, *, env: dict[str, str], argv: tuple[str, ...], conf: dict[str, Any]
-    ) -> None:
+        self, folder: Path, redis: Redis, broker: str, *, env: dict[str, str], argv: tuple[str, ...], conf: dict[str, Any],
+        wrap: Callable[[list[str]], list[str]] = list,
+    ) -> None:  # fmt: skip
         self.folder = folder
         if broker == "filesystem":
             for name in ("queue", "processed", "control"):
@@ -67,6 +68,8 @@ class CeleryWorker:
             "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]),
             "BROKER": redis.url(0) if broker == "redis" else "filesystem://",
             "BACKEND": redis.url(1),
+            "OOMSAFE_STATE": str(folder / "state"),
+            "RUNS": str(folder / "runs"),
             "CELERY_CONF": json.dumps(conf),
             **env,
         }
@@ -74,7 +77,7 @@ class CeleryWorker:
         command = [sys.executable, "-m", "celery", "-A", "proj", "worker", "-l", "INFO", "-c", "2", "--without-gossip", "--without-mingle"]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*ENDING_WITH_US, *command, *argv], cwd=folder, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                [*ENDING_WITH_US, *wrap([*command, *argv])], cwd=folder, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         self.pid = self.process.pid

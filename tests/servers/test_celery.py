@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from celerying import CeleryWorker, Redis, Start
-from needs import need
+from celerying import Start
 from serving import until
 
 MIB = 1 << 20
@@ -21,35 +17,6 @@ LEAKING = """
 results = [proj.leak.delay(number, {kib}) for number in range({tasks})]
 result = [r.get(timeout=60) for r in results]
 """
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    """One for all tests here."""
-    need(shutil.which("redis-server") is not None, "redis-server is not installed")
-    server = Redis(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def celery(redis: Redis, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
-    """Start a node: celery("redis", soft_limit="100MiB"); `env`, `argv` and `conf` besides."""
-    nodes: list[CeleryWorker] = []
-
-    def start(
-        broker: str = "redis", *, env: dict[str, str] | None = None, argv: tuple[str, ...] = (), conf: dict[str, Any] | None = None,
-        install: bool = True, **policy: object,
-    ) -> CeleryWorker:  # fmt: skip
-        environ = {**({"POLICY": json.dumps(policy)} if install else {}), **(env or {})}
-        queue = f"q{os.getpid()}-{id(tmp_path)}-{len(nodes)}"  # tests share the broker
-        nodes.append(CeleryWorker(tmp_path, redis, broker, env=environ, argv=argv, conf={"task_default_queue": queue, **(conf or {})}))
-        return nodes[-1]
-
-    yield start
-    for node in nodes:
-        node.__exit__()
-        request.node.add_report_section("teardown", f"log of node {node.pid}", node.log())
 
 
 @pytest.mark.parametrize("broker", BROKERS)
