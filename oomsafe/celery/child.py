@@ -16,6 +16,7 @@ from celery import current_app
 from celery.concurrency.asynpool import Worker as AsynWorker
 
 from oomsafe.celery.errors import info_of
+from oomsafe.celery.meta import Meta
 from oomsafe.celery.poison import Poison
 from oomsafe.errors import SoftMemoryLimitExceeded, TaskMemoryError
 from oomsafe.policy.text import printable
@@ -41,6 +42,7 @@ class Guarded:
         self._slot: Slot | None = None
         self._ticket, self._name, self._late = 0, "", ""
         self._poison: Poison | None = None
+        self._meta: Meta | None = None
         super().__init__(*args, **options)
 
     def __reduce__(self) -> Any:
@@ -62,6 +64,8 @@ class Guarded:
         self._guard = attempt("guard", "Celery", partial(self._seat.guard, board, slot, _nothing, None, "tasks"))
         if self._guard is not None:
             set_guard(self._guard)
+            if current_app.conf.result_extended:
+                self._meta = attempt("a result's meta", "Celery", partial(Meta, current_app, self._guard))
 
     def _make_child_methods(self, *args: Any, **options: Any) -> None:
         super()._make_child_methods(*args, **options)  # type: ignore[misc]
@@ -114,6 +118,8 @@ class Guarded:
             self._poison = self._poison or Poison(current_app.backend, os.getppid())
             self._poison.begins(task_id)
             self._late = task_id
+        if self._meta is not None:
+            self._meta.begins()
         if self._slot is not None and self._guard is not None:
             self._name, self._ticket = name, ticket
             self._slot.take_up(ticket, self._guard.measure())

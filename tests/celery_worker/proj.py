@@ -219,6 +219,14 @@ def slow(number, seconds):
     return number
 
 
+@app.task(soft_memory_limit="60MiB", memory_limit="70MiB")
+def brink(mib):
+    """Just about its limit when it ends."""
+    kept = b"x" * (mib * MIB)
+    time.sleep(0.004)
+    return len(kept) // MIB
+
+
 if "BAD_TASK" in os.environ:
 
     @app.task(memory_limit="lots")

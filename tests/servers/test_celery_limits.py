@@ -154,6 +154,47 @@ def test_the_watcher_sleeps_when_there_is_nothing_to_watch(celery: Start) -> Non
     until(lambda: _stands_still(watcher), "it sleeps")
 
 
+@pytest.mark.parametrize("broker", BROKERS)
+@pytest.mark.parametrize(
+    ("mib", "kinds"), [(65, {"int", "SoftMemoryLimitExceeded"}), (75, {"int", "SoftMemoryLimitExceeded", "MemoryLimitExceeded"})]
+)
+def test_a_task_that_ends_as_it_is_stopped(celery: Start, broker: str, mib: int, kinds: set[str]) -> None:
+    """Whichever is first, its own result is one or the other, and the task after it in the same child never pays."""
+    node = celery(broker, soft_limit="1GiB").ready()
+
+    ended = node.ask(
+        f"""
+sent = [(proj.brink.delay({mib}), proj.sleep.delay(0)) for _ in range(60)]
+result = [(type(bad.get(timeout=60, propagate=False)).__name__, good.get(timeout=60)) for bad, good in sent]
+""",
+        120,
+    )
+
+    assert [good for _, good in ended] == [0] * 60
+    assert {bad for bad, _ in ended} <= kinds
+    assert len({bad for bad, _ in ended} - {"int"}) >= 1
+    assert not node.lines("oomsafe failed in")
+    assert node.process.poll() is None
+
+
+@pytest.mark.parametrize("own", [None, 900_000])
+def test_a_result_s_meta(celery: Start, own: int | None) -> None:
+    """What the task took, where result_extended is on; the peak is not known where Celery's own setting needs it."""
+    node = celery(soft_limit="1GiB", argv=("-c", "1"), conf={"result_extended": True, "worker_max_memory_per_child": own}).ready()
+    code = "one = proj.whole.delay({}); one.get(timeout=30); result = one._get_task_meta()['memory']"
+
+    big = node.ask(code.format(90))
+    small = node.ask(code.format(1))
+
+    assert set(big) == {"peak_growth", "rss_end"}
+    assert all(20 * MIB < memory["rss_end"] < 400 * MIB for memory in (big, small))
+    if own is None:
+        assert 85 * MIB < big["peak_growth"] < 110 * MIB
+        assert small["peak_growth"] < 10 * MIB
+    else:
+        assert big["peak_growth"] is None
+
+
 def pids(node: Any) -> set[int]:
     """Of the node's children: those that a thread has forked are not listed as the main one's."""
     return {worker.pid for worker in node.pool().workers}
