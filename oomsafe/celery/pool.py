@@ -95,7 +95,8 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
     def _redelivery(self, policy: Policy) -> Redelivery:
         poison = Poison(self.app.backend if self.app else None, os.getpid())
         poison.sweep()
-        driver = self.app.connection_for_read().transport.driver_type if self.app else ""
+        # not known: each late message is looked up
+        driver = attempt("the broker's kind", "Celery", lambda: str(self.app.connection_for_read().transport.driver_type)) or ""
         return Redelivery(poison, policy.max_oom_redeliveries, driver, policy.dry_run)
 
     def _task_limits(self, policy: Policy) -> TaskLimits:

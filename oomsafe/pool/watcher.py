@@ -72,6 +72,8 @@ class Watcher:
         """No work is watched from now on."""
         self._ended = True
         self._poke.set()
+        if self._thread is not None:
+            self._thread.join(1)
 
     def _run(self) -> None:
         while not self._ended:
