@@ -69,6 +69,8 @@ class CeleryWorker:
             "PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]),
             "BROKER": broker,
             "BACKEND": backend,
+            "OOMSAFE_STATE": str(shared / "state"),
+            "RUNS": str(shared / "runs"),
             "CELERY_CONF": json.dumps(conf),
             **env,
         }

@@ -7,6 +7,8 @@ celery.signals.worker_process_init.connect(oomsafe.celery.worker_process_init)
 
 from __future__ import annotations
 
+from oomsafe.celery.errors import WorkerOutOfMemory
 from oomsafe.celery.installation import install, worker_process_init
+from oomsafe.errors import MemoryLimitExceeded, SoftMemoryLimitExceeded
 
-__all__ = ["install", "worker_process_init"]
+__all__ = ["MemoryLimitExceeded", "SoftMemoryLimitExceeded", "WorkerOutOfMemory", "install", "worker_process_init"]

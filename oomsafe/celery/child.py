@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
 from billiard.pool import EX_RECYCLE
 from billiard.pool import Worker as BlockingWorker
+from celery import current_app
 from celery.concurrency.asynpool import Worker as AsynWorker
 
-from oomsafe.errors import TaskMemoryError
+from oomsafe.celery.errors import info_of
+from oomsafe.celery.meta import Meta
+from oomsafe.celery.poison import Poison
+from oomsafe.errors import SoftMemoryLimitExceeded, TaskMemoryError
+from oomsafe.policy.text import printable
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.log import attempt, log_with
 from oomsafe.pool.meter import PUBLISH_EVERY, Work
 from oomsafe.pool.seat import Seat
+from oomsafe.pool.slot import Slot
+from oomsafe.pool.watcher import TELL
 
 
 class Guarded:
@@ -31,6 +39,10 @@ class Guarded:
         self._seat = seat
         self._guard: Guard | None = None
         self._work: Work | None = None
+        self._slot: Slot | None = None
+        self._ticket, self._name, self._late = 0, "", ""
+        self._poison: Poison | None = None
+        self._meta: Meta | None = None
         super().__init__(*args, **options)
 
     def __reduce__(self) -> Any:
@@ -44,11 +56,16 @@ class Guarded:
         if self._seat is None or taken is None:
             return
         log_with(logging.getLogger("celery"))
-        board, slot = taken
+        board, self._slot = taken
+        slot = self._slot
+        # billiard has reset all signals by now
+        signal.signal(TELL, self._told)
         # nothing to be called when it is to end: it asks before each task
         self._guard = attempt("guard", "Celery", partial(self._seat.guard, board, slot, _nothing, None, "tasks"))
         if self._guard is not None:
             set_guard(self._guard)
+            if current_app.conf.result_extended:
+                self._meta = attempt("a result's meta", "Celery", partial(Meta, current_app, self._guard))
 
     def _make_child_methods(self, *args: Any, **options: Any) -> None:
         super()._make_child_methods(*args, **options)  # type: ignore[misc]
@@ -91,7 +108,36 @@ class Guarded:
         if self._guard is not None:
             self._work = self._guard.begin(f"{name}[{task_id}]".encode("utf-8", "replace"))
             self._work.route = str(name)
-        return kind, (job, i, _Contained(function, str(name)), args, kwargs)
+        # job numbers begin with 0, which is no ticket
+        return kind, (job, i, _Contained(function, str(name), self, job + 1, str(task_id)), args, kwargs)
+
+    def take_up(self, name: str, ticket: int, task_id: str) -> None:
+        """Inside of a task from now on: only there may its limits be enforced."""
+        if getattr(current_app.tasks.get(name), "acks_late", False):
+            # its message is still the broker's: should all of this node die now, another will get it
+            self._poison = self._poison or Poison(current_app.backend, os.getppid())
+            self._poison.begins(task_id)
+            self._late = task_id
+        if self._meta is not None:
+            self._meta.begins()
+        if self._slot is not None and self._guard is not None:
+            self._name, self._ticket = name, ticket
+            self._slot.take_up(ticket, self._guard.measure())
+
+    def put_down(self) -> None:
+        """Out of it."""
+        if self._ticket and self._slot is not None:
+            self._ticket = 0
+            self._slot.put_down()
+        if self._late and self._poison is not None:
+            self._poison.ended(self._late)
+            self._late = ""
+
+    def _told(self, *_: object) -> None:
+        """The supervisor's signal: the task that is in hand is over its soft limit, if it still is that one."""
+        ticket, used, limit = self._slot.told_of_limit if self._slot is not None else (0, 0, 0)
+        if self._ticket and ticket == self._ticket:
+            raise SoftMemoryLimitExceeded(printable(self._name), used, limit)
 
 
 class GuardedAsynWorker(Guarded, AsynWorker):  # type: ignore[misc]
@@ -105,13 +151,19 @@ class GuardedBlockingWorker(Guarded, BlockingWorker):  # type: ignore[misc]
 class _Contained:
     """A task's tracer. A MemoryError that leaves it would be raised again in MainProcess, and end it (celery#5655)."""
 
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, child: Guarded, ticket: int, task_id: str) -> None:
         self._function = function
         self._name = name
+        self._child = child
+        self._work = (name, ticket, task_id)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            result = self._function(*args, **kwargs)
+            attempt("the begin of a task", "Celery", lambda: self._child.take_up(*self._work))
+            try:
+                result = self._function(*args, **kwargs)
+            finally:
+                attempt("the end of a task", "Celery", self._child.put_down)
         except MemoryError as error:
             problem = self._in_words(error)
         else:
@@ -119,7 +171,7 @@ class _Contained:
             if not isinstance(result, tuple) or not result[0] or not isinstance(getattr(result[1], "exception", None), MemoryError):
                 return result
             problem = self._in_words(result[1].exception)
-            return (result[0], ExceptionInfo((TaskMemoryError, problem, None)), *result[2:])
+            return (result[0], info_of(problem), *result[2:])
         raise problem
 
     def _in_words(self, error: BaseException) -> TaskMemoryError:

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
 from billiard.pool import Pool as BlockingPool
 from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool
+from celery.exceptions import ImproperlyConfigured
 
 from oomsafe.celery.child import GuardedAsynWorker, GuardedBlockingWorker
+from oomsafe.celery.deaths import Enforcing
 from oomsafe.celery.installation import installed
+from oomsafe.celery.limits import TaskLimits
+from oomsafe.celery.poison import Poison
+from oomsafe.celery.redelivery import Redelivery
+from oomsafe.errors import ConfigError
+from oomsafe.policy.limits import resolve_limits
+from oomsafe.policy.settings import Policy
 from oomsafe.pool.log import attempt, log
 from oomsafe.pool.seat import Seat
 from oomsafe.pool.supervisor import Supervisor
 
 
-class Seating:
+class Seating(Enforcing):
     """What both of Celery's pools have in common here: each child gets a seat, and gives it back when it is gone."""
 
     _worker: Any
 
     def __init__(self, *args: Any, oomsafe: Supervisor, **options: Any) -> None:
-        self._supervisor = oomsafe
         self._seat: Seat | None = None
         self._seats: dict[int, Seat] = {}
-        super().__init__(*args, **options)
+        super().__init__(*args, oomsafe=oomsafe, **options)
 
     @property
     def Worker(self) -> Any:  # noqa: N802  billiard's name
@@ -44,6 +52,7 @@ class Seating:
         super().process_flush_queues(worker)  # type: ignore[misc]
         seat = self._seats.pop(worker.pid, None)
         if seat is not None:
+            attempt("the death of a child", "Celery", lambda: self.gone(worker, seat))
             attempt("release", "Celery", lambda: self._supervisor.release_seat(seat.number, seat.generation))
 
 
@@ -75,15 +84,42 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         if limit:
             log.warning("worker_max_memory_per_child=%s is left alone: it compares a peak that never falls; soft_limit does not", limit)
         self.supervisor = Supervisor(found.policy, "celery prefork", self.limit)
-        self.options = {**self.options, "oomsafe": self.supervisor}
+        self.options = {
+            **self.options,
+            "oomsafe": self.supervisor,
+            "limits": self._task_limits(found.policy),
+            "redelivery": self._redelivery(found.policy),
+        }
         super().on_start()
+
+    def _redelivery(self, policy: Policy) -> Redelivery:
+        poison = Poison(self.app.backend if self.app else None, os.getpid())
+        poison.sweep()
+        # not known: each late message is looked up
+        driver = attempt("the broker's kind", "Celery", lambda: str(self.app.connection_for_read().transport.driver_type)) or ""
+        return Redelivery(poison, policy.max_oom_redeliveries, driver, policy.dry_run)
+
+    def _task_limits(self, policy: Policy) -> TaskLimits:
+        capacity = self.supervisor.capacity
+        try:
+            conf = self.app.conf if self.app else {}
+            limits = TaskLimits(policy, conf, capacity, resolve_limits(policy, capacity)[0])
+            limits.read(self.app.tasks if self.app else {})
+        except ConfigError as error:
+            raise ImproperlyConfigured(f"oomsafe: {error}") from None
+        return limits
 
     def on_stop(self) -> None:
         """A warm shutdown."""
+        pool = self._pool
         super().on_stop()
+        if pool is not None:
+            pool.end_watch()
         self.supervisor.close()
 
     def on_terminate(self) -> None:
         """A cold one."""
+        if self._pool is not None:
+            self._pool.end_watch(at_once=True)
         super().on_terminate()
         self.supervisor.close()

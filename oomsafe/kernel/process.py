@@ -79,6 +79,21 @@ def peak_rss_of(pid: int, proc: str = "/proc") -> int | None:
     return read_keyed(f"{proc}/{pid}/status", factor=1024).get("VmHWM")
 
 
+def forget_peak(proc: str = "/proc") -> bool:
+    """Have this process's peak rss begin anew, from what it holds now (clear_refs, 5; Linux 4.0); False where that can't be done."""
+    try:
+        fd = os.open(f"{proc}/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.write(fd, b"5")
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
 def children_of(pid: int, proc: str = "/proc") -> list[int]:
     """The pids of a process's children, as the kernel lists them (CONFIG_PROC_CHILDREN), else psutil; none when it is gone."""
     listed = read_bytes(f"{proc}/{pid}/task/{pid}/children")

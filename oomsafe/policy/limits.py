@@ -73,6 +73,11 @@ def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0
     return Limits(soft=soft, hard=hard, budget=budget, early=early, metric=metric), warnings
 
 
+def in_bytes(size: Size | None, total: int | None) -> int | None:
+    """A size that may be a share of `total`, in bytes; None for none, and for a share of what is not known."""
+    return None if size is None else _bytes(size, total)
+
+
 def turns(policy: Policy, workers: int) -> int:
     """How many of `workers` may be recycling at once: at least 1, else none ever could."""
     if isinstance(policy.max_unavailable, Percent):

@@ -90,6 +90,14 @@ def read_count(field: str, value: object) -> int | Percent:
     return count
 
 
+def read_redeliveries(field: str, value: object) -> int:
+    """A number of times, 0 or more."""
+    count = _whole(value)
+    if count is None or not 0 <= count <= 1000:
+        raise refused(field, value, "is not a whole number from 0 to 1000", "1")
+    return count
+
+
 def read_worker_score(field: str, value: object) -> int | Literal["auto"]:
     """A step of oom_score_adj, or "auto". Below zero it would send the kernel to the supervisor first."""
     return "auto" if value == "auto" else read_score(field, value)

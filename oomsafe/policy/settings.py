@@ -13,6 +13,7 @@ from oomsafe.policy.readers import (
     read_hard_limit,
     read_headers,
     read_metric,
+    read_redeliveries,
     read_score,
     read_seconds,
     read_share,
@@ -28,7 +29,7 @@ from oomsafe.policy.units import MIB, Percent, Size, refused
 PREFIX = "OOMSAFE_"
 
 #: Variables that begin with the prefix and are not fields of the policy.
-OTHER_VARIABLES = ("OOMSAFE_SCOREBOARD", "OOMSAFE_GUNICORN_CONF", "OOMSAFE_SINGLE", "OOMSAFE_TESTS_REQUIRE")
+OTHER_VARIABLES = ("OOMSAFE_SCOREBOARD", "OOMSAFE_GUNICORN_CONF", "OOMSAFE_SINGLE", "OOMSAFE_STATE", "OOMSAFE_TESTS_REQUIRE")
 
 SizeLike = int | str | Percent
 
@@ -75,6 +76,14 @@ class Policy:
     """Absolute, -1000 to 1000, for the supervisor itself; lowering needs CAP_SYS_RESOURCE. None: left as it is."""
     headers: bool | str = field(repr=False)
     """Memory headers on each response: False, True, or a secret that a request must carry in X-Memory-Token."""
+    task_soft_memory_limit: Size | None
+    """Celery: a task that uses more is told so by SoftMemoryLimitExceeded. None: no such limit for tasks without one of their own."""
+    task_memory_limit: Size | None
+    """Celery: a task that uses more is stopped, and fails with MemoryLimitExceeded. None: as above."""
+    task_memory_absolute: bool
+    """Celery: compare both with the child's whole rss; else with what it has grown by since the task began."""
+    max_oom_redeliveries: int
+    """Celery, acks_late: how many deaths by the OOM killer a task survives; the next one fails it for good."""
     dry_run: bool
     """Decide, log and count everything, and do nothing."""
 
@@ -96,6 +105,10 @@ class Policy:
         draining_oom_score_adj: int = 300,
         supervisor_oom_score_adj: int | None = None,
         headers: bool | str = False,
+        task_soft_memory_limit: SizeLike | None = None,
+        task_memory_limit: SizeLike | None = None,
+        task_memory_absolute: bool = False,
+        max_oom_redeliveries: int = 1,
         dry_run: bool = False,
         **unknown: NoReturn,
     ) -> None:
@@ -104,7 +117,8 @@ class Policy:
             raise ConfigError(f"unknown setting {printable(name)}{near_matches(name, list(READERS))}")
         for name, read in READERS.items():
             object.__setattr__(self, name, read(name, given[name]))
-        _check_order(self.soft_limit, self.hard_limit)
+        _check_order("soft_limit", self.soft_limit, "hard_limit", self.hard_limit)
+        _check_order("task_soft_memory_limit", self.task_soft_memory_limit, "task_memory_limit", self.task_memory_limit)
 
 
 #: How each field is read, from a keyword or from the environment's text: raises ConfigError.
@@ -124,6 +138,10 @@ READERS: dict[str, Callable[[str, object], Any]] = {
     "draining_oom_score_adj": read_score,
     "supervisor_oom_score_adj": read_supervisor_score,
     "headers": read_headers,
+    "task_soft_memory_limit": read_hard_limit,
+    "task_memory_limit": read_hard_limit,
+    "task_memory_absolute": read_switch,
+    "max_oom_redeliveries": read_redeliveries,
     "dry_run": read_switch,
 }
 
@@ -154,9 +172,9 @@ def _from_text(variable: str, field: str, text: str) -> Any:
     return value
 
 
-def _check_order(soft: Size | str, hard: Size | None) -> None:
-    """soft_limit must be below hard_limit; where that depends on the machine, resolve_limits looks again."""
+def _check_order(soft_name: str, soft: Size | str | None, hard_name: str, hard: Size | None) -> None:
+    """A soft limit must be below the hard one; where that depends on the machine, resolve_limits looks again."""
     if isinstance(soft, int) and isinstance(hard, int) and soft >= hard:
-        raise refused("soft_limit", soft, f"is not below hard_limit={hard}", f"{int(hard * 0.75 / MIB) or 1}MiB")
+        raise refused(soft_name, soft, f"is not below {hard_name}={hard}", f"{int(hard * 0.75 / MIB) or 1}MiB")
     if isinstance(soft, Percent) and isinstance(hard, Percent) and soft.value >= hard.value:
-        raise refused("soft_limit", str(soft), f"is not below hard_limit={hard}", f"{hard.value * 0.75:g}%")
+        raise refused(soft_name, str(soft), f"is not below {hard_name}={hard}", f"{hard.value * 0.75:g}%")

@@ -19,6 +19,8 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
             40  u64 sequence: odd while the worker publishes
             48  i64 rss · peak rss · baseline · soft limit · hard limit · pss · uss · oom_score_adj · in flight
            120  f64 published, seconds since 1970
+           128  u64 ticket of the work in hand, 0: none · i64 rss when it began
+           144  u64 ticket of the work that is over its soft limit · i64 what it uses · i64 the limit (the supervisor writes them)
            192  counters
           3968  16 cells of 128: what is in flight
 
@@ -29,8 +31,8 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
             24  name, 103 bytes as they came from outside: made printable by whoever reads them
            127  u8 1 while in use: written last
 
-Each slot has one writer, its worker, but for the order; the header and the totals have one, the supervisor (at 20, 22
-and 128 write the workers, under the lock). Whoever reads takes a copy, and again if a sequence was odd or has moved meanwhile.
+Each slot has one writer, its worker, but for the order and what stands at 144; the header and the totals have one, the supervisor (at
+20, 22 and 128 write the workers, under the lock). Whoever reads takes a copy, and again if a sequence was odd or has moved meanwhile.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ import struct
 from dataclasses import dataclass, field
 
 MAGIC = b"oomsafe\0"
-VERSION = 2
+VERSION = 3
 
 HEADER_SIZE = 6144
 SLOT_SIZE = 6144
@@ -59,6 +61,8 @@ OWNER_AT, OWNER = 8, struct.Struct("<QQQd")
 PID_AT, STARTED_AT, WORD = 8, 16, struct.Struct("<Q")
 SLOT_SEQUENCE_AT = 40
 FIGURES_AT, FIGURES = 48, struct.Struct("<9qd")
+HAND_AT, HAND = 128, struct.Struct("<Qq")
+TOLD_AT, TOLD = 144, struct.Struct("<Qqq")
 COUNTERS_AT = 192
 CELLS_AT = 3968
 CELL_SIZE, CELLS = 128, 16
@@ -87,6 +91,7 @@ UNMATCHED, OTHER = "unmatched", "other"
 
 assert NAMES_AT + ROUTES * ROUTE_NAME <= TOTALS_AT
 assert TOTALS_AT + COUNTERS_SIZE <= SCHEDULE_AT <= HEADER_SIZE - SCHEDULE.size
+assert TOLD_AT + TOLD.size <= COUNTERS_AT
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= SLOT_SIZE
 assert CELL.size == CELL_SIZE

@@ -37,6 +37,18 @@ class Entry(NamedTuple):
     soft: int | None
 
 
+class InHand(NamedTuple):
+    """A worker that is inside a piece of work."""
+
+    number: int
+    generation: int
+    pid: int
+    started: int
+    ticket: int
+    rss: int
+    """What it held when that began, in bytes."""
+
+
 class Scoreboard:
     """One pool's shared memory. Made by create() or opened by open(); close() when done."""
 
@@ -209,6 +221,35 @@ class Scoreboard:
         at = self._offset(number)
         if layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)[2] == generation:
             layout.write(self._memory, at + layout.ORDER_AT, layout.ORDER, 1)
+
+    def in_hand(self) -> list[InHand]:
+        """The workers that are inside a piece of work which has a ticket."""
+        found = []
+        for number in range(self.slots):
+            at = self._offset(number)
+            ticket, rss = layout.HAND.unpack_from(self._memory, at + layout.HAND_AT)
+            if ticket:
+                pid, started, generation, _ = layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)
+                found.append(InHand(number, generation, pid, started, ticket, rss))
+        return found
+
+    def ticket(self, number: int, generation: int) -> int:
+        """Of the work that this worker is inside of, or was when it died; 0: none."""
+        at = self._offset(number)
+        if layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)[2] != generation:
+            return 0
+        return int(layout.HAND.unpack_from(self._memory, at + layout.HAND_AT)[0])
+
+    def held(self, number: int, generation: int) -> int | None:
+        """What this worker held when it began the work that it is inside of, in bytes; None: it is inside of none."""
+        found = (work.rss for work in self.in_hand() if (work.number, work.generation) == (number, generation))
+        return next(found, None)
+
+    def tell_of_limit(self, number: int, generation: int, ticket: int, used: int, limit: int) -> None:
+        """In the supervisor: this work is over its soft limit; both figures in bytes."""
+        at = self._offset(number)
+        if layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)[2] == generation:
+            layout.write(self._memory, at + layout.TOLD_AT, layout.TOLD, ticket, used, limit)
 
     @property
     def schedule(self) -> tuple[float, int]:

@@ -96,6 +96,20 @@ class Slot:
         """Whether the supervisor has given this worker its turn."""
         return bool(layout.ORDER.unpack_from(self._memory, self._at + layout.ORDER_AT)[0])
 
+    def take_up(self, ticket: int, rss: int) -> None:
+        """This worker is inside the work with this ticket from now on, and held so many bytes before."""
+        layout.write(self._memory, self._at + layout.HAND_AT, layout.HAND, ticket, rss)
+
+    def put_down(self) -> None:
+        """It is out of it."""
+        layout.write(self._memory, self._at + layout.HAND_AT, layout.HAND, 0, 0)
+
+    @property
+    def told_of_limit(self) -> tuple[int, int, int]:
+        """(ticket, used, limit): the work that the supervisor has found over its soft limit last, and the bytes."""
+        ticket, used, limit = layout.TOLD.unpack_from(self._memory, self._at + layout.TOLD_AT)
+        return ticket, used, limit
+
     def publish(self, figures: Figures, counters: Counters) -> None:
         """Write the figures and the counters; readers that meet it half done read again."""
         at, memory = self._at, self._memory

@@ -99,3 +99,136 @@ class Hooked(app.Task):
 def out_of_memory_in_a_hook(how):
     """Around the task."""
     return how
+
+
+MIB = 1 << 20
+#: Where a balloon ends by itself, should nobody stop it: the machine is shared.
+ENOUGH = int(os.environ.get("ENOUGH_MIB", "1200"))
+
+
+def at_speed(grow, mib_per_second=1024, chunk=4):
+    """Call grow(bytes) so often that it makes that speed."""
+    began, grown = time.monotonic(), 0
+    while grown < ENOUGH:
+        grow(chunk * MIB)
+        grown += chunk
+        time.sleep(max(0, began + grown / mib_per_second - time.monotonic()))
+
+
+def in_python():
+    """1 GiB/s in pure Python."""
+    kept = []
+    at_speed(lambda size: kept.append(b"x" * size))
+
+
+def in_c():
+    """In one C call that holds the GIL, as fast as memory can be filled: no Python code of this process runs meanwhile."""
+    import ctypes
+    import mmap
+
+    area = mmap.mmap(-1, ENOUGH * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    libc = ctypes.PyDLL(None)
+    libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    libc.memset(address, 1, ENOUGH * MIB)
+    time.sleep(60)
+
+
+HOW = {"python": in_python, "c": in_c}
+
+
+@app.task(memory_limit="200MiB")
+def balloon(how):
+    """Takes what it gets."""
+    HOW[how]()
+    return "not stopped"
+
+
+@app.task(memory_limit="200MiB", acks_late=True)
+def balloon_late(how):
+    """The same, acknowledged after it."""
+    HOW[how]()
+    return "not stopped"
+
+
+@app.task
+def balloon_by_default(how):
+    """With the app's limits."""
+    HOW[how]()
+    return "not stopped"
+
+
+@app.task(soft_memory_limit="100MiB", memory_limit="300MiB")
+def balloon_told(catches):
+    """Told at its soft limit."""
+    kept = []
+    try:
+        at_speed(lambda size: kept.append(b"x" * size), mib_per_second=256)
+    except oomsafe.celery.SoftMemoryLimitExceeded as error:
+        if not catches:
+            raise
+        size = len(kept) * 4
+        kept.clear()
+        time.sleep(0.3)  # what it has let go of is not held against it
+        return [size, *error.args]
+
+
+@app.task(memory_limit="200MiB", memory_absolute=True)
+def whole(mib):
+    """Whose child counts."""
+    kept = b"x" * (mib * MIB)
+    time.sleep(1)
+    return len(kept)
+
+
+def note(number):
+    """Count this run where no death can take it back."""
+    with open(os.environ["RUNS"], "a") as runs:
+        runs.write(f"{number} {os.getpid()}\n")
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def hog(number, mib_per_second=1024):
+    """More than its cgroup has."""
+    note(number)
+    kept = []
+    at_speed(lambda size: kept.append(b"x" * size), mib_per_second)
+    return "not killed"
+
+
+@app.task
+def hog_early(number):
+    """The same, acknowledged before it."""
+    note(number)
+    in_python()
+    return "not killed"
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def good(number):
+    """Beside them."""
+    time.sleep(0.02)
+    return number
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def slow(number, seconds):
+    """Time to be killed in."""
+    note(number)
+    time.sleep(seconds)
+    return number
+
+
+@app.task(soft_memory_limit="60MiB", memory_limit="70MiB")
+def brink(mib):
+    """Just about its limit when it ends."""
+    kept = b"x" * (mib * MIB)
+    time.sleep(0.004)
+    return len(kept) // MIB
+
+
+if "BAD_TASK" in os.environ:
+
+    @app.task(memory_limit="lots")
+    def misspelt():
+        """Whose limit can't be right."""

@@ -30,6 +30,10 @@ DEFAULTS: dict[str, Any] = {
     "draining_oom_score_adj": 300,
     "supervisor_oom_score_adj": None,
     "headers": False,
+    "task_soft_memory_limit": None,
+    "task_memory_limit": None,
+    "task_memory_absolute": False,
+    "max_oom_redeliveries": 1,
     "dry_run": False,
 }
 
@@ -50,6 +54,10 @@ SOURCES: dict[str, tuple[Any, Any, str, Any]] = {
     "draining_oom_score_adj": (0, 0, "100", 100),
     "supervisor_oom_score_adj": (-500, -500, "-200", -200),
     "headers": ("0123456789abcdef", "0123456789abcdef", "yes", True),
+    "task_soft_memory_limit": ("300MiB", 300 * MIB, "20%", Percent(20.0)),
+    "task_memory_limit": ("400MiB", 400 * MIB, "1GiB", 1024 * MIB),
+    "task_memory_absolute": (True, True, "yes", True),
+    "max_oom_redeliveries": (0, 0, "3", 3),
     "dry_run": (True, True, "1", True),
 }
 

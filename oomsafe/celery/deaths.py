@@ -1,0 +1,159 @@
+"""What becomes of a task whose child is gone: stopped at its limit, killed by the kernel, or Celery's own WorkerLostError."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from celery.exceptions import TaskRevokedError
+
+from oomsafe.celery.errors import WorkerOutOfMemory, info_of
+from oomsafe.celery.limits import TaskLimits
+from oomsafe.celery.redelivery import Redelivery, request_of
+from oomsafe.errors import MemoryLimitExceeded
+from oomsafe.policy.text import printable
+from oomsafe.policy.units import format_size
+from oomsafe.policy.verdicts import Verdict
+from oomsafe.pool.deaths import Deaths
+from oomsafe.pool.log import attempt, log
+from oomsafe.pool.seat import Seat
+from oomsafe.pool.supervisor import Supervisor
+from oomsafe.pool.watcher import Watcher
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A child that has died, as it was left on the scoreboard."""
+
+    pid: int
+    ticket: int
+    """Of the task that it was inside of; 0: of none, so what it had to say it may have said."""
+    rss: int | None
+    """When it was last seen, in bytes."""
+    killed: bool
+    """By SIGKILL, and no hand of Celery's or ours was in it."""
+
+
+class Enforcing:
+    """What both of Celery's pools have in common here, in MainProcess: what each task may take, and what became of it."""
+
+    _cache: dict[int, Any]
+
+    def __init__(self, *args: Any, oomsafe: Supervisor, limits: TaskLimits, redelivery: Redelivery, **options: Any) -> None:
+        self._supervisor = oomsafe
+        self._redelivery = redelivery
+        self._limits = limits
+        self._deaths = Deaths()
+        self._gone: dict[int, Gone] = {}
+        self._watcher: Watcher | None = None
+        if oomsafe.board is not None:
+            dry = oomsafe.policy.dry_run
+            self._watcher = Watcher(oomsafe.board, lambda: bool(self._cache), lambda ticket: ticket - 1 in self._cache, dry)
+        super().__init__(*args, **options)
+
+    def apply_async(self, func: Any, args: Any = (), kwds: Any = None, **options: Any) -> Any:
+        """Celery hands out a task: (name, id, the message's headers, ...)."""
+        request = request_of(options)
+        if attempt("poison", "Celery", lambda: self._redelivery.is_refused(request)):
+            raise TaskRevokedError(request.id)  # what Celery expects of a task that is not to run
+        result = super().apply_async(func, args, kwds or {}, **options)  # type: ignore[misc]
+        if result is not None:
+            attempt("limits", "Celery", partial(self._watch, result, args, request))
+        return result
+
+    def _watch(self, job: Any, args: Any, request: Any) -> None:
+        job.oomsafe_request = request
+        self._redelivery.handed_out(job._job + 1, request)
+        job.oomsafe_task = args if len(args) > 2 and isinstance(args[2], dict) else ("?", "?", {})
+        ceiling = self._limits.of(job.oomsafe_task[0], job.oomsafe_task[2])
+        if self._watcher is not None:
+            self._watcher.watch(job._job + 1, ceiling)
+
+    def end_watch(self, at_once: bool = False) -> None:
+        """The pool is closed; `at_once`: with what runs."""
+        if at_once:
+            attempt("a cold shutdown", "Celery", self._redelivery.all_ended)
+        if self._watcher is not None:
+            self._watcher.end()
+
+    def gone(self, worker: Any, seat: Seat) -> None:
+        """For each child that billiard has joined, while its slot is still its own."""
+        board, watcher = self._supervisor.board, self._watcher
+        if board is None or watcher is None:
+            return
+        ticket = board.ticket(seat.number, seat.generation)
+        rss = watcher.seen.pop(seat.generation, None) or board.held(seat.number, seat.generation)
+        # a time limit has given the task its result by now; revoke(terminate) is noted with the child
+        ours = ticket in watcher.stopped or (ticket and ticket - 1 not in self._cache) or getattr(worker, "_job_terminated", False)
+        killed = worker.exitcode == -signal.SIGKILL and not ours
+        self._gone[worker.pid] = Gone(worker.pid, ticket, rss, killed)
+        if not killed:
+            self._redelivery.ended(ticket)
+
+    def _join_exited_workers(self, shutdown: bool = False) -> Any:
+        attempt("the OOM counter", "Celery", self._deaths.look)
+        try:
+            return super()._join_exited_workers(shutdown)  # type: ignore[misc]
+        finally:
+            self._deaths.settle(self._unexplained())
+            self._gone.clear()
+            for ticket in [ticket for ticket in (self._watcher.stopped if self._watcher else ()) if ticket - 1 not in self._cache]:
+                self._watcher.stopped.pop(ticket, None)  # type: ignore[union-attr]
+
+    def on_job_process_lost(self, job: Any, pid: int, exitcode: int) -> None:
+        """The child died with this task. Inside of it there is no result on its way that billiard would have to wait for."""
+        gone = self._gone.get(pid)
+        if gone is not None and gone.ticket == job._job + 1:
+            self.mark_as_worker_lost(job, exitcode)
+        else:
+            super().on_job_process_lost(job, pid, exitcode)  # type: ignore[misc]
+
+    def mark_as_worker_lost(self, job: Any, exitcode: int) -> None:
+        """Its result: with what we know, else Celery's own."""
+        error = attempt("the death of a child", "Celery", partial(self._why, job))
+        if error is None:
+            attempt("the end of a task", "Celery", lambda: self._redelivery.ended(job._job + 1))
+            super().mark_as_worker_lost(job, exitcode)  # type: ignore[misc]
+            return
+        if isinstance(error, WorkerOutOfMemory) and attempt("poison", "Celery", partial(self._is_given_up, job, error)):
+            job._set(None, (False, None))  # no value: Celery is told nothing more
+            return
+        log.error("%s", error)
+        job._set(None, (False, info_of(error)))
+
+    def _is_given_up(self, job: Any, error: Exception) -> bool:
+        return self._redelivery.died(job._job + 1, getattr(job, "oomsafe_request", None), str(error))
+
+    def on_job_ready(self, job: int, i: Any, obj: Any, fd: Any) -> None:
+        """Its child has sent what it returned."""
+        super().on_job_ready(job, i, obj, fd)  # type: ignore[misc]
+        self._redelivery.forget(job + 1)
+
+    def flush(self) -> None:
+        """The connection to the broker is lost: what runs goes on, and comes again."""
+        attempt("a lost connection", "Celery", self._redelivery.all_ended)
+        flush = getattr(super(), "flush", None)
+        if flush is not None:
+            flush()
+
+    def _why(self, job: Any) -> Exception | None:
+        stopped = self._watcher.stopped.get(job._job + 1) if self._watcher is not None else None
+        name, task_id = (printable(str(word)) for word in getattr(job, "oomsafe_task", ("?", "?"))[:2])
+        if stopped is not None:
+            return MemoryLimitExceeded(name, *stopped)
+        gone = self._gone.get(job._worker_pid)
+        if gone is None or not gone.killed:
+            return None
+        verdict = self._deaths.judge(self._unexplained())
+        if verdict not in (Verdict.CONFIRMED, Verdict.LIKELY):
+            return None
+        capacity = self._supervisor.capacity
+        return WorkerOutOfMemory(
+            f"task {name}[{task_id}]: the kernel's OOM killer took its child {gone.pid} ({verdict.value}): rss {format_size(gone.rss)} "
+            f"when last seen, limit {format_size(capacity.limit)} ({capacity.source}); raise the limit, or set memory_limit for the task"
+        )
+
+    def _unexplained(self) -> int:
+        return sum(gone.killed for gone in self._gone.values())

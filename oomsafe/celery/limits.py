@@ -1,0 +1,92 @@
+"""The memory limits of one task: those of its decorator, else the app's; the caller's headers may lower them.
+
+``@app.task(soft_memory_limit="300MiB", memory_limit="500MiB")``, ``memory_absolute=True``, or a limit of None to
+lift the app's; ``task.apply_async(headers={"memory_limit": "200MiB"})``. Whoever may send a message
+is not trusted to take more than the app gives, so a header only lowers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from oomsafe.errors import ConfigError
+from oomsafe.policy.ceilings import Ceiling, in_order, lowered
+from oomsafe.policy.limits import Capacity, Limits, in_bytes
+from oomsafe.policy.readers import read_hard_limit, read_switch
+from oomsafe.policy.settings import Policy
+from oomsafe.policy.text import printable
+from oomsafe.policy.units import format_size
+from oomsafe.pool.log import log
+
+SOFT, HARD, ABSOLUTE = "soft_memory_limit", "memory_limit", "memory_absolute"
+
+
+class TaskLimits:
+    """Of all tasks of one app, as MainProcess sees them. `conf` is the app's."""
+
+    def __init__(self, policy: Policy, conf: Mapping[str, Any], capacity: Capacity, limits: Limits) -> None:
+        """Raises ConfigError for a default of the app's own conf that can't be right."""
+        self._capacity, self._limits = capacity, limits
+        self._of: dict[str, Ceiling] = {}
+        self._said: set[tuple[str, str]] = set()
+        soft, hard, absolute = (
+            _first(f"task_{name}", getattr(policy, f"task_{name}"), conf, read)
+            for name, read in ((SOFT, read_hard_limit), (HARD, read_hard_limit), (ABSOLUTE, read_switch))
+        )
+        self.default = in_order(Ceiling(self._bytes(soft), self._bytes(hard), bool(absolute)))
+        self._warn("task_", self.default)
+
+    def read(self, tasks: Mapping[str, Any]) -> None:
+        """Read the tasks' own limits, once. Raises ConfigError, with the task's name, for one that can't be right."""
+        for name, task in tasks.items():
+            own = self._own(name, task)
+            if own != self.default:
+                self._of[name] = own
+                self._warn(f"task {printable(name)}: ", own)
+
+    def of(self, name: str, headers: Mapping[str, Any]) -> Ceiling | None:
+        """Of one message for the task `name`; None where it has no limits."""
+        ceiling = self._of.get(name, self.default)
+        if SOFT in headers or HARD in headers:
+            asked = Ceiling(self._asked(name, SOFT, headers.get(SOFT)), self._asked(name, HARD, headers.get(HARD)))
+            ceiling = in_order(lowered(ceiling, asked))
+        return ceiling if ceiling.soft is not None or ceiling.hard is not None else None
+
+    def _own(self, name: str, task: Any) -> Ceiling:
+        try:
+            soft, hard = (
+                self._bytes(read_hard_limit(field, getattr(task, field))) if hasattr(task, field) else default
+                for field, default in ((SOFT, self.default.soft), (HARD, self.default.hard))
+            )
+            absolute = read_switch(ABSOLUTE, getattr(task, ABSOLUTE, self.default.absolute))
+        except ConfigError as error:
+            raise ConfigError(f"task {printable(name)}: {error}") from None
+        return in_order(Ceiling(soft, hard, absolute))
+
+    def _asked(self, name: str, field: str, value: object) -> int | None:
+        try:
+            return self._bytes(read_hard_limit(field, value))
+        except ConfigError as error:
+            if (name, field) not in self._said:  # who sends it may send many
+                self._said.add((name, field))
+                log.warning("task %s: ignoring a header: %s", printable(name), error)
+            return None
+
+    def _bytes(self, size: Any) -> int | None:
+        return in_bytes(size, self._capacity.limit)
+
+    def _warn(self, where: str, ceiling: Ceiling) -> None:
+        for field, size in ((SOFT, ceiling.soft), (HARD, ceiling.hard)):
+            if size is not None and self._capacity.limit is not None and size > self._capacity.limit:
+                above = f"the effective limit {format_size(self._capacity.limit)} ({self._capacity.source}): the kernel kills first"
+            elif size is not None and self._limits.hard is not None and size > self._limits.hard:
+                above = f"the pool's hard_limit {format_size(self._limits.hard)}: the child is recycled after each task that meets that one"
+            else:
+                continue
+            log.warning("%s%s %s is above %s", where, field, format_size(size), above)
+
+
+def _first(field: str, given: Any, conf: Mapping[str, Any], read: Callable[[str, object], Any]) -> Any:
+    """What install() or the environment gave, else what the app's conf has."""
+    return given if given else read(field, found) if (found := conf.get(field)) is not None else given

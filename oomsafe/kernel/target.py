@@ -1,0 +1,62 @@
+"""A process to be signalled: this very one, never another that was given its pid."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import TracebackType
+
+from oomsafe.kernel.files import read_bytes
+from oomsafe.kernel.process import start_time
+
+
+class Target:
+    """The process `pid` that was started at `started`, as start_time() tells it. Raises ProcessLookupError when it is gone.
+
+    A pidfd names one process for ever (Linux 5.3); where there are none, the start time is looked at before each signal.
+    """
+
+    def __init__(self, pid: int, started: int) -> None:
+        self._pid, self._started, self._fd = pid, started, -1
+        try:
+            self._fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise
+        except (OSError, AttributeError):
+            pass  # an older kernel, or one that forbids it
+        if start_time(pid) != started:
+            self.close()
+            raise ProcessLookupError(pid)
+
+    def send(self, number: int) -> None:
+        """Raises ProcessLookupError when it is gone."""
+        if self._fd >= 0:
+            signal.pidfd_send_signal(self._fd, number)
+        elif start_time(self._pid) == self._started:
+            os.kill(self._pid, number)
+        else:
+            raise ProcessLookupError(self._pid)
+
+    def stop(self, seconds: float = 0.05) -> None:
+        """SIGSTOP, and wait until its main thread stands still: at most so long, for one may be deep in the kernel."""
+        self.send(signal.SIGSTOP)
+        deadline = time.monotonic() + seconds
+        while not self._stands_still() and time.monotonic() < deadline:
+            time.sleep(0.0002)
+
+    def _stands_still(self) -> bool:
+        state = (read_bytes(f"/proc/{self._pid}/stat") or b"").rpartition(b") ")[2][:1]
+        return state in (b"T", b"t", b"Z", b"X", b"")
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Target:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,167 @@
+"""Watches from the supervisor what its workers have in hand: a worker that is deep in C can't watch itself.
+
+One thread, which sleeps while there is no work. It reads the ticket that each worker writes into its
+slot while it runs a piece of work, and statm; it signals, and says nothing else to anybody.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from oomsafe.kernel.process import rss_of
+from oomsafe.kernel.target import Target
+from oomsafe.policy.ceilings import Ceiling, Step, judge
+from oomsafe.policy.units import format_size
+from oomsafe.pool.log import attempt, log
+from oomsafe.pool.scoreboard import InHand, Scoreboard
+
+#: What a worker is told by that the work in its hand is over its soft limit.
+TELL = signal.SIGRTMIN + 7
+
+#: Seconds between two looks at work without limits: what it held is all that is known of a worker that the kernel kills.
+CASUAL = 0.1
+
+#: Seconds between two looks at whether work that has limits has begun.
+BEGINS = 0.01
+
+
+@dataclass
+class _Watched:
+    """One piece of work that has limits and has begun."""
+
+    rss: int
+    at: float
+    look_at: float = 0.0
+    told: bool = False
+
+
+class Watcher:
+    """`busy`: whether there is any work; `wanted`: whether the work with this ticket has not ended. Both are called in its thread."""
+
+    def __init__(self, board: Scoreboard, busy: Callable[[], bool], wanted: Callable[[int], bool], dry_run: bool = False) -> None:
+        self.stopped: dict[int, tuple[int, int]] = {}
+        """Work that was stopped, by its ticket: the bytes that it used, and its limit. Whoever has heard of it removes it."""
+        self.seen: dict[int, int] = {}
+        """What each worker held when it was last seen with work, in bytes, by its generation."""
+        self._board = board
+        self._busy = busy
+        self._wanted = wanted
+        self._dry_run = dry_run
+        self._limited: dict[int, Ceiling] = {}
+        self._watched: dict[int, _Watched] = {}
+        self._poke = threading.Event()
+        self._idle = True
+        self._ended = False
+        self._thread: threading.Thread | None = None
+
+    def watch(self, ticket: int, ceiling: Ceiling | None) -> None:
+        """Work with this ticket is about to be handed out; `ceiling` None: it has no limits."""
+        if ceiling is not None:
+            self._limited[ticket] = ceiling
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="oomsafe-watcher", daemon=True)
+            self._thread.start()
+        if self._idle or ceiling is not None:
+            self._poke.set()
+
+    def end(self) -> None:
+        """No work is watched from now on."""
+        self._ended = True
+        self._poke.set()
+        if self._thread is not None:
+            self._thread.join(1)
+
+    def _run(self) -> None:
+        while not self._ended:
+            self._idle = True
+            pause = CASUAL if self._busy() else None
+            self._idle = pause is None
+            if self._limited:
+                # what has not begun yet begins without telling
+                pause = attempt("watching work", "the server", self._look) or CASUAL
+            elif pause is not None:
+                attempt("watching work", "the server", self._glance)
+            self._poke.wait(pause)
+            self._poke.clear()
+
+    def _glance(self) -> None:
+        for work in self._board.in_hand():
+            self._rss(work)
+
+    def _rss(self, work: InHand) -> int | None:
+        rss = rss_of(work.pid)
+        if rss:
+            self.seen[work.generation] = rss
+        return rss or None
+
+    def _look(self) -> float:
+        """Look at each piece of work that is due. Returns the seconds until the next is."""
+        for ticket in [ticket for ticket in list(self._limited) if not self._wanted(ticket)]:
+            self._limited.pop(ticket, None)
+        for ticket in [ticket for ticket in self._watched if ticket not in self._limited]:
+            del self._watched[ticket]
+        pause, running = CASUAL, 0
+        for work in self._board.in_hand():
+            ceiling = self._limited.get(work.ticket)
+            if ceiling is None:
+                self._rss(work)
+                continue
+            running += 1
+            pause = min(pause, self._look_at(work, ceiling))
+        return min(pause, BEGINS) if running < len(self._limited) else pause
+
+    def _look_at(self, work: InHand, ceiling: Ceiling) -> float:
+        now = time.monotonic()
+        watched = self._watched.get(work.ticket)
+        if watched is None:
+            watched = self._watched[work.ticket] = _Watched(work.rss, now - BEGINS)
+        elif now < watched.look_at:
+            return watched.look_at - now
+        rss = self._rss(work)
+        if rss is None:
+            return CASUAL  # it is gone
+        look = judge(ceiling, work.rss, rss, (rss - watched.rss) / max(0.0001, now - watched.at), watched.told)
+        watched.rss, watched.at, watched.look_at = rss, now, now + look.again
+        if look.step is not Step.LEAVE and self._dry_run:
+            self._limited.pop(work.ticket, None)
+            log.warning("a limit would be met (dry run): %s > %s, worker %d", format_size(look.used), format_size(look.limit), work.pid)
+        elif look.step is Step.TELL:
+            watched.told = True
+            self._tell(work, look.used, look.limit or 0)
+        elif look.step is Step.STOP:
+            self._stop(work, ceiling)
+        return look.again
+
+    def _tell(self, work: InHand, used: int, limit: int) -> None:
+        # the ticket goes with the signal: one that comes when the next piece of work has begun is none of its business
+        self._board.tell_of_limit(work.number, work.generation, work.ticket, used, limit)
+        try:
+            with Target(work.pid, work.started) as worker:
+                worker.send(TELL)
+        except ProcessLookupError:
+            pass  # it is gone
+
+    def _stop(self, work: InHand, ceiling: Ceiling) -> None:
+        """Kill the worker, if it still has this very work in hand.
+
+        Between a look at its ticket and the signal it might end this work and begin the next, or hold a
+        lock that it shares with other workers while it hands its result over. So it is made to stand
+        still first: it has the ticket in its slot only while it is inside the work, and then it can't lose it any more.
+        """
+        try:
+            with Target(work.pid, work.started) as worker:
+                try:
+                    worker.stop()
+                    look = judge(ceiling, work.rss, self._rss(work) or 0, 0, True)
+                    if look.step is Step.STOP and self._board.ticket(work.number, work.generation) == work.ticket:
+                        self.stopped[work.ticket] = (look.used, look.limit or 0)
+                        worker.send(signal.SIGKILL)
+                        self._limited.pop(work.ticket, None)
+                finally:
+                    worker.send(signal.SIGCONT)
+        except ProcessLookupError:
+            pass  # it is gone

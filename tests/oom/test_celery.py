@@ -1,0 +1,178 @@
+"""The kernel kills children of Celery's pool: the result says so, and no task kills for ever. Real kills in a real memory cgroup."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celerying import CeleryWorker, Redis, Start
+from needs import need
+from serving import until
+
+pytestmark = pytest.mark.xdist_group("oom")
+
+MIB = 1 << 20
+LIMIT = 300 * MIB
+#: Were a cgroup's limit to fail, a hog ends by itself here.
+ENOUGH = {"ENOUGH_MIB": "500"}
+
+MIXED = """
+import random
+bad = [proj.hog.si(number) for number in range({bad})]
+every = bad + [proj.good.si(number) for number in range({good})]
+random.Random(1).shuffle(every)
+sent = [(one, one.apply_async()) for one in every]
+ended = [(one.task, one.args[0], result.get(timeout={seconds}, propagate=False), result.state) for one, result in sent]
+result = [
+    sorted(value for task, number, value, state in ended if task == "proj.good"),
+    [[number, state, type(value).__name__, str(value)] for task, number, value, state in ended if task == "proj.hog"],
+]
+"""
+
+
+def runs(node: CeleryWorker) -> Counter[str]:
+    """How often each hog has begun."""
+    path = Path(node.env["RUNS"])
+    return Counter(line.split()[0] for line in path.read_text().splitlines()) if path.exists() else Counter()
+
+
+def mixed(node: CeleryWorker, bad: int, good: int, seconds: int) -> list[Any]:
+    """Hogs among good tasks: what became of the hogs. Asserts that each good one came to its end."""
+    fine, ended = node.ask(MIXED.format(bad=bad, good=good, seconds=seconds), seconds)
+    assert fine == list(range(good))
+    assert node.process.poll() is None
+    return ended
+
+
+@pytest.mark.parametrize(("broker", "bad", "good", "allowed"), [("redis", 50, 500, 1), ("filesystem", 5, 50, 1), ("redis", 5, 50, 0)])
+def test_a_poison_task_comes_to_an_end(cgroup: Any, celery: Start, broker: str, bad: int, good: int, allowed: int) -> None:
+    """Each hog is run as often as it may and once more, and fails with its reason; all good ones come to their end."""
+    sandbox = cgroup(LIMIT)
+    node = celery(broker, soft_limit="290MiB", max_oom_redeliveries=allowed, env=ENOUGH, wrap=sandbox.command).ready()
+
+    ended = mixed(node, bad, good, 400)
+
+    assert [(state, kind) for _, state, kind, _ in ended] == [("FAILURE", "WorkerOutOfMemory")] * bad
+    assert all(f"killed for memory {allowed + 1} times" in text and "limit 300 MiB" in text for *_, text in ended)
+    assert runs(node) == {str(number): allowed + 1 for number in range(bad)}
+    assert sandbox.cgroup.oom_kills() >= bad * (allowed + 1)
+    assert len(node.lines("is given up")) == bad
+    assert not node.lines("oomsafe failed in")
+
+
+@pytest.mark.parametrize("broker", ["redis", "filesystem"])
+def test_the_result_says_that_it_was_the_kernel(cgroup: Any, celery: Start, broker: str) -> None:
+    """With the task, what it held, the limit and how sure that is; without acks_late it runs once."""
+    node = celery(broker, soft_limit="290MiB", env=ENOUGH, wrap=cgroup(LIMIT).command).ready()
+
+    state, kind, text = node.ask("""
+one = proj.hog_early.delay(1)
+error = one.get(timeout=60, propagate=False)
+result = [one.state, type(error).__name__, str(error)]
+""")
+
+    assert (state, kind) == ("FAILURE", "WorkerOutOfMemory")
+    assert text.startswith("task proj.hog_early[")
+    assert "the kernel's OOM killer took its child" in text
+    assert "(confirmed): rss " in text
+    assert "limit 300 MiB (cgroup v" in text
+    assert "when last seen" in text
+    assert "rss unknown" not in text
+    assert runs(node) == {"1": 1}
+
+
+def test_an_operator_s_kill_is_none_of_the_kernel_s(celery: Start) -> None:
+    """Celery's own WorkerLostError; and a late task that is killed so again and again comes again each time."""
+    node = celery(soft_limit="1GiB", argv=("-c", "1")).ready()
+    node.ask("result = proj.slow.delay(1, 4).id")
+    for kill in range(1, 4):
+        pid = until(lambda kill=kill: runs(node)["1"] == kill and _last_pid(node), "it runs")
+        os.kill(pid, signal.SIGKILL)
+    until(
+        lambda: node.lines("proj.slow[") and any("succeeded" in line for line in node.lines("Task proj.slow[")),
+        "it has come to its end",
+        40,
+    )
+
+    assert runs(node) == {"1": 4}
+    assert not node.lines("is given up")
+    assert not node.lines("OOM killer")
+
+
+def test_a_revoke_is_none_of_the_kernel_s(celery: Start) -> None:
+    """Though it kills with the same signal."""
+    node = celery(soft_limit="1GiB").ready()
+
+    kind = node.ask("""
+import pathlib, os, time
+one = proj.slow.delay(1, 60)
+while not pathlib.Path(os.environ["RUNS"]).exists():
+    time.sleep(0.05)
+one.revoke(terminate=True, signal="SIGKILL")
+try:
+    one.get(timeout=30)
+except Exception as error:
+    result = type(error).__name__
+""")
+
+    assert kind == "TaskRevokedError"
+    assert not node.lines("OOM killer")
+
+
+def test_the_count_outlives_the_node(cgroup: Any, celery: Start, tmp_path: Path) -> None:
+    """The kernel kills while MainProcess can't say so, and then that is killed as well: twice, and the third node refuses the task."""
+    conf = {"task_default_queue": f"whole-{os.getpid()}", "broker_transport_options": {"visibility_timeout": 2}}
+    first = None
+    for death in (1, 2):
+        sandbox = cgroup(LIMIT)
+        # each is a container of its own: nothing but the result backend is there for all of them
+        state = {"OOMSAFE_STATE": str(tmp_path / f"state-{death}")}
+        node = celery(soft_limit="290MiB", env={**ENOUGH, **state}, conf=conf, wrap=sandbox.command, argv=("-c", "1")).ready()
+        first = first or node.ask("result = proj.hog.delay(1, 100).id")
+        until(lambda node=node, death=death: runs(node)["1"] == death, "it runs", 60)
+        os.kill(node.pid, signal.SIGSTOP)
+        until(lambda sandbox=sandbox: sandbox.cgroup.oom_kills(), "the kernel has killed its child", 60)
+        os.kill(node.pid, signal.SIGKILL)
+        node.process.wait(10)
+    node = celery(soft_limit="290MiB", env=ENOUGH, conf=conf, argv=("-c", "1")).ready()
+
+    kind, text = node.ask(
+        f"""
+from celery.result import AsyncResult
+error = AsyncResult({first!r}, app=proj.app).get(timeout=60, propagate=False)
+result = [type(error).__name__, str(error)]
+""",
+        90,
+    )
+
+    assert kind == "WorkerOutOfMemory"
+    assert "killed for memory 2 times, max_oom_redeliveries=1; last: its whole node, while it ran" in text
+    assert runs(node) == {"1": 2}
+    assert node.ask("result = proj.good.delay(7).get(timeout=30)") == 7
+
+
+def test_a_backend_that_is_down(cgroup: Any, celery: Start, tmp_path: Path) -> None:
+    """The count goes on in a local file, and nothing is lost."""
+    need(os.path.exists("/usr/bin/redis-server"), "redis-server is not installed")
+    (tmp_path / "backend").mkdir()
+    backend = Redis(tmp_path / "backend")
+    env = {**ENOUGH, "BACKEND": backend.url(0)}
+    conf = {"result_backend_transport_options": {"retry_policy": {"max_retries": 0}}}
+    node = celery(soft_limit="290MiB", env=env, conf=conf, wrap=cgroup(LIMIT).command).ready()
+    assert node.ask("result = proj.good.delay(7).get(timeout=30)") == 7
+
+    backend.stop()
+    node.ask("result = [proj.hog.apply_async((number,), ignore_result=True).id for number in range(3)] and 0")
+
+    until(lambda: len(node.lines("is given up")) == 3, "all are given up", 120)
+    assert runs(node) == {"0": 2, "1": 2, "2": 2}
+    assert node.lines("the result backend can't keep how often a task was killed")
+    assert node.process.poll() is None
+
+
+def _last_pid(node: CeleryWorker) -> int:
+    return int(Path(node.env["RUNS"]).read_text().split()[-1])

@@ -1,0 +1,182 @@
+"""The supervisor's watcher, with real processes in its hand: it stops the one that still has that work, and nobody else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from oomsafe.celery.child import GuardedBlockingWorker
+from oomsafe.errors import SoftMemoryLimitExceeded
+from oomsafe.kernel.process import rss_of, start_time
+from oomsafe.kernel.target import Target
+from oomsafe.policy.ceilings import Ceiling
+from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.pool.slot import Slot
+from oomsafe.pool.watcher import TELL, Watcher
+
+MIB = 1 << 20
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there are no pidfds and no statm")
+
+
+class Worker:
+    """A fork that has `mib` of memory, and a ticket in its slot."""
+
+    def __init__(self, board: Scoreboard, ticket: int, mib: int) -> None:
+        slot = board.reserve()
+        assert slot is not None
+        self.slot = slot
+        ready, says = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                signal.signal(TELL, lambda *_: os._exit(77))
+                slot.claim()
+                before = rss_of(os.getpid()) or 0
+                kept = b"x" * (mib * MIB)
+                slot.take_up(ticket, before)
+                os.write(says, b".")
+                time.sleep(60)
+                os._exit(len(kept) and 0)
+            finally:
+                os._exit(1)
+        os.close(says)
+        os.read(ready, 1)
+        os.close(ready)
+        self.work = next(work for work in board.in_hand() if work.pid == self.pid)
+
+    def ended(self, seconds: float = 10) -> int | None:
+        """Its status, once it has ended; None when it has not by then."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.pid = 0
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.005)
+        return None
+
+    def end(self) -> None:
+        """Whatever it does."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+
+@pytest.fixture
+def board() -> Iterator[Scoreboard]:
+    """Of this process's pool."""
+    made, _ = Scoreboard.create(2, "test")
+    yield made
+    made.remove()
+
+
+@pytest.fixture
+def workers(board: Scoreboard) -> Iterator[list[Worker]]:
+    """Two, with 40 MiB and the tickets 5 and 6."""
+    made = [Worker(board, ticket, 40) for ticket in (5, 6)]
+    yield made
+    for worker in made:
+        worker.end()
+
+
+def test_the_one_over_its_limit_is_stopped(board: Scoreboard, workers: list[Worker]) -> None:
+    """And the figures of it are there; the other, which is within its own, lives."""
+    watcher = Watcher(board, lambda: True, lambda ticket: True)
+    watcher.watch(5, Ceiling(hard=20 * MIB))
+    watcher.watch(6, Ceiling(hard=60 * MIB))
+
+    assert workers[0].ended() == -signal.SIGKILL
+    assert workers[1].ended(0.5) is None
+    watcher.end()
+    used, limit = watcher.stopped[5]
+    assert (limit, set(watcher.stopped)) == (20 * MIB, {5})
+    assert 40 * MIB <= used < 50 * MIB
+
+
+def test_the_one_over_its_soft_limit_is_told(board: Scoreboard, workers: list[Worker]) -> None:
+    """With its ticket and the figures."""
+    watcher = Watcher(board, lambda: True, lambda ticket: True)
+    watcher.watch(5, Ceiling(soft=20 * MIB, hard=200 * MIB))
+
+    assert workers[0].ended() == 77
+    assert workers[1].ended(0.5) is None
+    watcher.end()
+    ticket, used, limit = workers[0].slot.told_of_limit
+    assert (ticket, limit) == (5, 20 * MIB)
+    assert 40 * MIB <= used < 50 * MIB
+
+
+def test_one_that_has_other_work_by_now_goes_on(board: Scoreboard, workers: list[Worker]) -> None:
+    """The look was at ticket 5; by the time of the signal there is ticket 7."""
+    watcher = Watcher(board, lambda: True, lambda ticket: True)
+    seen = workers[0].work
+    workers[0].slot.take_up(7, seen.rss)
+
+    watcher._stop(seen, Ceiling(hard=20 * MIB))
+
+    assert workers[0].ended(0.3) is None
+    assert _state(workers[0].pid) == "S"
+    assert watcher.stopped == {}
+    workers[0].slot.put_down()
+    watcher._stop(seen, Ceiling(hard=20 * MIB))
+    assert workers[0].ended(0.3) is None
+
+
+def test_one_that_has_let_go_by_now_goes_on(board: Scoreboard, workers: list[Worker]) -> None:
+    """It is measured again before the signal."""
+    watcher = Watcher(board, lambda: True, lambda ticket: True)
+
+    watcher._stop(workers[0].work, Ceiling(hard=60 * MIB))
+
+    assert workers[0].ended(0.3) is None
+    assert _state(workers[0].pid) == "S"
+
+
+def test_another_process_with_its_pid_is_not_signalled(workers: list[Worker]) -> None:
+    """The kernel gives pids again."""
+    with pytest.raises(ProcessLookupError):
+        Target(workers[0].pid, (start_time(workers[0].pid) or 0) + 1)
+
+
+def test_no_work_is_watched_that_has_ended(board: Scoreboard, workers: list[Worker]) -> None:
+    """Whose ticket is still in the slot of a worker that hands its result over."""
+    watcher = Watcher(board, lambda: True, lambda ticket: ticket != 5)
+    watcher.watch(5, Ceiling(hard=20 * MIB))
+    watcher.watch(6, Ceiling(hard=20 * MIB))
+
+    assert workers[1].ended() == -signal.SIGKILL
+    assert workers[0].ended(0.3) is None
+    watcher.end()
+
+
+def test_a_signal_that_comes_late_is_not_the_next_task_s() -> None:
+    """In the child: it is raised in the task whose ticket came with it, and in no other."""
+    worker = GuardedBlockingWorker.__new__(GuardedBlockingWorker)
+    worker._slot, worker._ticket, worker._name = _Told(6), 7, "proj.task"
+    worker._told()
+    worker._ticket = 0
+    worker._told()
+    worker._ticket = 6
+
+    with pytest.raises(SoftMemoryLimitExceeded, match=r"task proj.task used 2.0 MiB > its soft memory limit 1.0 MiB"):
+        worker._told()
+
+
+class _Told(Slot):
+    def __init__(self, ticket: int) -> None:
+        self._ticket = ticket
+
+    @property
+    def told_of_limit(self) -> tuple[int, int, int]:
+        return self._ticket, 2 * MIB, MIB
+
+
+def _state(pid: int) -> str:
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(") ")[2][0]
