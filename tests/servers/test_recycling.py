@@ -86,20 +86,9 @@ def test_no_more_than_max_unavailable_drain_at_once(serve, worker_class, turns):
     assert max(watch.seen) == turns
 
 
-#: As if each connection's greenlet had to wait for its turn.
-SLOW_START = """
-import gevent
-from gunicorn.workers.ggevent import GeventWorker
-class worker_class(GeventWorker):
-    def handle(self, *connection):
-        gevent.sleep(0.3)
-        super().handle(*connection)
-"""
-
-
 def test_gevent_serves_who_was_accepted_just_before_its_listener_was_closed(serve):
     """gunicorn asks the listener for its address only then."""
-    gunicorn = serve("gevent", 1, soft_limit="80MiB", min_lifetime=0, surge=False, settings=SLOW_START).serving(1)
+    gunicorn = serve("slow_start.SlowStart", 1, app="apps:wsgi", soft_limit="80MiB", min_lifetime=0, surge=False).serving(1)
 
     with Load(gunicorn, "/?", clients=4) as load:
         for times in (1, 2, 3):
