@@ -26,7 +26,7 @@ def test_leaking_children_are_recycled_between_tasks(celery: Start, broker: str)
     """Five recycles or more, each task's own result comes back, and the scoreboard tells the same as the log."""
     node = celery(broker, soft_limit="120MiB", min_lifetime=0).ready()
 
-    results = node.ask(LEAKING.format(tasks=400, kib=1024))
+    results = node.ask(LEAKING.format(tasks=400, kib=1280), seconds=120)
 
     assert results == list(range(400))
     recycled = node.lines(" recycling: ")
