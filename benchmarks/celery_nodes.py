@@ -1,0 +1,227 @@
+"""A Celery node on a broker of its own, the tasks that wait for it, and what became of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import common
+import redis
+from celery import Celery
+
+# the tests start the same brokers, and know how to do it on a machine where others run: ports, folders, epmd, their ends
+sys.path.insert(1, str(common.HERE.parent / "tests"))
+from celerying import Redis
+from rabbitmq import RabbitMQ, server_binary
+from serving import ENDING_WITH_US
+
+from oomsafe.pool.places import living_boards
+from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.pool.view import PoolView
+
+BROKERS = ("redis", "rabbitmq", "filesystem")
+CHILDREN = 2
+QUEUE = "celery"
+
+#: Seconds without a new result after which no more will come.
+QUIET = 20.0
+
+#: Seconds between two looks at how many results there are: one command, whatever their number.
+LOOK = 0.02
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to run a node; `policy` None: without oomsafe."""
+
+    broker: str
+    way: str
+    conf: dict[str, Any]
+    policy: dict[str, Any] | None = None
+    baseline: str | None = None
+    """The way that its figures are compared with."""
+
+    @property
+    def name(self) -> str:
+        """As the tables show it."""
+        return f"{self.broker}: {self.way}"
+
+
+class Place:
+    """A broker, a Redis for the results, and a client that sends tasks and waits for none: that would be work for Redis."""
+
+    def __init__(self, folder: Path, broker: str, backend: Redis, options: dict[str, str]) -> None:
+        self.folder = folder
+        self.broker = broker
+        self.backend = backend.url(1)
+        self.options = options
+        self._results = redis.Redis(port=backend.port, db=1)
+        self._client = Celery("client", broker=broker, backend="disabled://", set_as_current=False)
+        self._client.conf.broker_transport_options = options
+        self._queue: Any = self._client.connection_for_read()
+
+    def close(self) -> None:
+        """Before the broker ends."""
+        self._queue.release()
+        self._client.close()
+        self._client.pool.force_close_all()
+        self._results.close()
+
+    def send(self, task: str, arguments: list[tuple[Any, ...]]) -> list[str]:
+        """Queue one task for each. Returns their ids."""
+        with self._client.producer_pool.acquire(block=True) as producer:
+            return [self._client.send_task(task, given, producer=producer, queue=QUEUE).id for given in arguments]
+
+    def waiting(self) -> int:
+        """Tasks that no node has taken."""
+        try:
+            return int(self._queue.default_channel.queue_declare(QUEUE, passive=True).message_count)
+        except self._queue.channel_errors:
+            return 0  # Redis has no key for an empty list
+
+    def keys(self) -> int:
+        """In the results' database. With acks_late these are a few more than results: oomsafe's notes are removed when a task has ended."""
+        return int(self._results.dbsize())
+
+    def there(self, ids: list[str]) -> int:
+        """How many of the tasks have a result."""
+        return int(self._results.exists(*map(_key, ids)))
+
+    def results(self, ids: list[str]) -> list[dict[str, Any] | None]:
+        """What each has in the backend; None: nothing."""
+        found: Any = self._results.mget(list(map(_key, ids)))
+        return [raw and json.loads(raw) for raw in found]
+
+    def right(self, ids: list[str]) -> set[int]:
+        """The tasks that have ended well, and have their own number for a result."""
+        found = enumerate(self.results(ids))
+        return {number for number, result in found if result and result["status"] == "SUCCESS" and result["result"] == number}
+
+
+def _key(task_id: str) -> str:
+    return f"celery-task-meta-{task_id}"
+
+
+@contextlib.contextmanager
+def place(kind: str) -> Iterator[Place]:
+    """A new one; ended with all that belongs to it."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="oomsafe-benchmark-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        backend = Redis(folder)
+        stack.callback(backend.stop)
+        broker, options = backend.url(0), {}
+        if kind == "rabbitmq":
+            rabbit = RabbitMQ(folder)
+            stack.callback(rabbit.stop)
+            broker = rabbit.url
+        elif kind == "filesystem":
+            broker = "filesystem://"
+            ways = {"data_folder_in": "queue", "data_folder_out": "queue", "processed_folder": "processed", "control_folder": "control"}
+            options = {key: str(folder / name) for key, name in ways.items()}
+            for path in set(options.values()):
+                Path(path).mkdir()
+        here = Place(folder, broker, backend, options)
+        stack.callback(here.close)
+        yield here
+
+
+def missing(kind: str) -> str | None:
+    """What isn't installed of what a broker takes; None: nothing."""
+    if shutil.which("redis-server") is None:
+        return "redis-server is not installed"
+    return "rabbitmq-server is not installed" if kind == "rabbitmq" and server_binary() is None else None
+
+
+class Node:
+    """prefork with two children, in a session of its own; ended by pid, its children too. `policy` None: stock Celery."""
+
+    def __init__(self, here: Place, conf: dict[str, Any], policy: dict[str, Any] | None, *, leak: int = 0) -> None:
+        self.runs = here.folder / "runs"
+        self._log = here.folder / "node.log"
+        settings = {"broker_transport_options": here.options, "broker_connection_retry_on_startup": True, **conf}
+        plain = common.environment()
+        environ = {
+            **plain,
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(common.HERE), plain.get("PYTHONPATH")])),
+            "BROKER": here.broker,
+            "BACKEND": here.backend,
+            "CELERY_CONF": json.dumps(settings),
+            "RUNS": str(self.runs),
+            "LEAK": str(leak),
+            "OOMSAFE_STATE": str(here.folder / "state"),
+            **({} if policy is None else {"POLICY": json.dumps(policy)}),
+        }
+        # two lines of log for each task would cost more than what is to be measured
+        command = [sys.executable, "-m", "celery", "-A", "celery_app", "worker", "-l", "WARNING", "-P", "prefork", "-c", str(CHILDREN)]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*ENDING_WITH_US, *command, "--without-gossip", "--without-mingle"], cwd=here.folder, env=environ,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self.pid = self.process.pid
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+        for pid in common.in_session(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(common.PATIENCE)
+
+    @property
+    def alive(self) -> bool:
+        """MainProcess."""
+        return self.process.poll() is None
+
+    def log(self) -> str:
+        """The end of what it wrote."""
+        return self._log.read_text(errors="replace")[-3000:]
+
+    def children(self) -> list[int]:
+        """Those of MainProcess."""
+        return common.children(self.pid)
+
+    def takes_the_first_of(self, here: Place, tasks: int) -> None:
+        """Wait until it does."""
+        deadline = time.monotonic() + common.PATIENCE
+        while here.waiting() >= tasks:
+            if not self.alive or time.monotonic() > deadline:
+                raise RuntimeError(f"no task was taken within {common.PATIENCE} s:\n{self.log()}")
+            time.sleep(0.005)
+
+    def pool(self) -> PoolView | None:
+        """As its scoreboard shows it; None where it has none."""
+        for path in living_boards():
+            if Path(path).name.startswith(f"{self.pid}-"):
+                board = Scoreboard.open(path)
+                try:
+                    return board.read()
+                finally:
+                    board.close()
+        return None
+
+    def counted(self, tasks: int) -> int | None:
+        """The tasks on its scoreboard, once these are `tasks` (children publish once a second) or that takes too long; None without one."""
+        deadline = time.monotonic() + common.PATIENCE
+        while True:
+            pool = self.pool()
+            if pool is None or pool.totals.work >= tasks or time.monotonic() > deadline:
+                return None if pool is None else pool.totals.work
+            time.sleep(0.1)

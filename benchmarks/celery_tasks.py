@@ -1,0 +1,183 @@
+"""What oomsafe costs a Celery task, and what becomes of tasks while children are recycled; beside stock Celery.
+
+Each round has a fresh node with two children, on a broker of its own. See benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import celery_nodes as nodes
+import celery_recycling
+import common
+from celery_nodes import LOOK, QUIET, Contestant, Node, Place
+
+#: Never reached in part cost: nothing is recycled there.
+PLENTY = "2GiB"
+
+#: What a task may grow by where it is limited, and the MiB that a task must be killed for, so that it is known to be.
+TASK_LIMIT, TOO_MUCH = "64MiB", 128
+
+Rows = dict[str, list[dict[str, float]]]
+Part = tuple[list[tuple[str, str]], Any]
+
+
+# --- what a task costs
+
+
+def cost(options: argparse.Namespace) -> Part:
+    """Tasks that do nothing: tasks/s, and CPU time."""
+    early, late = {"task_acks_late": False}, {"task_acks_late": True}
+    chosen = [
+        one
+        for broker in options.brokers or ["redis"]
+        for one in (
+            Contestant(broker, "stock", early),
+            Contestant(broker, "oomsafe", early, {"soft_limit": PLENTY}, "stock"),
+            Contestant(broker, "oomsafe, task limit", early, {"soft_limit": PLENTY, "task_memory_limit": TASK_LIMIT}, "stock"),
+            Contestant(broker, "stock, acks_late", late),
+            Contestant(broker, "oomsafe, acks_late", late, {"soft_limit": PLENTY}, "stock, acks_late"),
+        )
+    ]
+    tasks = options.tasks or 20_000
+    seen = in_turns(options.rounds or 5, picked(chosen, options), lambda one: cost_of(one, tasks))
+    return [(f"{tasks} tasks that do nothing", cost_table(seen, chosen))], seen
+
+
+def cost_of(one: Contestant, tasks: int) -> dict[str, float]:
+    """One round: from the node's taking the first task until all results are there."""
+    with nodes.place(one.broker) as here:
+        ids = here.send("noop", [(number,) for number in range(tasks)])
+        with Node(here, one.conf, one.policy) as node:
+            node.takes_the_first_of(here, tasks)
+            children = node.children()
+            main, theirs, began = common.cpu_seconds([node.pid]), common.cpu_seconds(children), time.perf_counter()
+            ended = all_results(here, node, ids, children)
+            assert sorted(node.children()) == sorted(children), f"children were replaced, and their CPU time is gone:\n{node.log()}"
+            proves_its_work(one, here, node, ids)
+    seconds, main_spent, theirs_spent = ended[0] - began, ended[1] - main, ended[2] - theirs
+    return {
+        "rate": tasks / seconds,
+        "cpu": (main_spent + theirs_spent) / tasks * 1e6,
+        "children": theirs_spent / tasks * 1e6,
+    }
+
+
+def all_results(here: Place, node: Node, ids: list[str], children: list[int]) -> tuple[float, float, float]:
+    """Wait for them. Returns when that was, and the CPU time of MainProcess and of its children then, all in seconds."""
+    last, moved = 0, time.monotonic()
+    while True:
+        keys = here.keys()
+        if keys >= len(ids):
+            then = time.perf_counter(), common.cpu_seconds([node.pid]), common.cpu_seconds(children)
+            if here.there(ids) == len(ids):
+                return then
+        if keys != last:
+            last, moved = keys, time.monotonic()
+        if not node.alive or time.monotonic() > moved + QUIET:
+            raise RuntimeError(f"{here.there(ids)} results of {len(ids)}:\n{node.log()}")
+        time.sleep(LOOK)
+
+
+def proves_its_work(one: Contestant, here: Place, node: Node, ids: list[str]) -> None:
+    """Or the benchmark stops: right results, tasks counted by who counts, limits in force where there are some, nobody recycled."""
+    assert here.right(ids) == set(range(len(ids)))
+    counted = node.counted(len(ids))
+    assert counted == (len(ids) if one.policy is not None else None), f"{one.name} counted {counted} tasks of {len(ids)}"
+    pool = node.pool()
+    assert pool is None or not sum(pool.totals.recycles), f"{one.name} recycled"
+    if one.policy is not None and "task_memory_limit" in one.policy:
+        ids = here.send("balloon", [(TOO_MUCH, common.PATIENCE)])
+        deadline = time.monotonic() + common.PATIENCE
+        while not here.there(ids) and time.monotonic() < deadline:
+            time.sleep(LOOK)
+        assert "MemoryLimitExceeded" in str(here.results(ids)), f"{one.name} has no limit: {here.results(ids)}\n{node.log()}"
+
+
+def cost_table(seen: Rows, chosen: list[Contestant]) -> str:
+    """Figures, and each beside its baseline of the same round."""
+    by_name = {one.name: one for one in chosen}
+    head = ["", "tasks/s", "against stock", "CPU, us a task", "against stock", "in the children, us", "more than stock, us"]
+    rows = []
+    for name, runs in seen.items():
+        base = seen.get(f"{by_name[name].broker}: {by_name[name].baseline}")
+        rate, cpu = (common.shown(common.ratios(runs, base, key), 3) if base else "" for key in ("rate", "cpu"))
+        more = common.shown([a["children"] - b["children"] for a, b in zip(runs, base, strict=True)], 1) if base else ""
+        figures = [common.shown(common.column(runs, key)) for key in ("rate", "cpu", "children")]
+        rows.append([name, figures[0], rate, figures[1], cpu, figures[2], more])
+    return common.table(head, rows)
+
+
+# --- what becomes of tasks
+
+
+def recycling(options: argparse.Namespace) -> Part:
+    """Tasks that leak, so that children are recycled all the time."""
+    ways: dict[str, Any] = {}
+    for late in (False, True):
+        acks, said = {"task_acks_late": late}, ", acks_late" if late else ""
+        ways[f"oomsafe{said}"] = acks, {"soft_limit": f"{options.limit}MiB", "min_lifetime": 0}
+        ways[f"worker_max_memory_per_child{said}"] = {**acks, "worker_max_memory_per_child": options.limit * 1024}, None
+    chosen = [Contestant(broker, way, *how) for broker in options.brokers or nodes.BROKERS for way, how in ways.items()]
+    tasks = options.tasks or 5_000
+    wanted = min(100, tasks // 50)
+    seen = in_turns(options.rounds or 1, picked(chosen, options), lambda one: celery_recycling.measure(one, tasks, options.leak))
+    heading = f"{tasks} tasks that keep {options.leak} KiB each, limit {options.limit} MiB, {wanted} recycles or more"
+    raw = {name: [vars(run) for run in runs] for name, runs in seen.items()}
+    return [(heading, celery_recycling.table(seen, wanted))], raw
+
+
+# --- both
+
+
+def picked(chosen: list[Contestant], options: argparse.Namespace) -> list[Contestant]:
+    """Those that were asked for and can take part."""
+    wanted = [one for one in chosen if re.search(options.only, one.name)]
+    options.skipped += [f"- {one.name}: {why}" for one in wanted if (why := nodes.missing(one.broker))]
+    able = [one for one in wanted if not nodes.missing(one.broker)]
+    if not able:
+        raise SystemExit("\n".join(["no contestant is left", *options.skipped]))
+    return able
+
+
+def in_turns(rounds: int, chosen: list[Contestant], measure: Callable[[Contestant], Any]) -> dict[str, list[Any]]:
+    """A round of each, and again."""
+    by_name = {one.name: one for one in chosen}
+    return common.interleaved(rounds, list(by_name), lambda name: measure(by_name[name]))
+
+
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = common.arguments(__doc__ or "", rounds=0)
+    parser.add_argument("--part", choices=list(PARTS), default="cost")
+    parser.add_argument("--broker", choices=[*nodes.BROKERS, "all"], help="default: redis for part cost, all for part recycling")
+    parser.add_argument("--only", default="", help="only the rows that this regular expression finds")
+    parser.add_argument("--tasks", type=int, help="a round, default 20000, of part recycling 5000")
+    parser.add_argument("--limit", type=int, default=100, help="of a child, MiB, of part recycling; default 100")
+    parser.add_argument("--leak", type=int, default=2048, help="KiB a task, of part recycling; default 2048")
+    parser.set_defaults(skipped=[])
+    options = parser.parse_args(arguments)
+    options.brokers = list(nodes.BROKERS) if options.broker == "all" else [options.broker] if options.broker else None
+    return options
+
+
+PARTS = {"cost": cost, "recycling": recycling}
+
+
+def main() -> None:
+    """Run one part, print its tables."""
+    options = options_of()
+    about = common.machine("celery", "billiard", "kombu", "redis", "oomsafe")
+    with common.quiet_interrupt():
+        parts, seen = PARTS[options.part](options)
+    if options.skipped:
+        parts.append(("Skipped", "\n".join(options.skipped)))
+    common.report(f"Celery tasks: {options.part}", about, parts, seen, options.json)
+
+
+if __name__ == "__main__":
+    main()
