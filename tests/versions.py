@@ -48,3 +48,8 @@ def names_routes() -> None:
 def spawns() -> None:
     """Whether Celery's prefork pool can spawn its children."""
     provided("pool_start_method" in NAMESPACES["worker"], f"Celery {celery.__version__} has no worker_pool_start_method")
+
+
+def takes_commands_of_others() -> None:
+    """Whether `celery inspect` and `celery control` know more than Celery's own commands."""
+    provided(celery.VERSION >= (5, 4), f"Celery {celery.__version__}'s command line knows its own commands only")

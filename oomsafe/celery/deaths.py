@@ -22,8 +22,11 @@ from oomsafe.pool.seat import Seat
 from oomsafe.pool.supervisor import Supervisor
 from oomsafe.pool.watcher import Watcher
 
+#: Children that have died and are remembered: billiard may learn only later what they had in hand.
+REMEMBERED = 64
 
-@dataclass(frozen=True)
+
+@dataclass
 class Gone:
     """A child that has died, as it was left on the scoreboard."""
 
@@ -34,6 +37,8 @@ class Gone:
     """When it was last seen, in bytes."""
     killed: bool
     """By SIGKILL, and no hand of Celery's or ours was in it."""
+    verdict: Verdict | None = None
+    """Whether it was the kernel; None while nobody has asked."""
 
 
 class Enforcing:
@@ -47,6 +52,7 @@ class Enforcing:
         self._limits = limits
         self._deaths = Deaths()
         self._gone: dict[int, Gone] = {}
+        self._just_gone: list[Gone] = []
         self._watcher: Watcher | None = None
         if oomsafe.board is not None:
             dry = oomsafe.policy.dry_run
@@ -88,8 +94,12 @@ class Enforcing:
         # a time limit has given the task its result by now; revoke(terminate) is noted with the child
         ours = ticket in watcher.stopped or (ticket and ticket - 1 not in self._cache) or getattr(worker, "_job_terminated", False)
         killed = worker.exitcode == -signal.SIGKILL and not ours
-        self._gone[worker.pid] = Gone(worker.pid, ticket, rss, killed)
-        if not killed:
+        self._gone[worker.pid] = gone = Gone(worker.pid, ticket, rss, killed)
+        if len(self._gone) > REMEMBERED:
+            del self._gone[next(iter(self._gone))]
+        if killed:
+            self._just_gone.append(gone)
+        else:
             self._redelivery.ended(ticket)
 
     def _join_exited_workers(self, shutdown: bool = False) -> Any:
@@ -97,10 +107,15 @@ class Enforcing:
         try:
             return super()._join_exited_workers(shutdown)  # type: ignore[misc]
         finally:
-            self._deaths.settle(self._unexplained())
-            self._gone.clear()
-            for ticket in [ticket for ticket in (self._watcher.stopped if self._watcher else ()) if ticket - 1 not in self._cache]:
-                self._watcher.stopped.pop(ticket, None)  # type: ignore[union-attr]
+            attempt("the deaths of children", "Celery", self._settle)
+
+    def _settle(self) -> None:
+        self._judge()
+        self._deaths.settle(len(self._just_gone))
+        self._just_gone.clear()
+        stopped = self._watcher.stopped if self._watcher is not None else {}
+        for ticket in [ticket for ticket in stopped if ticket - 1 not in self._cache]:
+            stopped.pop(ticket, None)
 
     def on_job_process_lost(self, job: Any, pid: int, exitcode: int) -> None:
         """The child died with this task. Inside of it there is no result on its way that billiard would have to wait for."""
@@ -144,16 +159,21 @@ class Enforcing:
         if stopped is not None:
             return MemoryLimitExceeded(name, *stopped)
         gone = self._gone.get(job._worker_pid)
-        if gone is None or not gone.killed:
+        if gone is None or not gone.killed or gone.ticket not in (0, job._job + 1):
             return None
-        verdict = self._deaths.judge(self._unexplained())
-        if verdict not in (Verdict.CONFIRMED, Verdict.LIKELY):
+        self._judge()
+        if gone.verdict not in (Verdict.CONFIRMED, Verdict.LIKELY):
             return None
         capacity = self._supervisor.capacity
         return WorkerOutOfMemory(
-            f"task {name}[{task_id}]: the kernel's OOM killer took its child {gone.pid} ({verdict.value}): rss {format_size(gone.rss)} "
-            f"when last seen, limit {format_size(capacity.limit)} ({capacity.source}); raise the limit, or set memory_limit for the task"
+            f"task {name}[{task_id}]: the kernel's OOM killer took its child {gone.pid} ({gone.verdict.value}): "
+            f"rss {format_size(gone.rss)} when last seen, limit {format_size(capacity.limit)} ({capacity.source}); "
+            "raise the limit, or set memory_limit for the task"
         )
 
-    def _unexplained(self) -> int:
-        return sum(gone.killed for gone in self._gone.values())
+    def _judge(self) -> None:
+        """All that died at the same time, together: the counter tells how many were killed, never who."""
+        if any(gone.verdict is None for gone in self._just_gone):
+            verdict = self._deaths.judge(len(self._just_gone))
+            for gone in self._just_gone:
+                gone.verdict = verdict

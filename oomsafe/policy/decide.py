@@ -22,8 +22,9 @@ WAITS_UP_TO = 1.05
 #: Seconds by which a replacement is taken to be late: a machine on which a worker leaks at full speed boots more slowly.
 BOOTS_LATE = 0.3
 
-#: One whose replacement is being brought up, and will be there in time, waits for it up to here.
-REPLACED_UP_TO = 1.25
+#: One whose replacement is being brought up, and will be there in time, waits for it up to here: with what it takes
+#: while it drains, it stays below 1.25.
+REPLACED_UP_TO = 1.2
 
 
 class Action(Enum):
