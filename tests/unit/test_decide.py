@@ -68,8 +68,8 @@ def at(used: int | None, rss: int | None = None) -> Snapshot:
         pytest.param({}, LIMITS, at(101), OLD, Pool(replacing=1), RECYCLE, Reason.SOFT, id="above-soft-waits-for-no-start"),
         pytest.param({}, LIMITS, at(126), OLD, Pool(draining=9), RECYCLE, Reason.SOFT, id="a-quarter-over"),
         pytest.param({}, LIMITS, at(91), OLD, SURGES, SERVE, Reason.SURGE, id="waits-for-its-replacement"),
-        pytest.param({}, LIMITS, at(125), OLD, SURGES, SERVE, Reason.SURGE, id="waits-up-to-a-quarter-over"),
-        pytest.param({}, LIMITS, at(126), OLD, SURGES, RECYCLE, Reason.SOFT, id="and-no-longer"),
+        pytest.param({}, LIMITS, at(120), OLD, SURGES, SERVE, Reason.SURGE, id="waits-up-to-a-fifth-over"),
+        pytest.param({}, LIMITS, at(121), OLD, SURGES, RECYCLE, Reason.SOFT, id="and-no-longer"),
         pytest.param({"min_lifetime": 0}, LIMITS, at(91), FAST, SURGES, RECYCLE, Reason.SOFT, id="too-fast-to-wait"),
         pytest.param(
             {"min_lifetime": 0}, LIMITS, at(91), FAST, SURGES._replace(draining=1), SERVE, Reason.TURN, id="too-fast-and-another-drains"
