@@ -15,7 +15,7 @@ from oomsafe.asgi.drain import closed_websocket, open_websocket
 from oomsafe.asgi.uvicorn_server import own_recycle
 from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
-from oomsafe.pool.current import ANNOUNCED, KEY, guard_for
+from oomsafe.pool.current import KEY, guard_for
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.meter import Work
 
@@ -93,9 +93,10 @@ class MemoryMiddleware:
 
         It returns the server's own awaitable.
         """
-        shown = bool(self._headers) and ANNOUNCED not in scope and (self._headers is True or may_see(self._headers, _token(scope)))
+        setting = self._headers
+        shown = bool(setting) and not work.announced and (setting is True or may_see(setting, _token(scope)))
         if shown:  # and only then: else a middleware within, which has the headers on, would leave them to this one
-            scope[ANNOUNCED] = True
+            work.announced = True
         guard = work.meter
 
         def announce(message: Message) -> Awaitable[None]:

@@ -18,7 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from oomsafe.errors import ConfigError
 from oomsafe.policy.headers import TOKEN_WSGI, may_see
 from oomsafe.policy.settings import Policy, load_policy
-from oomsafe.pool.current import ANNOUNCED, KEY, guard_for
+from oomsafe.pool.current import KEY, guard_for
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.log import log
 from oomsafe.pool.meter import Work
@@ -109,12 +109,12 @@ class MemoryMiddleware:
 
     def _announce(self, request: HttpRequest, response: HttpResponseBase, work: Work) -> None:
         """Add the memory headers, once, for who may see them."""
-        setting, carrier = self._headers, _carrier(request)
-        if not setting or ANNOUNCED in carrier:
+        setting = self._headers
+        if not setting or work.announced:
             return
         if setting is not True and not may_see(setting, request.META.get(TOKEN_WSGI)):
             return
-        carrier[ANNOUNCED] = True
+        work.announced = True
         headers = response.headers
         for name, figure in work.headers():
             # a list, to which others have something to add as well: Django keeps one header a name

@@ -14,7 +14,7 @@ from oomsafe.pool.log import log
 RecycleOf = Callable[[Policy], Recycle | None]
 
 #: Under which a request carries its Work from one middleware to the next, so that it is counted once, and announced once.
-KEY, ANNOUNCED = "oomsafe.work", "oomsafe.announced"
+KEY = "oomsafe.work"
 
 _guard: Guard | None = None
 _failed_in: int | None = None

@@ -44,7 +44,7 @@ class Work:
     """One piece of work in flight; also a context manager that ends it. Made by Meter.begin()."""
 
     # set by begin(): without __init__ there is no call, and without a __dict__ half of what an object costs
-    __slots__ = ("cell", "mark", "meter", "name", "route", "started")
+    __slots__ = ("announced", "cell", "mark", "meter", "name", "route", "started")
 
     meter: Meter
     name: bytes
@@ -54,6 +54,8 @@ class Work:
     """Whether it has begun and not ended; also False where its begin failed: then there is nothing to undo."""
     mark: float | None
     """The growth clock's value when it began; None: it has no share in the process's growth."""
+    announced: bool
+    """Whether the memory headers are on its response already: middleware may be there twice."""
     cell: int
     """Where the in-flight record is that it holds; -1: none was free."""
 
@@ -127,7 +129,7 @@ class Meter:
         work.meter = self
         work.name = name
         work.route = UNMATCHED
-        work.started = False
+        work.started = work.announced = False
         work.mark = None
         work.cell = -1
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from oomsafe.policy.headers import TOKEN_WSGI, may_see
 from oomsafe.policy.settings import load_policy
-from oomsafe.pool.current import ANNOUNCED, KEY, guard_for
+from oomsafe.pool.current import KEY, guard_for
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.layout import UNMATCHED
 from oomsafe.pool.meter import Work
@@ -52,9 +52,9 @@ class MemoryMiddleware:
     def _starting(self, environ: Environ, start_response: Any, work: Work) -> Any:
         """start_response that notes the route, and adds the memory headers, once, for who may see them."""
         headers = self._headers
-        announce = headers and ANNOUNCED not in environ and (headers is True or may_see(headers, environ.get(TOKEN_WSGI)))
+        announce = headers and not work.announced and (headers is True or may_see(headers, environ.get(TOKEN_WSGI)))
         if announce:
-            environ[ANNOUNCED] = True
+            work.announced = True
 
         def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
             if "werkzeug.request" in environ:
