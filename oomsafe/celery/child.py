@@ -15,10 +15,11 @@ from billiard.pool import Worker as BlockingWorker
 from celery import current_app
 from celery.concurrency.asynpool import Worker as AsynWorker
 
+from oomsafe.celery.contained import in_words, memory_error_in
 from oomsafe.celery.errors import info_of
 from oomsafe.celery.meta import Meta
 from oomsafe.celery.poison import Poison
-from oomsafe.errors import SoftMemoryLimitExceeded, TaskMemoryError
+from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.policy.text import printable
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
@@ -149,7 +150,7 @@ class GuardedBlockingWorker(Guarded, BlockingWorker):  # type: ignore[misc]
 
 
 class _Contained:
-    """A task's tracer. A MemoryError that leaves it would be raised again in MainProcess, and end it (celery#5655)."""
+    """A task's tracer, out of which no MemoryError comes."""
 
     def __init__(self, function: Callable[..., Any], name: str, child: Guarded, ticket: int, task_id: str) -> None:
         self._function = function
@@ -165,19 +166,11 @@ class _Contained:
             finally:
                 attempt("the end of a task", "Celery", self._child.put_down)
         except MemoryError as error:
-            problem = self._in_words(error)
+            problem = in_words(self._name, error)
         else:
-            # (failed, what it returned or an ExceptionInfo, seconds): its failure is in the result backend by now
-            if not isinstance(result, tuple) or not result[0] or not isinstance(getattr(result[1], "exception", None), MemoryError):
-                return result
-            problem = self._in_words(result[1].exception)
-            return (result[0], info_of(problem), *result[2:])
+            found = memory_error_in(result)
+            return result if found is None else (result[0], info_of(in_words(self._name, found)), *result[2:])
         raise problem
-
-    def _in_words(self, error: BaseException) -> TaskMemoryError:
-        # plain text, and no chain: what can't be pickled must not cross either
-        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return TaskMemoryError(f"task {self._name} ran out of memory: {said}")
 
 
 def _nothing() -> None:

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
 from celery import bootsteps, signals
 from celery.worker import state as node_state
 from celery.worker.consumer.tasks import Tasks
 
+from oomsafe.celery.contained import in_words, memory_error_in
+from oomsafe.celery.errors import info_of
 from oomsafe.celery.installation import installed
-from oomsafe.errors import TaskMemoryError
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.log import attempt, log
@@ -82,31 +82,21 @@ def _shut_down_warmly() -> None:
 
 
 def _containing(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """The same pool, out of which no task's MemoryError comes: it would end the node (celery#5655)."""
+    """The same pool, out of which no task's MemoryError comes."""
 
     def on_apply(target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Run `target`, Celery's tracer; `args` begin with the task's name."""
         name = str(args[0]) if args else "?"
 
         def contained(*given: Any, **named: Any) -> Any:
             try:
                 result = target(*given, **named)
+                found = memory_error_in(result)
             except MemoryError as error:
-                return _failed(name, error, 0.0)
-            if not isinstance(result, tuple) or not result[0]:
-                return result
-            # (failed, an ExceptionInfo, seconds): its failure is in the result backend by now
-            found = getattr(result[1], "exception", None)
-            found = getattr(found, "exc", found)
-            return _failed(name, found, result[2]) if isinstance(found, MemoryError) else result
+                result, found = (1, None, 0.0), error
+            # not inside the except: what is raised there would hold on to what it was raised for
+            return result if found is None else (1, info_of(in_words(name, found)), result[2])
 
         return apply(contained, args, kwargs, **options)
 
     return on_apply
-
-
-def _failed(name: str, error: MemoryError, seconds: float) -> tuple[int, ExceptionInfo, float]:
-    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    try:
-        raise TaskMemoryError(f"task {name} ran out of memory: {said}") from None
-    except TaskMemoryError:
-        return 1, ExceptionInfo(), seconds
