@@ -26,7 +26,7 @@ from celerying import Redis
 from rabbitmq import RabbitMQ, server_binary
 from serving import ENDING_WITH_US
 
-from oomsafe.pool.places import living_boards
+from oomsafe.pool.places import board_of
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.view import PoolView
 
@@ -208,14 +208,8 @@ class Node:
 
     def pool(self) -> PoolView | None:
         """As its scoreboard shows it; None where it has none."""
-        for path in living_boards():
-            if Path(path).name.startswith(f"{self.pid}-"):
-                board = Scoreboard.open(path)
-                try:
-                    return board.read()
-                finally:
-                    board.close()
-        return None
+        path = board_of(self.pid)
+        return None if path is None else Scoreboard.look(path)
 
     def counted(self, tasks: int) -> int | None:
         """The tasks on its scoreboard, once these are `tasks` (children publish once a second) or that takes too long; None without one."""

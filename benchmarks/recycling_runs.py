@@ -9,7 +9,6 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import common
@@ -17,7 +16,7 @@ from common import Server
 from contestants import LIMITS, MEASURED, NOT, ServerClass, Tuning, tuned
 from leak import Watch
 
-from oomsafe.pool.places import living_boards
+from oomsafe.pool.places import board_of
 from oomsafe.pool.scoreboard import Scoreboard
 
 #: Seconds that each load of a calibration lasts.
@@ -131,14 +130,8 @@ def ask(server: Server, path: str, seconds: float, rate: float, *, slow: int = 0
 
 def recycled(server: Server) -> int | None:
     """How many workers of `server` have begun to recycle, by its scoreboard; None when it has none."""
-    for path in living_boards():
-        if Path(path).name.startswith(f"{server.pid}-"):
-            board = Scoreboard.open(path)
-            try:
-                return sum(board.read().totals.recycles)
-            finally:
-                board.close()
-    return None
+    path = board_of(server.pid)
+    return None if path is None else sum(Scoreboard.look(path).totals.recycles)
 
 
 def prove_loop(server: Server, cls: ServerClass) -> None:

@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from oomsafe.kernel.process import start_time
-from oomsafe.pool.places import living_boards
+from oomsafe.pool.places import board_of
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.view import PoolView, WorkerView
 
@@ -201,12 +200,6 @@ class Gunicorn(Server):
         self.conf.write_text(text)
         argv = argv or ["-c", str(self.conf)]
         super().__init__(folder, wrap([*ENDING_WITH_US, *prefix, sys.executable, "-m", "gunicorn", *argv, app]), env or {})
-
-
-def board_of(pid: int) -> str | None:
-    """The path of the scoreboard of the supervisor `pid`."""
-    name = f"/{pid}-{start_time(pid)}.board"
-    return next((path for path in living_boards() if path.endswith(name)), None)
 
 
 def children(pid: int) -> list[int]:

@@ -89,8 +89,8 @@ class Enforcing:
         board, watcher = self._supervisor.board, self._watcher
         if board is None or watcher is None:
             return
-        ticket = board.ticket(seat.number, seat.generation)
-        rss = watcher.seen.pop(seat.generation, None) or board.held(seat.number, seat.generation)
+        ticket, before = board.hand(seat.number, seat.generation)
+        rss = watcher.seen.pop(seat.generation, None) or before or None
         # a time limit has given the task its result by now; revoke(terminate) is noted with the child
         ours = ticket in watcher.stopped or (ticket and ticket - 1 not in self._cache) or getattr(worker, "_job_terminated", False)
         killed = worker.exitcode == -signal.SIGKILL and not ours

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from oomsafe.kernel.process import children_of, is_alive, peak_rss_of, rss_of, start_time
 from oomsafe.kernel.sandbox import Sandbox
-from oomsafe.pool.places import living_boards
+from oomsafe.pool.places import board_of
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.view import PoolView
 
@@ -134,15 +134,8 @@ class DemoServer:
         self._folder.cleanup()
 
     def _pool(self) -> PoolView | None:
-        name = f"/{self.pid}-{self._started}.board"
-        for path in living_boards():
-            if path.endswith(name):
-                board = Scoreboard.open(path)
-                try:
-                    return board.read()
-                finally:
-                    board.close()
-        return None
+        path = board_of(self.pid)
+        return None if path is None else Scoreboard.look(path)
 
     def _wait_until_listening(self) -> int:
         deadline = time.monotonic() + PATIENCE

@@ -87,10 +87,7 @@ def _pools(paths: list[str]) -> list[PoolView]:
     pools = []
     for path in paths:
         try:
-            board = Scoreboard.open(path)
+            pools.append(Scoreboard.look(path))
         except ScoreboardError as error:
             print(f"oomsafe: {error}", file=sys.stderr)
-            continue
-        pools.append(board.read())
-        board.close()
     return pools

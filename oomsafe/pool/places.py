@@ -70,6 +70,11 @@ def living_boards() -> list[str]:
     return found
 
 
+def board_of(supervisor: int) -> str | None:
+    """The path of the scoreboard of this supervisor, by its pid; None while there is none."""
+    return next((path for path in living_boards() if os.path.basename(path).startswith(f"{supervisor}-")), None)
+
+
 def sweep(folder: int) -> None:
     """Remove what supervisors left behind that were killed before they could."""
     for name in os.listdir(folder):

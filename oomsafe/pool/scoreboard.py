@@ -96,6 +96,15 @@ class Scoreboard:
             os.close(fd)
             raise
 
+    @classmethod
+    def look(cls, path: str) -> PoolView:
+        """One look at another process's scoreboard. Raises ScoreboardError when it is none."""
+        board = cls.open(path)
+        try:
+            return board.read()
+        finally:
+            board.close()
+
     def describe(self, *, workers: int, turns: int, limit: int | None, budget: int | None) -> None:
         """The supervisor says what the pool is; all but `workers` and `turns` in bytes."""
         generations, *_, server = layout.POOL.unpack_from(self._memory, layout.POOL_AT)
@@ -173,7 +182,7 @@ class Scoreboard:
     def slot(self, number: int, generation: int) -> Slot:
         """In a spawned worker: the slot that was reserved for it. Raises ScoreboardError when it is another's by now."""
         at = self._offset(number)
-        if number >= self.slots or layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)[2] != generation:
+        if number >= self.slots or not self._is_of(at, generation):
             raise ScoreboardError(f"slot {number} of {self.path} is another worker's")
         return Slot(self._memory, at, number, generation)
 
@@ -186,7 +195,7 @@ class Scoreboard:
         at = self._offset(number)
         if layout.STATE.unpack_from(self._memory, at)[0] == layout.FREE:
             return
-        if generation is not None and layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)[2] != generation:
+        if generation is not None and not self._is_of(at, generation):
             return
         totals = Counters.unpack(self._memory[layout.TOTALS_AT : layout.TOTALS_AT + layout.COUNTERS_SIZE].tobytes())
         counters_at = at + layout.COUNTERS_AT
@@ -219,7 +228,7 @@ class Scoreboard:
     def tell_to_drain(self, number: int, generation: int) -> None:
         """In the supervisor: this worker's turn has come."""
         at = self._offset(number)
-        if layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)[2] == generation:
+        if self._is_of(at, generation):
             layout.write(self._memory, at + layout.ORDER_AT, layout.ORDER, 1)
 
     def in_hand(self) -> list[InHand]:
@@ -233,22 +242,19 @@ class Scoreboard:
                 found.append(InHand(number, generation, pid, started, ticket, rss))
         return found
 
-    def ticket(self, number: int, generation: int) -> int:
-        """Of the work that this worker is inside of, or was when it died; 0: none."""
-        at = self._offset(number)
-        if layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)[2] != generation:
-            return 0
-        return int(layout.HAND.unpack_from(self._memory, at + layout.HAND_AT)[0])
+    def hand(self, number: int, generation: int) -> tuple[int, int]:
+        """(ticket, rss): of the work that this worker is inside of, or was when it died, and what it held in bytes when that began.
 
-    def held(self, number: int, generation: int) -> int | None:
-        """What this worker held when it began the work that it is inside of, in bytes; None: it is inside of none."""
-        found = (work.rss for work in self.in_hand() if (work.number, work.generation) == (number, generation))
-        return next(found, None)
+        Zeros: of none.
+        """
+        at = self._offset(number)
+        ticket, rss = layout.HAND.unpack_from(self._memory, at + layout.HAND_AT) if self._is_of(at, generation) else (0, 0)
+        return ticket, rss
 
     def tell_of_limit(self, number: int, generation: int, ticket: int, used: int, limit: int) -> None:
         """In the supervisor: this work is over its soft limit; both figures in bytes."""
         at = self._offset(number)
-        if layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)[2] == generation:
+        if self._is_of(at, generation):
             layout.write(self._memory, at + layout.TOLD_AT, layout.TOLD, ticket, used, limit)
 
     @property
@@ -304,6 +310,10 @@ class Scoreboard:
         self._memory.release()
         self._mmap.close()
         os.close(self._fd)
+
+    def _is_of(self, at: int, generation: int) -> bool:
+        """Whether the slot there is this worker's: a supervisor may speak of one that is gone."""
+        return bool(layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)[2] == generation)
 
     def _offset(self, number: int) -> int:
         return layout.HEADER_SIZE + number * layout.SLOT_SIZE

@@ -157,7 +157,7 @@ class Watcher:
                 try:
                     worker.stop()
                     look = judge(ceiling, work.rss, self._rss(work) or 0, 0, True)
-                    if look.step is Step.STOP and self._board.ticket(work.number, work.generation) == work.ticket:
+                    if look.step is Step.STOP and self._board.hand(work.number, work.generation)[0] == work.ticket:
                         self.stopped[work.ticket] = (look.used, look.limit or 0)
                         worker.send(signal.SIGKILL)
                         self._limited.pop(work.ticket, None)
