@@ -2,7 +2,8 @@
 
 A worker over its limit waits. The supervisor brings up one more than it wants to have; when that one
 serves, the worst of those who wait is told to drain; when it is gone, the pool is as many as before.
-Where memory does not hold one more, the worst drains first. Never is more than one on its way.
+Where memory does not hold one more, the worst drains first. One that could not wait, for it grew too fast, and
+drains by itself gets its replacement meanwhile. Never is more than one on its way.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ class Stage(Enum):
     SERVING = "serving"
     WAITING = "waiting"
     """It serves, is over its limit, and waits for its replacement."""
+    DRAINING = "draining"
+    """It takes nothing new, and has work to finish: that may take long."""
     LEAVING = "leaving"
-    """It drains, or has nothing to do any more."""
+    """It has no work any more: it is gone in a moment."""
 
 
 class Seen(NamedTuple):
@@ -43,6 +46,8 @@ class Room(NamedTuple):
     """False: drain first."""
     least: int = 0
     """How many workers must serve at any time: those that are wanted, less those that may be away at once."""
+    wanted: int = 0
+    """How many workers are wanted: while fewer stay, who drains is replaced. One who drains for a reload or SIGTTOU is not."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def plan(ledger: Ledger, workers: Sequence[Seen], room: Room, now: float) -> tup
         return failed(ledger, ledger.replacement, now), [Step(Do.FAILED)]
     if asker is None:
         return _finished(workers, room, now)  # it is gone without having been told: its replacement has taken its place
-    if asker.stage is Stage.LEAVING:
+    if asker.stage in (Stage.DRAINING, Stage.LEAVING):
         return replace(ledger, victim=asker.generation), []
     if replacement.stage not in (Stage.SERVING, Stage.WAITING):
         return ledger, []  # one that leaves takes nobody's place: it has failed in the last moment of its boot
@@ -116,8 +121,13 @@ def spawned(ledger: Ledger, replacement: int, asker: int) -> Ledger:
 
 
 def _begin(ledger: Ledger, workers: Sequence[Seen], room: Room, now: float) -> list[Step]:
+    if now < ledger.not_before:
+        return []
+    worst = _worst([worker for worker in workers if worker.stage is Stage.DRAINING])
+    if worst is not None and room.may_surge and _stay(workers) < room.wanted:
+        return [Step(Do.SPAWN, worst.generation)]  # before those who wait, for they serve meanwhile
     worst = _worst([worker for worker in workers if worker.stage is Stage.WAITING])
-    if worst is None or now < ledger.not_before or not _can_spare_one(workers, room):
+    if worst is None or not _can_spare_one(workers, room):
         return []
     return [Step(Do.SPAWN if room.may_surge else Do.GRANT, worst.generation)]
 
@@ -126,8 +136,12 @@ def _can_spare_one(workers: Sequence[Seen], room: Room) -> bool:
     return sum(worker.stage in (Stage.SERVING, Stage.WAITING) for worker in workers) > room.least
 
 
-def _worst(waiting: list[Seen]) -> Seen | None:
-    return max(waiting, key=lambda worker: (worker.excess, -worker.generation), default=None)
+def _stay(workers: Sequence[Seen]) -> int:
+    return sum(worker.stage in (Stage.STARTING, Stage.SERVING, Stage.WAITING) for worker in workers)
+
+
+def _worst(of: list[Seen]) -> Seen | None:
+    return max(of, key=lambda worker: (worker.excess, -worker.generation), default=None)
 
 
 def _finished(workers: Sequence[Seen], room: Room, now: float) -> tuple[Ledger, list[Step]]:
@@ -138,7 +152,8 @@ def _finished(workers: Sequence[Seen], room: Room, now: float) -> tuple[Ledger, 
 def failed(ledger: Ledger, generation: int, now: float) -> Ledger:
     """A worker has died before it served, a replacement or another: not at once again."""
     pause = min(LONGEST_BACKOFF, BACKOFF * 2.0 ** min(ledger.failures, 30))
-    under_way = ledger if generation != ledger.replacement else Ledger()
+    # with a victim on its way, the server itself brings up another: there is one too few without
+    under_way = ledger if generation != ledger.replacement or ledger.victim is not None else Ledger()
     return replace(under_way, failures=ledger.failures + 1, failed=generation, not_before=now + pause)
 
 

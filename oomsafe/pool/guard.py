@@ -266,6 +266,7 @@ class Guard(Meter):
         except ScoreRefused as error:  # under --user it always is: the worker goes without
             self.say_once("score", logging.DEBUG, "%s", error)
         self.leaving = True
+        self._wake_supervisor()  # what is in flight may take long: its replacement needn't wait for that
         self._recycle()
 
     def _farewell(self, reason: Reason, now: float, used: int | None) -> str:

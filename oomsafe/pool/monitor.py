@@ -18,7 +18,7 @@ _STAGES = {
     layout.STARTING: Stage.STARTING,
     layout.SERVING: Stage.SERVING,
     layout.WAITING: Stage.WAITING,
-    layout.DRAINING: Stage.LEAVING,
+    layout.DRAINING: Stage.DRAINING,
     layout.LEAVING: Stage.LEAVING,
 }
 
@@ -50,8 +50,8 @@ class Monitor:
         self.ledger = Ledger()
 
     def boot_failed(self, generation: int, now: float) -> None:
-        """A worker has died before it served. A replacement is found missing at the next tick."""
-        if generation != self.ledger.replacement:
+        """A worker has died before it served. A replacement whose worker still serves is found missing at the next tick."""
+        if generation != self.ledger.replacement or self.ledger.victim is not None:
             self.ledger = failed(self.ledger, generation, now)
 
     def tick(self, policy: Policy, measure: Callable[[], Capacity], now: float) -> None:
@@ -61,10 +61,11 @@ class Monitor:
             entries = self._board.roll()
             workers = [_seen(entry) for entry in entries]
             self.ledger = recovered(self.ledger, workers)
-            if self.ledger.replacement is not None or (surges and any(worker.stage is Stage.WAITING for worker in workers)):
+            asked = any(worker.stage in (Stage.WAITING, Stage.DRAINING) for worker in workers)
+            if self.ledger.replacement is not None or (surges and asked):
                 capacity = measure()
                 least = capacity.workers - turns(policy, capacity.workers)
-                room = Room(self._holds_one_more(policy, capacity, entries), least)
+                room = Room(self._holds_one_more(policy, capacity, entries), least, capacity.workers)
                 asker = self.ledger.asker
                 self.ledger, steps = plan(self.ledger, workers, room, now)
                 for step in steps:
@@ -86,11 +87,11 @@ class Monitor:
             self._fleet.shrink()
 
     def _say_failed(self, asker: int | None, entries: Sequence[Entry], now: float) -> None:
-        slot = next((str(entry.number) for entry in entries if entry.generation == asker), "unknown")
+        of = next((entry for entry in entries if entry.generation == asker), None)
         log.error(
-            "a replacement died before it served: the worker over its limit stays; next try in %.0f s "
+            "a replacement died before it served: the worker over its limit %s; next try in %.0f s "
             "(it was for slot %s; its own error is above: mend what keeps the app from booting)",
-            self.ledger.not_before - now, slot,
+            "drains" if of and of.state == layout.DRAINING else "stays", self.ledger.not_before - now, of.number if of else "unknown",
         )  # fmt: skip
 
     def _grant(self, generation: int, entries: Sequence[Entry]) -> None:

@@ -118,10 +118,12 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
             if failed and process in self.processes and self._supervisor.serves:
                 process.join()
                 self.processes.remove(process)
-                self._owed += not self._is_replacement(process)
+                self._owed += not (self._one_more and self._supervisor.replacement == process.seat.generation)
 
-    def _is_replacement(self, process: GuardedProcess) -> bool:
-        return self._supervisor.replacement == process.seat.generation
+    @property
+    def _one_more(self) -> bool:
+        """Whether there is one more than wanted: a replacement, and the worker that it is for is not let go yet."""
+        return self._supervisor.replacement is not None and self._supervisor.victim is None
 
     def _retire(self) -> None:
         """Who drains for a replacement that serves is uvicorn's no more: it must not bring up another for it."""
@@ -138,8 +140,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         while self._owed and not self._supervisor.boot_pause:
             self._owed -= 1
             self._start()
-        extra = self._supervisor.replacement is not None and self._supervisor.victim is None
-        while len(self.processes) + self._owed > self.processes_num + extra and len(self.processes) > 1:
+        while len(self.processes) + self._owed > self.processes_num + self._one_more and len(self.processes) > 1:
             self._let_go(next((p for p in self.processes if p.process.exitcode is not None), self.processes[0]))
 
     def _let_go(self, process: Any) -> None:

@@ -58,6 +58,8 @@ def wsgi(environ, start_response):
     if path in ("/stream", "/drip"):
         start_response("200 OK", [("Content-Type", "text/plain")])
         return dripping(0.05 if path == "/drip" else 0.001)
+    while path == "/held" and os.path.exists("request-held"):
+        time.sleep(0.01)
     if pause := seconds(path, query):
         time.sleep(pause)
     body = answer(path, query)
@@ -96,6 +98,8 @@ async def respond(scope, send):
         while True:
             await send({"type": "http.response.body", "body": b"data: event\n\n", "more_body": True})
             await asyncio.sleep(0.05)
+    while path == "/held" and os.path.exists("request-held"):
+        await asyncio.sleep(0.01)
     if pause := seconds(path, query):
         await asyncio.sleep(pause)
     body = answer(path, query)

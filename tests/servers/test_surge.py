@@ -166,6 +166,52 @@ def test_a_pool_without_replacements_recycles_nobody_while_boots_fail(serve, wor
     assert len(gunicorn.lines(" recycling: ")) == 2
 
 
+@pytest.mark.parametrize("worker_class", [worker_class for worker_class in CLASSES if worker_class != "sync"])
+def test_a_worker_that_could_not_wait_is_replaced_while_it_drains(serve, worker_class):
+    """The only one has grown too fast for that, and has a request in flight: others are answered meanwhile."""
+    gunicorn = big(serve, worker_class, workers=1, sustain=0)
+    (pid,) = gunicorn.workers()
+    file = gunicorn.folder / "request-held"
+    file.touch()
+    with closing(gunicorn.connect()) as slow:
+        slow.request("GET", "/held")
+        until(lambda: gunicorn.worker(pid).figures.in_flight == 1, "it is in flight")
+        assert gunicorn.get("/fill?mib=220")[0] == 200
+        gunicorn.wait_for(f"worker {pid} (slot ")
+
+        until(lambda: states(gunicorn) == {"draining": 1, "serving": 1}, "its replacement serves")
+        assert int(gunicorn.get("/pid")[2]) != pid
+        assert gunicorn.pool().workers_wanted == 1
+        file.unlink()
+        assert slow.getresponse().read() == b"/held?"
+
+    until(lambda: pid not in gunicorn.workers(), "it is gone")
+    until(lambda: states(gunicorn) == {"serving": 1}, "and nobody else has come")
+    assert len(gunicorn.lines(" (slot ")) == 1
+
+
+def test_a_replacement_that_fails_while_its_worker_drains_is_tried_again(serve):
+    """Not at once, and the worker that drains is left in peace."""
+    gunicorn = big(serve, "gthread", workers=2, sustain=0)
+    pid = gunicorn.workers()[0]
+    file, broken = gunicorn.folder / "request-held", gunicorn.folder / "broken"
+    file.touch()
+    broken.touch()
+    with closing(gunicorn.connect()) as slow:
+        slow.request("GET", "/held")
+        (pid,) = until(lambda: [worker.pid for worker in gunicorn.pool().workers if worker.figures.in_flight == 1], "it is in flight")
+        until(lambda: asked(gunicorn, pid, "/fill?mib=220"), "it has grown")
+        gunicorn.wait_for("a broken deploy", 2, seconds=40)
+        broken.unlink()
+
+        until(lambda: states(gunicorn) == {"draining": 1, "serving": 2}, "its replacement serves")
+        file.unlink()
+        assert slow.getresponse().read() == b"/held?"
+
+    until(lambda: states(gunicorn) == {"serving": 2}, "it is gone")
+    assert len(gunicorn.workers()) == 2
+
+
 def test_who_is_worst_goes_first(serve):
     """Also when the other has waited for longer."""
     gunicorn = big(serve)

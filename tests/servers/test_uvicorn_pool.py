@@ -156,3 +156,28 @@ def test_a_service_whose_boots_fail_serves_on(serve_uvicorn, fails, surge):
     until(lambda: leaker not in uvicorn.workers(), "the worker over its limit goes", 60)
     settled(uvicorn, 2)
     assert uvicorn.lines("oomsafe failed") == []
+
+
+@pytest.mark.parametrize("fails", [None, "lifespan-fails"])
+def test_a_worker_that_could_not_wait_is_replaced_while_it_drains(serve_uvicorn, fails):
+    """It has grown too fast for that, and has a request in flight. If its replacement fails to boot, another is tried."""
+    uvicorn = serve_uvicorn(*PATIENT, **{**POLICY, "sustain": 0}).serving()
+    leaker = uvicorn.workers()[0]
+    slow, held = uvicorn.connect_to(leaker), uvicorn.folder / "request-held"
+    held.touch()
+    slow.request("GET", "/held")
+    until(lambda: uvicorn.worker(leaker).figures.in_flight == 1, "it is in flight")
+    if fails:
+        (uvicorn.folder / fails).touch()
+    uvicorn.grow(leaker, 180)
+    uvicorn.wait_for(f"worker {leaker} (slot ")
+    if fails:
+        uvicorn.wait_for(FAILURES[fails], times=2, seconds=40)
+        (uvicorn.folder / fails).unlink()
+
+    until(lambda: sorted(worker.state for worker in uvicorn.pool().workers) == ["draining", "serving", "serving"], "its replacement serves")
+    held.unlink()
+    assert slow.getresponse().read() == b"/held?"
+    until(lambda: leaker not in uvicorn.workers(), "it is gone")
+    settled(uvicorn, 2)
+    assert uvicorn.lines("oomsafe failed") == []

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from oomsafe.policy.surge import LONGEST_BACKOFF, Do, Ledger, Room, Seen, Stage, Step, failed, plan, recovered, spawned
 
-STARTING, SERVING, WAITING, LEAVING = Stage
+STARTING, SERVING, WAITING, DRAINING, LEAVING = Stage
 
 
 def seen(*stages: Stage) -> list[Seen]:
@@ -21,7 +21,7 @@ def seen(*stages: Stage) -> list[Seen]:
 
 SURGING = Ledger(replacement=3, asker=1)
 HANDING = Ledger(replacement=3, asker=1, victim=1)
-ROOM, FULL = Room(least=1), Room(may_surge=False, least=1)
+ROOM, FULL = Room(least=1, wanted=2), Room(may_surge=False, least=1, wanted=2)
 
 
 @pytest.mark.parametrize(
@@ -36,11 +36,20 @@ ROOM, FULL = Room(least=1), Room(may_surge=False, least=1)
         pytest.param(Ledger(), seen(WAITING), ROOM, Ledger(), [], id="another-has-died"),
         pytest.param(Ledger(not_before=101), seen(WAITING, SERVING), ROOM, Ledger(not_before=101), [], id="not-so-soon-again"),
         pytest.param(Ledger(not_before=101), seen(WAITING, SERVING), FULL, Ledger(not_before=101), [], id="nor-drain-first"),
+        pytest.param(Ledger(), seen(DRAINING, SERVING), ROOM, Ledger(), [Step(Do.SPAWN, 1)], id="one-drains-by-itself"),
+        pytest.param(Ledger(), seen(DRAINING, WAITING), ROOM, Ledger(), [Step(Do.SPAWN, 1)], id="before-one-who-waits"),
+        pytest.param(Ledger(), seen(DRAINING, DRAINING), ROOM, Ledger(), [Step(Do.SPAWN, 2)], id="both-drain"),
+        pytest.param(Ledger(), seen(DRAINING, SERVING), FULL, Ledger(), [], id="one-drains-and-no-room"),
+        pytest.param(Ledger(), seen(DRAINING, SERVING, SERVING), ROOM, Ledger(), [], id="one-drains-and-nobody-is-missing"),
+        pytest.param(Ledger(), seen(DRAINING, SERVING, STARTING), ROOM, Ledger(), [], id="the-server-has-replaced-it"),
+        pytest.param(Ledger(not_before=101), seen(DRAINING, SERVING), ROOM, Ledger(not_before=101), [], id="one-drains-and-boots-fail"),
+        pytest.param(Ledger(), seen(LEAVING, SERVING), ROOM, Ledger(), [], id="one-is-gone-in-a-moment"),
         pytest.param(SURGING, seen(WAITING, SERVING, STARTING), ROOM, SURGING, [], id="its-replacement-boots"),
         pytest.param(SURGING, seen(WAITING, SERVING, SERVING), ROOM, HANDING, [Step(Do.GRANT, 1)], id="and-serves"),
         pytest.param(SURGING, seen(WAITING, WAITING, SERVING), ROOM, Ledger(3, 1, 2), [Step(Do.GRANT, 2)], id="another-is-worse"),
         pytest.param(SURGING, seen(SERVING, SERVING, SERVING), ROOM, HANDING, [Step(Do.GRANT, 1)], id="nobody-waits-any-more"),
         pytest.param(SURGING, seen(LEAVING, SERVING, STARTING), ROOM, HANDING, [], id="it-did-not-wait"),
+        pytest.param(SURGING, seen(DRAINING, SERVING, STARTING), ROOM, HANDING, [], id="it-did-not-wait-and-has-work"),
         pytest.param(SURGING, seen(WAITING, SERVING, SERVING)[1:], ROOM, Ledger(), [Step(Do.SHRINK)], id="it-is-gone-already"),
         pytest.param(SURGING, seen(WAITING, SERVING), ROOM, failed(SURGING, 3, 100), [Step(Do.FAILED)], id="the-replacement-died"),
         pytest.param(HANDING, seen(LEAVING, WAITING, SERVING), ROOM, HANDING, [], id="it-drains-and-another-waits"),
@@ -48,6 +57,7 @@ ROOM, FULL = Room(least=1), Room(may_surge=False, least=1)
         pytest.param(
             HANDING, seen(LEAVING, WAITING, SERVING)[1:], ROOM, Ledger(), [Step(Do.SHRINK), Step(Do.SPAWN, 2)], id="and-the-next-at-once"
         ),
+        pytest.param(HANDING, seen(DRAINING, DRAINING, SERVING), ROOM, HANDING, [], id="another-drains-too-and-has-to-wait"),
     ],
 )
 def test_each_step(ledger: Ledger, workers: list[Seen], room: Room, after: Ledger, steps: list[Step]) -> None:
@@ -70,6 +80,13 @@ def test_backing_off() -> None:
 def test_another_workers_death_at_boot_leaves_the_surge() -> None:
     """The replacement is still on its way."""
     assert failed(SURGING, 7, 100.0).replacement == SURGING.replacement
+
+
+def test_a_replacement_that_dies_when_its_worker_drains_already_leaves_the_surge() -> None:
+    """The worker still goes: until then the server itself brings up another."""
+    after = failed(HANDING, 3, 100.0)
+
+    assert (after.extra, after.victim, after.failures, after.not_before) == (1, 1, 1, 101.0)
 
 
 @dataclass
@@ -97,7 +114,7 @@ class Server:
         while len(self.workers) < self.number:
             self.fork()
         for generation in sorted(self.workers)[: len(self.workers) - self.number]:
-            self.workers[generation].stage = LEAVING
+            self.workers[generation].stage = DRAINING
 
 
 class Surges(RuleBasedStateMachine):
@@ -120,10 +137,13 @@ class Surges(RuleBasedStateMachine):
         self.now += 1
         workers = [Seen(generation, worker.stage, worker.excess) for generation, worker in self.server.workers.items()]
         self.ledger = recovered(self.ledger, workers)
-        self.ledger, steps = plan(self.ledger, workers, Room(self.has_room, self.wanted - self.turns), self.now)
+        room = Room(self.has_room, self.wanted - self.turns, self.wanted)
+        self.ledger, steps = plan(self.ledger, workers, room, self.now)
         for step in steps:
             self.do(step)
         self.server.manage()
+        if self.some(DRAINING) and self.has_room and not self.ledger.extra and self.now >= self.ledger.not_before:
+            assert len(self.some(STARTING, SERVING, WAITING)) >= self.wanted
 
     def do(self, step: Step) -> None:
         if step.do is Do.SPAWN:
@@ -131,7 +151,7 @@ class Surges(RuleBasedStateMachine):
             self.server.number += 1
             self.ledger = spawned(self.ledger, self.server.fork(), step.generation)
         elif step.do is Do.GRANT:
-            self.server.workers[step.generation].stage = LEAVING
+            self.server.workers[step.generation].stage = DRAINING
             assert self.serving() >= self.wanted - self.turns
         else:
             self.server.number -= 1
@@ -151,19 +171,24 @@ class Surges(RuleBasedStateMachine):
     @rule(data=st.data(), goes=st.booleans())
     def waits_no_longer(self, data: st.DataObject, goes: bool) -> None:
         """It has got memory back, or grown so much that it goes by itself."""
-        self.server.workers[data.draw(st.sampled_from(self.some(WAITING)))].stage = LEAVING if goes else SERVING
+        self.server.workers[data.draw(st.sampled_from(self.some(WAITING)))].stage = DRAINING if goes else SERVING
 
-    @precondition(lambda self: self.some(LEAVING))
+    @precondition(lambda self: self.some(DRAINING))
     @rule(data=st.data())
-    def drained(self, data: st.DataObject) -> None:
-        del self.server.workers[data.draw(st.sampled_from(self.some(LEAVING)))]
+    def has_no_work_any_more(self, data: st.DataObject) -> None:
+        self.server.workers[data.draw(st.sampled_from(self.some(DRAINING)))].stage = LEAVING
+
+    @precondition(lambda self: self.some(DRAINING, LEAVING))
+    @rule(data=st.data())
+    def gone(self, data: st.DataObject) -> None:
+        del self.server.workers[data.draw(st.sampled_from(self.some(DRAINING, LEAVING)))]
 
     @precondition(lambda self: self.server.workers)
     @rule(data=st.data())
     def died(self, data: st.DataObject) -> None:
         generation = data.draw(st.sampled_from(sorted(self.server.workers)))
         at_boot = self.server.workers.pop(generation).stage is STARTING
-        if at_boot and generation != self.ledger.replacement:
+        if at_boot and (generation != self.ledger.replacement or self.ledger.victim is not None):
             self.ledger = failed(self.ledger, generation, self.now)
 
     @rule(has_room=st.booleans())
@@ -196,7 +221,7 @@ class Surges(RuleBasedStateMachine):
         for _ in range(3 * len(self.server.workers) + 200):
             self.now += LONGEST_BACKOFF
             self.look()
-            for generation in self.some(LEAVING):
+            for generation in self.some(DRAINING, LEAVING):
                 del self.server.workers[generation]
             for generation in self.some(STARTING):
                 self.server.workers[generation].stage = SERVING
