@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import stat
@@ -75,15 +76,31 @@ def board_of(supervisor: int) -> str | None:
     return next((path for path in living_boards() if os.path.basename(path).startswith(f"{supervisor}-")), None)
 
 
+def hold(fd: int) -> None:
+    """This file's pool lives, for as long as this process or a fork of it does (flock(2): a lock of the open file, which forks share).
+
+    Containers may share the folder and not their pids: the name tells them nothing.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        pass  # a file system without such locks: sweep() can't get one either, and lets it lie
+
+
 def sweep(folder: int) -> None:
     """Remove what supervisors left behind that were killed before they could."""
     for name in os.listdir(folder):
         match = _NAME.fullmatch(name.removesuffix(UNFINISHED))
         if match and not is_alive(int(match[1]), int(match[2])):
             try:
-                os.unlink(name, dir_fd=folder)
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(name, dir_fd=folder)
+                finally:
+                    os.close(fd)
             except OSError:
-                pass  # another supervisor swept it first
+                pass  # somebody holds it, or another supervisor swept it first
 
 
 def _all_folders() -> list[str]:

@@ -347,6 +347,7 @@ def _in_folder(folder: str, name: str, size: int, header: bytearray) -> int:
         places.sweep(folder_fd)
         fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder_fd)
         try:
+            places.hold(fd)
             _fill(fd, size, header)
             # it gets its name when it is whole; unlike rename, link takes nobody else's
             os.link(unfinished, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd, follow_symlinks=False)

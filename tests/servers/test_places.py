@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from needs import need
-from serving import CLASSES, Gunicorn, until
+from serving import CLASSES, Gunicorn, board_of, until
 
 from oomsafe.pool.scoreboard import Scoreboard
 
@@ -116,3 +116,18 @@ def test_the_master_has_no_more_threads_than_without_us(serve, worker_class):
 def adj(pid: int) -> int:
     """A process's oom_score_adj."""
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+def test_containers_that_share_dev_shm_leave_each_others_pools(serve):
+    """A second one has pids of its own, in which the first's supervisor is dead."""
+    command = ["unshare", "--pid", "--fork", "--mount-proc"]
+    need(subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0, "no pid namespace can be made here")
+    first = serve(soft_limit="100MiB").serving()
+    board = Path(board_of(first.pid))
+
+    code = "from oomsafe.pool.scoreboard import Scoreboard; board, said = Scoreboard.create(1, 'test'); print(said); board.remove()"
+    second = subprocess.run([*command, sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert second.stdout.strip() == "[]"
+    assert board.exists()
+    assert first.serving().get("/")[0] == 200

@@ -332,6 +332,21 @@ def test_what_the_dead_left_is_swept(tmp_path: Path, try_folders: Callable[..., 
     made.close()
 
 
+def test_what_another_container_holds_is_left(tmp_path: Path, try_folders: Callable[..., None]) -> None:
+    """They share the folder, and its pids mean nothing here: that its file is locked does."""
+    try_folders(tmp_path / "oomsafe")
+    first, _ = Scoreboard.create(1, "test")
+    held = Path(first.path or "").rename(tmp_path / "oomsafe" / _dead())
+
+    second, _ = Scoreboard.create(1, "test")
+    assert held.exists()
+
+    first.close()
+    second.remove()
+    Scoreboard.create(1, "test")
+    assert not held.exists()
+
+
 def test_places_to_try(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Memory first, then the runtime folder, then temporary files; what is no absolute folder is left out."""
     monkeypatch.undo()
