@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serving import ASGI_CLASSES, Gunicorn, until
 
-#: An app with a model of its own: from here to a soft limit of 160 MiB it is not far, so a worker that is above it has not grown fast,
+#: An app with a model of its own: from here to a soft limit of 240 MiB it is not far, so a worker that is above it has not grown fast,
 #: and waits. Its boot can be made to take long, and to fail.
 BIG = """
 import os, threading, time
@@ -19,7 +19,7 @@ if os.path.exists("held"):
         time.sleep(0.01)
 if os.path.exists("broken"):
     raise RuntimeError("a broken deploy")
-apps.fill(152 << 20)
+apps.fill(232 << 20)
 wsgi = apps.wsgi
 
 async def asgi(scope, receive, send):
@@ -36,9 +36,9 @@ SLOW_LEAK = "/leak?kib=256&s=0.12"
 
 
 def big(serve, worker_class: str = "gthread", workers: int = 2, settings: str = "", **policy: object) -> Gunicorn:
-    """A gunicorn whose workers have some 153 MiB, and are over their limit with 160."""
+    """A gunicorn whose workers have some 233 MiB, and are over their limit with 240."""
     app = "big:asgi" if worker_class in ASGI_CLASSES else "big:wsgi"
-    policy = {"soft_limit": "160MiB", "min_lifetime": 0, "jitter": 0, "sustain": 0.5, **policy}
+    policy = {"soft_limit": "240MiB", "min_lifetime": 0, "jitter": 0, "sustain": 0.5, **policy}
     return serve(worker_class, workers, app=app, files={"big.py": BIG}, settings=settings, **policy).serving(workers)
 
 
@@ -47,7 +47,7 @@ def states(gunicorn: Gunicorn) -> Counter[str]:
     return Counter(worker.state for worker in gunicorn.pool().workers)
 
 
-def waiting(gunicorn: Gunicorn, mib: int = 161) -> int:
+def waiting(gunicorn: Gunicorn, mib: int = 241) -> int:
     """Take a worker over its limit, and wait until it waits for its replacement. The worker's pid."""
     before = {worker.pid for worker in gunicorn.pool().workers if worker.state == "waiting"}
     assert gunicorn.get(f"/fill?mib={mib}")[0] == 200

@@ -10,7 +10,7 @@ from serving import until
 from versions import spawns
 
 LEAKING = """
-results = [proj.leak.delay(number, 1024) for number in range(150)]
+results = [proj.leak.delay(number, 1024) for number in range(250)]
 result = [r.get(timeout=60) for r in results]
 """
 
@@ -28,7 +28,7 @@ def test_spawned_children_are_guarded_and_recycled(celery: Start, broker: str) -
     assert comm.startswith("oomsafe-w")
     assert pid in {worker.pid for worker in node.pool().workers}
 
-    assert node.ask(LEAKING) == list(range(150))
+    assert node.ask(LEAKING) == list(range(250))
     assert len(node.lines(" recycling: ")) >= 2
     until(lambda: [worker.state for worker in node.pool().workers] == ["serving"] * 2, "two children serve again")
     assert node.process.poll() is None
