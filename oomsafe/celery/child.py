@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -41,7 +42,9 @@ class Guarded:
         self._guard: Guard | None = None
         self._work: Work | None = None
         self._slot: Slot | None = None
+        self._pipe: select.poll | None = None
         self._ticket, self._name, self._late = 0, "", ""
+        self._is_late: dict[str, bool] = {}
         self._poison: Poison | None = None
         self._meta: Meta | None = None
         super().__init__(*args, **options)
@@ -70,7 +73,11 @@ class Guarded:
 
     def _make_child_methods(self, *args: Any, **options: Any) -> None:
         super()._make_child_methods(*args, **options)  # type: ignore[misc]
-        wait_for_job = self.wait_for_job
+        wait_for_job, reader = self.wait_for_job, getattr(self.inq, "_reader", None)
+        if reader is not None:
+            # billiard's own reader.poll() makes a new one each time, for ten times the price
+            self._pipe = select.poll()
+            self._pipe.register(reader.fileno(), select.POLLIN)
 
         def between_two_tasks() -> Any:
             attempt("the end of a task", "Celery", self._ended)
@@ -89,17 +96,14 @@ class Guarded:
 
     def _idle(self) -> None:
         """Until a task comes. billiard would sleep in its read, and what this child has left would not be seen, nor would it end."""
-        guard, reader = self._guard, getattr(self.inq, "_reader", None)
+        guard = self._guard
         while guard is not None:
             if guard.leaving:
                 guard.retire()
                 # not a bare SystemExit: what billiard has put in its place tells the parent why
                 sys.exit(EX_RECYCLE)
-            try:
-                if reader is None or reader.poll(PUBLISH_EVERY):
-                    return
-            except (OSError, EOFError):
-                return  # the pipe is closed: billiard's own read finds that out
+            if self._pipe is None or self._pipe.poll(PUBLISH_EVERY * 1000):
+                return  # or the pipe is closed: billiard's own read finds that out
             guard.tick()
 
     def _begun(self, request: Any) -> Any:
@@ -114,7 +118,9 @@ class Guarded:
 
     def take_up(self, name: str, ticket: int, task_id: str) -> None:
         """Inside of a task from now on: only there may its limits be enforced."""
-        if getattr(current_app.tasks.get(name), "acks_late", False):
+        if name not in self._is_late:
+            self._is_late[name] = bool(getattr(current_app.tasks.get(name), "acks_late", False))
+        if self._is_late[name]:
             # its message is still the broker's: should all of this node die now, another will get it
             self._poison = self._poison or Poison(current_app.backend, os.getppid())
             self._poison.begins(task_id)
@@ -123,7 +129,7 @@ class Guarded:
             self._meta.begins()
         if self._slot is not None and self._guard is not None:
             self._name, self._ticket = name, ticket
-            self._slot.take_up(ticket, self._guard.measure())
+            self._slot.take_up(ticket, self._guard.rss)
 
     def put_down(self) -> None:
         """Out of it."""

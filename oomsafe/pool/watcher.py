@@ -6,6 +6,7 @@ slot while it runs a piece of work, and statm; it signals, and says nothing else
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -54,7 +55,7 @@ class Watcher:
         self._limited: dict[int, Ceiling] = {}
         self._watched: dict[int, _Watched] = {}
         self._poke = threading.Event()
-        self._idle = True
+        self._sleeps = math.inf
         self._ended = False
         self._thread: threading.Thread | None = None
 
@@ -65,7 +66,8 @@ class Watcher:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="oomsafe-watcher", daemon=True)
             self._thread.start()
-        if self._idle or ceiling is not None:
+        # not for each piece: it would take the GIL from whoever hands out the next
+        if self._sleeps > (CASUAL if ceiling is None else BEGINS):
             self._poke.set()
 
     def end(self) -> None:
@@ -77,14 +79,15 @@ class Watcher:
 
     def _run(self) -> None:
         while not self._ended:
-            self._idle = True
+            # from here on it is woken: what is handed out now may not be seen below
+            self._sleeps = math.inf
             pause = CASUAL if self._busy() else None
-            self._idle = pause is None
             if self._limited:
                 # what has not begun yet begins without telling
                 pause = attempt("watching work", "the server", self._look) or CASUAL
             elif pause is not None:
                 attempt("watching work", "the server", self._glance)
+            self._sleeps = math.inf if pause is None else pause
             self._poke.wait(pause)
             self._poke.clear()
 
