@@ -26,6 +26,7 @@ from celerying import Redis
 from rabbitmq import RabbitMQ, server_binary
 from serving import ENDING_WITH_US
 
+from oomsafe.kernel.process import children_of
 from oomsafe.pool.places import board_of
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.view import PoolView
@@ -196,7 +197,7 @@ class Node:
 
     def children(self) -> list[int]:
         """Those of MainProcess."""
-        return common.children(self.pid)
+        return children_of(self.pid)
 
     def takes_the_first_of(self, here: Place, tasks: int) -> None:
         """Wait until it does."""

@@ -24,6 +24,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+from oomsafe.kernel.process import children_of
+
 T = TypeVar("T")
 
 HERE = Path(__file__).parent
@@ -96,7 +98,7 @@ class Server:
         found: set[int] = set()
         waiting = [self.pid]
         while waiting:
-            more = children(waiting.pop())
+            more = children_of(waiting.pop())
             found.update(more)
             waiting.extend(more)
         return found
@@ -173,14 +175,6 @@ def tool(name: str) -> str:
 
 
 # --- processes
-
-
-def children(pid: int) -> list[int]:
-    """The pids of a process's children; none when it is gone."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def in_session(session: int) -> list[int]:

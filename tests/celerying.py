@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serving import ENDING_WITH_US, board_of, children, until
+from serving import ENDING_WITH_US, board_of, until
 
+from oomsafe.kernel.process import children_of
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.view import PoolView
 
@@ -134,7 +135,7 @@ class CeleryWorker:
 
     def children(self) -> list[int]:
         """The pids of MainProcess's children."""
-        return children(self.pid)
+        return children_of(self.pid)
 
     def pool(self) -> PoolView:
         """The pool, as its scoreboard shows it."""

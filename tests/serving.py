@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from oomsafe.kernel.process import children_of
 from oomsafe.pool.places import board_of
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.view import PoolView, WorkerView
@@ -101,7 +102,7 @@ class Server:
 
     def workers(self, master: int | None = None) -> list[int]:
         """The pids of the master's workers."""
-        return children(master or self.pid)
+        return children_of(master or self.pid)
 
     def serving(self, workers: int = 2) -> Self:
         """Wait until exactly so many workers serve, and return this server."""
@@ -200,14 +201,6 @@ class Gunicorn(Server):
         self.conf.write_text(text)
         argv = argv or ["-c", str(self.conf)]
         super().__init__(folder, wrap([*ENDING_WITH_US, *prefix, sys.executable, "-m", "gunicorn", *argv, app]), env or {})
-
-
-def children(pid: int) -> list[int]:
-    """The pids of a process's children."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def alive(pids: set[int]) -> bool:

@@ -95,10 +95,18 @@ def forget_peak(proc: str = "/proc") -> bool:
 
 
 def children_of(pid: int, proc: str = "/proc") -> list[int]:
-    """The pids of a process's children, as the kernel lists them (CONFIG_PROC_CHILDREN), else psutil; none when it is gone."""
-    listed = read_bytes(f"{proc}/{pid}/task/{pid}/children")
-    if listed is not None:
-        return [int(child) for child in listed.split()]
+    """The pids of a process's children, whichever of its threads has forked them; none when it is gone.
+
+    As the kernel lists them, a thread at a time (CONFIG_PROC_CHILDREN), else psutil.
+    """
+    try:
+        threads = os.listdir(f"{proc}/{pid}/task")
+    except OSError:
+        threads = []
+    # None: that thread has ended, and its children are another's by now
+    listed = [found for thread in threads if (found := read_bytes(f"{proc}/{pid}/task/{thread}/children")) is not None]
+    if listed:
+        return list(dict.fromkeys(int(child) for found in listed for child in found.split()))
     import psutil  # here: only a kernel without the list, or a host without /proc, pays for it
 
     try:

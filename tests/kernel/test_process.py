@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from oomsafe.kernel.process import (
     COMM_LENGTH,
     PAGE,
     OwnMemory,
+    children_of,
     is_alive,
     peak_rss_of,
     rss_of,
@@ -363,3 +365,37 @@ def test_descriptors_stay_in_their_process() -> None:
 
     with Child(look) as child:
         assert child.hear() is False
+
+
+def test_children_of_every_thread(tmp_path: Path) -> None:
+    """A pool's maintainer thread forks workers too, and the kernel lists each thread's by themselves; none is told twice."""
+
+    def forking(line: Line) -> None:
+        def quiet(line: Line) -> None:
+            line.hear()
+
+        with Child(quiet) as first:
+            others: list[Child] = []
+            forked, end = threading.Event(), threading.Event()
+            # the thread stays: the children of one that ends are given to another
+            thread = threading.Thread(target=lambda: (others.append(Child(quiet)), forked.set(), end.wait()))
+            thread.start()
+            forked.wait()
+            with others[0]:
+                line.say({first.pid, others[0].pid})
+                line.hear()
+            end.set()
+            thread.join()
+
+    with Child(forking) as parent:
+        forks = parent.hear()
+        assert set(children_of(parent.pid)) == forks == {child.pid for child in psutil.Process(parent.pid).children()}
+        parent.say("end")
+        parent.reap()
+
+    for thread, listed in (("42", "7 8 "), ("43", "9 "), ("44", "8 ")):
+        folder = tmp_path / "proc/42/task" / thread
+        folder.mkdir(parents=True)
+        (folder / "children").write_text(listed)
+    assert sorted(children_of(42, str(tmp_path / "proc"))) == [7, 8, 9]
+    assert children_of(parent.pid) == []

@@ -196,7 +196,7 @@ def test_a_result_s_meta(celery: Start, own: int | None) -> None:
 
 
 def pids(node: Any) -> set[int]:
-    """Of the node's children: those that a thread has forked are not listed as the main one's."""
+    """Of the node's children, as they stand on its scoreboard."""
     return {worker.pid for worker in node.pool().workers}
 
 

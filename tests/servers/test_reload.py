@@ -7,7 +7,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from serving import CLASSES, Gunicorn, board_of, children, conf, until
+from serving import CLASSES, Gunicorn, board_of, conf, until
+
+from oomsafe.kernel.process import children_of
 
 MIB = 1 << 20
 
@@ -114,7 +116,7 @@ def test_usr2_gives_the_new_master_a_scoreboard_of_its_own(serve):
     gunicorn.wait_for("Listening at: ", 2)
     new = next(pid for pid in gunicorn.workers() if pid not in {worker.pid for worker in old.workers})
     new_board = until(lambda: board_of(new), "the new master has a scoreboard")
-    until(lambda: len(children(new)) == 2, "the new master has its workers")
+    until(lambda: len(children_of(new)) == 2, "the new master has its workers")
     assert old_board
     assert new_board != old_board
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from clients import Load, Watch
 from needs import need
-from serving import ASGI_CLASSES, CLASSES, WSGI_CLASSES, Gunicorn, board_of, children, until
+from serving import ASGI_CLASSES, CLASSES, WSGI_CLASSES, Gunicorn, board_of, until
 from surging import SLOW_LEAK, big, held, states, surging, waiting
 from versions import loses_none
 
+from oomsafe.kernel.process import children_of
 from oomsafe.pool.scoreboard import Scoreboard
 
 
@@ -89,8 +90,8 @@ def test_a_new_master_in_the_middle_of_it_has_its_own_workers(serve):
     until(lambda: [worker.state for worker in board.read().workers] == ["serving"] * 2, "the new workers serve")
     assert gunicorn.stop() == 0
 
-    until(lambda: gunicorn.session() == {new, *children(new)}, "all of the old ones are gone")
-    assert len(children(new)) == 2
+    until(lambda: gunicorn.session() == {new, *children_of(new)}, "all of the old ones are gone")
+    assert len(children_of(new)) == 2
     assert gunicorn.get("/")[0] == 200
     board.close()
 
