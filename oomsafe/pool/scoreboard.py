@@ -11,6 +11,7 @@ import mmap
 import os
 import stat
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from oomsafe.errors import ScoreboardError
@@ -165,19 +166,29 @@ class Scoreboard:
         return [name for name in names if name]
 
     def reserve(self) -> Slot | None:
-        """In the supervisor, before a fork: a slot for the new worker; None when all are taken."""
-        for number in range(self.slots):
-            at = self._offset(number)
-            state = layout.STATE.unpack_from(self._memory, at)[0]
-            if state != layout.FREE and not self._abandoned(at):
-                continue
-            self.release(number)
-            generation, *rest = layout.POOL.unpack_from(self._memory, layout.POOL_AT)
-            layout.write(self._memory, layout.POOL_AT, layout.POOL, generation + 1, *rest)
-            layout.write(self._memory, at + layout.OWNER_AT, layout.OWNER, 0, 0, generation + 1, time.time())
-            layout.write(self._memory, at, layout.STATE, layout.STARTING)
-            return Slot(self._memory, at, number, generation + 1)
-        return None
+        """In the supervisor, before a fork: a slot for the new worker; None when all are taken.
+
+        That of a dead worker only when no other is free: its supervisor, which may reap others first,
+        still has to read there what it died with.
+        """
+        number = self._first(self._is_free)
+        if number is None:
+            number = self._first(self._abandoned)
+        if number is None:
+            return None
+        self.release(number)
+        at = self._offset(number)
+        generation, *rest = layout.POOL.unpack_from(self._memory, layout.POOL_AT)
+        layout.write(self._memory, layout.POOL_AT, layout.POOL, generation + 1, *rest)
+        layout.write(self._memory, at + layout.OWNER_AT, layout.OWNER, 0, 0, generation + 1, time.time())
+        layout.write(self._memory, at, layout.STATE, layout.STARTING)
+        return Slot(self._memory, at, number, generation + 1)
+
+    def _first(self, fits: Callable[[int], bool]) -> int | None:
+        return next((number for number in range(self.slots) if fits(self._offset(number))), None)
+
+    def _is_free(self, at: int) -> bool:
+        return bool(layout.STATE.unpack_from(self._memory, at)[0] == layout.FREE)
 
     def slot(self, number: int, generation: int) -> Slot:
         """In a spawned worker: the slot that was reserved for it. Raises ScoreboardError when it is another's by now."""

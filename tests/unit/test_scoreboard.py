@@ -204,21 +204,25 @@ def test_a_killed_worker_leaves_what_it_had(board: Scoreboard) -> None:
 
 
 def test_slots_of_the_dead_are_used_again(board: Scoreboard) -> None:
-    """A supervisor that missed a death still has room, and loses no counts."""
+    """A supervisor that missed a death still has room, and loses no counts; until it must, it finds there what the dead had in hand."""
     slot = taken(board)
 
     def work(line: Line) -> None:
         slot.claim()
         slot.publish(Figures(), counting(2))
+        slot.take_up(77, 99)
         line.say("done")
         line.hear()
 
     with Child(work) as child:
         child.hear()
         child.kill()
+    others = [taken(board) for _ in range(board.slots - 1)]
+    assert board.hand(slot.number, slot.generation) == (77, 99)
     again = taken(board)
 
-    assert (slot.number, 2) == (again.number, again.generation)
+    assert slot.number not in {other.number for other in others}
+    assert (slot.number, board.slots + 1) == (again.number, again.generation)
     assert board.read().totals.work == 2
 
 
