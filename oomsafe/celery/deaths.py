@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from celery.exceptions import TaskRevokedError
 
 from oomsafe.celery.errors import WorkerOutOfMemory, info_of
+from oomsafe.celery.fallen import Fallen, Gone, name_and_id
 from oomsafe.celery.limits import TaskLimits
 from oomsafe.celery.redelivery import Redelivery, request_of
 from oomsafe.errors import MemoryLimitExceeded
-from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
 from oomsafe.policy.verdicts import Verdict
 from oomsafe.pool.deaths import Deaths
@@ -26,21 +25,6 @@ from oomsafe.pool.watcher import Watcher
 REMEMBERED = 64
 
 
-@dataclass
-class Gone:
-    """A child that has died, as it was left on the scoreboard."""
-
-    pid: int
-    ticket: int
-    """Of the task that it was inside of; 0: of none, so what it had to say it may have said."""
-    rss: int | None
-    """When it was last seen, in bytes."""
-    killed: bool
-    """By SIGKILL, and no hand of Celery's or ours was in it."""
-    verdict: Verdict | None = None
-    """Whether it was the kernel; None while nobody has asked."""
-
-
 class Enforcing:
     """What both of Celery's pools have in common here, in MainProcess: what each task may take, and what became of it."""
 
@@ -51,6 +35,8 @@ class Enforcing:
         self._redelivery = redelivery
         self._limits = limits
         self._deaths = Deaths()
+        self.fallen = Fallen()
+        """Who has died for memory."""
         self._gone: dict[int, Gone] = {}
         self._just_gone: list[Gone] = []
         self._watcher: Watcher | None = None
@@ -94,12 +80,15 @@ class Enforcing:
         # a time limit has given the task its result by now; revoke(terminate) is noted with the child
         ours = ticket in watcher.stopped or (ticket and ticket - 1 not in self._cache) or getattr(worker, "_job_terminated", False)
         killed = worker.exitcode == -signal.SIGKILL and not ours
-        self._gone[worker.pid] = gone = Gone(worker.pid, ticket, rss, killed)
+        job = self._cache.get(ticket - 1)
+        in_hand = None if job is None else name_and_id(job)
+        self._gone[worker.pid] = gone = Gone(worker.pid, ticket, rss, killed, in_hand, stopped=ticket in watcher.stopped)
         if len(self._gone) > REMEMBERED:
             del self._gone[next(iter(self._gone))]
         if killed:
             self._just_gone.append(gone)
         else:
+            self.fallen.note(gone)
             self._redelivery.ended(ticket)
 
     def _join_exited_workers(self, shutdown: bool = False) -> Any:
@@ -112,6 +101,8 @@ class Enforcing:
     def _settle(self) -> None:
         self._judge()
         self._deaths.settle(len(self._just_gone))
+        for gone in self._just_gone:
+            self.fallen.note(gone)
         self._just_gone.clear()
         stopped = self._watcher.stopped if self._watcher is not None else {}
         for ticket in [ticket for ticket in stopped if ticket - 1 not in self._cache]:
@@ -135,7 +126,10 @@ class Enforcing:
         if isinstance(error, WorkerOutOfMemory) and attempt("poison", "Celery", partial(self._is_given_up, job, error)):
             job._set(None, (False, None))  # no value: Celery is told nothing more
             return
-        log.error("%s", error)
+        if isinstance(error, WorkerOutOfMemory):
+            log.error("%s", error)
+        else:  # what it is made of has room for neither
+            log.error("%s (task id %s, child %s)", error, name_and_id(job)[1], job._worker_pid)
         job._set(None, (False, info_of(error)))
 
     def _is_given_up(self, job: Any, error: Exception) -> bool:
@@ -155,13 +149,14 @@ class Enforcing:
 
     def _why(self, job: Any) -> Exception | None:
         stopped = self._watcher.stopped.get(job._job + 1) if self._watcher is not None else None
-        name, task_id = (printable(str(word)) for word in getattr(job, "oomsafe_task", ("?", "?"))[:2])
+        name, task_id = name_and_id(job)
         if stopped is not None:
             return MemoryLimitExceeded(name, *stopped)
         gone = self._gone.get(job._worker_pid)
         if gone is None or not gone.killed or gone.ticket not in (0, job._job + 1):
             return None
         self._judge()
+        gone.in_hand = gone.in_hand or (name, task_id)  # it was not inside of it, or not any more
         if gone.verdict not in (Verdict.CONFIRMED, Verdict.LIKELY):
             return None
         capacity = self._supervisor.capacity

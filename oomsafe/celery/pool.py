@@ -13,6 +13,7 @@ from celery.exceptions import ImproperlyConfigured
 
 from oomsafe.celery.child import GuardedAsynWorker, GuardedBlockingWorker
 from oomsafe.celery.deaths import Enforcing
+from oomsafe.celery.fallen import Fallen
 from oomsafe.celery.installation import installed
 from oomsafe.celery.limits import TaskLimits
 from oomsafe.celery.poison import Poison
@@ -91,6 +92,12 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
             "redelivery": self._redelivery(found.policy),
         }
         super().on_start()
+
+    @property
+    def fallen(self) -> Fallen:
+        """Which children have died for memory."""
+        found = getattr(self._pool, "fallen", None)
+        return found if isinstance(found, Fallen) else Fallen()
 
     def _redelivery(self, policy: Policy) -> Redelivery:
         poison = Poison(self.app.backend if self.app else None, os.getpid())

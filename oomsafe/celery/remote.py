@@ -15,7 +15,7 @@ UNGUARDED = {"error": "the pool of this node is not guarded: call oomsafe.celery
 
 @inspect_command()  # type: ignore[untyped-decorator]
 def memory(state: Any) -> dict[str, Any]:
-    """The node's children: what they hold, their limits, the task in flight. Bytes and seconds; null is not known."""
+    """The node's children: what they hold, their limits, the task in flight; who died for memory. Bytes and seconds; null is not known."""
     supervisor, guard = _supervisor(state), getattr(state.consumer, "oomsafe_guard", None)
     if isinstance(guard, Guard):
         return {**pool_told(guard.pool()), **node_told(state.consumer)}

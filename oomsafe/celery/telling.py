@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from oomsafe.celery.fallen import Fallen
 from oomsafe.pool.usage import present_rss
 from oomsafe.pool.view import PoolView, WorkerView
 
@@ -27,15 +28,21 @@ def pool_told(pool: PoolView) -> dict[str, Any]:
 
 
 def node_told(consumer: Any) -> dict[str, Any]:
-    """What the node as a whole holds, in bytes, and whether it has paused; None while it has not looked yet."""
-    node = getattr(consumer, "oomsafe_node", None)
-    return {"working_set": getattr(node, "used", None), "paused": getattr(node, "paused", None)}
+    """What the node as a whole holds, in bytes, and whether it has paused; None while it has not looked yet. Who has died for memory."""
+    node, fallen = getattr(consumer, "oomsafe_node", None), getattr(consumer.pool, "fallen", None) or Fallen()
+    return {
+        "working_set": getattr(node, "used", None),
+        "paused": getattr(node, "paused", None),
+        "deaths": fallen.counts,
+        "last_deaths": fallen.told(),
+    }
 
 
 def brief(told: dict[str, Any]) -> dict[str, Any]:
     """The same, as short as a message that is sent every few seconds should be."""
     kept = ("pid", "state", "tasks", "rss", "soft", "in_flight")
-    return {**told, "children": [{name: child[name] for name in kept} for child in told["children"]]}
+    short = {name: figure for name, figure in told.items() if name != "last_deaths"}
+    return {**short, "children": [{name: child[name] for name in kept} for child in told["children"]]}
 
 
 def _child(worker: WorkerView) -> dict[str, Any]:

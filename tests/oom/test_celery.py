@@ -83,6 +83,12 @@ result = [one.state, type(error).__name__, str(error)]
     assert "when last seen" in text
     assert "rss unknown" not in text
     assert runs(node) == {"1": 1}
+    (told,) = node.celery("inspect", "memory").values()
+    assert told["deaths"] == {"confirmed": 1}
+    (death,) = told["last_deaths"]
+    assert (death["task"], death["verdict"], death["pid"]) == ("proj.hog_early", "confirmed", _last_pid(node))
+    assert f"task proj.hog_early[{death['id']}]" in text
+    assert 10 * MIB < death["rss"] <= LIMIT
 
 
 def test_an_operator_s_kill_is_none_of_the_kernel_s(celery: Start) -> None:

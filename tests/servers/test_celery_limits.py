@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,32 @@ def test_a_balloon_is_stopped_at_its_limit(celery: Start, broker: str, how: str,
     assert len(pids(node) & before) == 1
     assert len([line for line in node.lines(f"Task proj.{task}[") if "received" in line]) == 1
     assert node.ask("result = proj.leak.delay(7, 1).get(timeout=30)") == 7
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+def test_the_stopped_are_told_and_logged_with_task_and_child(celery: Start, broker: str) -> None:
+    """How many, and the last eight, the latest first; an id that somebody chose is printable and short there."""
+    node = celery(broker, soft_limit="1GiB").ready()
+    began = time.time()
+    ids = [f"{node.pid}-{number}\r\n\x1b[2J{'x' * 300}" for number in range(10)]
+
+    sent = f"[proj.balloon.apply_async(('python',), task_id=i) for i in {ids!r}]"
+    ended = node.ask(f"result = [type(one.get(timeout=60, propagate=False)).__name__ for one in {sent}]", 120)
+    assert ended == ["MemoryLimitExceeded"] * 10
+    (told,) = node.celery("inspect", "memory").values()
+
+    exited = [re.findall(r"pid:(\d+) ", line)[0] for line in node.lines("exited with 'signal 9")]  # Celery's own words
+    logged = re.findall(r"> its memory limit 200.0 MiB; raise the limit, .* \(task id (.*), child (\d+)\)$", node.log(), re.MULTILINE)
+    short = [f"{node.pid}-{number}???[2J{'x' * 300}"[:93] + "..." for number in range(10)]
+    assert (sorted(task for task, _ in logged), {pid for _, pid in logged}) == (sorted(short), set(exited))
+    assert told["deaths"] == {"stopped": 10}
+    assert [str(death["pid"]) for death in told["last_deaths"]] == exited[:1:-1]
+    assert {(death["id"], str(death["pid"])) for death in told["last_deaths"]} < set(logged)
+    assert {(death["task"], death["verdict"]) for death in told["last_deaths"]} == {("proj.balloon", "stopped")}
+    assert all(200 * MIB < death["rss"] < 400 * MIB for death in told["last_deaths"])
+    at = [death["at"] for death in told["last_deaths"]]
+    assert began < at[-1]
+    assert at == sorted(at, reverse=True)
 
 
 def test_the_app_s_default(celery: Start) -> None:
