@@ -121,6 +121,14 @@ def in_python():
     at_speed(lambda size: kept.append(b"x" * size))
 
 
+def in_numpy():
+    """1 GiB/s in numpy, array by array."""
+    import numpy
+
+    kept = []
+    at_speed(lambda size: kept.append(numpy.ones(size // 8)))
+
+
 def in_c():
     """In one C call that holds the GIL, as fast as memory can be filled: no Python code of this process runs meanwhile."""
     import ctypes
@@ -134,7 +142,7 @@ def in_c():
     time.sleep(60)
 
 
-HOW = {"python": in_python, "c": in_c}
+HOW = {"python": in_python, "numpy": in_numpy, "c": in_c}
 
 
 @app.task(memory_limit="200MiB")

@@ -32,7 +32,7 @@ def balloon(node: Any, task: str = "balloon", how: str = "python", **options: An
 
 
 @pytest.mark.parametrize("broker", BROKERS)
-@pytest.mark.parametrize("how", ["python", "c"])
+@pytest.mark.parametrize("how", ["python", "numpy", "c"])
 @pytest.mark.parametrize("task", ["balloon", "balloon_late"])
 def test_a_balloon_is_stopped_at_its_limit(celery: Start, broker: str, how: str, task: str) -> None:
     """Within a quarter of the limit, with its own error, and without a second run; its child is replaced."""
