@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from celery import bootsteps
@@ -18,7 +17,7 @@ from oomsafe.policy.units import format_size
 from oomsafe.pool.log import attempt, log
 from oomsafe.pool.supervisor import Supervisor
 from oomsafe.pool.usage import Usage
-from oomsafe.pool.view import WorkerView
+from oomsafe.pool.view import PoolView, WorkerView
 
 #: Seconds between two looks.
 LOOK_EVERY = 1.0
@@ -73,17 +72,16 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
             return
         supervisor.tick()
         pool = supervisor.board.read()
-        self._keep_to_budget(supervisor, pool.workers)
+        self._keep_to_budget(supervisor, pool)
         events, now = consumer.event_dispatcher, time.monotonic()
         if events and events.enabled and now >= self._tell_at:
             self._tell_at = now + TELL_EVERY
             events.send("worker-memory", **brief({**pool_told(pool), **node_told(consumer)}))
 
-    def _keep_to_budget(self, supervisor: Supervisor, workers: Sequence[WorkerView]) -> None:
-        now, capacity = time.monotonic(), supervisor.measure()
+    def _keep_to_budget(self, supervisor: Supervisor, pool: PoolView) -> None:
+        now, capacity, workers = time.monotonic(), supervisor.measure(), pool.workers
         budget = resolve_limits(supervisor.policy, capacity)[0].budget
-        pids = [supervisor.pid, *(worker.pid for worker in workers)]
-        self.used = used = self._usage.of(supervisor.policy, capacity, budget, pids, now)
+        self.used = used = self._usage.of(supervisor.policy, capacity, budget, lambda: pool, now)
         before = self._intake
         self._intake, victim = shed(before, used, budget, [self._child(worker) for worker in workers], now)
         known = {worker.generation for worker in workers}

@@ -48,7 +48,8 @@ class Policy:
     hard_limit: Size | None
     """A worker above it is recycled without waiting for `sustain`, `min_lifetime` or its turn. None: no such limit."""
     budget: Size
-    """The working set that the whole pool may have; `soft_limit` auto is a share of it."""
+    """The working set that the whole pool may have; `soft_limit` auto is a share of it. Where no cgroup limits the pool, a size in
+    bytes is compared with what its own processes hold, a share with what is in use on the whole machine."""
     metric: Metric
     """What the soft limit is compared with. pss and uss don't count shared pages whole, but reading them
     stalls the process (2.5 ms a GiB), so they are read only while rss is over the limit, every few seconds.

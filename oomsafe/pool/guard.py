@@ -32,6 +32,7 @@ from oomsafe.pool.slot import Figures, Slot
 from oomsafe.pool.thresholds import Thresholds
 
 if TYPE_CHECKING:
+    from oomsafe.pool.usage import Usage
     from oomsafe.pool.view import PoolView
 
 #: Seconds until a worker over its limit that may not go yet looks again.
@@ -88,6 +89,7 @@ class Guard(Meter):
         self._gauge = Gauge()
         self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours)
         self._history = History(ready_at=time.monotonic())
+        self._usage: Usage | None = None
         self._ready = self._waiting = False
         if board is None:
             self.ready()
@@ -186,7 +188,7 @@ class Guard(Meter):
         """decide(), and if this worker is to leave, it is on its way before another can ask."""
         rss = self.rss if self.rss_known else None
         must_know = now - self._history.ready_at < self.policy.min_lifetime or self._neighbours.boots_fail
-        over_budget = must_know and self.rss > self._alert and self._over_budget()
+        over_budget = must_know and self.rss > self._alert and self._over_budget(now)
         with self._neighbours.look(over_budget) as pool:
             decision = decide(self.policy, self.limits, Snapshot(used, rss), self._history, pool, now)
             settled = has_settled(self.policy, self.limits, used, self._history, now)
@@ -219,9 +221,13 @@ class Guard(Meter):
         except OSError:
             pass  # it belongs to another user: it looks by itself within a second
 
-    def _over_budget(self) -> bool:
-        working_set = read_capacity().working_set
-        return working_set is not None and self._thresholds.budget is not None and working_set > self._thresholds.budget
+    def _over_budget(self, now: float) -> bool:
+        from oomsafe.pool.usage import Usage  # here: most workers are never over their limit while it matters
+
+        self._usage = self._usage or Usage()
+        budget = self._thresholds.budget
+        used = self._usage.of(self.policy, read_capacity(), budget, self.pool, now)
+        return used is not None and budget is not None and used > budget
 
     def _reclaim(self) -> bool:
         before = self.rss

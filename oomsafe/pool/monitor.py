@@ -13,6 +13,7 @@ from oomsafe.policy.units import format_size
 from oomsafe.pool import layout
 from oomsafe.pool.log import log
 from oomsafe.pool.scoreboard import Entry, Scoreboard
+from oomsafe.pool.usage import Usage
 
 _STAGES = {
     layout.STARTING: Stage.STARTING,
@@ -43,6 +44,7 @@ class Monitor:
         self.ledger = Ledger()
         self._board = board
         self._fleet = fleet
+        self._usage = Usage()
         self._said = ""
 
     def forget(self) -> None:
@@ -65,7 +67,7 @@ class Monitor:
             if self.ledger.replacement is not None or (surges and asked):
                 capacity = measure()
                 least = capacity.workers - turns(policy, capacity.workers)
-                room = Room(self._holds_one_more(policy, capacity, entries), least, capacity.workers)
+                room = Room(self._holds_one_more(policy, capacity, entries, now), least, capacity.workers)
                 asker = self.ledger.asker
                 self.ledger, steps = plan(self.ledger, workers, room, now)
                 for step in steps:
@@ -99,14 +101,17 @@ class Monitor:
             if entry.generation == generation:
                 self._board.tell_to_drain(entry.number, generation)
 
-    def _holds_one_more(self, policy: Policy, capacity: Capacity, entries: Sequence[Entry]) -> bool:
+    def _holds_one_more(self, policy: Policy, capacity: Capacity, entries: Sequence[Entry], now: float) -> bool:
         """Whether the budget holds one more worker, of the size that they have right after boot. Said when it does not."""
         fresh = [entry.baseline for entry in entries if entry.baseline]
+        size = int(statistics.median(fresh)) if fresh else 0
         budget = resolve_limits(policy, capacity)[0].budget
-        if not fresh or budget is None or capacity.working_set is None:
+        # up to where there is room, it need not be told to the byte
+        used = self._usage.of(policy, capacity, None if budget is None else max(0, budget - size), self._board.read, now)
+        if not fresh or budget is None or used is None:
             why = "what the pool or a fresh worker has is not known"
         else:
-            size, free = int(statistics.median(fresh)), max(0, budget - capacity.working_set)
+            free = max(0, budget - used)
             why = "" if free >= size else f"a fresh worker has {format_size(size)}, {format_size(free)} of the budget are free"
         if why and not self._said:
             log.warning("no room for a replacement beside the worker that it replaces (%s): workers drain first", why)

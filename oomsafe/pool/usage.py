@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from oomsafe.kernel.capacity import MACHINE
 from oomsafe.kernel.process import is_alive, rss_of, shared_out
@@ -10,22 +11,24 @@ from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.shedding import RESUME_AT
 from oomsafe.policy.units import Percent
-from oomsafe.pool.view import WorkerView
+
+if TYPE_CHECKING:
+    from oomsafe.pool.view import PoolView, WorkerView
 
 #: Seconds for which it is taken that as much is shared among the processes as was: reading it stalls them.
 SHARED_FOR = 5.0
 
 
 class Usage:
-    """Of one pool; used by its supervisor alone."""
+    """Of one pool; used by one process, in one thread at a time."""
 
     def __init__(self) -> None:
         self._shared = 0
         self._pids: Sequence[int] = ()
         self._read_at = float("-inf")
 
-    def of(self, policy: Policy, capacity: Capacity, budget: int | None, pids: Sequence[int], now: float) -> int | None:
-        """Bytes, or None when they can't be told. `pids` are those of the supervisor and of its workers.
+    def of(self, policy: Policy, capacity: Capacity, budget: int | None, look: Callable[[], PoolView], now: float) -> int | None:
+        """Bytes, or None when they can't be told. `look` gives the pool, where its processes have to be asked one by one.
 
         In a cgroup with a limit it is the cgroup's working set, for the kernel kills by that. On a machine
         without, a budget that is a share of the machine is one of all that is in use on it, and one in
@@ -33,6 +36,9 @@ class Usage:
         """
         if capacity.source != MACHINE or isinstance(policy.budget, Percent):
             return capacity.working_set
+        pool = look()
+        # a worker without a scoreboard has no supervisor
+        pids = [pid for pid in (pool.supervisor, *(worker.pid for worker in pool.workers)) if pid]
         resident = sum(rss_of(pid) or 0 for pid in pids)
         if budget is None or resident < budget * RESUME_AT:
             return resident  # at most that: shared pages are counted more than once

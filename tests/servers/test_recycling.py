@@ -6,9 +6,11 @@ import re
 
 import pytest
 from clients import Load, Watch
+from needs import need
 from serving import CLASSES, until
 from versions import loses_none
 
+from oomsafe.kernel.capacity import MACHINE, read_capacity
 from oomsafe.policy.decide import REPLACED_UP_TO, WAITS_UP_TO
 
 MIB = 1 << 20
@@ -113,3 +115,27 @@ def test_an_idle_worker_over_its_limit_ends_too(serve, worker_class):
 
     until(lambda: pid not in gunicorn.workers(), "it ends before it would have looked again", 4)
     assert gunicorn.serving(1).get("/")[0] == 200
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_a_budget_in_bytes_is_the_pool_s_own(serve, over):
+    """What else runs on the machine is none of its business: a worker that is over its limit while it is young waits for its time."""
+    machine = read_capacity()
+    need(machine.source == MACHINE, "a cgroup limits this one")
+    need(machine.working_set > 400 * MIB, "the machine has hardly more in use than one small app")
+    budget = 40 * MIB if over else machine.working_set * 3 // 4
+    gunicorn = serve("sync", 1, soft_limit="80MiB", min_lifetime=600, budget=budget).serving(1)
+    (pid,) = gunicorn.workers()
+
+    gunicorn.get("/fill?mib=90")
+    if over:
+        gunicorn.wait_for(" recycling: rss ")
+        until(lambda: pid not in gunicorn.workers(), "it is replaced")
+        return
+
+    def served_by() -> bytes:
+        return gunicorn.get("/pid")[2]
+
+    until(lambda: served_by() and gunicorn.pool().workers[0].figures.rss > 90 * MIB, "it has looked at itself")
+    assert {served_by() for _ in range(20)} == {str(pid).encode()}
+    assert gunicorn.lines(" recycling: ") == []

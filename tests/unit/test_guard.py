@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from unit.scripted import MIB, Clock, Memory
 
+from oomsafe.kernel.capacity import MACHINE
 from oomsafe.kernel.oom_score import read_score
+from oomsafe.kernel.process import rss_of
 from oomsafe.policy.decide import RECLAIM_EVERY
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
@@ -417,6 +420,30 @@ def test_a_leak_in_a_pool_over_budget_is_no_lazy_load(
 
     assert [line for line in said() if "is not used" in line] == []
     assert len(recycled) == 6
+
+
+@pytest.mark.parametrize(
+    ("source", "budget", "over"),
+    [
+        pytest.param(MACHINE, 2.0, False, id="in bytes it is the pool's own, whatever else the machine runs"),
+        pytest.param(MACHINE, 0.25, True, id="and the pool may be above it"),
+        pytest.param(MACHINE, "90%", True, id="a share is one of all that is in use"),
+        pytest.param("cgroup v2 /here", 2.0, True, id="in a cgroup the kernel counts"),
+    ],
+)
+def test_what_a_budget_is_compared_with(
+    guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch, source: str, budget: float | str, over: bool
+) -> None:
+    """A worker that is over its limit while it is young stays, unless the pool is over its budget. Of a real process: this one."""
+    capacity = Capacity(1000 * MIB, source, working_set=950 * MIB)
+    monkeypatch.setattr(module, "read_capacity", lambda: capacity)
+    own = rss_of(os.getpid())
+    assert own is not None
+    guard, memory = guarded(min_lifetime=10, budget=budget if isinstance(budget, str) else int(own * budget))
+
+    do(guard, memory, 110 * MIB, clock)
+
+    assert bool(recycled) is over
 
 
 def test_a_log_line_is_one_line(guarded: Any, clock: Clock, said: Said) -> None:
