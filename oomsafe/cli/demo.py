@@ -25,6 +25,8 @@ WORKERS = 2
 SOFT_LIMIT = 200 * MIB
 #: Of the cgroup that the server runs in: room for two workers at their limit, and for little more.
 LIMIT = 512 * MIB
+#: Celery's: when a poison task has taken the rest of it, it must be the biggest by far.
+TASK_LIMIT = 768 * MIB
 
 
 @click.command()
@@ -34,7 +36,8 @@ LIMIT = 512 * MIB
 @click.option("--without", is_flag=True, help="The same without oomsafe: see what the kernel does.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object at the end, for a machine.")
 def demo(seconds: float, server: str, worker_class: str | None, without: bool, as_json: bool) -> None:
-    """Run a server with an app that leaks 256 KiB a request (Celery: 1 MiB a task, and some tasks balloon), under real load.
+    """Run a server with an app that leaks 256 KiB a request (Celery: 1 MiB a task, beside tasks that
+    balloon and, in a memory cgroup, poison ones that the kernel kills), under real load.
 
     With oomsafe, its workers are recycled before anything is killed; exits with 0 when that
     happened, no request failed and the supervisor lived.
@@ -45,12 +48,13 @@ def demo(seconds: float, server: str, worker_class: str | None, without: bool, a
     _needs(server, worker_class)
     console = Console(stderr=as_json)
     try:
-        with DemoServer(server, worker_class, WORKERS, None if without else SOFT_LIMIT, LIMIT) as running:
+        limit = TASK_LIMIT if server == "celery" else LIMIT
+        with DemoServer(server, worker_class, WORKERS, None if without else SOFT_LIMIT, limit) as running:
             load: Any = _load(running) if server == "celery" else Load(running.port)
             _run(running, load, seconds, console, quiet=as_json)
             result = {"server": server, "worker_class": worker_class, **_result(running, load, seconds, without)}
             if server == "celery":
-                result["ballooned"] = load.ballooned
+                result |= {"ballooned": load.ballooned, "poison": load.poison, "given_up": len(load.given_up)}
     except RuntimeError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
@@ -64,7 +68,7 @@ def demo(seconds: float, server: str, worker_class: str | None, without: bool, a
 def _load(server: DemoServer) -> Any:
     from oomsafe.cli.task_load import TaskLoad  # here: Celery is there only for those who asked for it
 
-    return TaskLoad(server.folder)
+    return TaskLoad(server.folder, poison=server.sandbox is not None)
 
 
 def _needs(server: str, worker_class: str) -> None:
@@ -105,9 +109,10 @@ def _event(spent: float, line: str) -> Text:
 def _opening(server: DemoServer) -> str:
     rate = f"each {server.unit} leaks {format_size(_leak(server))}"
     if server.sandbox:
-        where = f"in a memory cgroup of {format_size(LIMIT)}"
+        where = f"in a memory cgroup of {format_size(server.limit)}"
     else:
         where = "without a memory cgroup (that takes root), so the kernel will not step in"
+        where += " and no poison task is sent" if server.unit == "task" else ""
     at = f"listens on 127.0.0.1:{server.port}" if server.port else "takes tasks from a folder"
     return f"supervisor {server.pid} {at} with {WORKERS} workers, {where}; {rate}"
 
@@ -126,7 +131,7 @@ def _picture(server: DemoServer, load: Any, spent: float) -> Group:
     views = {worker.pid: worker for worker in seen.pool.workers} if seen.pool else {}
     for pid, rss in sorted(seen.rss.items()):
         view = views.get(pid)
-        limit = (view.figures.soft if view else None) or (SOFT_LIMIT if seen.pool else LIMIT // WORKERS)
+        limit = (view.figures.soft if view else None) or (SOFT_LIMIT if seen.pool else server.limit // WORKERS)
         served = str(view.counters.work) if view else ""
         table.add_row(str(pid), view.state if view else "", format_size(rss), memory_bar(rss, limit), served)
     recycles = sum(seen.pool.totals.recycles) if seen.pool else 0
@@ -161,17 +166,24 @@ def _summary(result: dict[str, Any], server: DemoServer, load: Any, without: boo
     recycles = ", ".join(f"{count} for {reason}" for reason, count in reasons if count) or "none"
     failures = ", ".join(f"{count} {name}" for name, count in sorted(load.failures.items()))
     supervisor = f"{server.pid}, {'alive from the first second to the last' if seen.supervisor_alive else 'DEAD'}"
+    apart = "; the poisoned apart" if seen.poisoned else ""
     rows = {
         f"{server.unit}s": f"{result['requests']}, each answer checked",
         "failed": f"{result['failed']}{f' ({failures})' if failures else ''}",
         "recycles": recycles,
         **({"ballooned": f"{result['ballooned']} tasks, each failed by itself"} if "ballooned" in result else {}),
+        **({"poison": _poison(load)} if result.get("poison") else {}),
         "killed by SIGKILL": str(seen.killed),
-        "peak of a worker": format_size(seen.peak_rss) + ("" if without else f" (soft limit {format_size(SOFT_LIMIT)})"),
+        "peak of a worker": format_size(seen.peak_rss) + ("" if without else f" (soft limit {format_size(SOFT_LIMIT)}{apart})"),
         "supervisor": supervisor,
     }
     lines = [f"  {name:18} {value}" for name, value in rows.items()]
     return Text("\n".join(["", *lines, "", _verdict(result, server, without)]))
+
+
+def _poison(load: Any) -> str:
+    deaths = ", ".join(f"{load.given_up.count(number)} after {number} deaths" for number in sorted(set(load.given_up)))
+    return f"{load.poison} sent; given up: {deaths or 'none'}"
 
 
 def _verdict(result: dict[str, Any], server: DemoServer, without: bool) -> str:
@@ -192,4 +204,6 @@ def _verdict(result: dict[str, Any], server: DemoServer, without: bool) -> str:
         return f"NOT GOOD: {unit}s failed or the supervisor died. This should not happen: please report it with the lines above."
     if not result["recycles"]:
         return "Nothing reached its limit in this time: run it for longer."
+    if result.get("poison"):
+        return f"The app leaked {leaked}. {result['recycles']} children were recycled, the poison was given up, and no good task noticed."
     return f"The app leaked {leaked}. {result['recycles']} workers were recycled before anything was killed, and no {unit} noticed."

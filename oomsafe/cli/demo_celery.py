@@ -1,4 +1,4 @@
-"""The demo's Celery app, honest about its leak: each good task keeps 1 MiB for ever, and some ask for more than there is.
+"""The demo's Celery app, honest about its leak: each good task keeps 1 MiB for ever, some ask for more than there is, some take it.
 
 No broker is needed: its messages and its results lie in the folder that its worker runs in.
 """
@@ -15,11 +15,14 @@ from oomsafe.cli.demo_app import TASK_LEAK
 #: More than any machine gives: a real allocation that fails.
 FAR_TOO_MUCH = 1 << 46
 
+#: Where a poison task ends by itself, should no kernel stop it, in bytes.
+ENOUGH = 1 << 30
+
 _cache: list[bytes] = []
 
 
-def settings(folder: str, out: str = "queue", control: str = "control") -> dict[str, Any]:
-    """Of the worker, or of its client, which has an `out` and a `control` of its own. Makes the folders."""
+def settings(folder: str, out: str = "again", control: str = "control") -> dict[str, Any]:
+    """Of the worker, or of its client: each has an `out` of its own, and moves on what is whole. Makes the folders."""
     places = {name: os.path.join(folder, name) for name in ("queue", "processed", "results", out, control)}
     for path in places.values():
         os.makedirs(path, mode=0o700, exist_ok=True)
@@ -57,3 +60,12 @@ def good(number: int) -> int:
 def balloon() -> int:
     """A MemoryError that is real."""
     return len(bytes(FAR_TOO_MUCH))
+
+
+@app.task(name="poison", acks_late=True, reject_on_worker_lost=True)  # type: ignore[untyped-decorator]
+def poison() -> int:
+    """The kernel kills its child; Celery by itself would run it again for ever."""
+    taken: list[bytes] = []
+    while len(taken) << 22 < ENOUGH:
+        taken.append(b"x" * (1 << 22))
+    return len(taken)

@@ -24,9 +24,10 @@ from oomsafe.pool.view import PoolView
 
 _LISTENING = re.compile(r"(?:Listening at:|running on) http://127\.0\.0\.1:(\d+)")
 _LEVEL = r"(?:INFO|WARNING|ERROR|CRITICAL)"
-_WORDS = "recycling:|SIGKILL|Child process .* died|oomsafe guards|oomsafe failed|WORKER TIMEOUT"
+_WORDS = "recycling:|SIGKILL|is given up|Child process .* died|oomsafe guards|oomsafe failed|WORKER TIMEOUT"
 _NOTABLE = re.compile(rf"(?:\[{_LEVEL}\]|: {_LEVEL}/\S+\]|^{_LEVEL}:) +(.*(?:{_WORDS}).*)")
 _KILLED = re.compile(r"was sent SIGKILL|exited with 'signal 9 ")
+_POISONED = re.compile(r"task poison\[.* took its child (\d+) ")
 
 #: gunicorn's classes that serve ASGI apps.
 ASGI_CLASSES = ("asgi", "uvicorn_worker.UvicornWorker")
@@ -39,8 +40,10 @@ PATIENCE = 20
 class Seen:
     """What has been seen of the pool, by looking at it from outside."""
 
-    peak_rss: int = 0
-    """The most that one worker had, in bytes."""
+    peaks: dict[int, int] = field(default_factory=dict)
+    """The most that each worker had, in bytes, by pid."""
+    poisoned: set[int] = field(default_factory=set)
+    """The pids of workers that were killed with a task in hand which was made for that."""
     killed: int = 0
     """Workers that died of SIGKILL."""
     rss: dict[int, int | None] = field(default_factory=dict)
@@ -48,6 +51,11 @@ class Seen:
     pool: PoolView | None = None
     """What the scoreboard says; None without oomsafe."""
     supervisor_alive: bool = True
+
+    @property
+    def peak_rss(self) -> int:
+        """The most that one worker had which did what it was made for, in bytes."""
+        return max((peak for pid, peak in self.peaks.items() if pid not in self.poisoned), default=0)
 
 
 class DemoServer:
@@ -58,6 +66,7 @@ class DemoServer:
 
     def __init__(self, server: str, worker_class: str, workers: int, soft_limit: int | None, limit: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="oomsafe-demo-")
+        self.limit = limit
         self.sandbox: Sandbox | None = None
         with contextlib.suppress(OSError):  # not root, or no memory controller: then without one
             self.sandbox = Sandbox(f"oomsafe-demo-{os.getpid()}", limit)
@@ -92,12 +101,14 @@ class DemoServer:
         seen = self.seen
         seen.supervisor_alive = is_alive(self.pid, self._started)
         seen.rss = {pid: rss_of(pid) for pid in children_of(self.pid)}
-        peaks = [peak_rss_of(pid) or 0 for pid in seen.rss]
+        peaks = [(pid, peak_rss_of(pid)) for pid in seen.rss]
         if self._guarded:
             seen.pool = self._pool() or seen.pool
-            peaks += [worker.figures.peak_rss or 0 for worker in seen.pool.workers] if seen.pool else []
-        seen.peak_rss = max([seen.peak_rss, *peaks])
+            peaks += [(worker.pid, worker.figures.peak_rss) for worker in seen.pool.workers] if seen.pool else []
+        for pid, peak in peaks:
+            seen.peaks[pid] = max(seen.peaks.get(pid, 0), peak or 0)
         lines = self._new_lines()
+        seen.poisoned |= {int(match[1]) for line in lines if (match := _POISONED.search(line))}
         # uvicorn does not say what its workers die of; without oomsafe, nothing else ends them
         seen.killed += sum(bool(_KILLED.search(line)) or (not self._guarded and line.endswith("] died")) for line in lines)
         return [match[1] for line in lines if (match := _NOTABLE.search(line))]

@@ -1,8 +1,9 @@
-"""Real tasks from this process: each good one's result is checked, each ballooning one must fail by itself."""
+"""Real tasks from this process: each good one's result is checked, each ballooning or poison one must fail as it should."""
 
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from typing import Any
@@ -14,6 +15,12 @@ from oomsafe.cli.demo_celery import settings
 #: One task in so many balloons.
 BALLOONS = 20
 
+#: So many tasks are a round; those of it that are poison: early, for the children must live long enough to meet their limit.
+ROUND, POISONS = 600, (10,)
+
+#: Seconds after which what a worker has put into its folder is whole.
+WHOLE_AFTER = 0.2
+
 #: Seconds without any result after which no more are waited for.
 PATIENCE = 15.0
 
@@ -21,20 +28,25 @@ PATIENCE = 15.0
 class TaskLoad:
     """Sends `rate` tasks a second to the worker of `folder` until stop(), which waits for what is under way."""
 
-    def __init__(self, folder: str, rate: float = 60) -> None:
+    def __init__(self, folder: str, poison: bool, rate: float = 60) -> None:
+        """`poison`: send such tasks as well; only to a worker in a memory cgroup of its own."""
         self.requests = 0
         """Good tasks that were sent."""
         self.failed = 0
-        """Good ones without their result, and ballooning ones that did not end as failures of their own."""
+        """Tasks that ended otherwise than they should: see `failures`."""
         self.failures: dict[str, int] = {}
         """By what went wrong."""
         self.ballooned = 0
         """Tasks that ran out of memory, and failed."""
+        self.poison: int | None = 0 if poison else None
+        """Poison tasks that were sent; None where none may be."""
+        self.given_up: list[int] = []
+        """Of each poison task that was given up, how often the kernel had killed it."""
         self._client = Celery("demo-client", set_as_current=False)
         self._client.conf.update(settings(folder, out="sending", control="client"))
-        self._sending, self._queue = (os.path.join(folder, name) for name in ("sending", "queue"))
+        self._sending, self._again, self._queue = (os.path.join(folder, name) for name in ("sending", "again", "queue"))
         self._pause = 1 / rate
-        self._expected: dict[str, int | None] = {}
+        self._expected: dict[str, tuple[str, int]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._send, daemon=True)
 
@@ -49,36 +61,62 @@ class TaskLoad:
         deadline = time.monotonic() + PATIENCE
         while self._expected and time.monotonic() < deadline:
             before = len(self._expected)
+            self._forward()
             self._collect()
             if len(self._expected) < before:
                 deadline = time.monotonic() + PATIENCE
             time.sleep(0.05)
-        for _ in self._expected:
-            self._failed("never ended")
+        for name, _ in self._expected.values():
+            self._failed(f"{name}: never ended")
 
     def _send(self) -> None:
         number = 0
         while not self._stop.wait(self._pause):
             number += 1
-            if number % BALLOONS:
-                self.requests += 1
-                self._expected[self._client.send_task("good", [number]).id] = number * number
-            else:
-                self._expected[self._client.send_task("balloon").id] = None
-            # whole or not at all: a worker that reads a message which is still being written ends (kombu 5.7)
-            for name in os.listdir(self._sending):
-                os.rename(os.path.join(self._sending, name), os.path.join(self._queue, name))
+            name = self._kind(number)
+            self.requests += name == "good"
+            if name == "poison":
+                self.poison = (self.poison or 0) + 1
+            self._expected[self._client.send_task(name, [number] if name == "good" else []).id] = (name, number)
+            self._forward()
+
+    def _kind(self, number: int) -> str:
+        if self.poison is not None and number % ROUND in POISONS:
+            return "poison"
+        return "good" if number % BALLOONS else "balloon"
+
+    def _forward(self) -> None:
+        """Whole or not at all: a worker that reads a message which is still being written ends (kombu 5.7)."""
+        for folder, age in ((self._sending, 0.0), (self._again, WHOLE_AFTER)):
+            for name in os.listdir(folder):
+                path = os.path.join(folder, name)
+                if not age or time.time() - os.stat(path).st_mtime > age:
+                    os.rename(path, os.path.join(self._queue, name))
 
     def _collect(self) -> None:
-        for task_id, expected in list(self._expected.items()):
+        for task_id, (name, number) in list(self._expected.items()):
             meta: dict[str, Any] = self._client.backend.get_task_meta(task_id)
             if meta["status"] not in ("SUCCESS", "FAILURE"):
                 continue
             del self._expected[task_id]
-            if expected is None:
-                self.ballooned += meta["status"] == "FAILURE"
-            if (meta["status"], meta["result"]) != ("SUCCESS", expected) and (expected is not None or meta["status"] == "SUCCESS"):
-                self._failed("with a wrong result" if meta["status"] == "SUCCESS" else "of a good task")
+            problem = self._problem(name, number, meta["status"] == "SUCCESS", meta["result"])
+            if problem:
+                self._failed(f"{name}: {problem}")
+
+    def _problem(self, name: str, number: int, succeeded: bool, result: Any) -> str | None:
+        """What is wrong with how it ended."""
+        if name == "good":
+            return None if succeeded and result == number * number else "a wrong result" if succeeded else "failed"
+        if succeeded:
+            return "did not fail"
+        if name == "balloon":
+            self.ballooned += 1
+            return None
+        deaths = re.search(r"killed for memory (\d+) times", str(result))
+        if deaths is None:
+            return "failed, and not for its deaths"
+        self.given_up.append(int(deaths[1]))
+        return None
 
     def _failed(self, how: str) -> None:
         self.failed += 1

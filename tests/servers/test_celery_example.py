@@ -8,16 +8,20 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from celerying import Redis
+from needs import need
 from serving import ENDING_WITH_US, until
+
+from oomsafe.kernel.sandbox import Sandbox
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "celery_redis"
 KEYS = {
     "server", "worker_class", "seconds", "requests", "failed", "recycles", "soft_limit_bytes", "peak_worker_rss_bytes",
-    "supervisor_survived", "ballooned",
+    "supervisor_survived", "ballooned", "poison", "given_up",
 }  # fmt: skip
 
 
@@ -51,10 +55,8 @@ def test_the_example_does_what_its_readme_says(redis: Redis, tmp_path: Path) -> 
 
 @pytest.mark.xdist_group("demo")
 def test_the_demo_finishes_every_good_task() -> None:
-    """Beside leaks and balloons; MainProcess is alive at the end."""
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("OOMSAFE_")}
-    command = [sys.executable, "-m", "oomsafe.cli", "demo", "--json", "--server", "celery", "--seconds", "10"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environ, check=False)
+    """Beside leaks, balloons and poison, which is given up; MainProcess is alive at the end."""
+    ended = demo("--json", "--seconds", "15")
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
     result = json.loads(ended.stdout)
@@ -62,5 +64,41 @@ def test_the_demo_finishes_every_good_task() -> None:
     assert (result["worker_class"], result["failed"], result["supervisor_survived"]) == ("prefork", 0, True)
     assert result["requests"] > 300
     assert result["ballooned"] >= 15
+    if a_cgroup_can_be_made():
+        assert result["given_up"] == result["poison"] >= 1
+    else:
+        assert (result["given_up"], result["poison"]) == (0, None)
     assert result["recycles"] >= 2
     assert result["peak_worker_rss_bytes"] <= 1.25 * result["soft_limit_bytes"]
+
+
+@pytest.mark.xdist_group("demo")
+def test_the_demo_poisons_nobody_s_machine() -> None:
+    """Without a memory cgroup no poison task is sent, and the demo says so; in one each is given up after two deaths."""
+    need(os.geteuid() == 0 and a_cgroup_can_be_made(), "only root makes memory cgroups, and hides them from a process")
+    hidden = ["unshare", "--mount", "sh", "-c", 'umount --recursive --lazy /sys/fs/cgroup && exec "$0" "$@"']
+    with_one, without = demo("--seconds", "12"), demo("--seconds", "12", wrap=hidden)
+
+    assert (with_one.returncode, without.returncode) == (0, 0), with_one.stdout + without.stdout
+    (poison,) = re.findall(r"^  poison +(.*)", with_one.stdout, re.MULTILINE)
+    assert re.fullmatch(r"(\d) sent; given up: \1 after 2 deaths", poison)
+    assert "no poison task is sent" not in with_one.stdout
+    assert "so the kernel will not step in and no poison task is sent" in without.stdout
+    assert not re.search("^  poison", without.stdout, re.MULTILINE)
+    assert re.search("^  killed by SIGKILL +0$", without.stdout, re.MULTILINE)
+
+
+def demo(*argv: str, wrap: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """`oomsafe demo --server celery`, as a process."""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("OOMSAFE_")}
+    command = [*wrap, sys.executable, "-m", "oomsafe.cli", "demo", "--server", "celery", *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=150, env={**environ, "COLUMNS": "300"}, check=False)
+
+
+def a_cgroup_can_be_made() -> bool:
+    """With a memory limit, below this process's."""
+    try:
+        with Sandbox(f"oomsafe-test-{os.getpid()}-demo", 64 << 20):
+            return True
+    except OSError:
+        return False
