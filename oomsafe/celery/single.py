@@ -13,10 +13,23 @@ from celery.worker.consumer.tasks import Tasks
 from oomsafe.celery.contained import in_words, memory_error_in
 from oomsafe.celery.errors import info_of
 from oomsafe.celery.installation import installed
+from oomsafe.celery.limits import HARD, SOFT
+from oomsafe.policy.settings import Policy
+from oomsafe.policy.text import printable
+from oomsafe.policy.units import format_size
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.log import attempt, log
 from oomsafe.pool.meter import PUBLISH_EVERY, Work
+
+#: What takes a process for each task, and one beside them: none of it is so here.
+FOR_CHILDREN = (
+    "task_soft_memory_limit", "task_memory_limit", "task_memory_absolute", "max_oom_redeliveries", "max_unavailable",
+    "worker_oom_score_adj", "supervisor_oom_score_adj",
+)  # fmt: skip
+
+#: Of so many tasks the limits are named.
+NAMED = 3
 
 POOLS = tuple(f"celery.concurrency.{name}" for name in ("solo", "thread", "gevent", "eventlet"))
 
@@ -40,6 +53,12 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
         found = installed(consumer.app)
         for warning in found.warnings:
             log.warning("%s", warning)
+        idle = _cannot_act(consumer.app, found.policy)
+        if idle:
+            log.warning(
+                "settings that can't act in a node of one process, where to stop a task is to stop all: %s; "
+                "use -P prefork, or soft_limit and OOMSAFE_SINGLE=exit", ", ".join(idle),
+            )  # fmt: skip
         exits = os.environ.get("OOMSAFE_SINGLE") == "exit"
         self._guard = consumer.oomsafe_guard = Guard(found.policy, recycle=_shut_down_warmly if exits else None, unit="tasks")
         set_guard(self._guard)
@@ -73,6 +92,27 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
         work = self._flying.pop(id(sender.request_stack.top), None) if sender is not None else None
         if work is not None:
             work.end()
+
+
+def _cannot_act(app: Any, policy: Policy) -> list[str]:
+    """What has been set, by whatever way, and is for children; each printable and short."""
+    default = Policy()
+    given = {name: app.conf.get(name) for name in FOR_CHILDREN if name.startswith("task_") and app.conf.get(name)}
+    given |= {name: getattr(policy, name) for name in FOR_CHILDREN if getattr(policy, name) != getattr(default, name)}
+    found = [_shown(name, value) for name, value in given.items()]
+    own = [
+        f"{_shown(field, value)} of task {printable(name)}"
+        for name, task in sorted(app.tasks.items())
+        for field in (SOFT, HARD)
+        if (value := getattr(task, field, None)) is not None
+    ]
+    return [*found, *own[:NAMED], *([f"{len(own) - NAMED} more limits of tasks"] if len(own) > NAMED else [])]
+
+
+def _shown(name: str, value: object) -> str:
+    if isinstance(value, int) and name.endswith("limit"):
+        return f"{name}={format_size(value)}"
+    return f"{name}={printable(str(value), 40)}"
 
 
 def _shut_down_warmly() -> None:

@@ -38,6 +38,28 @@ def test_it_is_measured_and_goes_on(celery: Start, pool: str) -> None:
 
 
 @pytest.mark.parametrize("pool", POOLS)
+def test_what_can_t_act_there_is_named(celery: Start, pool: str) -> None:
+    """Once, with its value and the way out, by whatever way it was set; tasks with limits run, and run to their end."""
+    conf = {"task_soft_memory_limit": "90MiB"}
+    env = {"OOMSAFE_MAX_OOM_REDELIVERIES": "3", "ENOUGH_MIB": "250"}
+    node = celery(argv=("-P", pool), conf=conf, env=env, soft_limit="1GiB", task_memory_limit="150MiB").ready()
+
+    assert node.ask("result = proj.balloon.delay('python').get(timeout=60)") == "not stopped"
+
+    (line,) = node.lines("can't act in a node of one process")
+    assert "task_soft_memory_limit=90MiB, task_memory_limit=150 MiB, max_oom_redeliveries=3, memory_limit=200MiB of task proj.b" in line
+    assert "more limits of tasks; use -P prefork, or soft_limit and OOMSAFE_SINGLE=exit" in line
+    assert not node.lines("oomsafe failed in")
+
+
+def test_a_node_of_children_lets_them_all_act(celery: Start) -> None:
+    """So none is named."""
+    node = celery(soft_limit="1GiB", task_memory_limit="150MiB").ready()
+
+    assert not node.lines("can't act")
+
+
+@pytest.mark.parametrize("pool", POOLS)
 def test_asked_to_it_ends_and_nothing_is_lost(celery: Start, pool: str) -> None:
     """OOMSAFE_SINGLE=exit: what is in flight ends, the rest is the next one's, and each task runs once."""
     lives: list[CeleryWorker] = []
