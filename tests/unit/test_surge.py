@@ -141,9 +141,9 @@ class Surges(RuleBasedStateMachine):
         self.ledger, steps = plan(self.ledger, workers, room, self.now)
         for step in steps:
             self.do(step)
-        self.server.manage()
         if self.some(DRAINING) and self.has_room and not self.ledger.extra and self.now >= self.ledger.not_before:
             assert len(self.some(STARTING, SERVING, WAITING)) >= self.wanted
+        self.server.manage()
 
     def do(self, step: Step) -> None:
         if step.do is Do.SPAWN:
