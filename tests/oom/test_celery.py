@@ -4,48 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celerying import CeleryWorker, Redis, Start
+from hogs import ENOUGH, LIMIT, come_to_an_end, runs
 from needs import need
 from serving import until
 
 pytestmark = pytest.mark.xdist_group("oom")
-
-MIB = 1 << 20
-LIMIT = 300 * MIB
-#: Were a cgroup's limit to fail, a hog ends by itself here.
-ENOUGH = {"ENOUGH_MIB": "500"}
-
-MIXED = """
-import random
-bad = [proj.hog.si(number) for number in range({bad})]
-every = bad + [proj.good.si(number) for number in range({good})]
-random.Random(1).shuffle(every)
-sent = [(one, one.apply_async()) for one in every]
-ended = [(one.task, one.args[0], result.get(timeout={seconds}, propagate=False), result.state) for one, result in sent]
-result = [
-    sorted(value for task, number, value, state in ended if task == "proj.good"),
-    [[number, state, type(value).__name__, str(value)] for task, number, value, state in ended if task == "proj.hog"],
-]
-"""
-
-
-def runs(node: CeleryWorker) -> Counter[str]:
-    """How often each hog has begun."""
-    path = Path(node.env["RUNS"])
-    return Counter(line.split()[0] for line in path.read_text().splitlines()) if path.exists() else Counter()
-
-
-def mixed(node: CeleryWorker, bad: int, good: int, seconds: int) -> list[Any]:
-    """Hogs among good tasks: what became of the hogs. Asserts that each good one came to its end."""
-    fine, ended = node.ask(MIXED.format(bad=bad, good=good, seconds=seconds), seconds)
-    assert fine == list(range(good))
-    assert node.process.poll() is None
-    return ended
 
 
 @pytest.mark.parametrize(("broker", "bad", "good", "allowed"), [("redis", 50, 500, 1), ("filesystem", 5, 50, 1), ("redis", 5, 50, 0)])
@@ -54,14 +22,7 @@ def test_a_poison_task_comes_to_an_end(cgroup: Any, celery: Start, broker: str, 
     sandbox = cgroup(LIMIT)
     node = celery(broker, soft_limit="290MiB", max_oom_redeliveries=allowed, env=ENOUGH, wrap=sandbox.command).ready()
 
-    ended = mixed(node, bad, good, 400)
-
-    assert [(state, kind) for _, state, kind, _ in ended] == [("FAILURE", "WorkerOutOfMemory")] * bad
-    assert all(f"killed for memory {allowed + 1} times" in text and "limit 300 MiB" in text for *_, text in ended)
-    assert runs(node) == {str(number): allowed + 1 for number in range(bad)}
-    assert sandbox.cgroup.oom_kills() >= bad * (allowed + 1)
-    assert len(node.lines("is given up")) == bad
-    assert not node.lines("oomsafe failed in")
+    come_to_an_end(node, sandbox, bad, good, allowed)
 
 
 @pytest.mark.parametrize("broker", ["redis", "filesystem"])
