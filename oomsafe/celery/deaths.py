@@ -63,10 +63,12 @@ class Enforcing:
         if self._watcher is not None:
             self._watcher.watch(job._job + 1, ceiling)
 
-    def end_watch(self, at_once: bool = False) -> None:
-        """The pool is closed; `at_once`: with what runs."""
-        if at_once:
-            attempt("a cold shutdown", "Celery", self._redelivery.all_ended)
+    def begin_to_end(self) -> None:
+        """The node has been told to end. Whoever told it may lose patience, and kill it with what still runs."""
+        attempt("the shutdown", "Celery", self._redelivery.all_ended)
+
+    def end_watch(self) -> None:
+        """The pool is closed."""
         if self._watcher is not None:
             self._watcher.end()
 

@@ -117,16 +117,19 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         return limits
 
     def on_stop(self) -> None:
-        """A warm shutdown."""
+        """A shutdown: a warm one waits here for what runs, a cold one for what it has signalled."""
         pool = self._pool
+        if pool is not None:
+            pool.begin_to_end()
         super().on_stop()
         if pool is not None:
             pool.end_watch()
         self.supervisor.close()
 
     def on_terminate(self) -> None:
-        """A cold one."""
+        """One that waits for nothing."""
         if self._pool is not None:
-            self._pool.end_watch(at_once=True)
+            self._pool.begin_to_end()
+            self._pool.end_watch()
         super().on_terminate()
         self.supervisor.close()
