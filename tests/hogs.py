@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from celerying import CeleryWorker
 
@@ -32,10 +31,16 @@ result = [
 """
 
 
+def noted(node: CeleryWorker) -> list[tuple[str, int]]:
+    """The runs that tasks have noted: each one's number, and its child's pid."""
+    path = Path(node.env["RUNS"])
+    words = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    return [(number, int(pid)) for number, pid in words]
+
+
 def runs(node: CeleryWorker) -> Counter[str]:
     """How often each task that notes its runs has begun, by its number."""
-    path = Path(node.env["RUNS"])
-    return Counter(line.split()[0] for line in path.read_text().splitlines()) if path.exists() else Counter()
+    return Counter(number for number, _ in noted(node))
 
 
 def come_to_an_end(node: CeleryWorker, sandbox: Sandbox, bad: int, good: int, allowed: int) -> list[str]:

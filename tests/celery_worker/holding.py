@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
-from proj import KEPT, app
+from proj import KEPT, app, note
 
 
 def wait_for(path):
@@ -37,3 +38,29 @@ def keep(mib, end):
 def pid():
     """Whose child has run it."""
     return os.getppid()
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def late(number, end):
+    """Until the file is there; each run is noted."""
+    note(number)
+    wait_for(end)
+    return number
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def curt(number, end):
+    """The same, and the first signal ends it with its child, without a word."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    note(number)
+    wait_for(end)
+    return number
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def stubborn(number, end):
+    """The same, and nothing but SIGKILL ends it before."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    note(number)
+    wait_for(end)
+    return number

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celerying import CeleryWorker, Redis, Start
-from hogs import ENOUGH, LIMIT, come_to_an_end, runs
+from celerying import Redis, Start
+from hogs import ENOUGH, LIMIT, come_to_an_end, noted, runs
 from needs import need
 from serving import until
 
@@ -57,7 +57,7 @@ def test_an_operator_s_kill_is_none_of_the_kernel_s(celery: Start) -> None:
     node = celery(soft_limit="1GiB", argv=("-c", "1")).ready()
     node.ask("result = proj.slow.delay(1, 4).id")
     for kill in range(1, 4):
-        pid = until(lambda kill=kill: runs(node)["1"] == kill and _last_pid(node), "it runs")
+        pid = until(lambda kill=kill: runs(node)["1"] == kill and noted(node)[-1][1], "it runs")
         os.kill(pid, signal.SIGKILL)
     until(
         lambda: node.lines("proj.slow[") and any("succeeded" in line for line in node.lines("Task proj.slow[")),
@@ -139,7 +139,3 @@ def test_a_backend_that_is_down(cgroup: Any, celery: Start, tmp_path: Path) -> N
     assert runs(node) == {"0": 2, "1": 2, "2": 2}
     assert node.lines("the result backend can't keep how often a task was killed")
     assert node.process.poll() is None
-
-
-def _last_pid(node: CeleryWorker) -> int:
-    return int(Path(node.env["RUNS"]).read_text().split()[-1])
