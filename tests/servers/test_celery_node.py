@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from celerying import CeleryWorker, Redis, Start
@@ -49,6 +50,35 @@ def results(node: CeleryWorker, ids: list[str]) -> list[object]:
     return got
 
 
+class Paused(NamedTuple):
+    """A node that has paused, both children busy: one holds 1 MiB until the file `small` is there, the other 400 until `big` is."""
+
+    node: CeleryWorker
+    small: Path
+    big: Path
+    busy: list[str]
+    """The ids of these two, in this order."""
+    prefetched: list[str]
+    """The ids of four `holding.pid` besides, which it holds back."""
+
+
+@pytest.fixture
+def paused(celery: Start, tmp_path: Path) -> Callable[..., Paused]:
+    """paused(broker, queue=...)"""
+
+    def start(broker: str, **options: Any) -> Paused:
+        go, small, big = (tmp_path / name for name in ("go", "small", "big"))
+        node = celery(broker, conf=CONF, budget="400MiB", soft_limit="1GiB", **options).ready()
+        busy = [send(node, f"holding.hold.delay({str(go)!r}, {mib}, {str(end)!r})") for mib, end in ((1, small), (400, big))]
+        sent = node.ask("import holding; result = [holding.pid.delay().id for _ in range(4)]")
+        until(lambda: len(node.lines("Task holding.pid[")) == 4, "they are prefetched")
+        go.touch()
+        until(lambda: node.lines(PAUSED), "it pauses", 12)
+        return Paused(node, small, big, busy, sent)
+
+    return start
+
+
 @pytest.mark.parametrize("broker", BROKERS)
 def test_tasks_stay_in_the_broker_for_other_nodes(celery: Start, tmp_path: Path, broker: str) -> None:
     """Above its budget it consumes nothing, another node does all the work; when its memory is given back, it consumes again."""
@@ -73,60 +103,44 @@ def test_tasks_stay_in_the_broker_for_other_nodes(celery: Start, tmp_path: Path,
 
 
 @pytest.mark.parametrize("broker", ["redis", RABBITMQ])
-def test_what_it_has_prefetched_is_held_back(celery: Start, tmp_path: Path, broker: str) -> None:
+def test_what_it_has_prefetched_is_held_back(paused: Callable[..., Paused], broker: str) -> None:
     """A child that is free starts none of it until there is memory again; nothing of it is lost."""
-    go, small, big = (tmp_path / name for name in ("go", "small", "big"))
-    node = celery(broker, conf=CONF, budget="400MiB", soft_limit="1GiB").ready()
-    first = send(node, f"holding.hold.delay({str(go)!r}, 1, {str(small)!r})")
-    second = send(node, f"holding.hold.delay({str(go)!r}, 400, {str(big)!r})")
-    sent = node.ask("import holding; result = [holding.pid.delay().id for _ in range(4)]")
-    until(lambda: len(node.lines("Task holding.pid[")) == 4, "they are prefetched")
+    node, small, big, busy, sent = paused(broker)
 
-    go.touch()
-    until(lambda: node.lines(PAUSED), "it pauses", 12)
     small.touch()
-    assert results(node, [first]) == [1]
+    assert results(node, busy[:1]) == [1]
     reserved = [task["id"] for tasks in node.celery("inspect", "reserved").values() for task in tasks]
     assert set(sent) <= set(reserved)
     assert node.lines("holding.pid[") == node.lines("received")[2:]
 
     big.touch()
-    assert results(node, [second, *sent]) == [400, *[node.pid] * 4]
+    assert results(node, [*busy[1:], *sent]) == [400, *[node.pid] * 4]
 
 
 @pytest.mark.parametrize("broker", ["redis", RABBITMQ])
-def test_what_it_holds_back_when_it_ends_is_the_next_node_s(celery: Start, tmp_path: Path, broker: str) -> None:
+def test_what_it_holds_back_when_it_ends_is_the_next_node_s(
+    celery: Start, paused: Callable[..., Paused], tmp_path: Path, broker: str
+) -> None:
     """A warm shutdown while it has paused: what runs ends, the rest goes back to the broker, and runs once."""
-    go, end, queue = tmp_path / "go", tmp_path / "end", f"q-ends-{tmp_path.name}-{broker}"
-    node = celery(broker, conf=CONF, queue=queue, budget="400MiB", soft_limit="1GiB").ready()
-    held = [send(node, f"holding.hold.delay({str(go)!r}, {mib}, {str(end)!r})") for mib in (1, 400)]
-    sent = node.ask("import holding; result = [holding.pid.delay().id for _ in range(4)]")
-    until(lambda: len(node.lines("Task holding.pid[")) == 4, "they are prefetched")
-    go.touch()
-    until(lambda: node.lines(PAUSED), "it pauses", 12)
+    queue = f"q-ends-{tmp_path.name}-{broker}"
+    node, small, big, busy, sent = paused(broker, queue=queue)
 
     node.process.terminate()
     until(lambda: node.lines("Warm shutdown"), "it ends")
-    end.touch()
+    small.touch()
+    big.touch()
     assert node.process.wait(30) == 0
     following = celery(broker, conf=CONF, queue=queue, soft_limit="1GiB").ready()
 
-    assert results(following, [*held, *sent]) == [1, 400, *[following.pid] * 4]
+    assert results(following, [*busy, *sent]) == [1, 400, *[following.pid] * 4]
     assert len(following.lines("holding.pid[")) == 2 * 4
 
 
-def test_it_stays_paused_when_its_connection_is_lost(celery: Start, redis: Redis, tmp_path: Path) -> None:
+def test_it_stays_paused_when_its_connection_is_lost(paused: Callable[..., Paused], redis: Redis) -> None:
     """What it had held back comes again with the new connection, is held again, and runs once."""
-    go, small, big = (tmp_path / name for name in ("go", "small", "big"))
-    node = celery(conf=CONF, budget="400MiB", soft_limit="1GiB").ready()
-    first = send(node, f"holding.hold.delay({str(go)!r}, 1, {str(small)!r})")
-    second = send(node, f"holding.hold.delay({str(go)!r}, 400, {str(big)!r})")
-    sent = node.ask("import holding; result = [holding.pid.delay().id for _ in range(4)]")
-    until(lambda: len(node.lines("Task holding.pid[")) == 4, "they are prefetched")
-    go.touch()
-    until(lambda: node.lines(PAUSED), "it pauses", 12)
+    node, small, big, busy, sent = paused("redis")
     small.touch()
-    assert results(node, [first]) == [1]
+    assert results(node, busy[:1]) == [1]
 
     node.ask(f"import redis; result = redis.Redis(port={redis.port}).execute_command('CLIENT KILL TYPE normal')")
     until(lambda: len(node.lines("Connected to redis")) == 2, "it is connected again")
@@ -134,7 +148,7 @@ def test_it_stays_paused_when_its_connection_is_lost(celery: Start, redis: Redis
     assert [line for line in node.lines("holding.pid[") if "succeeded" in line] == []
 
     big.touch()
-    assert results(node, [second, *sent]) == [400, *[node.pid] * 4]
+    assert results(node, [*busy[1:], *sent]) == [400, *[node.pid] * 4]
     assert len([line for line in node.lines("holding.pid[") if "succeeded" in line]) == 4
 
 
