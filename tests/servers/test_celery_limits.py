@@ -12,7 +12,9 @@ from celerying import Start
 from serving import until
 
 MIB = 1 << 20
-BROKERS = ("redis", "filesystem")
+#: Only one process of the tests starts a RabbitMQ.
+RABBITMQ = pytest.param("rabbitmq", marks=pytest.mark.xdist_group("rabbitmq"))
+BROKERS = ("redis", "filesystem", RABBITMQ)
 
 #: One balloon among good tasks; what the client sees of it.
 BALLOON = """
