@@ -6,6 +6,7 @@ import json
 import os
 import time
 
+import whole_messages  # noqa: F401  for nodes and senders alike
 from celery import Celery
 
 import oomsafe.celery
