@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from celerying import Redis, Start
-from hogs import ENOUGH, LIMIT, come_to_an_end, noted, runs
+from hogs import ENOUGH, LIMIT, MIB, come_to_an_end, noted, runs
 from needs import need
 from serving import until
 
@@ -47,7 +47,7 @@ result = [one.state, type(error).__name__, str(error)]
     (told,) = node.celery("inspect", "memory").values()
     assert told["deaths"] == {"confirmed": 1}
     (death,) = told["last_deaths"]
-    assert (death["task"], death["verdict"], death["pid"]) == ("proj.hog_early", "confirmed", _last_pid(node))
+    assert (death["task"], death["verdict"], death["pid"]) == ("proj.hog_early", "confirmed", noted(node)[-1][1])
     assert f"task proj.hog_early[{death['id']}]" in text
     assert 10 * MIB < death["rss"] <= LIMIT
 
