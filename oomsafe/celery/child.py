@@ -37,8 +37,10 @@ class Guarded:
     inq: Any
     wait_for_job: Callable[[], Any]
 
-    def __init__(self, *args: Any, seat: Seat | None = None, **options: Any) -> None:
+    def __init__(self, *args: Any, seat: Seat | None = None, notes_first: bool = True, **options: Any) -> None:
+        """`notes_first`: note tasks that come for the first time, too: nobody else does."""
         self._seat = seat
+        self._notes_first = notes_first
         self._guard: Guard | None = None
         self._work: Work | None = None
         self._slot: Slot | None = None
@@ -51,7 +53,7 @@ class Guarded:
 
     def __reduce__(self) -> Any:
         made: tuple[Any, ...] = super().__reduce__()  # type: ignore[assignment]
-        return _made, (made[0], made[1], self._seat)
+        return _made, (made[0], made[1], self._seat, self._notes_first)
 
     def after_fork(self) -> None:
         """The earliest seam in a child: from here on it dies before MainProcess."""
@@ -116,11 +118,11 @@ class Guarded:
         # job numbers begin with 0, which is no ticket
         return kind, (job, i, _Contained(function, str(name), self, job + 1, str(task_id)), args, kwargs)
 
-    def take_up(self, name: str, ticket: int, task_id: str) -> None:
-        """Inside of a task from now on: only there may its limits be enforced."""
+    def take_up(self, name: str, ticket: int, task_id: str, args: tuple[Any, ...]) -> None:
+        """Inside of a task from now on: only there may its limits be enforced. `args` are those of Celery's tracer."""
         if name not in self._is_late:
             self._is_late[name] = bool(getattr(current_app.tasks.get(name), "acks_late", False))
-        if self._is_late[name]:
+        if self._is_late[name] and (self._notes_first or _has_come_before(args)):
             # its message is still the broker's: should all of this node die now, another will get it
             self._poison = self._poison or Poison(current_app.backend, os.getppid())
             self._poison.begins(task_id)
@@ -166,7 +168,7 @@ class _Contained:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            attempt("the begin of a task", "Celery", lambda: self._child.take_up(*self._work))
+            attempt("the begin of a task", "Celery", lambda: self._child.take_up(*self._work, args))
             try:
                 result = self._function(*args, **kwargs)
             finally:
@@ -183,8 +185,15 @@ def _nothing() -> None:
     """What a guard calls where there is nothing to be done at once."""
 
 
-def _made(made: Callable[..., Any], given: tuple[Any, ...], seat: Seat | None) -> Any:
+def _made(made: Callable[..., Any], given: tuple[Any, ...], seat: Seat | None, notes_first: bool) -> Any:
     """In a spawned child: the worker, with its seat."""
     worker = made(*given)
-    worker._seat = seat
+    worker._seat, worker._notes_first = seat, notes_first
     return worker
+
+
+def _has_come_before(args: tuple[Any, ...]) -> bool:
+    """As the broker says; `args` are those of Celery's tracer."""
+    request = args[2] if len(args) > 2 else None
+    info = request.get("delivery_info") if isinstance(request, dict) else None
+    return isinstance(info, dict) and bool(info.get("redelivered"))

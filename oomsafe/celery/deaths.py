@@ -42,7 +42,9 @@ class Enforcing:
         self._watcher: Watcher | None = None
         if oomsafe.board is not None:
             dry = oomsafe.policy.dry_run
-            self._watcher = Watcher(oomsafe.board, lambda: bool(self._cache), lambda ticket: ticket - 1 in self._cache, dry)
+            self._watcher = Watcher(
+                oomsafe.board, lambda: bool(self._cache), lambda ticket: ticket - 1 in self._cache, redelivery.lasting, dry
+            )
         super().__init__(*args, **options)
 
     def apply_async(self, func: Any, args: Any = (), kwds: Any = None, **options: Any) -> Any:
@@ -71,6 +73,7 @@ class Enforcing:
         """The pool is closed."""
         if self._watcher is not None:
             self._watcher.end()
+        self._redelivery.close()
 
     def gone(self, worker: Any, seat: Seat) -> None:
         """For each child that billiard has joined, while its slot is still its own."""
@@ -140,7 +143,7 @@ class Enforcing:
     def on_job_ready(self, job: int, i: Any, obj: Any, fd: Any) -> None:
         """Its child has sent what it returned."""
         super().on_job_ready(job, i, obj, fd)  # type: ignore[misc]
-        self._redelivery.forget(job + 1)
+        attempt("the end of a task", "Celery", partial(self._redelivery.forget, job + 1))
 
     def flush(self) -> None:
         """The connection to the broker is lost: what runs goes on, and comes again."""

@@ -3,7 +3,8 @@
 Kept in the result backend where it can keep a key (Redis, memcached, files, ...), else in a local file;
 and there as well while the backend is down: what is asked for is the greater of both. Two notes a task:
 
-- ``run``: the child writes it before an acks_late task runs and removes it after, so it stays when all die at once.
+- ``run``: there while an acks_late task runs, so it stays when all die at once. Of one that has come before, the child writes it
+  before it runs and removes it after; of one that comes for the first time, MainProcess does when it lasts (see redelivery.py).
   MainProcess removes it for a child whose end it has seen; so warm and cold shutdowns, revokes, limits, an
   operator's kill of a child and a lost connection leave none.
 - ``deaths``: counted up by MainProcess when the kernel killed a child, and by whichever node is handed the message

@@ -39,7 +39,8 @@ class Seating(Enforcing):
     @property
     def Worker(self) -> Any:  # noqa: N802  billiard's name
         """What billiard makes a child of: it looks this up for each."""
-        return partial(self._worker, seat=self._seat)
+        lasting = self._redelivery.says_so and self._watcher is not None
+        return partial(self._worker, seat=self._seat, notes_first=not lasting)
 
     def _create_worker_process(self, i: int) -> Any:
         self._seat = attempt("seat", "Celery", lambda: self._supervisor.seat(self._supervisor.reserve()))
@@ -100,8 +101,10 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         return found if isinstance(found, Fallen) else Fallen()
 
     def _redelivery(self, policy: Policy) -> Redelivery:
-        poison = Poison(self.app.backend if self.app else None, os.getpid())
-        poison.sweep()
+        def poison() -> Poison:
+            return Poison(self.app.backend if self.app else None, os.getpid())
+
+        poison().sweep()
         # not known: each late message is looked up
         driver = attempt("the broker's kind", "Celery", lambda: str(self.app.connection_for_read().transport.driver_type)) or ""
         return Redelivery(poison, policy.max_oom_redeliveries, driver, policy.dry_run)

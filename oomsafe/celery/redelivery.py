@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from oomsafe.celery.errors import WorkerOutOfMemory
@@ -9,6 +13,7 @@ from oomsafe.celery.given_up import give_up
 from oomsafe.celery.poison import Poison
 from oomsafe.policy.poison import is_poison
 from oomsafe.policy.text import printable
+from oomsafe.pool.log import attempt
 
 #: Brokers that say of a message that it comes again; of the others' each is looked up.
 SAY_SO = ("redis", "amqp")
@@ -17,22 +22,41 @@ SAY_SO = ("redis", "amqp")
 REMEMBERED = 10_000
 
 
-class Redelivery:
-    """`allowed` deaths for memory, then a task is given up."""
+@dataclass
+class _Late:
+    """A task that is handed out, and may come again."""
 
-    def __init__(self, poison: Poison, allowed: int, driver: str, dry_run: bool) -> None:
-        """`driver`: of the broker, as kombu calls its kind."""
-        self._poison = poison
+    task_id: str
+    first: bool
+    """It has not come before, and the broker will say so when it does: until it lasts, it is not noted."""
+    noted: bool = False
+    """It has lasted."""
+
+
+class Redelivery:
+    """`allowed` deaths for memory, then a task is given up.
+
+    What comes for the first time is noted once it has lasted for a tenth of a second, by a thread of its own: to write
+    a note and remove it is two round trips, more than a short task takes. What has come before is noted by its child before it runs.
+    """
+
+    def __init__(self, poison: Callable[[], Poison], allowed: int, driver: str, dry_run: bool) -> None:
+        """`poison`: makes one, for this thread; `driver`: of the broker, as kombu calls its kind."""
+        self._poison = poison()
+        self._make = poison
         self._allowed = allowed
-        self._says_so = driver in SAY_SO
         self._dry_run = dry_run
-        self._late: dict[int, str] = {}
+        self._late: dict[int, _Late] = {}
+        self._notes = ThreadPoolExecutor(1, "oomsafe-notes")
+        self._theirs: Poison | None = None
+        self.says_so = driver in SAY_SO
+        """Whether the broker says of a message that it comes again."""
 
     def is_refused(self, request: Any) -> bool:
         """Before a task is handed out: whether it has been given up."""
         if request is None or not request.task.acks_late or self._dry_run:
             return False
-        if self._says_so and not request.delivery_info.get("redelivered"):
+        if self._is_first(request):
             return False
         deaths = self._poison.again(request.id)
         if not is_poison(deaths, self._allowed):
@@ -41,11 +65,19 @@ class Redelivery:
         return True
 
     def handed_out(self, ticket: int, request: Any) -> None:
-        """To a child, which notes that it begins."""
+        """To a child."""
         if request is not None and request.task.acks_late:
-            self._late[ticket] = request.id
+            self._late[ticket] = _Late(request.id, self._is_first(request))
             while len(self._late) > REMEMBERED:
                 del self._late[next(iter(self._late))]
+
+    def lasting(self, tickets: set[int]) -> None:
+        """In the watcher's thread: these have not ended at once."""
+        for ticket in tickets:
+            late = self._late.get(ticket)
+            if late is not None and late.first and not late.noted:
+                late.noted = True
+                self._notes.submit(attempt, "noting a task", "Celery", partial(self._note, ticket, late.task_id))
 
     def died(self, ticket: int, request: Any, why: str) -> bool:
         """The kernel has killed it. Returns whether it has been given up; else Celery does with it as it would."""
@@ -60,9 +92,9 @@ class Redelivery:
 
     def ended(self, ticket: int) -> None:
         """Its child is gone, and not for memory: a limit, a revoke, an operator, an error of its own."""
-        task_id = self._late.pop(ticket, None)
-        if task_id is not None:
-            self._poison.ended(task_id)
+        late = self._late.pop(ticket, None)
+        if late is not None and (late.noted or not late.first):
+            self._poison.ended(late.task_id)
 
     def all_ended(self) -> None:
         """The connection is lost, or the node ends at once: what comes again comes for that reason."""
@@ -70,8 +102,29 @@ class Redelivery:
             self.ended(ticket)
 
     def forget(self, ticket: int) -> None:
-        """It has come to its end in its child, which has removed its own note."""
-        self._late.pop(ticket, None)
+        """It has come to its end in its child, which has removed the note that it made."""
+        late = self._late.pop(ticket, None)
+        if late is not None and late.noted:
+            self._notes.submit(attempt, "noting a task", "Celery", partial(self._forget, late.task_id))
+
+    def close(self) -> None:
+        """No task runs any more, or none is waited for."""
+        self._notes.shutdown(wait=False, cancel_futures=True)
+
+    def _is_first(self, request: Any) -> bool:
+        return self.says_so and not request.delivery_info.get("redelivered")
+
+    def _note(self, ticket: int, task_id: str) -> None:
+        """In the thread for notes."""
+        self._theirs = self._theirs or self._make()
+        self._theirs.begins(task_id)
+        # it may have come to its end meanwhile; by now even again
+        if ticket not in self._late and task_id not in {late.task_id for late in list(self._late.values())}:
+            self._theirs.ended(task_id)
+
+    def _forget(self, task_id: str) -> None:
+        self._theirs = self._theirs or self._make()
+        self._theirs.ended(task_id)
 
     def _give_up(self, request: Any, deaths: int, last: str) -> None:
         name = f"{printable(str(request.name))}[{printable(str(request.id))}]"

@@ -41,9 +41,19 @@ class _Watched:
 
 
 class Watcher:
-    """`busy`: whether there is any work; `wanted`: whether the work with this ticket has not ended. Both are called in its thread."""
+    """`busy`: whether there is any work; `wanted`: whether the work with this ticket has not ended.
 
-    def __init__(self, board: Scoreboard, busy: Callable[[], bool], wanted: Callable[[int], bool], dry_run: bool = False) -> None:
+    `lasting` is told the tickets of all work that is in hand for more than CASUAL. All three are called in its thread.
+    """
+
+    def __init__(
+        self,
+        board: Scoreboard,
+        busy: Callable[[], bool],
+        wanted: Callable[[int], bool],
+        lasting: Callable[[set[int]], None] = lambda _: None,
+        dry_run: bool = False,
+    ) -> None:
         self.stopped: dict[int, tuple[int, int]] = {}
         """Work that was stopped, by its ticket: the bytes that it used, and its limit. Whoever has heard of it removes it."""
         self.seen: dict[int, int] = {}
@@ -51,6 +61,9 @@ class Watcher:
         self._board = board
         self._busy = busy
         self._wanted = wanted
+        self._lasting = lasting
+        self._in_hand: set[int] = set()
+        self._lasts_at = 0.0
         self._dry_run = dry_run
         self._limited: dict[int, Ceiling] = {}
         self._watched: dict[int, _Watched] = {}
@@ -87,6 +100,8 @@ class Watcher:
                 pause = attempt("watching work", "the server", self._look) or CASUAL
             elif pause is not None:
                 attempt("watching work", "the server", self._glance)
+            if pause is not None:
+                attempt("work that lasts", "the server", self._lasts)
             self._sleeps = math.inf if pause is None else pause
             self._poke.wait(pause)
             self._poke.clear()
@@ -94,6 +109,14 @@ class Watcher:
     def _glance(self) -> None:
         for work in self._board.in_hand():
             self._rss(work)
+
+    def _lasts(self) -> None:
+        now = time.monotonic()
+        if now >= self._lasts_at:
+            self._lasts_at = now + CASUAL
+            before, self._in_hand = self._in_hand, {work.ticket for work in self._board.in_hand()}
+            if before & self._in_hand:
+                self._lasting(before & self._in_hand)
 
     def _rss(self, work: InHand) -> int | None:
         rss = rss_of(work.pid)

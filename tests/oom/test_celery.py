@@ -99,8 +99,9 @@ def test_the_count_outlives_the_node(cgroup: Any, celery: Start, tmp_path: Path)
         # each is a container of its own: nothing but the result backend is there for all of them
         state = {"OOMSAFE_STATE": str(tmp_path / f"state-{death}")}
         node = celery(soft_limit="290MiB", env={**ENOUGH, **state}, conf=conf, wrap=sandbox.command, argv=("-c", "1")).ready()
-        first = first or node.ask("result = proj.hog.delay(1, 100).id")
+        first = first or node.ask("result = proj.hog.delay(1, 40).id")
         until(lambda node=node, death=death: runs(node)["1"] == death, "it runs", 60)
+        until(lambda node=node, first=first: node.ask(f"result = proj.app.backend.client.exists('oomsafe-run-{first}')"), "it is noted")
         os.kill(node.pid, signal.SIGSTOP)
         until(lambda sandbox=sandbox: sandbox.cgroup.oom_kills(), "the kernel has killed its child", 60)
         os.kill(node.pid, signal.SIGKILL)

@@ -186,7 +186,7 @@ def test_a_shutdown_that_is_cut_short_does_not_count(
         one = one or send(node, task, 1, str(end))
         until(lambda life=life, node=node: runs(node)["1"] == life, "it runs")
         noted_run = f"result = proj.app.backend.client.exists('oomsafe-run-{one}')"
-        assert node.ask(noted_run)
+        until(lambda node=node, noted_run=noted_run: node.ask(noted_run), "it is noted")
         kill()
         node.process.send_signal(how)
         until(lambda node=node: node.lines(says), "it ends")

@@ -170,3 +170,27 @@ def test_a_node_tells_of_its_memory_and_recycles_when_asked(celery: Start) -> No
     assert answer == {"ok": f"child {biggest} is recycled once its current task is done"}
     until(lambda: biggest not in node.children(), "it is gone")
     assert node.ask("result = proj.leak.delay(7, 1).get(timeout=30)") == 7
+
+
+WATCHED = """
+import time
+client = proj.app.backend.client
+client.config_set("slowlog-max-len", 100000)
+client.config_set("slowlog-log-slower-than", 0)
+{tasks}
+end = time.monotonic() + 20
+while client.keys("oomsafe-run-*") and time.monotonic() < end:
+    time.sleep(0.05)
+said = [entry["command"] for entry in client.slowlog_get(100000)]
+result = [len(client.keys("oomsafe-run-*")), sorted(w.split()[0].decode() for w in said if b" oomsafe-run-" in w and b"KEYS" not in w)]
+"""
+
+
+def test_only_what_lasts_is_noted(celery: Start) -> None:
+    """A task that may come again has a note in the backend while it runs, but two round trips are more than a short one takes."""
+    node = celery("redis", soft_limit="1GiB").ready()
+    short = "[one.get(timeout=20) for one in [proj.good.delay(number) for number in range(50)]]"
+
+    assert node.ask(WATCHED.format(tasks=short)) == [0, []]
+
+    assert node.ask(WATCHED.format(tasks="proj.slow.delay(1, 0.6).get(timeout=20)")) == [0, ["DEL", "SETEX"]]
