@@ -24,7 +24,7 @@ from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.policy.text import printable
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.log import attempt, log_with
+from oomsafe.pool.log import attempt, failed, log_with
 from oomsafe.pool.meter import PUBLISH_EVERY, Work
 from oomsafe.pool.seat import Seat
 from oomsafe.pool.slot import Slot
@@ -81,20 +81,23 @@ class Guarded:
             self._pipe = select.poll()
             self._pipe.register(reader.fileno(), select.POLLIN)
 
+        # what every task pays is written out here and below: each call of ours costs a child three times what it costs in a loop
         def between_two_tasks() -> Any:
-            attempt("the end of a task", "Celery", self._ended)
+            work, self._work = self._work, None
+            if work is not None:
+                work.meter.end(work)
+            elif self._guard is not None:
+                attempt("the first idle moment", "Celery", self._guard.ready)  # what it has now is what it needs
             self._idle()
             request = wait_for_job()
-            return (attempt("the begin of a task", "Celery", lambda: self._begun(request)) if request else None) or request
+            if request:
+                try:
+                    return self._begun(request)
+                except Exception as error:
+                    failed("the begin of a task", "Celery", error)
+            return request
 
         self.wait_for_job = between_two_tasks
-
-    def _ended(self) -> None:
-        work, self._work = self._work, None
-        if work is not None:
-            work.end()
-        elif self._guard is not None:
-            self._guard.ready()  # the first idle moment: what it has now is what it needs
 
     def _idle(self) -> None:
         """Until a task comes. billiard would sleep in its read, and what this child has left would not be seen, nor would it end."""
@@ -111,36 +114,45 @@ class Guarded:
     def _begun(self, request: Any) -> Any:
         """A task has come: it is in flight from now on, and a MemoryError of its stays in this process."""
         kind, (job, i, function, args, kwargs) = request
-        name, task_id = (args[0], args[1]) if len(args) > 1 else ("?", "?")
+        name, task_id = (str(args[0]), str(args[1])) if len(args) > 1 else ("?", "?")
         if self._guard is not None:
             self._work = self._guard.begin(f"{name}[{task_id}]".encode("utf-8", "replace"))
-            self._work.route = str(name)
+            self._work.route = name
         # job numbers begin with 0, which is no ticket
-        return kind, (job, i, _Contained(function, str(name), self, job + 1, str(task_id)), args, kwargs)
+        return kind, (job, i, _Contained(function, name, self, job + 1, task_id), args, kwargs)
 
     def take_up(self, name: str, ticket: int, task_id: str, args: tuple[Any, ...]) -> None:
         """Inside of a task from now on: only there may its limits be enforced. `args` are those of Celery's tracer."""
-        if name not in self._is_late:
-            self._is_late[name] = bool(getattr(current_app.tasks.get(name), "acks_late", False))
-        if self._is_late[name] and (self._notes_first or _has_come_before(args)):
-            # its message is still the broker's: should all of this node die now, another will get it
-            self._poison = self._poison or Poison(current_app.backend, os.getppid())
-            self._poison.begins(task_id)
-            self._late = task_id
-        if self._meta is not None:
-            self._meta.begins()
-        if self._slot is not None and self._guard is not None:
-            self._name, self._ticket = name, ticket
-            self._slot.take_up(ticket, self._guard.rss)
+        try:
+            late = self._is_late.get(name)
+            if late is None:
+                late = self._is_late[name] = bool(getattr(current_app.tasks.get(name), "acks_late", False))
+            if late and (self._notes_first or _has_come_before(args)):
+                # its message is still the broker's: should all of this node die now, another will get it
+                self._poison = self._poison or Poison(current_app.backend, os.getppid())
+                self._poison.begins(task_id)
+                self._late = task_id
+            if self._meta is not None:
+                self._meta.begins()
+            if self._slot is not None and self._guard is not None:
+                self._name, self._ticket = name, ticket
+                self._slot.take_up(ticket, self._guard.rss)
+        except SoftMemoryLimitExceeded:
+            raise
+        except Exception as error:
+            failed("the begin of a task", "Celery", error)
 
     def put_down(self) -> None:
         """Out of it."""
-        if self._ticket and self._slot is not None:
-            self._ticket = 0
-            self._slot.put_down()
-        if self._late and self._poison is not None:
-            self._poison.ended(self._late)
-            self._late = ""
+        try:
+            if self._ticket and self._slot is not None:
+                self._ticket = 0
+                self._slot.put_down()
+            if self._late and self._poison is not None:
+                self._poison.ended(self._late)
+                self._late = ""
+        except Exception as error:
+            failed("the end of a task", "Celery", error)
 
     def _told(self, *_: object) -> None:
         """The supervisor's signal: the task that is in hand is over its soft limit, if it still is that one."""
@@ -164,15 +176,16 @@ class _Contained:
         self._function = function
         self._name = name
         self._child = child
-        self._work = (name, ticket, task_id)
+        self._ticket = ticket
+        self._task_id = task_id
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            attempt("the begin of a task", "Celery", lambda: self._child.take_up(*self._work, args))
+            self._child.take_up(self._name, self._ticket, self._task_id, args)
             try:
                 result = self._function(*args, **kwargs)
             finally:
-                attempt("the end of a task", "Celery", self._child.put_down)
+                self._child.put_down()
         except MemoryError as error:
             problem = in_words(self._name, error)
         else:

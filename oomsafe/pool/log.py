@@ -24,7 +24,12 @@ def attempt(what: str, server: str, function: Callable[[], T]) -> T | None:
     try:
         return function()
     except Exception as error:
-        if (what, type(error)) not in _said:
-            _said.add((what, type(error)))
-            log.error("oomsafe failed in %s (%s goes on): %r", what, server, error, exc_info=error)
+        failed(what, server, error)
         return None
+
+
+def failed(what: str, server: str, error: Exception) -> None:
+    """The same, for those who can't spare the two calls of attempt()."""
+    if (what, type(error)) not in _said:
+        _said.add((what, type(error)))
+        log.error("oomsafe failed in %s (%s goes on): %r", what, server, error, exc_info=error)

@@ -16,6 +16,9 @@ from oomsafe.pool.layout import Counters, optional, stored
 #: -1 is a score like any other, so None is written as a number that is none.
 _NO_SCORE = -32768
 
+_pack_hand = layout.HAND.pack
+_EMPTY_HAND = _pack_hand(0, 0)
+
 
 @dataclass
 class Figures:
@@ -58,6 +61,8 @@ class Slot:
         self._memory = memory
         self._at = offset
         self._sequence = 0
+        # written twice for each piece of work
+        self._hand = slice(offset + layout.HAND_AT, offset + layout.HAND_AT + layout.HAND.size)
 
     @classmethod
     def private(cls) -> Slot:
@@ -98,11 +103,11 @@ class Slot:
 
     def take_up(self, ticket: int, rss: int) -> None:
         """This worker is inside the work with this ticket from now on, and held so many bytes before."""
-        layout.write(self._memory, self._at + layout.HAND_AT, layout.HAND, ticket, rss)
+        self._memory[self._hand] = _pack_hand(ticket, rss)
 
     def put_down(self) -> None:
         """It is out of it."""
-        layout.write(self._memory, self._at + layout.HAND_AT, layout.HAND, 0, 0)
+        self._memory[self._hand] = _EMPTY_HAND
 
     @property
     def told_of_limit(self) -> tuple[int, int, int]:
