@@ -16,7 +16,7 @@ from oomsafe.errors import MemoryLimitExceeded
 from oomsafe.policy.units import format_size
 from oomsafe.policy.verdicts import Verdict
 from oomsafe.pool.deaths import Deaths
-from oomsafe.pool.log import attempt, log
+from oomsafe.pool.log import attempt, failed, log
 from oomsafe.pool.seat import Seat
 from oomsafe.pool.supervisor import Supervisor
 from oomsafe.pool.watcher import Watcher
@@ -50,16 +50,21 @@ class Enforcing:
     def apply_async(self, func: Any, args: Any = (), kwds: Any = None, **options: Any) -> Any:
         """Celery hands out a task: (name, id, the message's headers, ...)."""
         request = request_of(options)
-        if attempt("poison", "Celery", lambda: self._redelivery.is_refused(request)):
+        late = request is not None and request.task.acks_late
+        if late and attempt("poison", "Celery", lambda: self._redelivery.is_refused(request)):
             raise TaskRevokedError(request.id)  # what Celery expects of a task that is not to run
         result = super().apply_async(func, args, kwds or {}, **options)  # type: ignore[misc]
         if result is not None:
-            attempt("limits", "Celery", partial(self._watch, result, args, request))
+            try:
+                self._watch(result, args, request, late)
+            except Exception as error:
+                failed("limits", "Celery", error)
         return result
 
-    def _watch(self, job: Any, args: Any, request: Any) -> None:
+    def _watch(self, job: Any, args: Any, request: Any, late: bool) -> None:
         job.oomsafe_request = request
-        self._redelivery.handed_out(job._job + 1, request)
+        if late:
+            self._redelivery.handed_out(job._job + 1, request)
         job.oomsafe_task = args if len(args) > 2 and isinstance(args[2], dict) else ("?", "?", {})
         ceiling = self._limits.of(job.oomsafe_task[0], job.oomsafe_task[2])
         if self._watcher is not None:
@@ -143,7 +148,10 @@ class Enforcing:
     def on_job_ready(self, job: int, i: Any, obj: Any, fd: Any) -> None:
         """Its child has sent what it returned."""
         super().on_job_ready(job, i, obj, fd)  # type: ignore[misc]
-        attempt("the end of a task", "Celery", partial(self._redelivery.forget, job + 1))
+        try:
+            self._redelivery.forget(job + 1)
+        except Exception as error:
+            failed("the end of a task", "Celery", error)
 
     def flush(self) -> None:
         """The connection to the broker is lost: what runs goes on, and comes again."""

@@ -53,10 +53,8 @@ class Redelivery:
         """Whether the broker says of a message that it comes again."""
 
     def is_refused(self, request: Any) -> bool:
-        """Before a task is handed out: whether it has been given up."""
-        if request is None or not request.task.acks_late or self._dry_run:
-            return False
-        if self._is_first(request):
+        """Before an acks_late task is handed out: whether it has been given up."""
+        if self._dry_run or self._is_first(request):
             return False
         deaths = self._poison.again(request.id)
         if not is_poison(deaths, self._allowed):
@@ -65,11 +63,10 @@ class Redelivery:
         return True
 
     def handed_out(self, ticket: int, request: Any) -> None:
-        """To a child."""
-        if request is not None and request.task.acks_late:
-            self._late[ticket] = _Late(request.id, self._is_first(request))
-            while len(self._late) > REMEMBERED:
-                del self._late[next(iter(self._late))]
+        """An acks_late task, to a child."""
+        self._late[ticket] = _Late(request.id, self._is_first(request))
+        while len(self._late) > REMEMBERED:
+            del self._late[next(iter(self._late))]
 
     def lasting(self, tickets: set[int]) -> None:
         """In the watcher's thread: these have not ended at once."""
