@@ -59,7 +59,7 @@ def test_the_stopped_are_told_and_logged_with_task_and_child(celery: Start, brok
     """How many, and the last eight, the latest first; an id that somebody chose is printable and short there."""
     node = celery(broker, soft_limit="1GiB").ready()
     began = time.time()
-    ids = [f"{node.pid}-{number}\r\n\x1b[2J{'x' * 300}" for number in range(10)]
+    ids = [f"{node.pid}-{number}\r\n\x1b[2J{'x' * 200}" for number in range(10)]
 
     sent = f"[proj.balloon.apply_async(('python',), task_id=i) for i in {ids!r}]"
     ended = node.ask(f"result = [type(one.get(timeout=60, propagate=False)).__name__ for one in {sent}]", 120)
@@ -68,7 +68,7 @@ def test_the_stopped_are_told_and_logged_with_task_and_child(celery: Start, brok
 
     exited = [re.findall(r"pid:(\d+) ", line)[0] for line in node.lines("exited with 'signal 9")]  # Celery's own words
     logged = re.findall(r"> its memory limit 200.0 MiB; raise the limit, .* \(task id (.*), child (\d+)\)$", node.log(), re.MULTILINE)
-    short = [f"{node.pid}-{number}???[2J{'x' * 300}"[:93] + "..." for number in range(10)]
+    short = [f"{node.pid}-{number}???[2J{'x' * 200}"[:93] + "..." for number in range(10)]
     assert (sorted(task for task, _ in logged), {pid for _, pid in logged}) == (sorted(short), set(exited))
     assert told["deaths"] == {"stopped": 10}
     assert [str(death["pid"]) for death in told["last_deaths"]] == exited[:1:-1]
