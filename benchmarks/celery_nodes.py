@@ -11,14 +11,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import common
 import redis
 from celery import Celery
+from kombu import Queue
 
 # the tests start the same brokers, and know how to do it on a machine where others run: ports, folders, epmd, their ends
 sys.path.insert(1, str(common.HERE.parent / "tests"))
@@ -35,11 +37,14 @@ BROKERS = ("redis", "rabbitmq", "filesystem")
 CHILDREN = 2
 QUEUE = "celery"
 
+#: No node takes from it; Redis renames it, and RabbitMQ moves to the other queue what is rejected in it.
+HELD = Queue("held", routing_key="held", queue_arguments={"x-dead-letter-exchange": "", "x-dead-letter-routing-key": QUEUE})
+
 #: Seconds without a new result after which no more will come.
 QUIET = 20.0
 
 #: Seconds between two looks at how many results there are: one command, whatever their number.
-LOOK = 0.02
+LOOK = 0.005
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Place:
         self.backend = backend.url(1)
         self.options = options
         self._results = redis.Redis(port=backend.port, db=1)
+        self._broker = redis.Redis(port=backend.port, db=0) if broker.startswith("redis") else None
         self._client = Celery("client", broker=broker, backend="disabled://", set_as_current=False)
         self._client.conf.broker_transport_options = options
         self._queue: Any = self._client.connection_for_read()
@@ -78,11 +84,39 @@ class Place:
         self._client.close()
         self._client.pool.force_close_all()
         self._results.close()
+        if self._broker is not None:
+            self._broker.close()
 
-    def send(self, task: str, arguments: list[tuple[Any, ...]]) -> list[str]:
+    def send(self, task: str, arguments: list[tuple[Any, ...]], queue: str | Queue = QUEUE) -> list[str]:
         """Queue one task for each. Returns their ids."""
         with self._client.producer_pool.acquire(block=True) as producer:
-            return [self._client.send_task(task, given, producer=producer, queue=QUEUE).id for given in arguments]
+            return [self._client.send_task(task, given, producer=producer, queue=queue).id for given in arguments]
+
+    def hold(self, task: str, arguments: list[tuple[Any, ...]]) -> tuple[list[str], Callable[[], None]]:
+        """Queue one task for each where no node looks. Returns their ids, and what lets the node have all of them at once.
+
+        A client that sends while the node works would take from it what is to be measured.
+        """
+        ids = self.send(task, arguments, HELD)
+        if self._broker is not None:
+            return ids, partial(self._broker.rename, HELD.name, QUEUE)
+        channel, last = self._queue.channel(), 0
+
+        def reject_all() -> None:
+            for tag in range(1, last + 1):
+                channel.basic_reject(tag, requeue=False)
+            channel.close()
+
+        def arrived(message: Any) -> None:
+            nonlocal last
+            last = message.delivery_tag
+
+        # the node does so too, but may not be up yet
+        self._client.amqp.queues[QUEUE](channel).declare()
+        channel.basic_consume(HELD.name, callback=arrived)
+        while last < len(ids):
+            self._queue.drain_events(timeout=common.PATIENCE)
+        return ids, reject_all
 
     def waiting(self) -> int:
         """Tasks that no node has taken."""

@@ -246,13 +246,14 @@ def interleaved(rounds: int, names: Sequence[str], measure: Callable[[str], T]) 
     seen: dict[str, list[T]] = {name: [] for name in names}
     for number in range(rounds):
         for name in names:
-            _progress(f"round {number + 1}/{rounds}: {name}")
+            progress(f"round {number + 1}/{rounds}: {name}")
             seen[name].append(measure(name))
-    _progress("")
+    progress("")
     return seen
 
 
-def _progress(text: str) -> None:
+def progress(text: str) -> None:
+    """On a terminal, in place of what stood there."""
     if sys.stderr.isatty():
         print(f"{text:79}", end="\r", file=sys.stderr, flush=True)
 
