@@ -53,3 +53,9 @@ def spawns() -> None:
 def takes_commands_of_others() -> None:
     """Whether `celery inspect` and `celery control` know more than Celery's own commands."""
     provided(celery.VERSION >= (5, 4), f"Celery {celery.__version__}'s command line knows its own commands only")
+
+
+def runs_once(pool: str) -> None:
+    """Before 5.5 a node of greenlets that is shut down warmly leaves the last two tasks to the broker, and runs them too."""
+    once = pool != "gevent" or celery.VERSION >= (5, 5)
+    provided(once, f"Celery {celery.__version__}'s gevent pool runs tasks twice when it is shut down warmly")

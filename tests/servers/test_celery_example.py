@@ -15,6 +15,7 @@ import pytest
 from celerying import Redis
 from needs import need
 from serving import ENDING_WITH_US, until
+from versions import takes_commands_of_others
 
 from oomsafe.kernel.sandbox import Sandbox
 
@@ -27,6 +28,7 @@ KEYS = {
 
 def test_the_example_does_what_its_readme_says(redis: Redis, tmp_path: Path) -> None:
     """All of its commands, in their order: every result comes, children are recycled, and the node outlives a MemoryError."""
+    takes_commands_of_others()
     worker, *asked = re.findall(r"^    ((?:celery|python) .*)$", (EXAMPLE / "README.md").read_text(), re.M)
     server = redis.url(0).rpartition("/")[0]
     env = {**os.environ, "REDIS_URL": server, "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from celerying import CeleryWorker, Start
 from serving import until
+from versions import runs_once
 
 POOLS = ("solo", "threads", "gevent")
 SEND = "result = [proj.leak.delay(number, 1024).id for number in range({tasks})]"
@@ -62,6 +63,7 @@ def test_a_node_of_children_lets_them_all_act(celery: Start) -> None:
 @pytest.mark.parametrize("pool", POOLS)
 def test_asked_to_it_ends_and_nothing_is_lost(celery: Start, pool: str) -> None:
     """OOMSAFE_SINGLE=exit: what is in flight ends, the rest is the next one's, and each task runs once."""
+    runs_once(pool)
     lives: list[CeleryWorker] = []
 
     def live() -> CeleryWorker:
