@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from celery.exceptions import ImproperlyConfigured
+
 from oomsafe.errors import ConfigError
 from oomsafe.policy.ceilings import Ceiling, in_order, lowered
 from oomsafe.policy.limits import Capacity, Limits, in_bytes
@@ -85,6 +87,16 @@ class TaskLimits:
             else:
                 continue
             log.warning("%s%s %s is above %s", where, field, format_size(size), above)
+
+
+def limits_of(app: Any, policy: Policy, capacity: Capacity, limits: Limits) -> TaskLimits:
+    """Those of all tasks of `app`, which a pool may be without. Raises Celery's ImproperlyConfigured for one that can't be right."""
+    try:
+        found = TaskLimits(policy, app.conf if app else {}, capacity, limits)
+        found.read(app.tasks if app else {})
+    except ConfigError as error:
+        raise ImproperlyConfigured(f"oomsafe: {error}") from None
+    return found
 
 
 def _first(field: str, given: Any, conf: Mapping[str, Any], read: Callable[[str, object], Any]) -> Any:

@@ -9,16 +9,14 @@ from typing import Any
 from billiard.pool import Pool as BlockingPool
 from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool
-from celery.exceptions import ImproperlyConfigured
 
 from oomsafe.celery.child import GuardedAsynWorker, GuardedBlockingWorker
 from oomsafe.celery.deaths import Enforcing
 from oomsafe.celery.fallen import Fallen
 from oomsafe.celery.installation import installed
-from oomsafe.celery.limits import TaskLimits
+from oomsafe.celery.limits import limits_of
 from oomsafe.celery.poison import Poison
 from oomsafe.celery.redelivery import Redelivery
-from oomsafe.errors import ConfigError
 from oomsafe.policy.limits import resolve_limits
 from oomsafe.policy.settings import Policy
 from oomsafe.pool.log import attempt, log
@@ -86,10 +84,11 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         if limit:
             log.warning("worker_max_memory_per_child=%s is left alone: it compares a peak that never falls; soft_limit does not", limit)
         self.supervisor = Supervisor(found.policy, "celery prefork", self.limit)
+        capacity = self.supervisor.capacity
         self.options = {
             **self.options,
             "oomsafe": self.supervisor,
-            "limits": self._task_limits(found.policy),
+            "limits": limits_of(self.app, found.policy, capacity, resolve_limits(found.policy, capacity)[0]),
             "redelivery": self._redelivery(found.policy),
         }
         super().on_start()
@@ -108,16 +107,6 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         # not known: each late message is looked up
         driver = attempt("the broker's kind", "Celery", lambda: str(self.app.connection_for_read().transport.driver_type)) or ""
         return Redelivery(poison, policy.max_oom_redeliveries, driver, policy.dry_run)
-
-    def _task_limits(self, policy: Policy) -> TaskLimits:
-        capacity = self.supervisor.capacity
-        try:
-            conf = self.app.conf if self.app else {}
-            limits = TaskLimits(policy, conf, capacity, resolve_limits(policy, capacity)[0])
-            limits.read(self.app.tasks if self.app else {})
-        except ConfigError as error:
-            raise ImproperlyConfigured(f"oomsafe: {error}") from None
-        return limits
 
     def on_stop(self) -> None:
         """A shutdown: a warm one waits here for what runs, a cold one for what it has signalled."""

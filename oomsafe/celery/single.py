@@ -13,7 +13,10 @@ from celery.worker.consumer.tasks import Tasks
 from oomsafe.celery.contained import in_words, memory_error_in
 from oomsafe.celery.errors import info_of
 from oomsafe.celery.installation import installed
-from oomsafe.celery.limits import HARD, SOFT
+from oomsafe.celery.limits import HARD, SOFT, limits_of
+from oomsafe.celery.solo import SoftLimits
+from oomsafe.errors import SoftMemoryLimitExceeded
+from oomsafe.kernel.capacity import read_capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
@@ -22,11 +25,17 @@ from oomsafe.pool.guard import Guard
 from oomsafe.pool.log import attempt, log
 from oomsafe.pool.meter import PUBLISH_EVERY, Work
 
+#: There a task has the main thread, and can be told of its soft limit.
+SOLO = "celery.concurrency.solo"
+
 #: What takes a process for each task, and one beside them: none of it is so here.
 FOR_CHILDREN = (
     "task_soft_memory_limit", "task_memory_limit", "task_memory_absolute", "max_oom_redeliveries", "max_unavailable",
     "worker_oom_score_adj", "supervisor_oom_score_adj",
 )  # fmt: skip
+
+#: Of these, what acts where the task has the main thread.
+FOR_SOLO = ("task_soft_memory_limit", "task_memory_absolute")
 
 #: Of so many tasks the limits are named.
 NAMED = 3
@@ -46,27 +55,29 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
         self._timer: Any = None
         self._guard: Guard | None = None
         self._flying: dict[int, Work] = {}
-        if self.enabled:
-            attempt("the guard", "Celery", lambda: self._guard_process(consumer))
+        guard = attempt("the guard", "Celery", lambda: self._guard_process(consumer)) if self.enabled else None
+        if guard is not None:
+            soft = _soft_limits(consumer.app, guard) if type(consumer.pool).__module__ == SOLO else None
+            consumer.pool.on_apply = _containing(consumer.pool.on_apply, _as_it_is if soft is None else soft.telling)
 
-    def _guard_process(self, consumer: Any) -> None:
+    def _guard_process(self, consumer: Any) -> Guard:
         found = installed(consumer.app)
         for warning in found.warnings:
             log.warning("%s", warning)
-        idle = _cannot_act(consumer.app, found.policy)
+        idle = _cannot_act(consumer.app, found.policy, type(consumer.pool).__module__ == SOLO)
         if idle:
             log.warning(
                 "settings that can't act in a node of one process, where to stop a task is to stop all: %s; "
                 "use -P prefork, or soft_limit and OOMSAFE_SINGLE=exit", ", ".join(idle),
             )  # fmt: skip
         exits = os.environ.get("OOMSAFE_SINGLE") == "exit"
-        self._guard = consumer.oomsafe_guard = Guard(found.policy, recycle=_shut_down_warmly if exits else None, unit="tasks")
-        set_guard(self._guard)
-        consumer.pool.on_apply = _containing(consumer.pool.on_apply)
+        guard = self._guard = consumer.oomsafe_guard = Guard(found.policy, recycle=_shut_down_warmly if exits else None, unit="tasks")
+        set_guard(guard)
         signals.task_prerun.connect(self._begun, weak=False)
         signals.task_postrun.connect(self._ended, weak=False)
         way = "is shut down warmly above its soft limit" if exits else "is not recycled; if something restarts it, set OOMSAFE_SINGLE=exit"
         log.info("oomsafe measures this process, all tasks in one: it %s", way)
+        return guard
 
     def start(self, consumer: Any) -> None:
         """At each connection."""
@@ -94,16 +105,23 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
             work.end()
 
 
-def _cannot_act(app: Any, policy: Policy) -> list[str]:
+def _soft_limits(app: Any, guard: Guard) -> SoftLimits | None:
+    """Raises ImproperlyConfigured for a limit that can't be right: the node does not start."""
+    limits = limits_of(app, guard.policy, read_capacity(), guard.limits)
+    return attempt("soft limits", "Celery", lambda: SoftLimits(limits, guard, guard.policy.dry_run))
+
+
+def _cannot_act(app: Any, policy: Policy, solo: bool) -> list[str]:
     """What has been set, by whatever way, and is for children; each printable and short."""
     default = Policy()
-    given = {name: app.conf.get(name) for name in FOR_CHILDREN if name.startswith("task_") and app.conf.get(name)}
-    given |= {name: getattr(policy, name) for name in FOR_CHILDREN if getattr(policy, name) != getattr(default, name)}
+    names = [name for name in FOR_CHILDREN if not (solo and name in FOR_SOLO)]
+    given = {name: app.conf.get(name) for name in names if name.startswith("task_") and app.conf.get(name)}
+    given |= {name: getattr(policy, name) for name in names if getattr(policy, name) != getattr(default, name)}
     found = [_shown(name, value) for name, value in given.items()]
     own = [
         f"{_shown(field, value)} of task {printable(name)}"
         for name, task in sorted(app.tasks.items())
-        for field in (SOFT, HARD)
+        for field in ((HARD,) if solo else (SOFT, HARD))
         if (value := getattr(task, field, None)) is not None
     ]
     return [*found, *own[:NAMED], *([f"{len(own) - NAMED} more limits of tasks"] if len(own) > NAMED else [])]
@@ -121,21 +139,31 @@ def _shut_down_warmly() -> None:
         node_state.should_stop = os.EX_OK
 
 
-def _containing(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """The same pool, out of which no task's MemoryError comes."""
+def _as_it_is(target: Callable[..., Any]) -> Callable[..., Any]:
+    return target
+
+
+def _containing(apply: Callable[..., Any], telling: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
+    """The same pool, out of which no task's MemoryError comes; `telling` is what tells a task of its soft limit."""
 
     def on_apply(target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Run `target`, Celery's tracer; `args` begin with the task's name."""
         name = str(args[0]) if args else "?"
+        tracer = telling(target)
 
         def contained(*given: Any, **named: Any) -> Any:
+            problem: Exception | None = None
             try:
-                result = target(*given, **named)
+                result = tracer(*given, **named)
                 found = memory_error_in(result)
             except MemoryError as error:
                 result, found = (1, None, 0.0), error
+            except SoftMemoryLimitExceeded as error:  # it met the tracer's code, before the task's or behind it
+                result, found, problem = (1, None, 0.0), None, error
+            if found is not None:
+                problem = in_words(name, found)
             # not inside the except: what is raised there would hold on to what it was raised for
-            return result if found is None else (1, info_of(in_words(name, found)), result[2])
+            return result if problem is None else (1, info_of(problem), result[2])
 
         return apply(contained, args, kwargs, **options)
 

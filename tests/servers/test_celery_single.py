@@ -9,6 +9,7 @@ from celerying import CeleryWorker, Start
 from serving import until
 from versions import runs_once
 
+MIB = 1 << 20
 POOLS = ("solo", "threads", "gevent")
 SEND = "result = [proj.leak.delay(number, 1024).id for number in range({tasks})]"
 GET = "result = [proj.app.AsyncResult(i).get(timeout=60) for i in {ids!r}]"
@@ -41,14 +42,22 @@ def test_it_is_measured_and_goes_on(celery: Start, pool: str) -> None:
 @pytest.mark.parametrize("pool", POOLS)
 def test_what_can_t_act_there_is_named(celery: Start, pool: str) -> None:
     """Once, with its value and the way out, by whatever way it was set; tasks with limits run, and run to their end."""
-    conf = {"task_soft_memory_limit": "90MiB"}
+    # which a solo node's task is told of, and this one knows nothing of
+    soft = {} if pool == "solo" else {"task_soft_memory_limit": "90MiB"}
+    conf = {**soft, "task_memory_absolute": True}
     env = {"OOMSAFE_MAX_OOM_REDELIVERIES": "3", "ENOUGH_MIB": "250"}
     node = celery(argv=("-P", pool), conf=conf, env=env, soft_limit="1GiB", task_memory_limit="150MiB").ready()
 
     assert node.ask("result = proj.balloon.delay('python').get(timeout=60)") == "not stopped"
 
     (line,) = node.lines("can't act in a node of one process")
-    assert "task_soft_memory_limit=90MiB, task_memory_limit=150 MiB, max_oom_redeliveries=3, memory_limit=200MiB of task proj.b" in line
+    own = "memory_limit=200MiB of task proj.b"
+    if soft:
+        assert "task_soft_memory_limit=90MiB, task_memory_absolute=True, task_memory_limit=150 MiB, max_oom_redeliveries=3" in line
+    else:
+        assert ": task_memory_limit=150 MiB, max_oom_redeliveries=3, " in line
+        assert "soft_memory_limit" not in line
+    assert own in line
     assert "more limits of tasks; use -P prefork, or soft_limit and OOMSAFE_SINGLE=exit" in line
     assert not node.lines("oomsafe failed in")
 
@@ -58,6 +67,41 @@ def test_a_node_of_children_lets_them_all_act(celery: Start) -> None:
     node = celery(soft_limit="1GiB", task_memory_limit="150MiB").ready()
 
     assert not node.lines("can't act")
+
+
+def test_a_solo_node_s_task_is_told_of_its_soft_limit(celery: Start) -> None:
+    """It has the main thread: it may let go and go on, and one that does not fails; neither ends the node. A header lowers."""
+    node = celery(argv=("-P", "solo"), soft_limit="1GiB").ready()
+
+    held, name, used, limit = node.ask("result = proj.balloon_told.delay(True).get(timeout=60)")
+    ask = "one = proj.balloon_told.delay(False); error = one.get(timeout=60, propagate=False); result = [one.state, type(error).__name__]"
+    failed = node.ask(ask)
+    lower = node.ask("result = proj.balloon_told.apply_async((True,), headers={'soft_memory_limit': '40MiB'}).get(timeout=60)")
+
+    assert (name, limit) == ("proj.balloon_told", 100 * MIB)
+    assert limit < used <= limit * 1.25
+    assert held * MIB <= limit * 1.25
+    assert failed == ["FAILURE", "SoftMemoryLimitExceeded"]
+    assert lower[3] == 40 * MIB
+    assert node.ask("result = proj.leak.delay(7, 1).get(timeout=30)") == 7
+    assert not node.lines("oomsafe failed in")
+
+
+def test_a_solo_node_s_task_is_not_told_in_a_dry_run(celery: Start) -> None:
+    """It says what it would."""
+    node = celery(argv=("-P", "solo"), soft_limit="1GiB", dry_run=True, env={"ENOUGH_MIB": "150"}).ready()
+
+    assert node.ask("result = proj.balloon_told.delay(False).get(timeout=60)") is None
+    assert node.lines("a limit would be met (dry run): ")
+
+
+def test_a_bad_limit_stops_a_solo_node(celery: Start) -> None:
+    """One line that names it."""
+    node = celery(argv=("-P", "solo"), soft_limit="1GiB", env={"BAD_TASK": "1"})
+
+    assert node.process.wait(30) != 0
+
+    assert node.lines("task proj.misspelt: memory_limit='lots'")
 
 
 @pytest.mark.parametrize("pool", POOLS)
