@@ -13,7 +13,7 @@ from typing import Any
 
 import common
 from common import Server
-from contestants import LIMITS, MEASURED, NOT, ServerClass, Tuning, tuned
+from contestants import AGAIN, LIMITS, MEASURED, NOT, ServerClass, Tuning, tuned
 from leak import Watch
 
 from oomsafe.pool.places import board_of
@@ -67,7 +67,7 @@ class Run:
         """Why this contestant did not do what its row says; None: it did."""
         if way in LIMITS and self.board is None:
             return "no scoreboard"
-        if way in (NOT, MEASURED):
+        if way in (NOT, AGAIN, MEASURED):
             return f"{self.recycles} workers ended" if self.recycles else None
         if not self.recycles:
             return "no recycle"
