@@ -72,9 +72,9 @@ class Scoreboard:
         return cls(fd, mmap.mmap(fd, size), path), warnings
 
     @classmethod
-    def private(cls) -> Scoreboard:
-        """One that only this process sees, with a slot for itself."""
-        size, header = backing.blank(1, 1, "")
+    def private(cls, slots: int = 1) -> Scoreboard:
+        """One that only this process sees, and what it forks."""
+        size, header = backing.blank(slots, slots, "")
         fd = backing.in_memory(size, header)
         return cls(fd, mmap.mmap(fd, size), None)
 

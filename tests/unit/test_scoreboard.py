@@ -42,6 +42,20 @@ def note(slot: Slot, name: bytes, began: float, rss: int) -> None:
     write(cells[-1], min(len(name), layout.CELL_NAME), began, rss, name, 1)
 
 
+def test_a_private_board_is_nobody_else_s() -> None:
+    """No file, and as many slots as were asked for."""
+    board = Scoreboard.private()
+
+    slot = taken(board)
+    slot.claim()
+    slot.take_up(7, 100)
+
+    assert board.path is None
+    assert board.reserve() is None
+    assert [(work.ticket, work.rss, work.pid) for work in board.in_hand()] == [(7, 100, os.getpid())]
+    board.close()
+
+
 def test_a_worker_is_seen(board: Scoreboard) -> None:
     """From its claim on, with what it published and what it has in flight."""
     slot = taken(board)
@@ -79,7 +93,7 @@ def test_nothing_is_in_flight_any_more(board: Scoreboard) -> None:
 @given(st.lists(st.tuples(st.sampled_from(["reserve", "publish", "release", "again"]), st.integers(0, 40)), max_size=40))
 def test_totals_only_rise(steps: list[tuple[str, int]]) -> None:
     """Law: over any interleaving of workers that come, count, and go, no count of the pool is ever lost or goes back."""
-    board = _in_memory()
+    board = Scoreboard.private(4)
     working: dict[int, tuple[Slot, Counters]] = {}
     expected = before = 0
 
@@ -317,14 +331,3 @@ def test_names_in_the_kernels_report(supervisor: int, number: int, generation: i
 
 def _slot(number: int, generation: int) -> Slot:
     return Slot(memoryview(bytearray(layout.SLOT_SIZE)), 0, number, generation)
-
-
-def _in_memory() -> Scoreboard:
-    import mmap
-
-    size = layout.HEADER_SIZE + 4 * layout.SLOT_SIZE
-    fd = os.memfd_create("test")
-    os.ftruncate(fd, size)
-    memory = mmap.mmap(fd, size)
-    layout.IDENTITY.pack_into(memory, 0, layout.MAGIC, layout.VERSION, 4, layout.SLOT_SIZE)
-    return Scoreboard(fd, memory, None)
