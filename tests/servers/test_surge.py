@@ -209,8 +209,7 @@ def test_a_replacement_that_fails_while_its_worker_drains_is_tried_again(serve):
         file.unlink()
         assert slow.getresponse().read() == b"/held?"
 
-    until(lambda: states(gunicorn) == {"serving": 2}, "it is gone")
-    assert len(gunicorn.workers()) == 2
+    until(lambda: states(gunicorn) == {"serving": 2} and len(gunicorn.workers()) == 2, "it is gone, and reaped")
 
 
 def test_who_is_worst_goes_first(serve):
