@@ -252,10 +252,16 @@ class Meter:
         """Take in the memory as it is at this count of faults.
 
         The gate before it stands written out at each begin, end and header: calling one would cost more than it asks.
+        Where another thread reads just now, its figure will do: to wait for it would take two switches between threads, which
+        cost more than the reading. What has come since, these faults still tell at the next look.
         """
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             self._faults = faults
             self._read()
+        finally:
+            self._lock.release()
 
     def _read(self) -> None:
         """Take in the memory as it is now. Callers hold the lock."""

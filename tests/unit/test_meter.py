@@ -186,6 +186,30 @@ def test_work_that_ends_while_memory_is_read() -> None:
     assert not thread.is_alive()
 
 
+def test_nobody_waits_for_another_thread_that_reads() -> None:
+    """Two switches between threads would cost more than the reading; what has grown is seen at the next look."""
+    memory = Memory(100 * MIB)
+    guard = measuring(memory)
+    plain, reading, go = memory.rss, threading.Event(), threading.Event()
+    guard.begin(b"the first of its route").end()
+    work = guard.begin(b"x")
+    memory.rss = lambda: (reading.set(), go.wait(5), plain())[2]  # type: ignore[method-assign]
+    thread = threading.Thread(target=guard.measure)
+    thread.start()
+    reading.wait(5)
+    memory.be(101 * MIB)
+
+    ended = work.end(), thread.is_alive()
+    go.set()
+    thread.join()
+    memory.rss = plain  # type: ignore[method-assign]
+    memory.be(102 * MIB)
+    guard.begin(b"y").end()
+
+    assert ended == (0, True)
+    assert guard.rss == guard.clock.last == 102 * MIB
+
+
 def test_publishes(board: Scoreboard) -> None:
     """With its last figures when it ends, and at a tick."""
     slot = board.reserve()
