@@ -74,7 +74,9 @@ def test_counters_outlive_their_workers(measured: Callable[..., Gunicorn]) -> No
     for round_ in range(120):
         gunicorn.get("/leak?kib=1024")
         if round_ % 40 == 20:
-            os.kill(gunicorn.pool().workers[0].pid, signal.SIGKILL)
+            # one that is ending already would not be missed
+            serving = until(lambda: [worker.pid for worker in gunicorn.pool().workers if worker.state == "serving"], "one serves")
+            os.kill(serving[0], signal.SIGKILL)
             gunicorn.wait_for("SIGKILL", times=round_ // 40 + 1)
         after = scrape(gunicorn)
         fallen = {name: (before[name], after[name]) for name in names if after[name] < before[name]}
