@@ -18,10 +18,10 @@ from celery.concurrency.asynpool import Worker as AsynWorker
 
 from oomsafe.celery.contained import in_words, memory_error_in
 from oomsafe.celery.errors import info_of
+from oomsafe.celery.limits import heed
 from oomsafe.celery.meta import Meta
 from oomsafe.celery.poison import Poison
 from oomsafe.errors import SoftMemoryLimitExceeded
-from oomsafe.policy.text import printable
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.log import attempt, failed, log_with
@@ -156,9 +156,7 @@ class Guarded:
 
     def _told(self, *_: object) -> None:
         """The supervisor's signal: the task that is in hand is over its soft limit, if it still is that one."""
-        ticket, used, limit = self._slot.told_of_limit if self._slot is not None else (0, 0, 0)
-        if self._ticket and ticket == self._ticket:
-            raise SoftMemoryLimitExceeded(printable(self._name), used, limit)
+        heed(self._slot, self._ticket, self._name)
 
 
 class GuardedAsynWorker(Guarded, AsynWorker):  # type: ignore[misc]

@@ -10,7 +10,7 @@ from celery.exceptions import TaskRevokedError
 
 from oomsafe.celery.errors import WorkerOutOfMemory, info_of
 from oomsafe.celery.fallen import Fallen, Gone, name_and_id
-from oomsafe.celery.limits import TaskLimits
+from oomsafe.celery.limits import TaskLimits, task_of
 from oomsafe.celery.redelivery import Redelivery, request_of
 from oomsafe.errors import MemoryLimitExceeded
 from oomsafe.policy.units import format_size
@@ -65,8 +65,8 @@ class Enforcing:
         job.oomsafe_request = request
         if late:
             self._redelivery.handed_out(job._job + 1, request)
-        job.oomsafe_task = args if len(args) > 2 and isinstance(args[2], dict) else ("?", "?", {})
-        ceiling = self._limits.of(job.oomsafe_task[0], job.oomsafe_task[2])
+        job.oomsafe_task = name, _, headers = task_of(args)
+        ceiling = self._limits.of(name, headers)
         if self._watcher is not None:
             self._watcher.watch(job._job + 1, ceiling)
 

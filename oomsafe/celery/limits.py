@@ -12,7 +12,7 @@ from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 
-from oomsafe.errors import ConfigError
+from oomsafe.errors import ConfigError, SoftMemoryLimitExceeded
 from oomsafe.policy.ceilings import Ceiling, in_order, lowered
 from oomsafe.policy.limits import Capacity, Limits, in_bytes
 from oomsafe.policy.readers import read_hard_limit, read_switch
@@ -20,6 +20,7 @@ from oomsafe.policy.settings import Policy
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
 from oomsafe.pool.log import log
+from oomsafe.pool.slot import Slot
 
 SOFT, HARD, ABSOLUTE = "soft_memory_limit", "memory_limit", "memory_absolute"
 
@@ -97,6 +98,18 @@ def limits_of(app: Any, policy: Policy, capacity: Capacity, limits: Limits) -> T
     except ConfigError as error:
         raise ImproperlyConfigured(f"oomsafe: {error}") from None
     return found
+
+
+def task_of(args: Any) -> tuple[str, str, Mapping[str, Any]]:
+    """(name, id, the message's headers) among the arguments of Celery's tracer."""
+    return (str(args[0]), str(args[1]), args[2]) if len(args) > 2 and isinstance(args[2], dict) else ("?", "?", {})
+
+
+def heed(slot: Slot | None, ticket: int, name: str) -> None:
+    """In the handler of TELL: raises SoftMemoryLimitExceeded if the task with this ticket, 0: none, is the one that is over its limit."""
+    told, used, limit = slot.told_of_limit if slot is not None else (0, 0, 0)
+    if ticket and told == ticket:
+        raise SoftMemoryLimitExceeded(printable(name), used, limit)
 
 
 def _first(field: str, given: Any, conf: Mapping[str, Any], read: Callable[[str, object], Any]) -> Any:

@@ -15,7 +15,6 @@ from oomsafe.celery.errors import info_of
 from oomsafe.celery.installation import installed
 from oomsafe.celery.limits import HARD, SOFT, limits_of
 from oomsafe.celery.solo import SoftLimits
-from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.text import printable
@@ -56,9 +55,10 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
         self._guard: Guard | None = None
         self._flying: dict[int, Work] = {}
         guard = attempt("the guard", "Celery", lambda: self._guard_process(consumer)) if self.enabled else None
-        if guard is not None:
-            soft = _soft_limits(consumer.app, guard) if type(consumer.pool).__module__ == SOLO else None
-            consumer.pool.on_apply = _containing(consumer.pool.on_apply, _as_it_is if soft is None else soft.telling)
+        if guard is not None and type(consumer.pool).__module__ == SOLO:
+            soft = _soft_limits(consumer.app, guard)
+            if soft is not None:
+                consumer.pool.on_apply = soft.telling(consumer.pool.on_apply)
 
     def _guard_process(self, consumer: Any) -> Guard:
         found = installed(consumer.app)
@@ -73,6 +73,7 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
         exits = os.environ.get("OOMSAFE_SINGLE") == "exit"
         guard = self._guard = consumer.oomsafe_guard = Guard(found.policy, recycle=_shut_down_warmly if exits else None, unit="tasks")
         set_guard(guard)
+        consumer.pool.on_apply = _containing(consumer.pool.on_apply)
         signals.task_prerun.connect(self._begun, weak=False)
         signals.task_postrun.connect(self._ended, weak=False)
         way = "is shut down warmly above its soft limit" if exits else "is not recycled; if something restarts it, set OOMSAFE_SINGLE=exit"
@@ -139,31 +140,21 @@ def _shut_down_warmly() -> None:
         node_state.should_stop = os.EX_OK
 
 
-def _as_it_is(target: Callable[..., Any]) -> Callable[..., Any]:
-    return target
-
-
-def _containing(apply: Callable[..., Any], telling: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
-    """The same pool, out of which no task's MemoryError comes; `telling` is what tells a task of its soft limit."""
+def _containing(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """The same pool, out of which no task's MemoryError comes."""
 
     def on_apply(target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Run `target`, Celery's tracer; `args` begin with the task's name."""
         name = str(args[0]) if args else "?"
-        tracer = telling(target)
 
         def contained(*given: Any, **named: Any) -> Any:
-            problem: Exception | None = None
             try:
-                result = tracer(*given, **named)
+                result = target(*given, **named)
                 found = memory_error_in(result)
             except MemoryError as error:
                 result, found = (1, None, 0.0), error
-            except SoftMemoryLimitExceeded as error:  # it met the tracer's code, before the task's or behind it
-                result, found, problem = (1, None, 0.0), None, error
-            if found is not None:
-                problem = in_words(name, found)
             # not inside the except: what is raised there would hold on to what it was raised for
-            return result if problem is None else (1, info_of(problem), result[2])
+            return result if found is None else (1, info_of(in_words(name, found)), result[2])
 
         return apply(contained, args, kwargs, **options)
 

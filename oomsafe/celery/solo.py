@@ -6,9 +6,9 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from oomsafe.celery.limits import TaskLimits
+from oomsafe.celery.errors import info_of
+from oomsafe.celery.limits import TaskLimits, heed, task_of
 from oomsafe.errors import SoftMemoryLimitExceeded
-from oomsafe.policy.text import printable
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.watcher import TELL, Watcher
@@ -22,30 +22,38 @@ class SoftLimits:
         self._limits = limits
         self._guard = guard
         board = Scoreboard.private()
-        self._slot = board.reserve()
-        if self._slot is not None:
-            self._slot.claim()
+        slot = board.reserve()
+        assert slot is not None, "a new board has a slot"
+        slot.claim()
+        self._slot = slot
         self._name, self._last, self._ticket = "", 0, 0
         self._watcher = Watcher(board, lambda: self._ticket != 0, lambda ticket: ticket == self._ticket, dry_run=dry_run)
-        signal.signal(TELL, self._told)
+        signal.signal(TELL, lambda *_: heed(self._slot, self._ticket, self._name))
 
-    def telling(self, target: Callable[..., Any]) -> Callable[..., Any]:
-        """Celery's tracer, whose task is told; it is called with (name, id, the message's headers, ...)."""
+    def telling(self, apply: Callable[..., Any]) -> Callable[..., Any]:
+        """The same pool, whose tasks are told."""
 
-        def told(*args: Any, **options: Any) -> Any:
-            headers = args[2] if len(args) > 2 and isinstance(args[2], dict) else {}
-            try:
-                self._take_up(str(args[0]) if args else "?", headers)
-                return target(*args, **options)
-            finally:
-                self._put_down()
+        def on_apply(target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+            """Run `target`, Celery's tracer; `args` are (name, id, the message's headers, ...)."""
 
-        return told
+            def told(*given: Any, **named: Any) -> Any:
+                try:
+                    try:
+                        self._take_up(*task_of(given))
+                        return target(*given, **named)
+                    finally:
+                        self._put_down()
+                except SoftMemoryLimitExceeded as error:  # it met the tracer's code, before the task's or behind it
+                    return 1, info_of(error), 0.0
 
-    def _take_up(self, name: str, headers: Mapping[str, Any]) -> None:
+            return apply(told, args, kwargs, **options)
+
+        return on_apply
+
+    def _take_up(self, name: str, _task_id: str, headers: Mapping[str, Any]) -> None:
         self._put_down()  # the last one's end may have been where it was told
         ceiling = self._limits.of(name, headers)
-        if self._slot is None or ceiling is None or ceiling.soft is None:
+        if ceiling is None or ceiling.soft is None:
             return
         self._last += 1
         self._name, self._ticket = name, self._last
@@ -53,11 +61,6 @@ class SoftLimits:
         self._slot.take_up(self._last, self._guard.measure())
 
     def _put_down(self) -> None:
-        if self._ticket and self._slot is not None:
+        if self._ticket:
             self._ticket = 0
             self._slot.put_down()
-
-    def _told(self, *_: object) -> None:
-        ticket, used, limit = self._slot.told_of_limit if self._slot is not None else (0, 0, 0)
-        if self._ticket and ticket == self._ticket:
-            raise SoftMemoryLimitExceeded(printable(self._name), used, limit)

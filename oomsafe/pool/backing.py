@@ -35,6 +35,7 @@ def allocate(size: int, header: bytearray) -> tuple[int, str | None, list[str]]:
 
 
 def in_memory(size: int, header: bytearray) -> int:
+    """The same without a file: only who inherits the descriptor can have it."""
     fd = os.memfd_create("oomsafe-scoreboard")
     _fill(fd, size, header)
     return fd
