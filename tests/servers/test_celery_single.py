@@ -87,6 +87,19 @@ def test_a_solo_node_s_task_is_told_of_its_soft_limit(celery: Start) -> None:
     assert not node.lines("oomsafe failed in")
 
 
+def test_a_solo_node_s_task_that_holds_the_gil_is_told_when_it_lets_go(celery: Start) -> None:
+    """The watcher's thread can't look before."""
+    node = celery(argv=("-P", "solo"), env={"ENOUGH_MIB": "250"}, soft_limit="1GiB").ready()
+    ask = "one = proj.balloon.apply_async(('c',), headers={'soft_memory_limit': '40MiB'})"
+
+    state, kind, (_, used, limit) = node.ask(
+        f"{ask}; error = one.get(timeout=50, propagate=False); result = [one.state, type(error).__name__, list(error.args)]"
+    )
+
+    assert (state, kind, limit) == ("FAILURE", "SoftMemoryLimitExceeded", 40 * MIB)
+    assert used >= 240 * MIB
+
+
 def test_a_solo_node_s_task_is_not_told_in_a_dry_run(celery: Start) -> None:
     """It says what it would."""
     node = celery(argv=("-P", "solo"), soft_limit="1GiB", dry_run=True, env={"ENOUGH_MIB": "150"}).ready()
