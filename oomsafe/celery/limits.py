@@ -107,9 +107,9 @@ def task_of(args: Any) -> tuple[str, str, Mapping[str, Any]]:
 
 def heed(slot: Slot | None, ticket: int, name: str) -> None:
     """In the handler of TELL: raises SoftMemoryLimitExceeded if the task with this ticket, 0: none, is the one that is over its limit."""
-    told, used, limit = slot.told_of_limit if slot is not None else (0, 0, 0)
-    if ticket and told == ticket:
-        raise SoftMemoryLimitExceeded(printable(name), used, limit)
+    told = slot.heed_limit(ticket) if slot is not None else None
+    if told is not None:
+        raise SoftMemoryLimitExceeded(printable(name), *told)
 
 
 def _first(field: str, given: Any, conf: Mapping[str, Any], read: Callable[[str, object], Any]) -> Any:

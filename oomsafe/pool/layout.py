@@ -1,4 +1,4 @@
-"""The bytes of a scoreboard. Version 2, little-endian; sizes in bytes; -1 in a figure is None, never 0.
+"""The bytes of a scoreboard. Version 3, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
 A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, one slot a worker::
 
@@ -20,7 +20,8 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
             48  i64 rss · peak rss · baseline · soft limit · hard limit · pss · uss · oom_score_adj · in flight
            120  f64 published, seconds since 1970
            128  u64 ticket of the work in hand, 0: none · i64 rss when it began
-           144  u64 ticket of the work that is over its soft limit · i64 what it uses · i64 the limit (the supervisor writes them)
+           144  u64 ticket of the work that is over its soft limit · i64 what it uses · i64 the limit (the supervisor writes them,
+               the worker zeros once it has heeded)
            192  counters
           3968  16 cells of 128: what is in flight
 

@@ -254,6 +254,11 @@ class Scoreboard:
         if self._is_of(at, generation):
             layout.write(self._memory, at + layout.TOLD_AT, layout.TOLD, ticket, used, limit)
 
+    def has_heeded(self, number: int, generation: int, ticket: int) -> bool:
+        """Whether this work, which was told of its limit, has heard of it, or is this worker's no more."""
+        at = self._offset(number)
+        return not self._is_of(at, generation) or layout.TOLD.unpack_from(self._memory, at + layout.TOLD_AT)[0] != ticket
+
     @property
     def schedule(self) -> tuple[float, int]:
         """(looked, failures): when the supervisor looked last for who may go, and how many workers in a row have failed to boot."""

@@ -111,9 +111,18 @@ class Slot:
 
     @property
     def told_of_limit(self) -> tuple[int, int, int]:
-        """(ticket, used, limit): the work that the supervisor has found over its soft limit last, and the bytes."""
+        """(ticket, used, limit): the work that the supervisor has found over its soft limit last, and the bytes; zeros once heeded."""
         ticket, used, limit = layout.TOLD.unpack_from(self._memory, self._at + layout.TOLD_AT)
         return ticket, used, limit
+
+    def heed_limit(self, ticket: int) -> tuple[int, int] | None:
+        """(used, limit) in bytes if the supervisor has found this work over its soft limit and nobody has heeded it: now it is heeded."""
+        told, used, limit = self.told_of_limit
+        if not ticket or told != ticket:
+            return None
+        # the supervisor writes no other ticket while this work is in hand
+        layout.write(self._memory, self._at + layout.TOLD_AT, layout.TOLD, 0, 0, 0)
+        return used, limit
 
     def publish(self, figures: Figures, counters: Counters) -> None:
         """Write the figures and the counters; readers that meet it half done read again."""

@@ -6,15 +6,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 
 import pytest
+from serving import until
 
 from oomsafe.celery.child import GuardedBlockingWorker
 from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.kernel.process import rss_of, start_time
 from oomsafe.kernel.target import Target
 from oomsafe.policy.ceilings import Ceiling
+from oomsafe.pool import layout
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Slot
 from oomsafe.pool.watcher import TELL, Watcher
@@ -25,9 +28,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there are no pi
 
 
 class Worker:
-    """A fork that has `mib` of memory, and a ticket in its slot."""
+    """A fork that has `mib` of memory, and a ticket in its slot. Told of its limit, it calls `told`: how many times it was told before."""
 
-    def __init__(self, board: Scoreboard, ticket: int, mib: int) -> None:
+    def __init__(self, board: Scoreboard, ticket: int, mib: int, told: Callable[[Slot, int], None] = lambda *_: os._exit(77)) -> None:
         slot = board.reserve()
         assert slot is not None
         self.slot = slot
@@ -35,11 +38,12 @@ class Worker:
         self.pid = os.fork()
         if not self.pid:
             try:
-                signal.signal(TELL, lambda *_: os._exit(77))
+                before = count()
+                signal.signal(TELL, lambda *_: told(slot, next(before)))
                 slot.claim()
-                before = rss_of(os.getpid()) or 0
+                rss = rss_of(os.getpid()) or 0
                 kept = b"x" * (mib * MIB)
-                slot.take_up(ticket, before)
+                slot.take_up(ticket, rss)
                 os.write(says, b".")
                 time.sleep(60)
                 os._exit(len(kept) and 0)
@@ -112,6 +116,28 @@ def test_the_one_over_its_soft_limit_is_told(board: Scoreboard, workers: list[Wo
     assert 40 * MIB <= used < 50 * MIB
 
 
+def test_one_that_has_not_heeded_is_told_again(board: Scoreboard) -> None:
+    """A signal that comes right before a blocking call is heard when that ends. Once it has heeded it is left alone."""
+
+    def told(slot: Slot, before: int) -> None:
+        if before == 2:
+            slot.heed_limit(7)
+            slot.set_state(layout.DRAINING)
+        elif before > 2:
+            os._exit(77)
+
+    worker = Worker(board, 7, 40, told)
+    watcher = Watcher(board, lambda: True, lambda ticket: True)
+    try:
+        watcher.watch(7, Ceiling(soft=20 * MIB))
+
+        until(lambda: worker.slot.state == layout.DRAINING, "it is told three times")
+        assert worker.ended(1) is None
+    finally:
+        watcher.end()
+        worker.end()
+
+
 def test_one_that_has_other_work_by_now_goes_on(board: Scoreboard, workers: list[Worker]) -> None:
     """The look was at ticket 5; by the time of the signal there is ticket 7."""
     watcher = Watcher(board, lambda: True, lambda ticket: True)
@@ -158,7 +184,9 @@ def test_no_work_is_watched_that_has_ended(board: Scoreboard, workers: list[Work
 def test_a_signal_that_comes_late_is_not_the_next_task_s() -> None:
     """In the child: it is raised in the task whose ticket came with it, and in no other."""
     worker = GuardedBlockingWorker.__new__(GuardedBlockingWorker)
-    worker._slot, worker._ticket, worker._name = _Told(6), 7, "proj.task"
+    memory = memoryview(bytearray(layout.SLOT_SIZE))
+    layout.write(memory, layout.TOLD_AT, layout.TOLD, 6, 2 * MIB, MIB)
+    worker._slot, worker._ticket, worker._name = Slot(memory), 7, "proj.task"
     worker._told()
     worker._ticket = 0
     worker._told()
@@ -166,15 +194,7 @@ def test_a_signal_that_comes_late_is_not_the_next_task_s() -> None:
 
     with pytest.raises(SoftMemoryLimitExceeded, match=r"task proj.task used 2.0 MiB > its soft memory limit 1.0 MiB"):
         worker._told()
-
-
-class _Told(Slot):
-    def __init__(self, ticket: int) -> None:
-        self._ticket = ticket
-
-    @property
-    def told_of_limit(self) -> tuple[int, int, int]:
-        return self._ticket, 2 * MIB, MIB
+    worker._told()  # it has heeded
 
 
 def _state(pid: int) -> str:
