@@ -41,6 +41,19 @@ def until(condition: Callable[[], T], what: str, seconds: float = 20) -> T:
     return found
 
 
+def ask(connection: http.client.HTTPConnection, path: str) -> tuple[int, str | None, bytes]:
+    """One request on an open connection: status, "close" if that was the last on it, body."""
+    connection.request("GET", path)
+    response = connection.getresponse()
+    last = "close" if response.getheader("Connection") == "close" else None
+    return response.status, last, response.read()
+
+
+def ask_until_the_last(connection: http.client.HTTPConnection, path: str) -> tuple[int, str | None, bytes]:
+    """Until an answer says that it is the last; a worker's slot and its line say so a moment before it drains."""
+    return until(lambda: (answer := ask(connection, path))[1] and answer, "an answer says that it is the last")
+
+
 def conf(worker_class: str = "sync", workers: int = 2, *, settings: str = "", install: bool = True, **policy: object) -> str:
     """The text of a gunicorn configuration: `settings` are lines of Python that stand before install()'s line."""
     keywords = "".join(f", {name}={value!r}" for name, value in policy.items())

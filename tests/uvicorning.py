@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from serving import ENDING_WITH_US, Server, until
+from serving import ENDING_WITH_US, Server, ask, until
 from uvicorn.config import Config
 
 
@@ -64,13 +64,6 @@ class Uvicorn(Server):
     def __exit__(self, *error: object) -> None:
         self._connections.close()
         super().__exit__(*error)
-
-
-def ask(connection: http.client.HTTPConnection, path: str) -> tuple[int, str | None, bytes]:
-    """One request on an open connection: status, what it says of the connection, body."""
-    connection.request("GET", path)
-    response = connection.getresponse()
-    return response.status, response.getheader("connection"), response.read()
 
 
 def _command(pid: int) -> bytes:

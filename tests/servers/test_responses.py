@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
 import re
 import socket
 
 import pytest
 from servers.apps import PART
-from serving import CLASSES, WSGI_CLASSES, Gunicorn, until
+from serving import CLASSES, WSGI_CLASSES, Gunicorn, ask, ask_until_the_last, until
 
 SECRET = "a secret of more than sixteen characters"
 
@@ -96,19 +95,11 @@ def test_a_kept_alive_connection_is_told_of_the_end(serve, worker_class):
     gunicorn = serve(worker_class, 1, soft_limit="80MiB", min_lifetime=0).serving(1)
     (pid,) = gunicorn.workers()
     kept = gunicorn.connect()
-    assert ask(kept, "/pid") == (str(pid).encode(), None)
+    assert ask(kept, "/pid") == (200, None, b"%d" % pid)
 
     gunicorn.get("/fill?mib=84")
     gunicorn.wait_for(f"worker {pid} (slot 0) recycling: ")
 
-    assert ask(kept, "/pid") == (str(pid).encode(), "close")
+    assert ask_until_the_last(kept, "/pid") == (200, "close", b"%d" % pid)
     assert kept.sock is None
     kept.close()
-
-
-def ask(connection: http.client.HTTPConnection, path: str) -> tuple[bytes, str | None]:
-    """The body, and the Connection header."""
-    connection.request("GET", path)
-    response = connection.getresponse()
-    connection_header = response.getheader("Connection")
-    return response.read(), None if connection_header in (None, "keep-alive") else connection_header

@@ -170,6 +170,7 @@ def test_a_pool_without_replacements_recycles_nobody_while_boots_fail(serve, wor
 @pytest.mark.parametrize("worker_class", [worker_class for worker_class in CLASSES if worker_class != "sync"])
 def test_a_worker_that_could_not_wait_is_replaced_while_it_drains(serve, worker_class):
     """The only one has grown too fast for that, and has a request in flight: others are answered meanwhile."""
+    loses_none(worker_class)
     gunicorn = big(serve, worker_class, workers=1, sustain=0)
     (pid,) = gunicorn.workers()
     file = gunicorn.folder / "request-held"

@@ -8,8 +8,7 @@ from http.client import HTTPException
 
 import pytest
 from clients import Load, Watch
-from serving import until
-from uvicorning import ask
+from serving import ask, ask_until_the_last, until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as websocket
 
@@ -65,7 +64,7 @@ def test_what_a_worker_has_taken_is_answered(serve_uvicorn):
     assert ask(idle, "/fill?mib=134")[:2] == (200, None)
     uvicorn.wait_for(f"worker {pid} (slot ")
     until(lambda: uvicorn.worker(pid).state == "draining", "it drains")
-    last = ask(idle, "/pid")
+    last = ask_until_the_last(idle, "/pid")
     response = busy.getresponse()
 
     assert last == (200, "close", b"%d" % pid)

@@ -8,8 +8,7 @@ import signal
 
 import pytest
 from clients import Load
-from serving import until
-from uvicorning import ask
+from serving import ask, ask_until_the_last, until
 
 PLAIN = {"start": ("-m", "uvicorn"), "app": "uvicorn_apps:protected"}
 
@@ -39,7 +38,7 @@ def test_a_single_process_that_may_end_answers_what_it_has_taken(serve_uvicorn, 
 
     assert ask(idle, "/fill?mib=134")[0] == 200
     uvicorn.wait_for(" recycling: ")
-    last = ask(idle, "/pid")
+    last = ask_until_the_last(idle, "/pid")
     response = busy.getresponse()
 
     assert last == (200, "close", b"%d" % uvicorn.pid)
