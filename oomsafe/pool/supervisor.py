@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
@@ -41,6 +44,8 @@ class Supervisor:
         self._monitor: Monitor | None = None
         self._look_at = 0.0
         self._refused = False
+        self._gone: deque[Slot] = deque()
+        self._busy = False
         try:
             self.board, warnings = Scoreboard.create(workers, server)
             for warning in warnings:
@@ -57,17 +62,19 @@ class Supervisor:
 
     def change(self, workers: int, policy: Policy | None = None) -> None:
         """The number of workers, or with a reload the policy, has changed; a reload also replaces all workers."""
-        if policy is not None:
-            self.policy = policy
-        if self._monitor is not None and (policy is not None or not workers):
-            self._monitor.forget()
-        self.capacity = self._measure(workers)
-        self._describe(say=policy is not None)
+        with self._alone():
+            if policy is not None:
+                self.policy = policy
+            if self._monitor is not None and (policy is not None or not workers):
+                self._monitor.forget()
+            self.capacity = self._measure(workers)
+            self._describe(say=policy is not None)
 
     def reserve(self) -> Slot | None:
         """Before a fork: the new worker's slot; None where there is none, and it protects itself unseen."""
         self.capacity = self._measure(self.capacity.workers)
-        slot = self.board.reserve() if self.board else None
+        with self._alone():
+            slot = self.board.reserve() if self.board else None
         if slot is None and self.board is not None:
             log.warning("all %d slots of the scoreboard are taken: the new worker is not seen by the pool", self.board.slots)
         return slot
@@ -96,9 +103,27 @@ class Supervisor:
         )
 
     def release(self, slot: Slot | None) -> None:
-        """In the supervisor, when the worker is gone."""
+        """In the supervisor, when the worker is gone. May be called in the handler of a signal, where gunicorn before 24 reaps."""
         if slot is not None:
-            self.release_seat(slot.number, slot.generation)
+            self._gone.append(slot)
+            if not self._busy:
+                with self._alone():
+                    pass
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """What a signal's handler releases meanwhile is released at the end: in the middle, two would write the same totals."""
+        outer, self._busy = self._busy, True
+        try:
+            yield
+        finally:
+            if not outer:
+                try:
+                    while self._gone:
+                        slot = self._gone.popleft()
+                        self.release_seat(slot.number, slot.generation)
+                finally:
+                    self._busy = False  # one that comes right before this line waits for the next tick
 
     def release_seat(self, number: int, generation: int) -> bool:
         """The same, of a spawned worker. Returns whether it had never come to serve."""
@@ -141,10 +166,11 @@ class Supervisor:
         now = time.monotonic()
         if self.board is None or os.getpid() != self.pid:
             return
-        if self._monitor is not None:
-            self._monitor.tick(self.policy, lambda: self._measure(self.capacity.workers), now)
-        if now >= self._look_at and not self.policy.dry_run:
-            self._rescore_all(now)
+        with self._alone():
+            if self._monitor is not None:
+                self._monitor.tick(self.policy, lambda: self._measure(self.capacity.workers), now)
+            if now >= self._look_at and not self.policy.dry_run:
+                self._rescore_all(now)
 
     def _rescore_all(self, now: float) -> None:
         """A worker whose user differs from the supervisor's can't raise its own score, so it is done from here."""

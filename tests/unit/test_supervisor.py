@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from unit.children import in_child
 from oomsafe.errors import ConfigError
 from oomsafe.kernel.oom_score import read_score, write_score
 from oomsafe.policy.settings import Policy
-from oomsafe.pool.slot import comm_of
+from oomsafe.pool.layout import Counters
+from oomsafe.pool.scoreboard import Entry
+from oomsafe.pool.slot import Figures, comm_of
 from oomsafe.pool.supervisor import Supervisor
 
 Said = Callable[[], list[str]]
@@ -93,6 +96,43 @@ def test_the_scoreboard_goes_with_it() -> None:
     assert os.path.exists(path)
     supervisor.close()
     assert not os.path.exists(path)
+
+
+def test_a_worker_that_is_reaped_in_a_signal_s_handler_waits_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gunicorn before 24 does that, also while another's counts go into the totals: none is lost, and none counts twice."""
+    supervisor = Supervisor(Policy(), "test", 2)
+    board = supervisor.board
+    assert board is not None
+    slots = [supervisor.reserve() for _ in range(3)]
+    for slot in slots:
+        assert slot is not None
+        slot.claim()
+        slot.publish(Figures(), Counters(work=1))
+    add = Counters.add
+
+    def interrupted(totals: Counters, other: Counters) -> None:
+        monkeypatch.setattr(Counters, "add", add)
+        signal.raise_signal(signal.SIGUSR1)
+        add(totals, other)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: supervisor.release(slots[1]))
+    try:
+        monkeypatch.setattr(Counters, "add", interrupted)
+        supervisor.release(slots[0])
+        after_a_release = [entry.number for entry in board.roll()], board.read().totals.work
+
+        signal.signal(signal.SIGUSR1, lambda *_: supervisor.release(slots[2]))
+        monkeypatch.setattr(supervisor, "_rescore_all", lambda now: (signal.raise_signal(signal.SIGUSR1), in_tick.extend(board.roll())))
+        in_tick: list[Entry] = []
+        supervisor.tick()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    assert after_a_release == ([2], 3)
+    assert [entry.number for entry in in_tick] == [2]
+    assert board.roll() == []
+    assert board.read().totals.work == 3
+    supervisor.close()
 
 
 @pytest.mark.parametrize("field", ["max_unavailable", "soft_limit", "hard_limit", "budget"])
