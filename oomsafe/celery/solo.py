@@ -39,7 +39,8 @@ class SoftLimits:
             def told(*given: Any, **named: Any) -> Any:
                 try:
                     try:
-                        self._take_up(*task_of(given))
+                        name, _, headers = task_of(given)
+                        self._take_up(name, headers)
                         return target(*given, **named)
                     finally:
                         self._put_down()
@@ -50,7 +51,7 @@ class SoftLimits:
 
         return on_apply
 
-    def _take_up(self, name: str, _task_id: str, headers: Mapping[str, Any]) -> None:
+    def _take_up(self, name: str, headers: Mapping[str, Any]) -> None:
         self._put_down()  # the last one's end may have been where it was told
         ceiling = self._limits.of(name, headers)
         if ceiling is None or ceiling.soft is None:

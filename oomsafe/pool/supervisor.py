@@ -106,9 +106,8 @@ class Supervisor:
         """In the supervisor, when the worker is gone. May be called in the handler of a signal, where gunicorn before 24 reaps."""
         if slot is not None:
             self._gone.append(slot)
-            if not self._busy:
-                with self._alone():
-                    pass
+            with self._alone():
+                pass
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -31,7 +31,7 @@ BEGINS = 0.01
 
 #: Seconds until work that was told and has not heeded is told again; twice as many each time, for the signal may disturb what it calls.
 #: CPython looks for signals between two bytecodes: one that comes after that look and before a blocking call's system call waits until
-#: that call ends. Where the watcher's thread takes the GIL from who is about to block, two of three come just then.
+#: that call ends. Where the watcher's thread takes the GIL from who is about to block, they often come just then.
 AGAIN = 0.02
 
 
@@ -42,8 +42,8 @@ class _Watched:
     rss: int
     at: float
     look_at: float = 0.0
-    told: bool = False
     tell_at: float = 0.0
+    """When it is to be told again; 0: it has not been told."""
     again: float = AGAIN
 
 
@@ -157,17 +157,17 @@ class Watcher:
         rss = self._rss(work)
         if rss is None:
             return CASUAL  # it is gone
-        told = watched.told and (now < watched.tell_at or self._board.has_heeded(work.number, work.generation, work.ticket))
+        told = watched.tell_at > 0 and (now < watched.tell_at or self._board.has_heeded(work.number, work.generation, work.ticket))
         look = judge(ceiling, work.rss, rss, (rss - watched.rss) / max(0.0001, now - watched.at), told)
         watched.rss, watched.at, watched.look_at = rss, now, now + look.again
         if look.step is not Step.LEAVE and self._dry_run:
             self._limited.pop(work.ticket, None)
             log.warning("a limit would be met (dry run): %s > %s, worker %d", format_size(look.used), format_size(look.limit), work.pid)
         elif look.step is Step.TELL:
-            if not watched.told:
+            if not watched.tell_at:
                 # the ticket goes with the signal: one that comes when the next piece of work has begun is none of its business
                 self._board.tell_of_limit(work.number, work.generation, work.ticket, look.used, look.limit or 0)
-            watched.told, watched.tell_at, watched.again = True, now + watched.again, watched.again * 2
+            watched.tell_at, watched.again = now + watched.again, watched.again * 2
             self._tell(work)
         elif look.step is Step.STOP:
             self._stop(work, ceiling)
