@@ -83,7 +83,7 @@ class Enforcing:
     def gone(self, worker: Any, seat: Seat) -> None:
         """For each child that billiard has joined, while its slot is still its own."""
         board, watcher = self._supervisor.board, self._watcher
-        if board is None or watcher is None:
+        if board is None or watcher is None or seat.number is None or seat.generation is None:
             return
         ticket, before = board.hand(seat.number, seat.generation)
         rss = watcher.seen.pop(seat.generation, None) or before or None

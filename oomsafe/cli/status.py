@@ -55,6 +55,8 @@ def render(pool: PoolView) -> Table:
     caption = (
         f"{pool.totals.work} requests since the start · recycles: {recycles or 'none'} · reclaimed {format_size(pool.totals.reclaimed)}"
     )
+    if pool.unserved:
+        caption += f" · no worker served for {pool.unserved:.1f} s"
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", expand=False)
     for column in ("slot", "pid", "state", "rss", "soft limit", "", "requests"):
         table.add_column(column, justify="left" if column in ("state", "") else "right", no_wrap=True)

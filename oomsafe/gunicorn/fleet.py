@@ -20,11 +20,14 @@ class GunicornFleet:
 
     def spawn(self) -> int | None:
         """Fork one more; in the child, this does not return."""
-        self.extra += 1
-        self._server.num_workers += 1
         pid = self._server.spawn_worker()
         slot = getattr(self._server.WORKERS.get(pid), "oomsafe_slot", None)
-        return None if slot is None else int(slot.generation)
+        if slot is None:
+            return None  # it could not be forked; or it has no slot, and gunicorn ends the one worker that is too many
+        # only now that it is there: gunicorn would fork the missing one by itself
+        self.extra += 1
+        self._server.num_workers += 1
+        return int(slot.generation)
 
     def shrink(self) -> None:
         """The number as it was: before gunicorn looks, or it would fork one for the worker that is gone."""

@@ -59,6 +59,8 @@ class Plugin:
         self._supervisor: Supervisor | None = None
         self._fleet: GunicornFleet | None = None
         self._reloading = False
+        self._reserved: Slot | None = None
+        """Of the worker that is being forked."""
         self._said: set[str] = set()
 
     @property
@@ -93,6 +95,7 @@ class Plugin:
         if server.cfg.reuse_port and not migrates_requests():
             log.warning("reuse_port: connections that wait for a worker that is recycled are lost; set sysctl net.ipv4.tcp_migrate_req=1")
         self._tick_with(server)
+        self._outlive_failed_forks(server)
         self._loaded(server)
 
     def _tick_with(self, server: Any) -> None:
@@ -109,6 +112,25 @@ class Plugin:
             self._reloading = False  # reload() has forked by now
 
         server.manage_workers = ticking
+
+    def _outlive_failed_forks(self, server: Any) -> None:
+        """A worker that can't be forked (EAGAIN, ENOMEM, EMFILE) must not end those that serve: gunicorn itself would exit.
+
+        It tries again each second, for it counts its workers then.
+        """
+        spawn_worker = server.spawn_worker
+
+        def spawning() -> Any:
+            try:
+                return spawn_worker()
+            except OSError as error:
+                if self._supervisor is None or not self.running or not self._supervisor.serves:
+                    raise
+                slot, self._reserved = self._reserved, None
+                self._supervisor.not_started(slot.number if slot else None, slot.generation if slot else None, error)
+                return None
+
+        server.spawn_worker = spawning
 
     def on_reload(self, server: Any) -> None:
         """In the arbiter, after SIGHUP has loaded the configuration anew."""
@@ -134,7 +156,7 @@ class Plugin:
         if self._supervisor.serves and not self._reloading:
             # what fails while gunicorn starts or reloads is its user's to see; what we have had forked must not end the service
             workers.spare_arbiter(worker, min(self._supervisor.boot_pause, max(1.0, worker.timeout)))
-        worker.oomsafe_slot = self._supervisor.reserve()
+        worker.oomsafe_slot = self._reserved = self._supervisor.reserve()
 
     def post_fork(self, server: Any, worker: Any) -> None:
         """In the worker, before gunicorn drops privileges: afterwards its score can't be written any more."""

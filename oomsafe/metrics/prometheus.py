@@ -120,6 +120,7 @@ def _counters(pool: PoolView) -> Iterator[Metric]:
     yield CounterMetricFamily("oomsafe_requests", "Requests that have ended.", value=totals.work)
     yield CounterMetricFamily("oomsafe_reclaims", "Times that gc.collect() and malloc_trim() were tried.", value=totals.reclaims)
     yield CounterMetricFamily("oomsafe_reclaimed_bytes", "Bytes that they gave back.", value=totals.reclaimed)
+    yield CounterMetricFamily("oomsafe_unserved_seconds", "Seconds in which no worker served.", value=pool.unserved)
     recycles = CounterMetricFamily("oomsafe_recycles", "Workers recycled, by the limit that they were over.", labels=["reason"])
     for reason, count in totals.by_reason.items():
         recycles.add_metric([reason], count)

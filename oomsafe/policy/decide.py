@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import NamedTuple
 
 from oomsafe.policy.limits import Limits
@@ -12,19 +12,30 @@ from oomsafe.policy.settings import Policy
 #: Seconds between two attempts to reclaim: gc.collect() walks the whole heap.
 RECLAIM_EVERY = 10.0
 
-#: One that breached its limit while it was young and has grown by less than this share of it since does not leak:
-#: it needs that much.
+#: A worker that has grown by less than this share of its limit since it came over it does not leak: it needs that much.
 SETTLED = 0.1
 
-#: A worker this far over its soft limit waits for nobody any more.
-WAITS_UP_TO = 1.05
+#: After so many workers in a row that settled above their soft limit, the next one stays.
+SETTLED_WORKERS = 3
+
+#: By this share of its soft limit, the limit of one that stays is above what it has settled at.
+SETTLED_ROOM = 0.25
+
+#: Seconds after which the limit of one that stays is its old one again: what was needed once may not be needed any more.
+SETTLED_FOR = 600.0
+
+#: A worker that came over its limit in one step took at least this share of the way from its boot to the limit in it.
+STEP = 0.5
+
+#: Seconds for which one that seemed to climb must stay where it is, to be taken for one that came by a step.
+STAYS_FOR = 1.0
+
+#: A worker that grows steadily asks when it will be over its limit by the time its replacement serves, but from this share of the limit.
+ASKS_FROM = 0.7
+
 
 #: Seconds by which a replacement is taken to be late: a machine on which a worker leaks at full speed boots more slowly.
 BOOTS_LATE = 0.3
-
-#: One whose replacement is being brought up, and will be there in time, waits for it up to here: with what it takes
-#: while it drains, it stays below 1.25.
-REPLACED_UP_TO = 1.2
 
 
 class Action(Enum):
@@ -32,7 +43,19 @@ class Action(Enum):
 
     SERVE = "serve"
     RECLAIM = "reclaim"
+    ASK = "ask"
+    """Serve on, and have the supervisor know that this worker should be replaced."""
     RECYCLE = "recycle"
+
+
+class Order(IntEnum):
+    """What a supervisor has ordered a worker to do."""
+
+    NONE = 0
+    GO = 1
+    """Drain now: its replacement serves, or there is one worker too many."""
+    PERMIT = 2
+    """Drain as soon as it is over its limit: it need not wait for a replacement."""
 
 
 class Reason(Enum):
@@ -44,8 +67,9 @@ class Reason(Enum):
     YOUNG = "min_lifetime"
     SUSTAIN = "sustain"
     TURN = "max_unavailable"
-    SURGE = "surge"
-    BOOT = "boots_fail"
+    ABANDONED = "no_supervisor"
+    SOON = "soon_over_limit"
+    SETTLED = "settled"
     SOFT = "soft_limit"
     HARD = "hard_limit"
     REPLACED = "replaced"
@@ -54,22 +78,21 @@ class Reason(Enum):
 class Pool(NamedTuple):
     """The rest of the pool, as this worker sees it on the scoreboard."""
 
-    draining: int = 0
-    """Workers, this one not counted, that finish what they have."""
-    replacing: int = 0
-    """Workers, this one not counted, that have no work any more, or not yet."""
+    away: int = 0
+    """Workers, this one not counted, that do not serve: they start, drain, or leave."""
     turns: int = 1
     """How many may be away at once."""
-    over_budget: bool = False
-    """The working set is above the budget: nothing may wait for a worker's age."""
-    surges: bool = False
-    """A supervisor brings the replacement first, and tells who may go."""
-    told: bool = False
-    """It has told this worker."""
+    short: bool = False
+    """Memory is about to run out: nothing may wait for a worker's age."""
+    supervised: bool = False
+    """A supervisor decides who goes, and when."""
+    abandoned: bool = False
+    """Nobody would bring up another worker in this one's place: what should is gone, or stands still."""
+    order: Order = Order.NONE
     boot: float = 1.0
     """Seconds until a replacement serves."""
-    boots_fail: bool = False
-    """The last worker that was started died before it served."""
+    settled: int = 0
+    """How many workers in a row were recycled that had settled above their limit."""
 
 
 class Snapshot(NamedTuple):
@@ -78,6 +101,8 @@ class Snapshot(NamedTuple):
     used: int | None
     """What the soft limit is compared with: rss, pss or uss, as Limits.metric says."""
     rss: int | None
+    speed: float = 0.0
+    """Bytes a second that `used` grows by, steadily; 0 while that is not known."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +115,15 @@ class History:
     """Since when it has been over its soft limit without a break; None while it is not."""
     breached_with: int | None = None
     """What it held when that began, in bytes."""
+    breached_by_step: bool = False
+    """Whether it came there in one step."""
+    climbed: bool = True
+    """Whether it had grown right before, too, or that is not known."""
     reclaimed_at: float | None = None
     refused: bool = False
     """Its soft limit is below what a worker needs: recycling would never end."""
+    asks: bool = False
+    """Whether it has asked to be replaced."""
     ready_with: int | None = None
     """What it held when it began to serve, by the limits' metric, in bytes."""
 
@@ -106,70 +137,93 @@ class Decision(NamedTuple):
 
 def decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, pool: Pool, now: float) -> Decision:
     """What a worker with these figures should do at `now`. Pure: call it again after each new measurement."""
-    if seen.rss is not None and limits.hard is not None and seen.rss > limits.hard:
-        return Decision(Action.RECYCLE, Reason.HARD)
-    if pool.told:
-        over = seen.used is not None and limits.early is not None and seen.used > limits.early and not history.refused
-        return Decision(Action.RECYCLE, Reason.SOFT if over else Reason.REPLACED)
+    if pool.abandoned:
+        return Decision(Action.SERVE, Reason.ABANDONED)  # an order may be older than the end of who gave it
+    over = seen.used is not None and limits.early is not None and seen.used > limits.early and not history.refused
+    far_over = seen.rss is not None and limits.hard is not None and seen.rss > limits.hard
+    if pool.order is Order.GO:
+        return Decision(Action.RECYCLE, Reason.HARD if far_over else Reason.SOFT if over or history.asks else Reason.REPLACED)
+    if far_over:
+        return _leave(Reason.HARD, pool)
     if seen.used is None or limits.soft is None or limits.early is None:
         return Decision(Action.SERVE, Reason.UNKNOWN)
-    if seen.used <= limits.early:
-        return Decision(Action.SERVE, Reason.WITHIN)
     if history.refused:
-        return Decision(Action.SERVE, Reason.REFUSED)
+        return Decision(Action.SERVE, Reason.REFUSED if seen.used > limits.early else Reason.WITHIN)
+    young = now - history.ready_at < policy.min_lifetime
+    soon = pool.supervised and not young and not policy.sustain and will_be_over(limits, seen, pool)
+    if not over and not soon:
+        return Decision(Action.SERVE, Reason.WITHIN)
     if policy.reclaim and (history.reclaimed_at is None or now - history.reclaimed_at >= RECLAIM_EVERY):
         return Decision(Action.RECLAIM, Reason.SOFT)
-    if now - history.ready_at < policy.min_lifetime and not pool.over_budget:
+    if not over:
+        return Decision(Action.ASK, Reason.SOON)
+    if young and not pool.short:
         return Decision(Action.SERVE, Reason.YOUNG)
     if history.breached_since is None or now - history.breached_since < policy.sustain:
         return Decision(Action.SERVE, Reason.SUSTAIN)
-    if pool.boots_fail and not pool.over_budget:
-        return Decision(Action.SERVE, Reason.BOOT)  # nobody would take its place
-    if waits_for_replacement(seen.used, limits.soft, speed(seen.used, history, now), pool):
-        return Decision(Action.SERVE, Reason.SURGE)
-    if not may_leave(seen.used, limits.soft, pool):
-        return Decision(Action.SERVE, Reason.TURN)
-    return Decision(Action.RECYCLE, Reason.SOFT)
+    if pool.settled >= SETTLED_WORKERS and not pool.short and has_settled(policy, limits, seen.used, history, now):
+        return Decision(Action.SERVE, Reason.SETTLED)
+    return _leave(Reason.SOFT, pool)
 
 
-def speed(used: int, history: History, now: float) -> float:
-    """Bytes a second that the worker has grown by over its life: over a shorter time, one request would look like a leak."""
-    if history.ready_with is None or now <= history.ready_at:
-        return 0.0
-    return (used - history.ready_with) / (now - history.ready_at)
+def _leave(reason: Reason, pool: Pool) -> Decision:
+    """This worker should go: when a supervisor says so, or when fewer than may be are away."""
+    if pool.supervised:
+        return Decision(Action.ASK if pool.order is Order.NONE else Action.RECYCLE, reason)
+    # short of memory it need not wait for those who start, but they go one at a time
+    return Decision(Action.RECYCLE, reason) if pool.away < pool.turns else Decision(Action.SERVE, Reason.TURN)
 
 
-def waits_for_replacement(used: int, soft: int, speed: float, pool: Pool) -> bool:
-    """Whether this worker stays until its replacement serves.
+def will_be_over(limits: Limits, seen: Snapshot, pool: Pool) -> bool:
+    """Whether this worker, as steadily as it grows, will be over its limit when a replacement that is asked for now serves."""
+    if seen.used is None or limits.early is None:
+        return False
+    return limits.early * ASKS_FROM < seen.used and limits.early < seen.used + seen.speed * replaced_within(pool.boot)
 
-    Not one that grows so fast that it would be far over its limit by then.
+
+def replaced_within(boot: float) -> float:
+    """Seconds until a replacement helps, where a worker takes `boot` seconds to boot."""
+    return boot + BOOTS_LATE
+
+
+def is_short(used: int | None, budget: int | None, speed: float, boot: float) -> bool:
+    """Whether a pool that uses so many bytes, and grows by `speed` bytes a second, is over its budget before a replacement helps.
+
+    False where a figure is not known: what is done when memory is short costs service.
     """
-    return pool.surges and max(used, used + speed * (pool.boot + BOOTS_LATE)) <= soft * REPLACED_UP_TO
-
-
-def may_leave(used: int, soft: int, pool: Pool) -> bool:
-    """Whether it is this worker's turn: the more it holds, the less it waits.
-
-    Up to its soft limit (it asks from a little below, by its jitter) it waits until nobody else is
-    away: neither draining, nor being replaced. Above it, only for those who drain. A worker that
-    grew by another twentieth while it waited goes: an unserved moment is better than a kernel kill.
-    """
-    if used > soft * WAITS_UP_TO:
-        return True
-    away = pool.draining if used > soft else pool.draining + pool.replacing
-    return away < pool.turns
+    return used is not None and budget is not None and used + max(0.0, speed) * replaced_within(boot) > budget
 
 
 def has_settled(policy: Policy, limits: Limits, used: int | None, history: History, now: float) -> bool:
-    """Whether this worker went over its soft limit in its first seconds and stayed there.
+    """Whether this worker went over its soft limit in one step, and has stayed where it came to.
 
-    An app that loads its models with its first work does that. Once may be chance; when one worker
-    after the other does, recycling them is of no use.
+    An app that loads its models with its first work does that, and so does one that a single heavy request has passed
+    through. A leak climbs. Once may be chance; when one worker after the other settles, recycling them is of no use.
     """
     if used is None or limits.soft is None or history.breached_since is None or history.breached_with is None:
         return False
-    went_young = history.breached_since - history.ready_at < policy.min_lifetime <= now - history.ready_at
-    return went_young and used - history.breached_with < limits.soft * SETTLED
+    if not history.breached_by_step or now - history.ready_at < policy.min_lifetime:
+        return False
+    if history.climbed and now - history.breached_since < STAYS_FOR:
+        return False
+    return used - history.breached_with < limits.soft * SETTLED
+
+
+def settled_limits(limits: Limits, used: int) -> Limits:
+    """The limits of a worker that stays though it has settled above its soft limit: with room to see it grow again."""
+    if limits.soft is None:
+        return limits
+    raised = used + int(limits.soft * SETTLED_ROOM)
+    if limits.hard is not None:
+        raised = max(limits.soft, min(raised, limits.hard))
+    return replace(limits, soft=raised, early=raised)
+
+
+def came_by_a_step(limits: Limits, began_with: int | None, growth: int | None) -> bool:
+    """Whether a worker that began with so many bytes came over its limit in one step, by its `growth` within a moment."""
+    if limits.early is None or began_with is None or growth is None:
+        return False
+    return growth >= STEP * (limits.early - began_with)
 
 
 def within_reach(limits: Limits, baseline: int | None, rss: int | None) -> Limits:

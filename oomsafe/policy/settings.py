@@ -46,7 +46,8 @@ class Policy:
     soft_limit: Size | Literal["auto"]
     """A worker above it is recycled when its current work is done. auto: (budget - supervisor) / workers."""
     hard_limit: Size | None
-    """A worker above it is recycled without waiting for `sustain`, `min_lifetime` or its turn. None: no such limit."""
+    """A worker above it waits neither for `sustain` nor `min_lifetime`, nor for its replacement where enough others serve. None: there
+    is no such limit."""
     budget: Size
     """The working set that the whole pool may have; `soft_limit` auto is a share of it. Where no cgroup limits the pool, a size in
     bytes is compared with what its own processes hold, a share with what is in use on the whole machine."""
@@ -63,7 +64,8 @@ class Policy:
     min_lifetime: float
     """Seconds after boot before a worker may be recycled, while the pool is within its budget."""
     max_unavailable: int | Percent
-    """How many workers of the pool may be recycling at once; a share is rounded down, and is at least 1."""
+    """How many workers of the pool may be away from service at once; a share is rounded down, and is at least 1. With `surge` the last one
+    that serves stays until another does, while the pool is within its budget."""
     surge: bool
     """The replacement first: a worker is recycled when the one that takes its place serves, where memory holds both."""
     grace_period: float

@@ -52,7 +52,9 @@ def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None)
         return None
     try:
         policy, warnings = load_policy(os.environ, keywords)
-        guard = Guard(policy, recycle=recycle_of(policy) if recycle_of is not None else None, unit=unit)
+        # where its user says that something restarts this process, that need not be its parent
+        parent = None if os.environ.get("OOMSAFE_SINGLE") == "exit" else os.getppid()
+        guard = Guard(policy, recycle=recycle_of(policy) if recycle_of is not None else None, unit=unit, parent=parent)
     except Exception as error:
         _failed_in = os.getpid()
         log.error("no guard can be made, so nothing is measured: %r", error)

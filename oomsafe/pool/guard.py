@@ -17,9 +17,23 @@ from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.malloc import trim
 from oomsafe.kernel.oom_score import raise_score, read_score
 from oomsafe.kernel.process import OwnMemory
-from oomsafe.policy.decide import Action, Decision, History, Reason, Snapshot, decide, has_settled
+from oomsafe.policy.decide import (
+    ASKS_FROM,
+    SETTLED,
+    Action,
+    Decision,
+    History,
+    Order,
+    Reason,
+    Snapshot,
+    came_by_a_step,
+    decide,
+    has_settled,
+    is_short,
+)
 from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.settings import Policy
+from oomsafe.policy.trend import SAMPLE_EVERY, Trend
 from oomsafe.policy.units import MIB, format_size
 from oomsafe.pool import layout
 from oomsafe.pool.farewell import farewell, history
@@ -38,6 +52,15 @@ if TYPE_CHECKING:
 #: Seconds until a worker over its limit that may not go yet looks again.
 LOOK_AGAIN = 0.005
 
+#: Seconds between two times that a worker which asks to be replaced says what it holds, and wakes its supervisor.
+ASK_EVERY = 0.1
+
+#: Seconds between two looks at whether the pool's memory is about to run out.
+SHORT_EVERY = 0.05
+
+#: A worker that will be over its limit within so many seconds, at the pace of the last moment, is measured more often.
+LOOKS_AHEAD = 2.0
+
 _guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 _watching_forks = False
 
@@ -53,7 +76,8 @@ class Guard(Meter):
     `background` runs a slow function beside the work; None runs it in place, between two pieces.
     `poke` wakes the supervisor, which would see what this worker says at its next look; None: it can wait.
     `unit` names the work in logs. A guard belongs to the process that made it: make one after a fork.
-    With a `board`, the worker serves when it says so by ready().
+    With a `board`, the worker serves when it says so by ready(). `parent` is the process that brings up another worker in
+    this one's place: when it is gone, this worker stays. None: nothing is known of it.
     Without arguments it is a pool of one.
     """
 
@@ -69,6 +93,7 @@ class Guard(Meter):
         slot: Slot | None = None,
         capacity: Capacity | None = None,
         memory: OwnMemory | None = None,
+        parent: int | None = None,
     ) -> None:
         super().__init__(slot or Slot.private(), memory)
         self.policy = policy or Policy()
@@ -84,13 +109,16 @@ class Guard(Meter):
         self._poke = poke
         self._unit = unit
         self._board = board
-        self._neighbours = Neighbours(board, self.slot)
+        self._neighbours = Neighbours(board, self.slot, parent)
         self._deciding = allocate_lock()
         self._gauge = Gauge()
         self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours)
         self._history = History(ready_at=time.monotonic())
+        self._trend = Trend()
         self._usage: Usage | None = None
-        self._ready = self._waiting = False
+        self._short = False
+        self._short_at = 0.0
+        self._ready = self._asking = False
         if board is None:
             self.ready()
 
@@ -159,9 +187,14 @@ class Guard(Meter):
         try:
             if now >= self._publish_at:
                 self._thresholds.follow_pool(now)
+                self._trend.add(now, self.rss)
                 self._take_limits()
+                self.slot.need(self._used(now), self._trend.speed)
                 self._publish(now)
-            if not self._decided and (self.rss > self._alert or self._history.breached_since is not None or self.slot.told_to_drain):
+                if self._asking:
+                    self._wake_supervisor()  # it may have been asleep, or have had nobody to spare
+            due = self.rss > self._alert or self._asking or self._history.breached_since is not None
+            if not self._decided and (due or self.slot.order is not Order.NONE):
                 release = self._consider(now)
         finally:
             if release:
@@ -171,11 +204,7 @@ class Guard(Meter):
         """Decide and act. False: the rest happens in the background, which also releases the lock."""
         self._look_at = now + LOOK_AGAIN
         used = self._used(now)
-        breached = used is not None and self.limits.early is not None and used > self.limits.early
-        if not breached:
-            self._history = replace(self._history, breached_since=None, breached_with=None)
-        elif self._history.breached_since is None:
-            self._history = replace(self._history, breached_since=now, breached_with=used)
+        self._note_breach(now, used)
         decision = self._decide(now, used)
         if decision.action is Action.RECLAIM:
             self._history = replace(self._history, reclaimed_at=now)
@@ -184,34 +213,48 @@ class Guard(Meter):
             self._go(decision.reason, now, used)
         return True
 
+    def _note_breach(self, now: float, used: int | None) -> None:
+        """Since when this worker has been over its limit, and how it came there."""
+        if used is None or self.limits.early is None or used <= self.limits.early:
+            self._history = replace(self._history, breached_since=None, breached_with=None)
+        elif self._history.breached_since is None:
+            growth, pace = self._trend.step(now, self.rss)
+            step = came_by_a_step(self.limits, self._history.ready_with, growth)
+            climbed = pace is None or pace * SAMPLE_EVERY >= self.limits.early * SETTLED
+            self._history = replace(self._history, breached_since=now, breached_with=used, breached_by_step=step, climbed=climbed)
+        self._trend.add(now, self.rss)
+
     def _decide(self, now: float, used: int | None) -> Decision:
         """decide(), and if this worker is to leave, it is on its way before another can ask."""
         rss = self.rss if self.rss_known else None
-        must_know = now - self._history.ready_at < self.policy.min_lifetime or self._neighbours.boots_fail
-        over_budget = must_know and self.rss > self._alert and self._over_budget(now)
-        with self._neighbours.look(over_budget) as pool:
-            decision = decide(self.policy, self.limits, Snapshot(used, rss), self._history, pool, now)
-            settled = has_settled(self.policy, self.limits, used, self._history, now)
+        speed = self._trend.speed
+        with self._neighbours.look(self._is_short(now, speed)) as pool:
+            decision = decide(self.policy, self.limits, Snapshot(used, rss, speed), self._history, pool, now)
             leaves = decision.action is Action.RECYCLE and not self.policy.dry_run and self._recycle is not None
-            waits = decision.reason in (Reason.SURGE, Reason.BOOT)
-            would = (leaves and decision.reason is Reason.SOFT) or waits
-            if would and not pool.told and self._neighbours.leaving_is_no_use(settled):
-                leaves, waits, decision = False, False, Decision(Action.SERVE, Reason.REFUSED)
-                self._thresholds.refuse("within its first seconds", used)
-                self._take_limits()
             if leaves:
-                self._neighbours.leaves(settled)
+                self._neighbours.leaves(has_settled(self.policy, self.limits, used, self._history, now))
                 self.slot.set_state(layout.DRAINING)
-            else:
-                self._wait(waits)
-            return decision
+        if decision.reason is Reason.SETTLED and used is not None:
+            self._thresholds.stay(used, now)
+            self._take_limits()
+        elif decision.reason is Reason.ABANDONED:
+            self.say_once(
+                "abandoned", logging.WARNING, "%s stays, whatever it holds: its supervisor is gone, or has stood still for seconds, and "
+                "nobody would bring up another worker in its place", self,
+            )  # fmt: skip
+        if not leaves:
+            self._ask(decision.action is Action.ASK, now, used)
+        return decision
 
-    def _wait(self, waiting: bool) -> None:
-        """Say on the scoreboard whether this worker waits for its replacement."""
-        if waiting is not self._waiting:
-            self._waiting = waiting
-            self.slot.set_state(layout.WAITING if waiting else layout.SERVING)
-            if waiting:
+    def _ask(self, asking: bool, now: float, used: int | None) -> None:
+        """Say on the scoreboard whether this worker asks to be replaced, and what it holds: its supervisor decides by that."""
+        if asking is not self._asking:
+            self._asking = asking
+            self._history = replace(self._history, asks=asking)
+            self.slot.need(used, self._trend.speed)
+            self._publish(now)
+            self.slot.set_state(layout.WAITING if asking else layout.SERVING)
+            if asking:
                 self._wake_supervisor()
 
     def _wake_supervisor(self) -> None:
@@ -221,13 +264,20 @@ class Guard(Meter):
         except OSError:
             pass  # it belongs to another user: it looks by itself within a second
 
-    def _over_budget(self, now: float) -> bool:
-        from oomsafe.pool.usage import Usage  # here: most workers are never over their limit while it matters
+    def _is_short(self, now: float, speed: float) -> bool:
+        """Whether the pool's memory is about to run out. Looked at only where it matters, and not each time."""
+        if self._history.breached_since is None:
+            return False
+        if now >= self._short_at:
+            from oomsafe.pool.usage import Usage  # here: most workers are never over their limit
 
-        self._usage = self._usage or Usage()
-        budget = self._thresholds.budget
-        used = self._usage.of(self.policy, read_capacity(), budget, self.pool, now)
-        return used is not None and budget is not None and used > budget
+            self._short_at = now + SHORT_EVERY
+            self._usage = self._usage or Usage()
+            budget = self._thresholds.budget
+            used = self._usage.of(self.policy, read_capacity(), budget, self.pool, now)
+            # the others are taken to grow as this one does
+            self._short = is_short(used, budget, speed * (self._neighbours.workers or 1), self._neighbours.boot)
+        return self._short
 
     def _reclaim(self) -> bool:
         before = self.rss
@@ -252,6 +302,7 @@ class Guard(Meter):
         # from its end, for one that took long must not be followed by another at once
         self._history = replace(self._history, reclaimed_at=time.monotonic())
         self._gauge.forget()
+        self._trend.forget()
         freed = max(0, before - self.measure())
         self.counters.reclaims += 1
         self.counters.reclaimed += freed
@@ -284,14 +335,22 @@ class Guard(Meter):
     def _take_limits(self) -> None:
         self._still = False
         self.soft_limit, self._alert = self._thresholds.soft, self._thresholds.alert
+        if self._grows_fast and self._neighbours.supervised:
+            self._alert *= ASKS_FROM
         self._history = replace(self._history, refused=self._thresholds.refused)
+
+    @property
+    def _grows_fast(self) -> bool:
+        """Whether it will soon be over its limit, at the pace of the last moment; also right after boot, when that is not known."""
+        pace = self._trend.pace
+        return pace is None or (pace > 0 and self.rss + pace * LOOKS_AHEAD > self._thresholds.alert)
 
     def _used(self, now: float) -> int | None:
         """The figure that the soft limit is compared with."""
         return self._gauge.read(self.limits.metric, self.rss, self._alert, now) if self.rss_known else None
 
     def _publish(self, now: float) -> None:
-        self._publish_at = now + PUBLISH_EVERY
+        self._publish_at = now + (ASK_EVERY if self._asking else SAMPLE_EVERY if self._grows_fast else PUBLISH_EVERY)
         rss, peak = (self.rss, self.peak_rss) if self.rss_known else (None, None)
         gauge, hard = self._gauge, self.limits.hard
         figures = Figures(rss, peak, self.baseline, self.soft_limit, hard, gauge.pss, gauge.uss, read_score(), self.in_flight)

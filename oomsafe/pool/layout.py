@@ -1,9 +1,10 @@
-"""The bytes of a scoreboard. Version 3, little-endian; sizes in bytes; -1 in a figure is None, never 0.
+"""The bytes of a scoreboard. Version 4, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
 A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, one slot a worker::
 
     header   0  magic "oomsafe\\0" · u32 version · u32 slots · u32 slot size
-            20  u16 1 once a worker has refused its soft limit · u16 recycles in a row of workers that had settled above it
+            20  u16 bits of what a worker has said for all: 1 soft limit refused, 2 hard limit refused, 4 it stays above its soft limit
+            22  u16 recycles in a row of workers that had settled above their soft limit
             24  u64 sequence: odd while the supervisor folds a slot into the totals
             32  u64 supervisor's pid · u64 its start time · f64 created, seconds since 1970
             56  u64 generations handed out · i64 workers wanted · i64 turns (who may recycle at once)
@@ -13,8 +14,9 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
           1664  totals: the counters of all workers that are gone
           5632  the schedule of a supervisor that brings replacements first:
                 f64 when it looked last, on the machine's monotonic clock · u64 how many workers in a row have died before they served
+          5648  f64 since when no worker has served, on the same clock; 0: one does · f64 seconds without one, before that
 
-    slot     0  u32 state · u32 order (the supervisor writes it), 1: drain
+    slot     0  u32 state · u32 order (the supervisor writes it), 1: drain, 2: drain when over the limit
              8  u64 pid · u64 start time · u64 generation · f64 reserved, seconds since 1970
             40  u64 sequence: odd while the worker publishes
             48  i64 rss · peak rss · baseline · soft limit · hard limit · pss · uss · oom_score_adj · in flight
@@ -22,6 +24,7 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
            128  u64 ticket of the work in hand, 0: none · i64 rss when it began
            144  u64 ticket of the work that is over its soft limit · i64 what it uses · i64 the limit (the supervisor writes them,
                the worker zeros once it has heeded)
+           168  i64 what the soft limit is compared with: rss, pss or uss · i64 bytes a second that it grows by, steadily
            192  counters
           3968  16 cells of 128: what is in flight
 
@@ -42,7 +45,7 @@ import struct
 from dataclasses import dataclass, field
 
 MAGIC = b"oomsafe\0"
-VERSION = 3
+VERSION = 4
 
 HEADER_SIZE = 6144
 SLOT_SIZE = 6144
@@ -55,6 +58,7 @@ POOL_AT, POOL = 56, struct.Struct("<Q4q32s")
 NAMES_AT = 128
 TOTALS_AT = 1664
 SCHEDULE_AT, SCHEDULE = 5632, struct.Struct("<dQ")
+UNSERVED_AT, UNSERVED = 5648, struct.Struct("<dd")
 
 STATE = struct.Struct("<I")
 ORDER_AT, ORDER = 4, struct.Struct("<I")
@@ -64,6 +68,7 @@ SLOT_SEQUENCE_AT = 40
 FIGURES_AT, FIGURES = 48, struct.Struct("<9qd")
 HAND_AT, HAND = 128, struct.Struct("<Qq")
 TOLD_AT, TOLD = 144, struct.Struct("<Qqq")
+NEED_AT, NEED = 168, struct.Struct("<qq")
 COUNTERS_AT = 192
 CELLS_AT = 3968
 CELL_SIZE, CELLS = 128, 16
@@ -76,6 +81,8 @@ SEQUENCE = struct.Struct("<Q")
 #: Upper ends of the growth buckets in bytes; the last bucket has none.
 BOUNDS = (0, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 20, 1 << 30)
 BUCKETS = len(BOUNDS) + 1
+#: The largest figure that a field of 64 bits with a sign can hold.
+LARGEST = (1 << 63) - 1
 ROUTES, ROUTE_NAME = 24, 64
 #: Recycles are counted by reason, in this order; a new reason goes to the end.
 REASONS = ("soft_limit", "hard_limit", "replaced")
@@ -84,6 +91,9 @@ _TALLY = struct.Struct("<11Q")
 _ROUTE = struct.Struct(f"<{ROUTE_NAME}s{1 + BUCKETS}Q")
 COUNTERS_SIZE = _TALLY.size + ROUTES * _ROUTE.size
 
+#: Bits of the limits that a worker has refused, or stays above.
+REFUSES_SOFT, REFUSES_HARD, STAYS_ABOVE = 1, 2, 4
+
 FREE, STARTING, SERVING, WAITING, DRAINING, LEAVING = range(6)
 STATES = ("free", "starting", "serving", "waiting", "draining", "leaving")
 
@@ -91,8 +101,9 @@ STATES = ("free", "starting", "serving", "waiting", "draining", "leaving")
 UNMATCHED, OTHER = "unmatched", "other"
 
 assert NAMES_AT + ROUTES * ROUTE_NAME <= TOTALS_AT
-assert TOTALS_AT + COUNTERS_SIZE <= SCHEDULE_AT <= HEADER_SIZE - SCHEDULE.size
-assert TOLD_AT + TOLD.size <= COUNTERS_AT
+assert TOTALS_AT + COUNTERS_SIZE <= SCHEDULE_AT
+assert SCHEDULE_AT + SCHEDULE.size <= UNSERVED_AT <= HEADER_SIZE - UNSERVED.size
+assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= SLOT_SIZE
 assert CELL.size == CELL_SIZE

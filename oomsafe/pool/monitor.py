@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from oomsafe.policy.decide import Order, is_short
 from oomsafe.policy.limits import Capacity, resolve_limits, turns
 from oomsafe.policy.settings import Policy
-from oomsafe.policy.surge import Do, Ledger, Room, Seen, Stage, Step, failed, plan, recovered, spawned
+from oomsafe.policy.surge import Do, Ledger, Room, Seen, Stage, Step, failed, gone, plan, recovered, spawned
 from oomsafe.policy.units import format_size
 from oomsafe.pool import layout
 from oomsafe.pool.log import log
@@ -23,12 +24,18 @@ _STAGES = {
     layout.LEAVING: Stage.LEAVING,
 }
 
+#: Why a worker goes before its replacement where its user wants it so: that needs no line.
+NO_SURGE = "surge is off"
+
+#: Seconds that a boot is taken to last before one has been seen.
+BOOT = 1.0
+
 
 class Fleet(Protocol):
     """What a server does for its Monitor."""
 
     def spawn(self) -> int | None:
-        """Bring up one more worker than wanted; its generation, or None when that can't be done."""
+        """Bring up one more worker than wanted; its generation, or None when that can't be done: then nothing has changed."""
 
     def shrink(self) -> None:
         """Want one less again: the worker that is gone is not to be replaced."""
@@ -46,78 +53,134 @@ class Monitor:
         self._fleet = fleet
         self._usage = Usage()
         self._said = ""
+        self._boots: dict[int, float] = {}
+        """When each worker that boots was seen first, by its generation."""
+        self._boot = BOOT
+        """Seconds that the last boot took."""
+        self._has_served = False
 
     def forget(self) -> None:
         """The server has replaced its workers itself: nothing is under way any more."""
         self.ledger = Ledger()
+        self._has_served = False
 
-    def boot_failed(self, generation: int, now: float) -> None:
-        """A worker has died before it served. A replacement whose worker still serves is found missing at the next tick."""
-        if generation != self.ledger.replacement or self.ledger.victim is not None:
-            self.ledger = failed(self.ledger, generation, now)
+    def gone(self, generation: int, served: bool, now: float) -> None:
+        """A worker is gone; `served`: it had come to serve. At once: until it is told, the server brings up one in its place."""
+        before = self.ledger
+        self.ledger, steps = gone(before, generation, served, now)
+        for _ in steps:
+            self._fleet.shrink()
+        if not served and generation in before.pending:
+            victim = next(handover.victim for handover in before.handovers if handover.replacement == generation)
+            of = next((entry for entry in self._board.roll() if entry.generation == victim), None)
+            log.error(
+                "a replacement died before it served: the worker over its limit %s; next try in %.0f s "
+                "(it was for slot %s; its own error is above: mend what keeps the app from booting)",
+                "drains" if of and of.state == layout.DRAINING else "stays", self.ledger.not_before - now, of.number if of else "unknown",
+            )  # fmt: skip
+
+    def not_started(self, error: Exception, now: float) -> None:
+        """A worker could not be started at all, a replacement or another."""
+        first, self.ledger = not self.ledger.failures, failed(self.ledger, 0, now)
+        if first:
+            log.error("a worker can't be started (%r): those that serve stay; next try in %.0f s", error, self.ledger.not_before - now)
 
     def tick(self, policy: Policy, measure: Callable[[], Capacity], now: float) -> None:
-        """Look, and do what is due. The kernel is asked only when somebody waits: a supervisor may look ten times a second."""
-        surges = policy.surge and not policy.dry_run and self._fleet.may_surge()
-        if surges or self.ledger != Ledger():
-            entries = self._board.roll()
+        """Look, and do what is due. The kernel is asked only when somebody asks: a supervisor may look ten times a second."""
+        entries = self._board.roll()
+        self._note_boots(entries, now)
+        self._note_unserved(entries, now)
+        if not policy.dry_run:
             workers = [_seen(entry) for entry in entries]
             self.ledger = recovered(self.ledger, workers)
-            asked = any(worker.stage in (Stage.WAITING, Stage.DRAINING) for worker in workers)
-            if self.ledger.replacement is not None or (surges and asked):
+            if self.ledger.handovers or any(worker.stage in (Stage.WAITING, Stage.DRAINING) for worker in workers):
                 capacity = measure()
-                least = capacity.workers - turns(policy, capacity.workers)
-                room = Room(self._holds_one_more(policy, capacity, entries, now), least, capacity.workers)
-                asker = self.ledger.asker
+                room, why = self._room(policy, capacity, entries, now)
                 self.ledger, steps = plan(self.ledger, workers, room, now)
                 for step in steps:
-                    self._do(step, entries, now)
-                    if step.do is Do.FAILED:
-                        self._say_failed(asker, entries, now)
-        self._board.schedule = (now if surges else 0.0, self.ledger.failures)
+                    self._do(step, entries, why)
+        # in a dry run each worker decides by itself, and says what it would do
+        self._board.schedule = (0.0 if policy.dry_run else now, self.ledger.failures)
 
-    def _do(self, step: Step, entries: Sequence[Entry], now: float) -> None:
+    def _do(self, step: Step, entries: Sequence[Entry], why: str) -> None:
         if step.do is Do.SPAWN:
             replacement = self._fleet.spawn()
-            if replacement is None:
-                self._grant(step.generation, entries)
-            else:
+            if replacement is not None:
                 self.ledger = spawned(self.ledger, replacement, step.generation)
-        elif step.do is Do.GRANT:
-            self._grant(step.generation, entries)
-        else:
+        elif step.do is Do.SHRINK:
             self._fleet.shrink()
+        else:
+            self._order(step, entries, why)
 
-    def _say_failed(self, asker: int | None, entries: Sequence[Entry], now: float) -> None:
-        of = next((entry for entry in entries if entry.generation == asker), None)
-        log.error(
-            "a replacement died before it served: the worker over its limit %s; next try in %.0f s "
-            "(it was for slot %s; its own error is above: mend what keeps the app from booting)",
-            "drains" if of and of.state == layout.DRAINING else "stays", self.ledger.not_before - now, of.number if of else "unknown",
-        )  # fmt: skip
-
-    def _grant(self, generation: int, entries: Sequence[Entry]) -> None:
+    def _order(self, step: Step, entries: Sequence[Entry], why: str) -> None:
         for entry in entries:
-            if entry.generation == generation:
-                self._board.tell_to_drain(entry.number, generation)
+            if entry.generation == step.generation:
+                self._board.give_order(entry.number, entry.generation, Order.GO if step.do is Do.GO else Order.PERMIT)
+                if step.do is Do.PERMIT and why != NO_SURGE:
+                    others = sum(_seen(other).serves for other in entries if other is not entry)
+                    log.warning(
+                        "the worker in slot %d (%s) may go before its replacement is there: %s; %s",
+                        entry.number, format_size(entry.used), why or "it is over its hard limit",
+                        f"{others} others serve" if others else "no other serves meanwhile",
+                    )  # fmt: skip
 
-    def _holds_one_more(self, policy: Policy, capacity: Capacity, entries: Sequence[Entry], now: float) -> bool:
-        """Whether the budget holds one more worker, of the size that they have right after boot. Said when it does not."""
+    def _room(self, policy: Policy, capacity: Capacity, entries: Sequence[Entry], now: float) -> tuple[Room, str]:
+        """What the pool may do now, and why it may not bring a replacement first: with figures, empty where it may."""
+        at_once = turns(policy, capacity.workers)
+        # without surge its user has chosen that nobody serves for a moment, where the pool is as small as that
+        least = max(1 if policy.surge else 0, capacity.workers - at_once)
         fresh = [entry.baseline for entry in entries if entry.baseline]
-        size = int(statistics.median(fresh)) if fresh else 0
+        size = int(statistics.median(fresh)) if fresh else None
         budget = resolve_limits(policy, capacity)[0].budget
         # up to where there is room, it need not be told to the byte
-        used = self._usage.of(policy, capacity, None if budget is None else max(0, budget - size), self._board.read, now)
-        if not fresh or budget is None or used is None:
+        used = self._usage.of(policy, capacity, None if budget is None else max(0, budget - (size or 0)), self._board.read, now)
+        speed = sum(entry.speed for entry in entries if entry.state in (layout.SERVING, layout.WAITING))
+        # what a worker holds that is on its way out is free in a moment
+        away = [entry for entry in entries if entry.state in (layout.DRAINING, layout.LEAVING)]
+        leaving = sum(max(0, (entry.used or 0) - (entry.baseline or 0)) for entry in away)
+        short = is_short(None if used is None else used - leaving, budget, speed, self._boot)
+        held = capacity.working_set
+        out = short and is_short(None if held is None else held - leaving, capacity.limit, speed, self._boot)
+        if size is None or budget is None or used is None:
             why = "what the pool or a fresh worker has is not known"
+        elif short:
+            why = f"of a budget of {format_size(budget)}, {format_size(used)} are used, and {format_size(speed)} more each second"
+        elif budget - used < size:
+            why = f"a fresh worker has {format_size(size)}, {format_size(max(0, budget - used))} of the budget are free"
+        elif not self._fleet.may_surge() or not self._board.has_room:
+            why = "the server replaces its workers itself, or has as many as the scoreboard can hold"
         else:
-            free = max(0, budget - used)
-            why = "" if free >= size else f"a fresh worker has {format_size(size)}, {format_size(free)} of the budget are free"
-        if why and not self._said:
+            why = "" if policy.surge else NO_SURGE
+        if why and not self._said and policy.surge:
             log.warning("no room for a replacement beside the worker that it replaces (%s): workers drain first", why)
         self._said = why
-        return not why
+        room = Room(may_surge=not why, short=short, out=out, least=least, wanted=capacity.workers, boots=at_once)
+        return room, why
+
+    def _note_boots(self, entries: Sequence[Entry], now: float) -> None:
+        booting = {entry.generation for entry in entries if entry.state == layout.STARTING}
+        for entry in entries:
+            began = self._boots.get(entry.generation)
+            if began is not None and entry.state in (layout.SERVING, layout.WAITING):
+                self._boot = now - began
+        self._boots = {generation: self._boots.get(generation, now) for generation in booting}
+
+    def _note_unserved(self, entries: Sequence[Entry], now: float) -> None:
+        """That nobody serves is said at once, and for how long when it is over. Until a worker has served, it is no news."""
+        serving = sum(entry.state in (layout.SERVING, layout.WAITING) for entry in entries)
+        since, before = self._board.unserved
+        if serving:
+            self._has_served = True
+            if since:
+                self._board.unserved = (0.0, before + now - since)
+                log.warning("a worker serves again: for %.1f s none did", now - since)
+        elif self._has_served and not since and self._board.workers:
+            self._board.unserved = (now, before)
+            starting = sum(entry.state == layout.STARTING for entry in entries)
+            log.warning("no worker serves: %d start, %d drain or leave", starting, len(entries) - starting)
 
 
 def _seen(entry: Entry) -> Seen:
-    return Seen(entry.generation, _STAGES.get(entry.state, Stage.STARTING), (entry.rss or 0) - (entry.soft or 0))
+    excess = None if entry.used is None or entry.soft is None else entry.used - entry.soft
+    urgent = entry.rss is not None and entry.hard is not None and entry.rss > entry.hard
+    return Seen(entry.generation, _STAGES.get(entry.state, Stage.STARTING), excess, entry.order, urgent)

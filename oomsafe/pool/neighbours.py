@@ -1,29 +1,31 @@
-"""The rest of the pool, as one worker sees it: who is away, whose turn it is, what the others have learnt."""
+"""What one worker sees of the rest of its pool: who is away, whose turn it is, what the others have learnt."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from oomsafe.policy.decide import Pool
+from oomsafe.policy.decide import Order, Pool
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Slot
 
-#: Seconds after which a supervisor that has not looked is one that gives no turns.
+#: Seconds after which a supervisor that has not looked gives no orders any more: it is stopped, or gone.
 LOOKS_EVERY = 3.0
-
-#: After so many workers in a row that settled above their soft limit, the limit is too low.
-SETTLED_WORKERS = 3
 
 
 class Neighbours:
-    """Looks at the scoreboard for the worker that owns `slot`. `board` None: there are none, or none that can be seen."""
+    """Looks at the scoreboard for the worker that owns `slot`. `board` None: there are none, or none that can be seen.
 
-    def __init__(self, board: Scoreboard | None, slot: Slot) -> None:
+    `parent` is the process that brings up another worker in this one's place; None: that is not known, or no process.
+    """
+
+    def __init__(self, board: Scoreboard | None, slot: Slot, parent: int | None) -> None:
         self._board = board
         self._slot = slot
+        self._parent = parent
         self._locked = False
         self.boot = 1.0
         """Seconds that this worker took to serve, as its replacement will."""
@@ -33,43 +35,40 @@ class Neighbours:
         """How many workers the supervisor wants now; None where there is no telling."""
         return None if self._board is None else self._board.workers
 
+    @property
+    def supervised(self) -> bool:
+        """Whether a supervisor decides who goes, and when."""
+        return self._board is not None and self._board.schedule[0] > 0
+
     @contextmanager
-    def look(self, over_budget: bool) -> Iterator[Pool]:
-        """The others, while none of them can take a turn: what is decided inside holds."""
+    def look(self, short: bool) -> Iterator[Pool]:
+        """The others, while none of them can take a turn: what is decided inside holds. `short`: memory is about to run out."""
         self._locked = self._board is not None and self._board.try_lock()
         try:
-            yield self._pool(over_budget)
+            yield self._pool(short)
         finally:
             if self._locked and self._board is not None:
                 self._board.unlock()
             self._locked = False
 
-    def leaving_is_no_use(self, settled: bool) -> bool:
-        """Whether a worker that has or has not `settled` above its limit should stay: too many before it had."""
-        return settled and self._board is not None and self._board.settled >= SETTLED_WORKERS
-
     def leaves(self, settled: bool) -> None:
         """Inside look(): a worker leaves that has or has not settled above its limit."""
         if self._locked and self._board is not None:
-            self._board.settled = self._board.settled + 1 if settled else 0
+            self._board.settled = min(self._board.settled + 1, 0xFFFF) if settled else 0
 
-    def first_to_refuse(self) -> bool:
-        """Whether this worker should say for the whole pool that the soft limit is too low."""
-        return self._board is None or self._board.first_to_refuse()
+    def first_to_refuse(self, which: int) -> bool:
+        """Whether this worker should say for the whole pool that it refuses this limit (layout.REFUSES_SOFT and so on)."""
+        return self._board is None or self._board.first_to_refuse(which)
 
-    @property
-    def boots_fail(self) -> bool:
-        """Whether the last worker that was started died before it served."""
-        return self._board is not None and self._board.schedule[1] > 0
-
-    def _pool(self, over_budget: bool) -> Pool:
+    def _pool(self, short: bool) -> Pool:
+        abandoned = self._parent is not None and os.getppid() != self._parent
         if self._board is None:
-            return Pool(over_budget=over_budget)
-        looked, failures = self._board.schedule
-        surges = time.monotonic() - looked < LOOKS_EVERY
-        told = self._slot.told_to_drain
-        if not self._locked and not told:
-            # another is taking its turn just now
-            return Pool(sys.maxsize, over_budget=over_budget, surges=surges, boot=self.boot, boots_fail=failures > 0)
-        draining, replacing, turns = self._board.others(self._slot)
-        return Pool(draining, replacing, turns, over_budget, surges, told, self.boot, failures > 0)
+            return Pool(short=short, abandoned=abandoned)
+        order, settled, looked = self._slot.order, self._board.settled, self._board.schedule[0]
+        if looked:
+            abandoned = abandoned or time.monotonic() - looked > LOOKS_EVERY
+            return Pool(short=short, supervised=True, abandoned=abandoned, order=order, boot=self.boot, settled=settled)
+        if not self._locked and order is Order.NONE:
+            return Pool(sys.maxsize, short=short)  # another is taking its turn just now
+        away, turns = self._board.others(self._slot)
+        return Pool(away, turns, short, abandoned=abandoned, order=order, settled=settled)

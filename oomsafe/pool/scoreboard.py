@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import is_alive
+from oomsafe.policy.decide import Order
 from oomsafe.pool import backing, layout
 from oomsafe.pool.layout import Counters, optional, stored
-from oomsafe.pool.slot import Slot
+from oomsafe.pool.slot import Slot, order_of
 
 if TYPE_CHECKING:
     from oomsafe.pool.view import PoolView
@@ -35,6 +36,12 @@ class Entry(NamedTuple):
     rss: int | None
     baseline: int | None
     soft: int | None
+    hard: int | None
+    used: int | None
+    """What the soft limit is compared with."""
+    speed: int
+    """Bytes a second that it grows by, steadily."""
+    order: Order
 
 
 class InHand(NamedTuple):
@@ -115,14 +122,14 @@ class Scoreboard:
     def settled(self, count: int) -> None:
         layout.write(self._memory, layout.SETTLED_AT, layout.SETTLED, count)
 
-    def first_to_refuse(self) -> bool:
-        """Whether this worker is the pool's first to find its soft limit too low, and should say so."""
+    def first_to_refuse(self, which: int) -> bool:
+        """Whether this worker is the pool's first to refuse this limit (layout.REFUSES_SOFT and so on), and should say so."""
         locked = self.try_lock()  # without it, two may say it: better than to wait for a process that may be stopped
         (said,) = layout.REFUSED.unpack_from(self._memory, layout.REFUSED_AT)
-        layout.write(self._memory, layout.REFUSED_AT, layout.REFUSED, 1)
+        layout.write(self._memory, layout.REFUSED_AT, layout.REFUSED, said | which)
         if locked:
             self.unlock()
-        return not said
+        return not said & which
 
     def admit(self, route: str) -> str | None:
         """What `route` is counted under by every worker of the pool; None: ask again later.
@@ -218,15 +225,24 @@ class Scoreboard:
             state = layout.STATE.unpack_from(self._memory, at)[0]
             pid, _, generation, reserved = layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)
             if state != layout.FREE and (pid or time.time() - reserved <= RESERVED_FOR):
-                rss, _, baseline, soft = map(optional, layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)[:4])
-                entries.append(Entry(number, generation, state, rss, baseline, soft))
+                rss, _, baseline, soft, hard = map(optional, layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)[:5])
+                used, speed = layout.NEED.unpack_from(self._memory, at + layout.NEED_AT)
+                order = order_of(layout.ORDER.unpack_from(self._memory, at + layout.ORDER_AT)[0])
+                # before the first time it has published, the zeros are no figures
+                used = used if layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)[-1] else -1
+                entries.append(Entry(number, generation, state, rss, baseline, soft, hard, optional(used), max(0, speed), order))
         return entries
 
-    def tell_to_drain(self, number: int, generation: int) -> None:
-        """In the supervisor: this worker's turn has come."""
+    def give_order(self, number: int, generation: int, order: Order) -> None:
+        """In the supervisor: this worker is to drain, now or when it is over its limit."""
         at = self._offset(number)
         if self._is_of(at, generation):
-            layout.write(self._memory, at + layout.ORDER_AT, layout.ORDER, 1)
+            layout.write(self._memory, at + layout.ORDER_AT, layout.ORDER, order)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a slot is left for one more worker."""
+        return self._first(self._is_free) is not None
 
     def in_hand(self) -> list[InHand]:
         """The workers that are inside a piece of work which has a ticket."""
@@ -269,19 +285,25 @@ class Scoreboard:
     def schedule(self, schedule: tuple[float, int]) -> None:
         layout.write(self._memory, layout.SCHEDULE_AT, layout.SCHEDULE, *schedule)
 
-    def others(self, slot: Slot) -> tuple[int, int, int]:
-        """(draining, replacing, turns): how many living workers beside `slot` are away, and how many may be.
+    @property
+    def unserved(self) -> tuple[float, float]:
+        """(since, before): since when no worker has served, on the monotonic clock, 0 while one does; seconds without one before that."""
+        since, before = layout.UNSERVED.unpack_from(self._memory, layout.UNSERVED_AT)
+        return since, before
 
-        Who drains still has work; who leaves or starts has none, and is being replaced or replaces.
-        """
-        draining = replacing = 0
+    @unserved.setter
+    def unserved(self, unserved: tuple[float, float]) -> None:
+        layout.write(self._memory, layout.UNSERVED_AT, layout.UNSERVED, *unserved)
+
+    def others(self, slot: Slot) -> tuple[int, int]:
+        """(away, turns): how many living workers beside `slot` start, drain or leave, and how many may be away at once."""
+        away = 0
         for number in range(self.slots):
             at = self._offset(number)
             state = layout.STATE.unpack_from(self._memory, at)[0]
             if state in (layout.STARTING, layout.DRAINING, layout.LEAVING) and number != slot.number and not self._abandoned(at):
-                draining += state == layout.DRAINING
-                replacing += state != layout.DRAINING
-        return draining, replacing, int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[2])
+                away += 1
+        return away, int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[2])
 
     def try_lock(self) -> bool:
         """Keep other workers from taking a turn until unlock(). False: somebody else has it, try again soon.

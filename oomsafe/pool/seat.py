@@ -30,14 +30,15 @@ class Seat:
     """What the worker's oom_score_adj is raised by."""
     path: str | None
     """The scoreboard's; None: there is none that another process could open."""
-    number: int
-    generation: int
+    number: int | None
+    generation: int | None
+    """None: no slot was free, and the worker protects itself unseen."""
 
     def take(self) -> tuple[Scoreboard | None, Slot | None]:
         """In the new process, as early as can be: its slot, its name, its score."""
         board, slot = None, None
         try:
-            if self.path is not None:
+            if self.path is not None and self.number is not None and self.generation is not None:
                 board = Scoreboard.open(self.path, writing=True)
                 slot = board.slot(self.number, self.generation)
         except ScoreboardError as error:
@@ -48,7 +49,16 @@ class Seat:
 
     def guard(self, board: Scoreboard | None, slot: Slot | None, recycle: Recycle, background: Background | None, unit: str) -> Guard:
         """In the new process, when it has loaded what it needs: its guard, to be told by ready() when the worker serves."""
-        return Guard(self.policy, recycle=recycle, background=background, unit=unit, board=board, slot=slot, capacity=self.capacity)
+        return Guard(
+            self.policy,
+            recycle=recycle,
+            background=background,
+            unit=unit,
+            board=board,
+            slot=slot,
+            capacity=self.capacity,
+            parent=os.getppid(),
+        )
 
 
 def raise_own_score(policy: Policy) -> None:

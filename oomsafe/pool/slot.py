@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from oomsafe.kernel.process import COMM_LENGTH, start_time
+from oomsafe.policy.decide import Order
 from oomsafe.pool import layout
 from oomsafe.pool.layout import Counters, optional, stored
 
@@ -97,9 +98,13 @@ class Slot:
         return time.time() - float(layout.OWNER.unpack_from(self._memory, self._at + layout.OWNER_AT)[3])
 
     @property
-    def told_to_drain(self) -> bool:
-        """Whether the supervisor has given this worker its turn."""
-        return bool(layout.ORDER.unpack_from(self._memory, self._at + layout.ORDER_AT)[0])
+    def order(self) -> Order:
+        """What the supervisor has ordered this worker to do."""
+        return order_of(layout.ORDER.unpack_from(self._memory, self._at + layout.ORDER_AT)[0])
+
+    def need(self, used: int | None, speed: float) -> None:
+        """Say what this worker holds, as its soft limit counts it, and how many bytes a second it grows by."""
+        layout.write(self._memory, self._at + layout.NEED_AT, layout.NEED, stored(used), min(int(speed), layout.LARGEST))
 
     def take_up(self, ticket: int, rss: int) -> None:
         """This worker is inside the work with this ticket from now on, and held so many bytes before."""
@@ -143,6 +148,11 @@ class Slot:
         first = self._at + layout.CELLS_AT
         offsets = range(first, first + layout.CELLS * layout.CELL_SIZE, layout.CELL_SIZE)
         return self._memory, partial(layout.CELL.pack_into, self._memory), list(reversed(offsets))
+
+
+def order_of(word: int) -> Order:
+    """An order as it stands in a slot; what is none of them is none."""
+    return Order(word) if word in (Order.GO, Order.PERMIT) else Order.NONE
 
 
 def comm_of(supervisor: int, slot: Slot) -> str:

@@ -15,6 +15,7 @@ from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.oom_score import read_score, write_score
 from oomsafe.kernel.process import is_alive, rss_of
+from oomsafe.policy.decide import Order
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
 from oomsafe.policy.readers import SCORE_MAX
 from oomsafe.policy.settings import Policy
@@ -86,7 +87,7 @@ class Supervisor:
     def seat(self, slot: Slot | None) -> Seat:
         """Before a process is spawned: what it must be told."""
         path = self.board.path if self.board is not None and slot is not None else None
-        number, generation = (slot.number, slot.generation) if slot is not None else (0, 0)
+        number, generation = (slot.number, slot.generation) if slot is not None else (None, None)
         return Seat(self.policy, self.capacity, self.pid, self._step(), path, number, generation)
 
     def guard(self, slot: Slot | None, recycle: Recycle, background: Background | None, poke: Recycle | None, unit: str) -> Guard:
@@ -100,6 +101,7 @@ class Supervisor:
             board=self.board if slot is not None else None,
             slot=slot,
             capacity=self.capacity,
+            parent=os.getppid(),
         )
 
     def release(self, slot: Slot | None) -> None:
@@ -124,21 +126,28 @@ class Supervisor:
                 finally:
                     self._busy = False  # one that comes right before this line waits for the next tick
 
-    def release_seat(self, number: int, generation: int) -> bool:
+    def release_seat(self, number: int | None, generation: int | None) -> bool:
         """The same, of a spawned worker. Returns whether it had never come to serve."""
-        if self.board is None or os.getpid() != self.pid:
+        if self.board is None or number is None or generation is None or os.getpid() != self.pid:
             return False
         entry = next((entry for entry in self.board.roll() if (entry.number, entry.generation) == (number, generation)), None)
         failed = entry is not None and entry.state == layout.STARTING
-        if failed and self._monitor is not None:
-            self._monitor.boot_failed(generation, time.monotonic())
+        if entry is not None and self._monitor is not None:
+            self._monitor.gone(generation, not failed, time.monotonic())
         self.board.release(number, generation)
         return failed
 
-    def tell_to_drain(self, number: int, generation: int) -> None:
+    def not_started(self, number: int | None, generation: int | None, error: Exception) -> None:
+        """The worker for which this slot was reserved could not be started at all: the others serve on."""
+        if self.board is not None and number is not None:
+            self.board.release(number, generation)
+        if self._monitor is not None:
+            self._monitor.not_started(error, time.monotonic())
+
+    def tell_to_drain(self, number: int | None, generation: int | None) -> None:
         """There is one worker too many, and this is the one that goes."""
-        if self.board is not None:
-            self.board.tell_to_drain(number, generation)
+        if self.board is not None and number is not None and generation is not None:
+            self.board.give_order(number, generation, Order.GO)
 
     @property
     def boot_pause(self) -> float:
@@ -151,14 +160,14 @@ class Supervisor:
         return self.board is not None and any(entry.state not in (layout.FREE, layout.STARTING) for entry in self.board.roll())
 
     @property
-    def replacement(self) -> int | None:
-        """The generation of the worker that is one more than wanted; None while there is none."""
-        return None if self._monitor is None else self._monitor.ledger.replacement
+    def pending(self) -> frozenset[int]:
+        """The generations of the workers that are more than wanted: the ones that they replace are not on their way yet."""
+        return frozenset() if self._monitor is None else self._monitor.ledger.pending
 
     @property
-    def victim(self) -> int | None:
-        """The generation of the worker whose replacement serves, and which drains; None while there is none."""
-        return None if self._monitor is None else self._monitor.ledger.victim
+    def victims(self) -> frozenset[int]:
+        """The generations of the workers that are on their way, and whose replacements are there."""
+        return frozenset() if self._monitor is None else self._monitor.ledger.victims
 
     def tick(self) -> None:
         """Called by the server's own loop as often as it likes: is a worker to be replaced, has the supervisor outgrown their scores?"""

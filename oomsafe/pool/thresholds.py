@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from dataclasses import replace
 
-from oomsafe.policy.decide import above_baseline, within_reach
+from oomsafe.policy.decide import SETTLED_FOR, SETTLED_WORKERS, above_baseline, settled_limits, within_reach
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.units import format_size
+from oomsafe.pool import layout
 from oomsafe.pool.gauge import Gauge
 from oomsafe.pool.log import log
 from oomsafe.pool.neighbours import Neighbours
@@ -29,6 +31,7 @@ class Thresholds:
         self._gauge = gauge
         self._neighbours = neighbours
         self._boot_rss: int | None = None
+        self._stays_until = math.inf
         self._jitter_share = random.random()  # noqa: S311  it spreads load, it guards nothing
 
     @property
@@ -54,26 +57,40 @@ class Thresholds:
         if rss is not None:
             self._boot_rss, self.baseline = rss, self._gauge.read(limits.metric, rss, 0, now)
         self.limits = above_baseline(within_reach(limits, self.baseline, self._boot_rss), self.baseline)
-        self.refused = False
+        self.refused, self._stays_until = False, math.inf
         if self.limits.soft != limits.soft:
             self.limits = replace(self.limits, soft=limits.soft, early=limits.soft)
-            self.refuse("right after boot", self.baseline)
-        if limits.hard is not None and self.limits.hard is None and self._neighbours.first_to_refuse():
+            self._refuse(self.baseline)
+        if limits.hard is not None and self.limits.hard is None and self._neighbours.first_to_refuse(layout.REFUSES_HARD):
             log.error("hard limit %s is not used: a worker has %s right after boot", *map(format_size, (limits.hard, self._boot_rss)))
 
-    def refuse(self, when: str, needed: int | None) -> None:
+    def _refuse(self, needed: int | None) -> None:
         """Do without the soft limit; the first worker of the pool that must says so."""
         self.refused = True
-        if self._neighbours.first_to_refuse():
+        if self._neighbours.first_to_refuse(layout.REFUSES_SOFT):
             log.error(
-                "soft limit %s is not used: a worker needs %s (%s) %s, so it would be recycled for ever; "
+                "soft limit %s is not used: a worker needs %s (%s) right after boot, so it would be recycled for ever; "
                 "set soft_limit well above %s, or have fewer workers or more memory",
-                format_size(self.limits.soft), format_size(needed), self.limits.metric, when, format_size(needed),
+                format_size(self.limits.soft), format_size(needed), self.limits.metric, format_size(needed),
+            )  # fmt: skip
+
+    def stay(self, used: int, now: float) -> None:
+        """This worker has settled above its soft limit, as others did before it: for a while its limit is above what it has."""
+        before, self.limits = self.limits, settled_limits(self.limits, used)
+        self._stays_until = now + SETTLED_FOR
+        if self._neighbours.first_to_refuse(layout.STAYS_ABOVE):
+            log.warning(
+                "soft limit %s is %s for %.0f min for a worker that has settled at %s (%s): %d before it went over it in one step, too, "
+                "and grew no further, so to recycle them is of no use; if a worker needs that much, raise soft_limit",
+                format_size(before.soft), format_size(self.limits.soft), SETTLED_FOR / 60, format_size(used), before.metric,
+                SETTLED_WORKERS,
             )  # fmt: skip
 
     def follow_pool(self, now: float) -> None:
-        """A share of the budget changes with the number of workers (SIGTTIN, SIGTTOU)."""
+        """A share of the budget changes with the number of workers (SIGTTIN, SIGTTOU); a limit that was raised comes down again."""
         workers = self._neighbours.workers
-        if workers is not None and workers != self._capacity.workers:
+        changed = workers is not None and workers != self._capacity.workers
+        if workers is not None and changed:
             self._capacity = replace(self._capacity, workers=workers)
+        if changed or now >= self._stays_until:
             self.set(None, now, say=False)

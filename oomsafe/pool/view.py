@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -59,6 +60,8 @@ class PoolView:
     workers: list[WorkerView] = field(default_factory=list)
     totals: Counters = field(default_factory=Counters)
     """Of all workers, those that are gone included: they only ever rise."""
+    unserved: float = 0.0
+    """Seconds in which no worker served, since the first one came to."""
 
 
 def read_pool(memory: memoryview, slots: int) -> PoolView:
@@ -98,8 +101,14 @@ def _read_once(memory: memoryview, slots: int) -> PoolView:
         if is_alive(worker.pid, worker.started):
             workers.append(worker)
     return PoolView(
-        as_text(server), pid, started, created, wanted, turns, optional(limit), optional(budget), workers, totals
+        as_text(server), pid, started, created, wanted, turns, optional(limit), optional(budget), workers, totals, _unserved(memory)
     )  # fmt: skip
+
+
+def _unserved(memory: memoryview) -> float:
+    since, before = layout.UNSERVED.unpack_from(memory, layout.UNSERVED_AT)
+    seconds = before + (time.monotonic() - since if since else 0.0)
+    return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
 
 
 def _copy_slot(memory: memoryview, at: int) -> bytes | None:

@@ -41,8 +41,6 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         self._seated: list[GuardedProcess] = []
         self._retiring: dict[GuardedProcess, float] = {}
         """Workers that uvicorn has forgotten, and until when they may drain."""
-        self._owed = 0
-        """How many workers have died at boot and are to be tried again."""
         # wherever uvicorn makes a process, it looks this name up
         multiprocess.Process = self._new_process  # type: ignore[assignment,misc]
 
@@ -51,7 +49,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
     def spawn(self) -> int | None:
         """One more worker than wanted."""
         process = self._start()
-        return process.seat.generation if process.seat.path else None
+        return None if process is None else process.seat.generation
 
     def shrink(self) -> None:
         """As many as wanted again: the ledger says how many that are, at the end of each look."""
@@ -66,6 +64,14 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         """SIGHUP: uvicorn replaces all of them."""
         self._supervisor.change(self.processes_num, self._policy)
         super().restart_all()
+
+    def keep_subprocess_alive(self) -> None:
+        """Of those that uvicorn knows. One that can't be started (EAGAIN, ENOMEM, EMFILE) must not end those that serve."""
+        self._outlive(super().keep_subprocess_alive)
+
+    def handle_signals(self) -> None:
+        """SIGTTIN and SIGHUP start workers, too."""
+        self._outlive(super().handle_signals)
 
     def terminate_all(self) -> None:
         """At the end."""
@@ -90,11 +96,28 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         self._seated.append(process)
         return process
 
-    def _start(self) -> GuardedProcess:
-        process = self._new_process(self.config, **self._more)
-        process.start()
-        self.processes.append(process)
-        return process
+    def _start(self) -> GuardedProcess | None:
+        started: list[GuardedProcess] = []
+
+        def start() -> None:
+            process = self._new_process(self.config, **self._more)
+            process.start()
+            started.append(process)
+
+        self._outlive(start)
+        self.processes += started
+        return started[0] if started else None
+
+    def _outlive(self, starting: Callable[[], None]) -> None:
+        """Run what may start a worker; what keeps it from being started is no reason to end the others."""
+        try:
+            starting()
+        except OSError as error:
+            if not self._supervisor.serves:
+                raise
+            for process in [process for process in self._seated if process.pid is None]:
+                self._seated.remove(process)
+                self._supervisor.not_started(process.seat.number, process.seat.generation, error)
 
     def _tick(self) -> None:
         attempt("tick", "uvicorn", self._look)
@@ -111,24 +134,19 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
     def _bury(self) -> None:
         """Who has died gives its slot back; one that never served is not for uvicorn to see, which would end the whole service."""
         for process in [process for process in self._seated if process.process.exitcode is not None]:
+            pending = process.seat.generation in self._supervisor.pending
             failed = self._supervisor.release_seat(process.seat.number, process.seat.generation)
             self._seated.remove(process)
             process.known_dead = True
             self._retiring.pop(process, None)
-            if failed and process in self.processes and self._supervisor.serves:
+            if (failed or pending) and process in self.processes and self._supervisor.serves:
                 process.join()
                 self.processes.remove(process)
-                self._owed += not (self._one_more and self._supervisor.replacement == process.seat.generation)
-
-    @property
-    def _one_more(self) -> bool:
-        """Whether there is one more than wanted: a replacement, and the worker that it is for is not let go yet."""
-        return self._supervisor.replacement is not None and self._supervisor.victim is None
 
     def _retire(self) -> None:
         """Who drains for a replacement that serves is uvicorn's no more: it must not bring up another for it."""
-        victim, now = self._supervisor.victim, time.monotonic()
-        for process in [p for p in self.processes if isinstance(p, GuardedProcess) and p.seat.generation == victim]:
+        victims, now = self._supervisor.victims, time.monotonic()
+        for process in [p for p in self.processes if isinstance(p, GuardedProcess) and p.seat.generation in victims]:
             self._let_go(process)
         for process, deadline in list(self._retiring.items()):
             if now > deadline:
@@ -137,10 +155,10 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
 
     def _pay(self) -> None:
         """Workers that died at boot are tried again, not at once; and what SIGTTOU or a reload has left over goes."""
-        while self._owed and not self._supervisor.boot_pause:
-            self._owed -= 1
-            self._start()
-        while len(self.processes) + self._owed > self.processes_num + self._one_more and len(self.processes) > 1:
+        wanted = self.processes_num + len(self._supervisor.pending)
+        while len(self.processes) < wanted and not self._supervisor.boot_pause and self._start() is not None:
+            pass
+        while len(self.processes) > wanted and len(self.processes) > 1:
             self._let_go(next((p for p in self.processes if p.process.exitcode is not None), self.processes[0]))
 
     def _let_go(self, process: Any) -> None:

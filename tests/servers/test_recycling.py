@@ -11,7 +11,6 @@ from serving import CLASSES, until
 from versions import loses_none
 
 from oomsafe.kernel.capacity import MACHINE, read_capacity
-from oomsafe.policy.decide import REPLACED_UP_TO, WAITS_UP_TO
 
 MIB = 1 << 20
 
@@ -28,14 +27,14 @@ def worker_exit(server, worker):
 """
 
 RECYCLING = re.compile(
-    r"worker (?P<pid>\d+) \(slot \d+\) recycling: rss [\d.]+ MiB > soft limit [\d.]+ MiB( \(of 80\.0 MiB, jitter\))? "
-    r"for \d+\.\d s, after (?P<work>\d+) requests; largest growth in one of them: GET /leak \(\+[\d.]+ [KM]iB\)"
+    r"worker (?P<pid>\d+) \(slot \d+\) recycling: rss [\d.]+ MiB( >|, growing towards) soft limit [\d.]+ MiB( \(of 80\.0 MiB, jitter\))?"
+    r"( for \d+\.\d s)?, after (?P<work>\d+) requests; largest growth in one of them: GET /leak \(\+[\d.]+ [KM]iB\)"
 )
 
 
 @pytest.mark.parametrize("worker_class", CLASSES)
 def test_leaking_workers_are_recycled_under_load(serve, worker_class):
-    """Five recycles or more, told the same by log and scoreboard, by one master; no request is lost."""
+    """Five recycles or more, told the same by log and scoreboard, by one master; no request is lost, and never does nobody serve."""
     loses_none(worker_class)
     gunicorn = serve(worker_class, soft_limit="80MiB", min_lifetime=0, max_unavailable=1, settings=WORKER_EXIT).serving()
 
@@ -51,9 +50,9 @@ def test_leaking_workers_are_recycled_under_load(serve, worker_class):
     assert all(told)
     recycled = {int(line["pid"]) for line in told if line}
     assert all(int(line["work"]) > 10 for line in told if line)
-    ended = dict(re.findall(r"the user's worker_exit: pid (\d+) peak (\d+)", gunicorn.log()))
+    ended = re.findall(r"the user's worker_exit: pid (\d+)", gunicorn.log())
     assert recycled <= {int(pid) for pid in ended}
-    assert max(int(peak) for peak in ended.values()) <= REPLACED_UP_TO * SOFT + 4 * MIB
+    assert not gunicorn.lines("no worker serves")
 
 
 def test_a_sync_worker_ends_right_after_the_request_that_took_it_over_its_limit(serve):
@@ -71,16 +70,15 @@ def test_a_sync_worker_ends_right_after_the_request_that_took_it_over_its_limit(
 
 @pytest.mark.parametrize(("worker_class", "turns"), [("gthread", 1), ("gthread", 2), ("gevent", 1), ("asgi", 1), (CLASSES[-1], 1)])
 def test_no_more_than_max_unavailable_drain_at_once(serve, worker_class, turns):
-    """Slow requests hold each drain open, and the others, over their limit too, wait for their turn."""
+    """Slow requests hold each drain open, and the others, over their limit too, wait for their turn, whatever they hold."""
     loses_none(worker_class)
-    assert 160 * WAITS_UP_TO > 162 + 4  # where their patience ends
     gunicorn = serve(worker_class, 4, soft_limit="160MiB", min_lifetime=0, jitter=0, max_unavailable=turns, surge=False).serving(4)
     first = set(gunicorn.workers())
 
     with (
         Watch(lambda: [worker.state for worker in gunicorn.pool().workers].count("draining")) as watch,
         Load(gunicorn, "/slow?s=0.4", clients=6) as slow,
-        Load(gunicorn, "/fill?mib=162", clients=2) as load,
+        Load(gunicorn, "/fill?mib=200", clients=2) as load,
     ):
         until(lambda: not first & set(gunicorn.workers()), "each worker has been recycled", 60)
 

@@ -28,7 +28,7 @@ def replaced(gunicorn: Gunicorn, workers: int) -> None:
 
 
 @pytest.mark.parametrize("worker_class", CLASSES)
-def test_never_are_fewer_than_wanted_there_to_serve_nor_more_than_one_too_many(serve, worker_class):
+def test_never_are_fewer_than_wanted_there_to_serve_nor_more_than_twice_as_many(serve, worker_class):
     """Whatever is recycled: a replacement serves before its worker goes."""
     loses_none(worker_class)
     gunicorn = big(serve, worker_class, sustain=0)
@@ -38,7 +38,7 @@ def test_never_are_fewer_than_wanted_there_to_serve_nor_more_than_one_too_many(s
 
     assert load.failed == []
     assert [seen for seen, _ in watch.seen if seen["serving"] + seen["waiting"] < 2] == []
-    assert max(processes for _, processes in watch.seen) == 3
+    assert max(processes for _, processes in watch.seen) in (3, 4)
 
 
 @pytest.mark.parametrize("policy", [{"surge": False}, {"budget": "1MiB"}], ids=["surge=False", "no headroom"])
@@ -168,8 +168,8 @@ def test_a_pool_without_replacements_recycles_nobody_while_boots_fail(serve, wor
 
 
 @pytest.mark.parametrize("worker_class", [worker_class for worker_class in CLASSES if worker_class != "sync"])
-def test_a_worker_that_could_not_wait_is_replaced_while_it_drains(serve, worker_class):
-    """The only one has grown too fast for that, and has a request in flight: others are answered meanwhile."""
+def test_a_worker_that_drains_for_long_is_replaced_by_then(serve, worker_class):
+    """The only one has grown to far over its limit, and has a request in flight: others are answered meanwhile."""
     loses_none(worker_class)
     gunicorn = big(serve, worker_class, workers=1, sustain=0)
     (pid,) = gunicorn.workers()
@@ -225,8 +225,10 @@ def test_who_is_worst_goes_first(serve):
 
     file.unlink()
 
-    told = gunicorn.wait_for(" recycling: ", 2)
-    assert [int(line.partition("worker ")[2].split()[0]) for line in told] == [second, first]
+    ordered = until(gunicorn.ordered, "one is ordered to go")
+    assert ordered == [second]
+    gunicorn.wait_for(f"worker {second} (slot ")
+    gunicorn.wait_for(f"worker {first} (slot ")
 
 
 def asked(gunicorn: Gunicorn, pid: int, path: str) -> bool:

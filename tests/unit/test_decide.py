@@ -9,17 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oomsafe.policy.decide import (
+    BOOTS_LATE,
     RECLAIM_EVERY,
-    WAITS_UP_TO,
+    SETTLED_WORKERS,
     Action,
     Decision,
     History,
+    Order,
     Pool,
     Reason,
     Snapshot,
+    came_by_a_step,
     decide,
     has_settled,
-    may_leave,
+    is_short,
+    settled_limits,
 )
 from oomsafe.policy.limits import Limits
 from oomsafe.policy.settings import Policy
@@ -29,17 +33,19 @@ NOW = 1000.0
 LIMITS = Limits(soft=100 * MIB, hard=200 * MIB, early=90 * MIB)
 OLD = History(ready_at=NOW - 60, breached_since=NOW - 5, reclaimed_at=NOW - 1)
 
-#: It has grown by 60 MiB a second.
-FAST = replace(OLD, ready_at=NOW - 1, ready_with=31 * MIB)
-SURGES = Pool(surges=True, boot=1.0)
-TOLD = Pool(surges=True, told=True)
+SUPERVISED = Pool(supervised=True, boot=1.0 - BOOTS_LATE)
+GO = SUPERVISED._replace(order=Order.GO)
+PERMIT = SUPERVISED._replace(order=Order.PERMIT)
 
-SERVE, RECLAIM, RECYCLE = Action.SERVE, Action.RECLAIM, Action.RECYCLE
+SERVE, RECLAIM, ASK, RECYCLE = Action
+
+#: It came over its limit in one step, five seconds ago, and has stayed there.
+STEPPED = replace(OLD, breached_with=101 * MIB, breached_by_step=True, climbed=False)
 
 
-def at(used: int | None, rss: int | None = None) -> Snapshot:
-    """Figures in MiB; rss as well where it differs."""
-    return Snapshot(*(None if size is None else size * MIB for size in (used, used if rss is None else rss)))
+def at(used: int | None, rss: int | None = None, speed: float = 0) -> Snapshot:
+    """Figures in MiB and MiB a second; rss as well where it differs."""
+    return Snapshot(*(None if size is None else size * MIB for size in (used, used if rss is None else rss)), speed * MIB)
 
 
 @pytest.mark.parametrize(
@@ -56,36 +62,43 @@ def at(used: int | None, rss: int | None = None) -> Snapshot:
         pytest.param({"reclaim": False}, LIMITS, at(101), replace(OLD, reclaimed_at=None), Pool(), RECYCLE, Reason.SOFT, id="no-reclaim"),
         pytest.param({}, LIMITS, at(101), replace(OLD, ready_at=NOW - 9), Pool(), SERVE, Reason.YOUNG, id="young"),
         pytest.param({}, LIMITS, at(101), replace(OLD, ready_at=NOW - 10), Pool(), RECYCLE, Reason.SOFT, id="old-enough"),
-        pytest.param(
-            {}, LIMITS, at(101), replace(OLD, ready_at=NOW), Pool(over_budget=True), RECYCLE, Reason.SOFT, id="young-in-a-pool-over-budget"
-        ),
+        pytest.param({}, LIMITS, at(101), replace(OLD, ready_at=NOW), Pool(short=True), RECYCLE, Reason.SOFT, id="young, and short"),
         pytest.param({"sustain": 6}, LIMITS, at(101), OLD, Pool(), SERVE, Reason.SUSTAIN, id="not-for-long-enough"),
         pytest.param({"sustain": 5}, LIMITS, at(101), OLD, Pool(), RECYCLE, Reason.SOFT, id="for-long-enough"),
         pytest.param({}, LIMITS, at(101), replace(OLD, breached_since=None), Pool(), SERVE, Reason.SUSTAIN, id="no-breach-noted"),
-        pytest.param({}, LIMITS, at(101), OLD, Pool(draining=1), SERVE, Reason.TURN, id="another-drains"),
-        pytest.param({}, LIMITS, at(101), OLD, Pool(draining=1, turns=2), RECYCLE, Reason.SOFT, id="two-turns"),
-        pytest.param({}, LIMITS, at(95), OLD, Pool(replacing=1), SERVE, Reason.TURN, id="another-starts"),
-        pytest.param({}, LIMITS, at(101), OLD, Pool(replacing=1), RECYCLE, Reason.SOFT, id="above-soft-waits-for-no-start"),
-        pytest.param({}, LIMITS, at(126), OLD, Pool(draining=9), RECYCLE, Reason.SOFT, id="a-quarter-over"),
-        pytest.param({}, LIMITS, at(91), OLD, SURGES, SERVE, Reason.SURGE, id="waits-for-its-replacement"),
-        pytest.param({}, LIMITS, at(120), OLD, SURGES, SERVE, Reason.SURGE, id="waits-up-to-a-fifth-over"),
-        pytest.param({}, LIMITS, at(121), OLD, SURGES, RECYCLE, Reason.SOFT, id="and-no-longer"),
-        pytest.param({"min_lifetime": 0}, LIMITS, at(91), FAST, SURGES, RECYCLE, Reason.SOFT, id="too-fast-to-wait"),
-        pytest.param(
-            {"min_lifetime": 0}, LIMITS, at(91), FAST, SURGES._replace(draining=1), SERVE, Reason.TURN, id="too-fast-and-another-drains"
-        ),
-        pytest.param(
-            {"min_lifetime": 0}, LIMITS, at(91), FAST, SURGES._replace(boot=0.1), SERVE, Reason.SURGE, id="not-too-fast-for-a-quick-boot"
-        ),
-        pytest.param({}, LIMITS, at(126), OLD, SURGES._replace(boots_fail=True), SERVE, Reason.BOOT, id="nobody-would-take-its-place"),
-        pytest.param({}, LIMITS, at(126), OLD, Pool(boots_fail=True), SERVE, Reason.BOOT, id="nor-without-surge"),
-        pytest.param({}, LIMITS, at(126), OLD, Pool(boots_fail=True, over_budget=True), RECYCLE, Reason.SOFT, id="the-pool-matters-more"),
-        pytest.param({}, LIMITS, at(91), OLD, TOLD, RECYCLE, Reason.SOFT, id="told"),
-        pytest.param({}, LIMITS, at(91), History(NOW), TOLD, RECYCLE, Reason.SOFT, id="told-beats-age-reclaim-and-sustain"),
-        pytest.param({}, LIMITS, at(90), OLD, TOLD, RECYCLE, Reason.REPLACED, id="told-though-it-is-below-its-limit-again"),
-        pytest.param({}, LIMITS, Snapshot(None, None), OLD, TOLD, RECYCLE, Reason.REPLACED, id="told-without-figures"),
-        pytest.param({}, LIMITS, at(150), replace(OLD, refused=True), TOLD, RECYCLE, Reason.REPLACED, id="told-though-refused"),
-        pytest.param({"sustain": 99}, LIMITS, at(201), History(NOW), Pool(draining=9), RECYCLE, Reason.HARD, id="hard-beats-everything"),
+        pytest.param({}, LIMITS, at(101), OLD, Pool(1), SERVE, Reason.TURN, id="another is away"),
+        pytest.param({}, LIMITS, at(101), OLD, Pool(1, turns=2), RECYCLE, Reason.SOFT, id="two turns"),
+        pytest.param({}, LIMITS, at(190), OLD, Pool(1, short=True), SERVE, Reason.TURN, id="one at a time, however much it holds"),
+        pytest.param({}, LIMITS, at(91), OLD, SUPERVISED, ASK, Reason.SOFT, id="asks"),
+        pytest.param({}, LIMITS, at(190), OLD, SUPERVISED, ASK, Reason.SOFT, id="asks, however much it holds"),
+        pytest.param({}, LIMITS, at(101), replace(OLD, ready_at=NOW - 9), SUPERVISED, SERVE, Reason.YOUNG, id="young, so it does not ask"),
+        pytest.param({}, LIMITS, at(91), OLD, PERMIT, RECYCLE, Reason.SOFT, id="may go, and is over"),
+        pytest.param({}, LIMITS, at(90), OLD, PERMIT, SERVE, Reason.WITHIN, id="may go, and is not over"),
+        pytest.param({}, LIMITS, at(80, speed=11), OLD, SUPERVISED, ASK, Reason.SOON, id="soon over"),
+        pytest.param({}, LIMITS, at(80, speed=10), OLD, SUPERVISED, SERVE, Reason.WITHIN, id="not before a replacement serves"),
+        pytest.param({}, LIMITS, at(62, speed=99), OLD, SUPERVISED, SERVE, Reason.WITHIN, id="not from so far below"),
+        pytest.param({}, LIMITS, at(80, speed=11), OLD, PERMIT, ASK, Reason.SOON, id="soon over, and may go then"),
+        pytest.param({}, LIMITS, at(80, speed=11), OLD, Pool(), SERVE, Reason.WITHIN, id="soon over, and nobody to ask"),
+        pytest.param({"sustain": 5}, LIMITS, at(80, speed=11), OLD, SUPERVISED, SERVE, Reason.WITHIN, id="soon over, not for long"),
+        pytest.param({}, LIMITS, at(80, speed=11), replace(OLD, reclaimed_at=None), SUPERVISED, RECLAIM, Reason.SOFT, id="reclaims first"),
+        pytest.param({}, LIMITS, at(80, speed=11), replace(OLD, ready_at=NOW), SUPERVISED, SERVE, Reason.WITHIN, id="soon over, and young"),
+        pytest.param({}, LIMITS, at(91), OLD, GO, RECYCLE, Reason.SOFT, id="told"),
+        pytest.param({}, LIMITS, at(80), replace(OLD, asks=True), GO, RECYCLE, Reason.SOFT, id="told, for it has asked"),
+        pytest.param({}, LIMITS, at(91), History(NOW), GO, RECYCLE, Reason.SOFT, id="told beats age, reclaim and sustain"),
+        pytest.param({}, LIMITS, at(90), OLD, GO, RECYCLE, Reason.REPLACED, id="told though it is below its limit again"),
+        pytest.param({}, LIMITS, at(201), OLD, GO, RECYCLE, Reason.HARD, id="told, over its hard limit"),
+        pytest.param({}, LIMITS, Snapshot(None, None), OLD, GO, RECYCLE, Reason.REPLACED, id="told without figures"),
+        pytest.param({}, LIMITS, at(150), replace(OLD, refused=True), GO, RECYCLE, Reason.REPLACED, id="told though refused"),
+        pytest.param({}, LIMITS, at(201), OLD, GO._replace(abandoned=True), SERVE, Reason.ABANDONED, id="nobody would take its place"),
+        pytest.param({}, LIMITS, at(101), OLD, Pool(abandoned=True), SERVE, Reason.ABANDONED, id="nobody, and no schedule"),
+        pytest.param({}, LIMITS, at(102), STEPPED, Pool(settled=SETTLED_WORKERS), SERVE, Reason.SETTLED, id="settled, as others before"),
+        pytest.param({}, LIMITS, at(102), STEPPED, Pool(settled=2), RECYCLE, Reason.SOFT, id="settled, as too few before"),
+        pytest.param({}, LIMITS, at(112), STEPPED, Pool(settled=9), RECYCLE, Reason.SOFT, id="others had settled, this one grows"),
+        pytest.param({}, LIMITS, at(102), STEPPED, Pool(settled=9, short=True), RECYCLE, Reason.SOFT, id="settled, and memory is short"),
+        pytest.param({"sustain": 99}, LIMITS, at(201), History(NOW), Pool(), RECYCLE, Reason.HARD, id="hard-waits-for-no-time"),
+        pytest.param({"sustain": 99}, LIMITS, at(201), History(NOW), SUPERVISED, ASK, Reason.HARD, id="hard-asks"),
+        pytest.param({}, LIMITS, at(201), OLD, PERMIT, RECYCLE, Reason.HARD, id="hard-and-may-go"),
+        pytest.param({}, LIMITS, at(201), OLD, Pool(1), SERVE, Reason.TURN, id="hard-waits-for-its-turn"),
         pytest.param({}, LIMITS, at(50, rss=201), OLD, Pool(), RECYCLE, Reason.HARD, id="hard-is-of-rss"),
         pytest.param({}, LIMITS, at(None, rss=201), OLD, Pool(), RECYCLE, Reason.HARD, id="hard-needs-only-rss"),
         pytest.param({}, LIMITS, Snapshot(None, None), OLD, Pool(), SERVE, Reason.UNKNOWN, id="no-figures"),
@@ -104,12 +117,12 @@ def test_each_rung(
 
 memory = st.integers(0, 300 * MIB)
 times = st.floats(NOW - 100, NOW)
-histories = st.builds(History, times, st.none() | times, st.none() | memory, st.none() | times, st.booleans())
+histories = st.builds(
+    History, times, st.none() | times, st.none() | memory, st.just(False), st.booleans(), st.none() | times, st.booleans(), st.booleans()
+)
 pools = st.builds(
-    lambda draining, replacing, turns, over_budget, surges, boots_fail: Pool(
-        draining, replacing, turns, over_budget, surges=surges, boots_fail=boots_fail
-    ),
-    st.integers(0, 5), st.integers(0, 5), st.integers(1, 3), st.booleans(), st.booleans(), st.booleans(),
+    Pool, st.integers(0, 3), st.integers(1, 3), st.booleans(), st.booleans(), st.just(False), st.sampled_from(Order),
+    st.floats(0, 9), st.integers(0, 5),
 )  # fmt: skip
 policies = st.builds(
     lambda sustain, reclaim, min_lifetime: Policy(sustain=sustain, reclaim=reclaim, min_lifetime=min_lifetime),
@@ -136,6 +149,7 @@ def test_more_memory_never_gives_a_milder_action(
 @given(policies, limits, st.none() | memory, histories, pools)
 def test_unknown_memory_never_acts(policy: Policy, limits: Limits, used: int | None, history: History, pool: Pool) -> None:
     """Law: a figure that could not be read is no reason for anything; nor is a limit that is not there."""
+    pool = pool._replace(order=Order.PERMIT)
     no_figure = decide(policy, limits, Snapshot(None, None), history, pool, NOW)
     no_limits = decide(policy, Limits(soft=None), Snapshot(used, used), history, pool, NOW)
 
@@ -145,18 +159,20 @@ def test_unknown_memory_never_acts(policy: Policy, limits: Limits, used: int | N
 @given(policies, limits, memory, histories, pools)
 def test_refused_never_recycles_on_soft(policy: Policy, limits: Limits, used: int, history: History, pool: Pool) -> None:
     """Law: a soft limit below what a worker needs is no limit."""
-    decided = decide(policy, limits, Snapshot(used, used), replace(history, refused=True), pool, NOW)
+    decided = decide(policy, limits, Snapshot(used, used), replace(history, refused=True, asks=False), pool, NOW)
 
-    assert decided.reason is Reason.HARD or decided.action is SERVE
+    assert decided.reason in (Reason.HARD, Reason.REPLACED) or decided.action is SERVE
 
 
 @given(policies, limits, memory, histories, pools)
-def test_hard_beats_everything(policy: Policy, limits: Limits, used: int, history: History, pool: Pool) -> None:
-    """Law: above the hard limit there is only one answer; below it that is never the reason."""
-    decided = decide(policy, limits, Snapshot(used, used), history, pool, NOW)
+def test_a_supervisor_decides_who_goes(policy: Policy, limits: Limits, used: int, history: History, pool: Pool) -> None:
+    """Law: where there is one, nobody goes without its order, whatever is held; and whoever has lost it stays."""
+    alone = pool._replace(supervised=True, order=Order.NONE)
+    unordered = decide(policy, limits, Snapshot(used, used), history, alone, NOW)
+    abandoned = decide(policy, limits, Snapshot(used, used), history, pool._replace(abandoned=True), NOW)
 
-    above = limits.hard is not None and used > limits.hard
-    assert above == (decided == Decision(RECYCLE, Reason.HARD))
+    assert unordered.action is not RECYCLE
+    assert abandoned.action is SERVE
 
 
 @given(policies, limits, memory, histories, pools, st.floats(0, 9.99))
@@ -168,46 +184,78 @@ def test_reclaims_at_most_every_so_often(policy: Policy, limits: Limits, used: i
     assert RECLAIM not in (lately.action, never.action)
 
 
-@given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 9), st.integers(80, 105)), max_size=60), st.data())
-def test_no_more_than_turns_go_at_once(turns: int, asking: list[tuple[int, int]], data: st.DataObject) -> None:
-    """Law: up to 1.05 x soft, however they ask, never more than `turns` of a pool drain at the same time."""
-    draining: set[int] = set()
+@given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 9), st.integers(80, 300)), max_size=60))
+def test_no_more_than_turns_go_at_once(turns: int, asking: list[tuple[int, int]]) -> None:
+    """Law: where workers take turns among themselves, never more than `turns` of a pool are away, whatever they hold."""
+    away: set[int] = set()
     for worker, used in asking:
-        if worker in draining:
-            draining.discard(worker)  # it has ended, and its replacement asks later
+        if worker in away:
+            away.discard(worker)  # it has ended, and its replacement serves
             continue
-        replacing = data.draw(st.integers(0, 3))
 
-        if may_leave(used * MIB, 100 * MIB, Pool(len(draining), replacing, turns)):
-            draining.add(worker)
+        if decide(Policy(), LIMITS, at(used), OLD, Pool(len(away), turns), NOW).action is RECYCLE:
+            away.add(worker)
 
-        assert len(draining) <= turns
-
-
-@given(st.integers(1, 1 << 40), st.integers(0, 1 << 41), pools)
-def test_more_memory_never_waits_longer(soft: int, used: int, pool: Pool) -> None:
-    """Law: who may leave may also leave with more."""
-    if may_leave(used, soft, pool):
-        assert may_leave(used + 1, soft, pool)
-    assert may_leave(int(soft * WAITS_UP_TO) + 1, soft, pool)
+        assert len(away) <= turns
 
 
 @pytest.mark.parametrize(
-    ("since", "began_with", "used", "age", "expected"),
+    ("breach", "used", "age", "expected"),
     [
-        pytest.param(5, 120, 121, 10, True, id="went-over-young-and-stayed"),
-        pytest.param(5, 120, 129, 10, True, id="grew-by-less-than-a-tenth"),
-        pytest.param(5, 120, 130, 10, False, id="still-grows"),
-        pytest.param(5, 120, 121, 9, False, id="has-not-shown-it-yet"),
-        pytest.param(10, 120, 121, 20, False, id="went-over-later"),
-        pytest.param(None, None, 50, 10, False, id="is-not-over"),
-        pytest.param(5, 120, None, 10, False, id="no-figure"),
+        pytest.param((5, 120, True, False), 121, 10, True, id="in one step, and stayed"),
+        pytest.param((50, 120, True, False), 121, 60, True, id="at any age"),
+        pytest.param((5, 120, True, False), 129, 10, True, id="grew by less than a tenth"),
+        pytest.param((5, 120, True, False), 130, 10, False, id="still grows"),
+        pytest.param((5, 120, True, False), 121, 9, False, id="has not shown it yet"),
+        pytest.param((5, 120, False, False), 121, 10, False, id="climbed there"),
+        pytest.param((19.5, 120, True, True), 121, 20, False, id="a leak that fills its limit in a moment"),
+        pytest.param((19, 120, True, True), 121, 20, True, id="it seemed to climb, and has stayed for a while"),
+        pytest.param((None, None, True, False), 50, 10, False, id="is not over"),
+        pytest.param((5, 120, True, False), None, 10, False, id="no figure"),
     ],
 )
-def test_has_settled(since: float | None, began_with: int | None, used: int | None, age: float, expected: bool) -> None:
-    """An app that loads its models with its first work goes over its limit early, and stays there; a leak does not stay."""
-    history = History(NOW, None if since is None else NOW + since, None if began_with is None else began_with * MIB)
+def test_has_settled(breach: tuple[float | None, int | None, bool, bool], used: int | None, age: float, expected: bool) -> None:
+    """An app that loads its models with its first work, or has met one heavy request, stays where it came to; a leak does not."""
+    since, began_with, step, climbed = breach
+    history = History(
+        NOW,
+        None if since is None else NOW + since,
+        None if began_with is None else began_with * MIB,
+        breached_by_step=step,
+        climbed=climbed,
+    )
 
     settled = has_settled(Policy(min_lifetime=10), LIMITS, None if used is None else used * MIB, history, NOW + age)
 
     assert expected is settled
+
+
+def test_one_that_stays_has_a_limit_all_the_same() -> None:
+    """It is above what it has settled at, and never above the hard one."""
+    assert settled_limits(LIMITS, 120 * MIB).early == 145 * MIB
+    assert settled_limits(LIMITS, 190 * MIB).early == LIMITS.hard
+    assert settled_limits(Limits(soft=None), 190 * MIB) == Limits(soft=None)
+
+
+@pytest.mark.parametrize(
+    ("began_with", "growth", "expected"), [(30, 30, True), (30, 29, False), (None, 99, False), (30, None, False), (95, 1, True)]
+)
+def test_came_by_a_step(began_with: int | None, growth: int | None, expected: bool) -> None:
+    """At least half of the way up from where it began, at once."""
+    sizes = (None if size is None else size * MIB for size in (began_with, growth))
+
+    assert came_by_a_step(LIMITS, *sizes) is expected
+
+
+@pytest.mark.parametrize(
+    ("used", "budget", "speed", "expected"),
+    [(90, 100, 0, False), (101, 100, 0, True), (90, 100, 10, False), (90, 100, 11, True), (None, 100, 99, False), (99, None, 99, False)],
+)
+def test_is_short(used: int | None, budget: int | None, speed: float, expected: bool) -> None:
+    """Over the budget now, or before a replacement helps; what is not known is no reason."""
+    assert is_short(used, budget, speed, 1.0 - BOOTS_LATE) is expected
+
+
+def test_a_worker_that_shrinks_makes_no_room() -> None:
+    """What it may give back is not there yet."""
+    assert is_short(101, 100, -50, 1.0)

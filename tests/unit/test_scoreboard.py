@@ -259,7 +259,7 @@ def test_room_for_replacements(new_board: NewBoard, workers: int, expected: int)
 
 
 def test_others(board: Scoreboard) -> None:
-    """Who is away: the living that drain or start, this worker not counted."""
+    """Who is away: the living that drain, start or leave, this worker not counted."""
     mine, starting, serving, gone = (taken(board) for _ in range(4))
     mine.set_state(layout.DRAINING)
     serving.set_state(layout.SERVING)
@@ -273,11 +273,11 @@ def test_others(board: Scoreboard) -> None:
 
     with Child(drain) as child:
         child.hear()
-        draining = board.others(mine)
+        away = board.others(mine)
         child.kill()
 
-    assert draining == (1, 1, 3)
-    assert board.others(mine) == (0, 1, 3)
+    assert away == (2, 3)
+    assert board.others(mine) == (1, 3)
     assert starting.state == layout.STARTING
 
 
@@ -306,12 +306,13 @@ def test_one_lock_for_all_processes(board: Scoreboard) -> None:
 
 
 def test_first_to_refuse(board: Scoreboard) -> None:
-    """One worker of the pool says it, until the supervisor describes the pool anew."""
-    answers = [board.first_to_refuse(), board.first_to_refuse()]
+    """One worker of the pool says it of each limit, until the supervisor describes the pool anew."""
+    soft, hard = layout.REFUSES_SOFT, layout.REFUSES_HARD
+    answers = [board.first_to_refuse(which) for which in (soft, soft, hard, hard)]
     board.settled = 3
     board.describe(workers=1, turns=1, limit=None, budget=None)
 
-    assert [*answers, board.first_to_refuse()] == [True, False, True]
+    assert [*answers, board.first_to_refuse(soft)] == [True, False, True, False, True]
     assert board.settled == 0
 
 

@@ -1,92 +1,163 @@
-"""Replacement first: the ledger against a server that forks, kills and forgets as gunicorn does."""
+"""The schedule of a pool: the ledger against a server that forks, kills and forgets as gunicorn does."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from oomsafe.policy.surge import LONGEST_BACKOFF, Do, Ledger, Room, Seen, Stage, Step, failed, plan, recovered, spawned
+from oomsafe.policy.decide import Order
+from oomsafe.policy.surge import LONGEST_BACKOFF, Do, Handover, Ledger, Room, Seen, Stage, Step, failed, gone, plan, recovered, spawned
 
 STARTING, SERVING, WAITING, DRAINING, LEAVING = Stage
 
 
 def seen(*stages: Stage) -> list[Seen]:
-    """Workers of generations 1, 2, ... at these stages; each has a byte more than the one before."""
-    return [Seen(number, stage, number) for number, stage in enumerate(stages, 1)]
+    """Workers of generations 1, 2, ... at these stages; each has twice as much above its limit as the one before."""
+    return [Seen(number, stage, 1 << number) for number, stage in enumerate(stages, 1)]
 
 
-SURGING = Ledger(replacement=3, asker=1)
-HANDING = Ledger(replacement=3, asker=1, victim=1)
+def ordered(order: Order, workers: list[Seen], generation: int = 1) -> list[Seen]:
+    """The same, one of which has an order."""
+    return [worker._replace(order=order) if worker.generation == generation else worker for worker in workers]
+
+
+def ledger(*handovers: tuple[int, int, bool]) -> Ledger:
+    """(replacement, victim, ordered) of each."""
+    return Ledger(tuple(Handover(*handover) for handover in handovers))
+
+
+NOTHING = Ledger()
+SURGING = ledger((3, 1, False))
+HANDING = ledger((3, 1, True))
 ROOM, FULL = Room(least=1, wanted=2), Room(may_surge=False, least=1, wanted=2)
+SHORT = Room(may_surge=False, short=True, least=1, wanted=2)
+OUT = SHORT._replace(out=True)
+ONE, ONE_FULL, ONE_SHORT = (room._replace(wanted=1) for room in (ROOM, FULL, SHORT))
+LATER = Ledger(failures=1, not_before=101)
+SPAWN, GO, PERMIT, SHRINK = Do
 
 
 @pytest.mark.parametrize(
-    ("ledger", "workers", "room", "after", "steps"),
+    ("before", "workers", "room", "after", "steps"),
     [
-        pytest.param(Ledger(), seen(SERVING, SERVING), ROOM, Ledger(), [], id="nobody-waits"),
-        pytest.param(Ledger(), seen(WAITING, SERVING), ROOM, Ledger(), [Step(Do.SPAWN, 1)], id="one-waits"),
-        pytest.param(Ledger(), seen(WAITING, WAITING), ROOM, Ledger(), [Step(Do.SPAWN, 2)], id="the-worst-of-two"),
-        pytest.param(Ledger(), seen(WAITING, WAITING), FULL, Ledger(), [Step(Do.GRANT, 2)], id="no-room-so-drain-first"),
-        pytest.param(Ledger(), seen(WAITING, STARTING), ROOM, Ledger(), [], id="another-is-away"),
-        pytest.param(Ledger(), seen(WAITING, LEAVING), FULL, Ledger(), [], id="another-leaves"),
-        pytest.param(Ledger(), seen(WAITING), ROOM, Ledger(), [], id="another-has-died"),
-        pytest.param(Ledger(not_before=101), seen(WAITING, SERVING), ROOM, Ledger(not_before=101), [], id="not-so-soon-again"),
-        pytest.param(Ledger(not_before=101), seen(WAITING, SERVING), FULL, Ledger(not_before=101), [], id="nor-drain-first"),
-        pytest.param(Ledger(), seen(DRAINING, SERVING), ROOM, Ledger(), [Step(Do.SPAWN, 1)], id="one-drains-by-itself"),
-        pytest.param(Ledger(), seen(DRAINING, WAITING), ROOM, Ledger(), [Step(Do.SPAWN, 1)], id="before-one-who-waits"),
-        pytest.param(Ledger(), seen(DRAINING, DRAINING), ROOM, Ledger(), [Step(Do.SPAWN, 2)], id="both-drain"),
-        pytest.param(Ledger(), seen(DRAINING, SERVING), FULL, Ledger(), [], id="one-drains-and-no-room"),
-        pytest.param(Ledger(), seen(DRAINING, SERVING, SERVING), ROOM, Ledger(), [], id="one-drains-and-nobody-is-missing"),
-        pytest.param(Ledger(), seen(DRAINING, SERVING, STARTING), ROOM, Ledger(), [], id="the-server-has-replaced-it"),
-        pytest.param(Ledger(not_before=101), seen(DRAINING, SERVING), ROOM, Ledger(not_before=101), [], id="one-drains-and-boots-fail"),
-        pytest.param(Ledger(), seen(LEAVING, SERVING), ROOM, Ledger(), [], id="one-is-gone-in-a-moment"),
-        pytest.param(SURGING, seen(WAITING, SERVING, STARTING), ROOM, SURGING, [], id="its-replacement-boots"),
-        pytest.param(SURGING, seen(WAITING, SERVING, SERVING), ROOM, HANDING, [Step(Do.GRANT, 1)], id="and-serves"),
-        pytest.param(SURGING, seen(WAITING, WAITING, SERVING), ROOM, Ledger(3, 1, 2), [Step(Do.GRANT, 2)], id="another-is-worse"),
-        pytest.param(SURGING, seen(SERVING, SERVING, SERVING), ROOM, HANDING, [Step(Do.GRANT, 1)], id="nobody-waits-any-more"),
-        pytest.param(SURGING, seen(LEAVING, SERVING, STARTING), ROOM, HANDING, [], id="it-did-not-wait"),
-        pytest.param(SURGING, seen(DRAINING, SERVING, STARTING), ROOM, HANDING, [], id="it-did-not-wait-and-has-work"),
-        pytest.param(SURGING, seen(WAITING, SERVING, SERVING)[1:], ROOM, Ledger(), [Step(Do.SHRINK)], id="it-is-gone-already"),
-        pytest.param(SURGING, seen(WAITING, SERVING), ROOM, failed(SURGING, 3, 100), [Step(Do.FAILED)], id="the-replacement-died"),
-        pytest.param(HANDING, seen(LEAVING, WAITING, SERVING), ROOM, HANDING, [], id="it-drains-and-another-waits"),
-        pytest.param(HANDING, seen(LEAVING, SERVING, SERVING)[1:], ROOM, Ledger(), [Step(Do.SHRINK)], id="it-is-gone"),
+        pytest.param(NOTHING, seen(SERVING, SERVING), ROOM, NOTHING, [], id="nobody asks"),
+        pytest.param(NOTHING, seen(WAITING, SERVING), ROOM, NOTHING, [Step(SPAWN, 1)], id="one asks"),
+        pytest.param(NOTHING, seen(WAITING, WAITING), ROOM, NOTHING, [Step(SPAWN, 2)], id="the worst of two"),
+        pytest.param(NOTHING, seen(WAITING, STARTING), ROOM, NOTHING, [], id="another boots"),
+        pytest.param(NOTHING, seen(WAITING, STARTING), ROOM._replace(boots=2), NOTHING, [Step(SPAWN, 1)], id="two may boot"),
+        pytest.param(NOTHING, seen(WAITING), ONE, NOTHING, [Step(SPAWN, 1)], id="a pool of one"),
+        pytest.param(LATER, seen(WAITING, SERVING), ROOM, LATER, [], id="not so soon after a boot that failed"),
+        # its replacement comes first
+        pytest.param(SURGING, seen(WAITING, SERVING, STARTING), ROOM, SURGING, [], id="its replacement boots"),
+        pytest.param(SURGING, seen(WAITING, SERVING, SERVING), ROOM, HANDING, [Step(GO, 1)], id="and serves"),
+        pytest.param(SURGING, seen(SERVING, SERVING, SERVING), ROOM, HANDING, [Step(GO, 1)], id="nobody asks any more"),
+        pytest.param(SURGING, seen(WAITING, WAITING, SERVING), ROOM, ledger((3, 2, True)), [Step(GO, 2), Step(SPAWN, 1)], id="or a worse"),
         pytest.param(
-            HANDING, seen(LEAVING, WAITING, SERVING)[1:], ROOM, Ledger(), [Step(Do.SHRINK), Step(Do.SPAWN, 2)], id="and-the-next-at-once"
+            ledger((3, 1, False), (4, 2, False)),
+            seen(WAITING, WAITING, SERVING, STARTING),
+            ROOM,
+            ledger((4, 1, False), (3, 2, True)),
+            [Step(GO, 2)],
+            id="two swap theirs",
         ),
-        pytest.param(HANDING, seen(DRAINING, DRAINING, SERVING), ROOM, HANDING, [], id="another-drains-too-and-has-to-wait"),
+        pytest.param(SURGING, seen(DRAINING, SERVING, STARTING), ROOM, HANDING, [], id="it did not wait"),
+        pytest.param(SURGING, seen(WAITING, SERVING, STARTING), SHORT, SURGING, [Step(PERMIT, 1)], id="short of memory meanwhile"),
+        # and does not wait for those who drain
+        pytest.param(HANDING, seen(DRAINING, WAITING, SERVING), ROOM, HANDING, [Step(SPAWN, 2)], id="one drains, the next asks"),
+        pytest.param(
+            ledger((3, 1, True), (4, 2, True)), seen(DRAINING, DRAINING, WAITING, SERVING), ROOM,
+            ledger((3, 1, True), (4, 2, True)), [], id="but never twice as many as wanted",
+        ),
+        # no room for one more
+        pytest.param(NOTHING, seen(WAITING, WAITING), FULL, NOTHING, [Step(PERMIT, 2)], id="no room, so drain first"),
+        pytest.param(NOTHING, [Seen(1, WAITING, -1), Seen(2, SERVING)], FULL, NOTHING, [], id="it is not over its limit yet"),
+        pytest.param(NOTHING, ordered(Order.PERMIT, seen(WAITING, WAITING)), FULL, NOTHING, [], id="another may go already"),
+        pytest.param(NOTHING, seen(WAITING, LEAVING), FULL, NOTHING, [], id="another leaves"),
+        pytest.param(NOTHING, seen(WAITING, STARTING), FULL, NOTHING, [], id="another starts"),
+        pytest.param(NOTHING, seen(WAITING), ONE_FULL, NOTHING, [], id="the only one stays while the budget holds it"),
+        pytest.param(NOTHING, seen(WAITING), ONE_FULL._replace(least=0), NOTHING, [Step(PERMIT, 1)], id="unless its user wants it so"),
+        pytest.param(LATER, seen(WAITING, SERVING), FULL, LATER, [], id="nor drain first after a boot that failed"),
+        # over a hard limit
+        pytest.param(NOTHING, [Seen(1, WAITING, 9, urgent=True), Seen(2, SERVING)], ROOM, NOTHING, [Step(PERMIT, 1)], id="hard"),
+        pytest.param(NOTHING, [Seen(1, WAITING, 9, urgent=True)], ONE, NOTHING, [Step(SPAWN, 1)], id="hard, and the only one"),
+        pytest.param(NOTHING, [Seen(1, WAITING, 1, urgent=True), Seen(2, WAITING, 9)], ROOM, NOTHING, [Step(PERMIT, 1)], id="hard first"),
+        # short of memory
+        pytest.param(NOTHING, seen(WAITING, WAITING), SHORT, NOTHING, [Step(PERMIT, 2)], id="short: the worst goes"),
+        pytest.param(NOTHING, seen(WAITING, DRAINING), SHORT, NOTHING, [], id="short: the others keep still"),
+        pytest.param(NOTHING, seen(WAITING, STARTING), SHORT, NOTHING, [], id="short: the last stays until another serves"),
+        pytest.param(NOTHING, seen(WAITING, STARTING, SERVING), SHORT, NOTHING, [Step(PERMIT, 1)], id="short: it is not the last"),
+        pytest.param(NOTHING, seen(WAITING), ONE_SHORT, NOTHING, [Step(PERMIT, 1)], id="short: a pool of one"),
+        pytest.param(NOTHING, seen(WAITING, DRAINING), OUT, NOTHING, [Step(PERMIT, 1)], id="about to be killed: whoever else is away"),
+        pytest.param(NOTHING, ordered(Order.PERMIT, seen(WAITING, WAITING)), OUT, NOTHING, [], id="one after the other"),
+        pytest.param(LATER, seen(WAITING, SERVING), SHORT, LATER, [Step(PERMIT, 1)], id="short, and boots fail"),
+        pytest.param(LATER, seen(WAITING), ONE_SHORT._replace(out=True), LATER, [], id="short, boots fail, and it is the last"),
+        # drained first, and there is room now
+        pytest.param(NOTHING, seen(DRAINING, SERVING), ROOM, NOTHING, [Step(SPAWN, 1)], id="one drains"),
+        pytest.param(NOTHING, seen(DRAINING, WAITING), ROOM, NOTHING, [Step(SPAWN, 1)], id="before one who asks"),
+        pytest.param(NOTHING, seen(DRAINING, SERVING), FULL, NOTHING, [], id="one drains and no room"),
+        pytest.param(NOTHING, seen(DRAINING, SERVING, SERVING), ROOM, NOTHING, [], id="one drains and nobody is missing"),
+        pytest.param(NOTHING, seen(DRAINING, SERVING, STARTING), ROOM, NOTHING, [], id="the server has replaced it"),
+        pytest.param(NOTHING, seen(LEAVING, SERVING), ROOM, NOTHING, [], id="one is gone in a moment"),
+        # whose end nobody has told
+        pytest.param(SURGING, seen(WAITING, SERVING, SERVING)[1:], ROOM, NOTHING, [Step(SHRINK)], id="it is gone already"),
+        pytest.param(SURGING, seen(WAITING, SERVING), ROOM, NOTHING, [Step(SHRINK), Step(SPAWN, 1)], id="its replacement is gone"),
+        pytest.param(HANDING, seen(LEAVING, WAITING, SERVING)[1:], ROOM, NOTHING, [Step(SHRINK), Step(SPAWN, 2)], id="the next at once"),
     ],
-)
-def test_each_step(ledger: Ledger, workers: list[Seen], room: Room, after: Ledger, steps: list[Step]) -> None:
+)  # fmt: skip
+def test_each_step(before: Ledger, workers: list[Seen], room: Room, after: Ledger, steps: list[Step]) -> None:
     """One row a situation."""
-    assert plan(ledger, workers, room, 100.0) == (after, steps)
+    assert plan(before, workers, room, 100.0) == (after, steps)
+
+
+def test_an_unknown_figure_is_no_figure() -> None:
+    """A worker whose excess can't be told is not worse than one that is over its limit, nor is it over it."""
+    unknown = Seen(1, WAITING, None)
+
+    _, surging = plan(NOTHING, [unknown, Seen(2, WAITING, 5)], ROOM, 100.0)
+    _, full = plan(NOTHING, [unknown, Seen(2, SERVING)], FULL, 100.0)
+
+    assert (surging, full) == ([Step(SPAWN, 2)], [])
+
+
+def test_the_oldest_of_those_that_are_about_as_bad() -> None:
+    """One that is always a little better than its newest neighbour must not wait for ever."""
+    _, steps = plan(NOTHING, [Seen(7, WAITING, 1000), Seen(9, WAITING, 1020)], ROOM, 100.0)
+
+    assert steps == [Step(SPAWN, 7)]
 
 
 def test_backing_off() -> None:
     """Each failure doubles the pause, up to a minute; a worker that comes to serve later ends it."""
-    ledger, pauses = Ledger(), []
+    backing, pauses = Ledger(), []
     for generation in range(1, 10):
-        ledger = failed(ledger, generation, 100.0)
-        pauses.append(ledger.not_before - 100.0)
+        backing = failed(backing, generation, 100.0)
+        pauses.append(backing.not_before - 100.0)
 
     assert pauses == [1, 2, 4, 8, 16, 32, LONGEST_BACKOFF, LONGEST_BACKOFF, LONGEST_BACKOFF]
-    assert recovered(ledger, [Seen(9, SERVING), Seen(10, STARTING)]) == ledger
-    assert recovered(ledger, [Seen(10, SERVING)]).failures == 0
+    assert recovered(backing, [Seen(9, SERVING), Seen(10, STARTING)]) == backing
+    assert recovered(backing, [Seen(10, SERVING)]).failures == 0
 
 
-def test_another_workers_death_at_boot_leaves_the_surge() -> None:
-    """The replacement is still on its way."""
-    assert failed(SURGING, 7, 100.0).replacement == SURGING.replacement
+@pytest.mark.parametrize(
+    ("before", "generation", "after", "shrinks"),
+    [
+        pytest.param(SURGING, 1, NOTHING, 1, id="who asked: its replacement takes its place"),
+        pytest.param(SURGING, 3, NOTHING, 1, id="the replacement"),
+        pytest.param(SURGING, 2, SURGING, 0, id="another"),
+        pytest.param(HANDING, 1, NOTHING, 1, id="the victim"),
+        pytest.param(HANDING, 3, HANDING, 0, id="a replacement whose victim still drains: the server brings up another"),
+    ],
+)
+def test_gone(before: Ledger, generation: int, after: Ledger, shrinks: int) -> None:
+    """As soon as one is gone, the pool is as many as it should be; one that never served is not tried again at once."""
+    served, boots = gone(before, generation, True, 100.0), gone(before, generation, False, 100.0)
 
-
-def test_a_replacement_that_dies_when_its_worker_drains_already_leaves_the_surge() -> None:
-    """The worker still goes: until then the server itself brings up another."""
-    after = failed(HANDING, 3, 100.0)
-
-    assert (after.extra, after.victim, after.failures, after.not_before) == (1, 1, 1, 101.0)
+    assert served == (after, [Step(SHRINK)] * shrinks)
+    assert boots == (failed(after, generation, 100.0), [Step(SHRINK)] * shrinks)
 
 
 @dataclass
@@ -95,6 +166,7 @@ class Worker:
 
     stage: Stage = STARTING
     excess: int = 0
+    order: Order = Order.NONE
 
 
 @dataclass
@@ -104,6 +176,8 @@ class Server:
     number: int
     workers: dict[int, Worker] = field(default_factory=dict)
     generation: int = 0
+    ended: int = 0
+    """How many it has ended that were not ending anyway, because there were too many."""
 
     def fork(self) -> int:
         self.generation += 1
@@ -114,20 +188,21 @@ class Server:
         while len(self.workers) < self.number:
             self.fork()
         for generation in sorted(self.workers)[: len(self.workers) - self.number]:
+            self.ended += self.workers[generation].stage in (STARTING, SERVING, WAITING)
             self.workers[generation].stage = DRAINING
 
 
 class Surges(RuleBasedStateMachine):
-    """Any order of what may happen to a pool; the supervisor looks now and then."""
+    """Any order of what may happen to a pool; the supervisor looks now and then, and hears at once who is gone."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.wanted, self.turns, self.now, self.has_room = 3, 1, 0.0, True
-        self.server, self.ledger = Server(self.wanted), Ledger()
+        self.wanted, self.turns, self.now, self.room = 3, 1, 0.0, Room()
+        self.server, self.ledger, self.too_many = Server(self.wanted), Ledger(), False
         self.server.manage()
 
     def serving(self) -> int:
-        return sum(worker.stage in (SERVING, WAITING) for worker in self.server.workers.values())
+        return sum(worker.stage in (SERVING, WAITING) and worker.order is Order.NONE for worker in self.server.workers.values())
 
     def some(self, *stages: Stage) -> list[int]:
         return [generation for generation, worker in self.server.workers.items() if worker.stage in stages]
@@ -135,26 +210,35 @@ class Surges(RuleBasedStateMachine):
     @rule()
     def look(self) -> None:
         self.now += 1
-        workers = [Seen(generation, worker.stage, worker.excess) for generation, worker in self.server.workers.items()]
+        workers = [Seen(generation, w.stage, w.excess, w.order) for generation, w in self.server.workers.items()]
         self.ledger = recovered(self.ledger, workers)
-        room = Room(self.has_room, self.wanted - self.turns, self.wanted)
-        self.ledger, steps = plan(self.ledger, workers, room, self.now)
+        self.least = max(1, self.wanted - self.turns)
+        self.ledger, steps = plan(self.ledger, workers, self.room._replace(least=self.least, wanted=self.wanted), self.now)
         for step in steps:
             self.do(step)
-        if self.some(DRAINING) and self.has_room and not self.ledger.extra and self.now >= self.ledger.not_before:
-            assert len(self.some(STARTING, SERVING, WAITING)) >= self.wanted
+        self.manage()
+
+    def manage(self) -> None:
+        """gunicorn looks after its number: nobody who serves is ended because there is one too many, unless its user wants fewer."""
+        before = self.server.ended
         self.server.manage()
+        assert self.too_many or self.server.ended == before
+        self.too_many = len(self.server.workers) > self.server.number
 
     def do(self, step: Step) -> None:
-        if step.do is Do.SPAWN:
-            assert self.ledger.extra == 0
+        if step.do is SPAWN:
+            assert len(self.some(STARTING)) < 1 + self.turns
             self.server.number += 1
             self.ledger = spawned(self.ledger, self.server.fork(), step.generation)
-        elif step.do is Do.GRANT:
-            self.server.workers[step.generation].stage = DRAINING
-            assert self.serving() >= self.wanted - self.turns
-        else:
+        elif step.do is SHRINK:
             self.server.number -= 1
+        else:
+            self.server.workers[step.generation].order = Order.GO if step.do is GO else Order.PERMIT
+            if not self.room.short:
+                assert self.serving() >= self.least
+            elif not self.room.out and self.some(STARTING):
+                assert self.serving() > 0
+            assert sum(w.order is Order.PERMIT and w.stage is WAITING for w in self.server.workers.values()) <= 1
 
     @precondition(lambda self: self.some(STARTING))
     @rule(data=st.data())
@@ -162,16 +246,24 @@ class Surges(RuleBasedStateMachine):
         self.server.workers[data.draw(st.sampled_from(self.some(STARTING)))].stage = SERVING
 
     @precondition(lambda self: self.some(SERVING))
-    @rule(data=st.data(), excess=st.integers(1, 9))
-    def wants(self, data: st.DataObject, excess: int) -> None:
-        generation = data.draw(st.sampled_from(self.some(SERVING)))
-        self.server.workers[generation] = Worker(WAITING, excess)
+    @rule(data=st.data(), excess=st.integers(-3, 9))
+    def asks(self, data: st.DataObject, excess: int) -> None:
+        worker = self.server.workers[data.draw(st.sampled_from(self.some(SERVING)))]
+        worker.stage, worker.excess = WAITING, excess
 
     @precondition(lambda self: self.some(WAITING))
-    @rule(data=st.data(), goes=st.booleans())
-    def waits_no_longer(self, data: st.DataObject, goes: bool) -> None:
-        """It has got memory back, or grown so much that it goes by itself."""
-        self.server.workers[data.draw(st.sampled_from(self.some(WAITING)))].stage = DRAINING if goes else SERVING
+    @rule(data=st.data())
+    def asks_no_longer(self, data: st.DataObject) -> None:
+        """It has got memory back."""
+        self.server.workers[data.draw(st.sampled_from(self.some(WAITING)))].stage = SERVING
+
+    def on_their_way(self) -> list[int]:
+        return [g for g, w in self.server.workers.items() if w.stage in (SERVING, WAITING) and w.order is not Order.NONE]
+
+    @precondition(lambda self: self.on_their_way())
+    @rule(data=st.data())
+    def goes(self, data: st.DataObject) -> None:
+        self.server.workers[data.draw(st.sampled_from(self.on_their_way()))].stage = DRAINING
 
     @precondition(lambda self: self.some(DRAINING))
     @rule(data=st.data())
@@ -180,20 +272,24 @@ class Surges(RuleBasedStateMachine):
 
     @precondition(lambda self: self.some(DRAINING, LEAVING))
     @rule(data=st.data())
-    def gone(self, data: st.DataObject) -> None:
-        del self.server.workers[data.draw(st.sampled_from(self.some(DRAINING, LEAVING)))]
+    def ended(self, data: st.DataObject) -> None:
+        self.reaped(data.draw(st.sampled_from(self.some(DRAINING, LEAVING))))
 
     @precondition(lambda self: self.server.workers)
     @rule(data=st.data())
     def died(self, data: st.DataObject) -> None:
-        generation = data.draw(st.sampled_from(sorted(self.server.workers)))
-        at_boot = self.server.workers.pop(generation).stage is STARTING
-        if at_boot and (generation != self.ledger.replacement or self.ledger.victim is not None):
-            self.ledger = failed(self.ledger, generation, self.now)
+        self.reaped(data.draw(st.sampled_from(sorted(self.server.workers))))
 
-    @rule(has_room=st.booleans())
-    def memory(self, has_room: bool) -> None:
-        self.has_room = has_room
+    def reaped(self, generation: int) -> None:
+        """At any moment, also between the supervisor's look and the server's: it forks for the missing right away."""
+        served = self.server.workers.pop(generation).stage is not STARTING
+        self.ledger, steps = gone(self.ledger, generation, served, self.now)
+        self.server.number -= len(steps)
+        self.manage()
+
+    @rule(may_surge=st.booleans(), short=st.booleans(), out=st.booleans())
+    def memory(self, may_surge: bool, short: bool, out: bool) -> None:
+        self.room = Room(may_surge and not short, short, short and out)
 
     @rule()
     def ttin(self) -> None:
@@ -202,27 +298,29 @@ class Surges(RuleBasedStateMachine):
     @precondition(lambda self: self.wanted > 1)
     @rule()
     def ttou(self) -> None:
-        self.wanted, self.server.number = self.wanted - 1, self.server.number - 1
+        self.wanted, self.server.number, self.too_many = self.wanted - 1, self.server.number - 1, True
 
     @rule()
     def hup(self) -> None:
-        self.ledger, self.server.number = Ledger(), self.wanted
+        self.ledger, self.server.number, self.too_many = replace(Ledger(), failures=self.ledger.failures), self.wanted, True
         for _ in range(self.wanted):
             self.server.fork()
-        self.server.manage()
+        self.manage()
 
     @invariant()
-    def never_more_than_one_extra(self) -> None:
+    def each_handover_is_one_more(self) -> None:
         assert self.server.number == self.wanted + self.ledger.extra
 
     def teardown(self) -> None:
         """When everything has calmed down, there are as many as wanted, and all serve."""
-        self.has_room = True
+        self.room = Room()
         for _ in range(3 * len(self.server.workers) + 200):
             self.now += LONGEST_BACKOFF
             self.look()
+            for generation in self.on_their_way():
+                self.server.workers[generation].stage = DRAINING
             for generation in self.some(DRAINING, LEAVING):
-                del self.server.workers[generation]
+                self.reaped(generation)
             for generation in self.some(STARTING):
                 self.server.workers[generation].stage = SERVING
         assert [worker.stage for worker in self.server.workers.values()] == [SERVING] * self.wanted

@@ -1,0 +1,54 @@
+"""How fast a process grows."""
+
+from __future__ import annotations
+
+import pytest
+
+from oomsafe.policy.trend import SAMPLE_EVERY, Trend
+
+
+def trend(*used: int, every: float = SAMPLE_EVERY) -> Trend:
+    """A process that held these bytes, one sample after the other, the first at 100 s."""
+    made = Trend()
+    for number, held in enumerate(used):
+        made.add(100 + number * every, held)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("used", "speed"),
+    [
+        pytest.param((), 0, id="nothing known"),
+        pytest.param((10, 20), 0, id="too little known"),
+        pytest.param((10, 20, 30), 10, id="steady"),
+        pytest.param((10, 20, 50), 10, id="the least of its spans"),
+        pytest.param((10, 500, 500), 0, id="one balloon"),
+        pytest.param((10, 10, 500), 0, id="one balloon just now"),
+        pytest.param((50, 40, 30), 0, id="it shrinks"),
+        pytest.param((10, 10, 10, 20, 30), 10, id="only the last spans count"),
+    ],
+)
+def test_speed(used: tuple[int, ...], speed: float) -> None:
+    """What all of the last spans have in common, a second."""
+    assert trend(*used, every=1.0).speed == speed
+
+
+def test_what_comes_too_soon_is_left_out() -> None:
+    """Over a moment, one piece of work would look like a trend."""
+    assert trend(10, 20, 30, every=SAMPLE_EVERY / 3).speed == 0
+
+
+def test_a_step() -> None:
+    """What has come since the last sample, and the pace before it; a sample of this very moment is none from before."""
+    assert trend().step(101, 50) == (None, None)
+    assert trend(10).step(101, 50) == (40, None)
+    assert trend(10, 20, every=1.0).step(102, 50) == (30, 10.0)
+    assert trend(10, 20, 50, every=1.0).step(102, 50) == (30, 10.0)
+
+
+def test_memory_that_was_given_back_is_another_story() -> None:
+    """Nothing of what was before counts."""
+    made = trend(10, 20, 30)
+    made.forget()
+
+    assert (made.speed, made.pace, made.step(102, 5)) == (0, None, (None, None))
