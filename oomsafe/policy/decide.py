@@ -124,6 +124,8 @@ class History:
     """Its soft limit is below what a worker needs: recycling would never end."""
     asks: bool = False
     """Whether it has asked to be replaced."""
+    stays: bool = False
+    """Whether its limit has been raised, for it had settled above it: once, else clients could raise it step by step."""
     ready_with: int | None = None
     """What it held when it began to serve, by the limits' metric, in bytes."""
 
@@ -161,7 +163,8 @@ def decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, poo
         return Decision(Action.SERVE, Reason.YOUNG)
     if history.breached_since is None or now - history.breached_since < policy.sustain:
         return Decision(Action.SERVE, Reason.SUSTAIN)
-    if pool.settled >= SETTLED_WORKERS and not pool.short and has_settled(policy, limits, seen.used, history, now):
+    no_use = pool.settled >= SETTLED_WORKERS and has_settled(policy, limits, seen.used, history, now)
+    if no_use and not pool.short and not history.stays:
         return Decision(Action.SERVE, Reason.SETTLED)
     return _leave(Reason.SOFT, pool)
 

@@ -337,7 +337,7 @@ class Guard(Meter):
         self.soft_limit, self._alert = self._thresholds.soft, self._thresholds.alert
         if self._grows_fast and self._neighbours.supervised:
             self._alert *= ASKS_FROM
-        self._history = replace(self._history, refused=self._thresholds.refused)
+        self._history = replace(self._history, refused=self._thresholds.refused, stays=self._thresholds.stays)
 
     @property
     def _grows_fast(self) -> bool:

@@ -40,6 +40,11 @@ class Thresholds:
         return None if self.refused else self.limits.early
 
     @property
+    def stays(self) -> bool:
+        """Whether the soft limit has been raised for a while, for this worker had settled above it."""
+        return self._stays_until < math.inf
+
+    @property
     def alert(self) -> float:
         """rss from which there is something to decide."""
         return min((limit for limit in (self.soft, self.limits.hard) if limit is not None), default=sys.maxsize)

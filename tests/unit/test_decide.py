@@ -93,6 +93,7 @@ def at(used: int | None, rss: int | None = None, speed: float = 0) -> Snapshot:
         pytest.param({}, LIMITS, at(101), OLD, Pool(abandoned=True), SERVE, Reason.ABANDONED, id="nobody, and no schedule"),
         pytest.param({}, LIMITS, at(102), STEPPED, Pool(settled=SETTLED_WORKERS), SERVE, Reason.SETTLED, id="settled, as others before"),
         pytest.param({}, LIMITS, at(102), STEPPED, Pool(settled=2), RECYCLE, Reason.SOFT, id="settled, as too few before"),
+        pytest.param({}, LIMITS, at(102), replace(STEPPED, stays=True), Pool(settled=9), RECYCLE, Reason.SOFT, id="settled twice"),
         pytest.param({}, LIMITS, at(112), STEPPED, Pool(settled=9), RECYCLE, Reason.SOFT, id="others had settled, this one grows"),
         pytest.param({}, LIMITS, at(102), STEPPED, Pool(settled=9, short=True), RECYCLE, Reason.SOFT, id="settled, and memory is short"),
         pytest.param({"sustain": 99}, LIMITS, at(201), History(NOW), Pool(), RECYCLE, Reason.HARD, id="hard-waits-for-no-time"),
