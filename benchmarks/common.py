@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import functools
 import http.client
+import itertools
 import json
 import os
 import platform
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from oomsafe.kernel.process import children_of
+from oomsafe.kernel.sandbox import Sandbox
 
 T = TypeVar("T")
 
@@ -37,6 +39,8 @@ PATIENCE = 20
 #: Stands in a command where the server's port goes.
 PORT = "{port}"
 
+_numbers = itertools.count()
+
 
 # --- a server
 
@@ -45,7 +49,8 @@ class Server:
     """A server in a session of its own, on a loopback port; it and whatever it forked is ended by pid.
 
     `argv` holds PORT where its port goes; `files` are written to its folder, where it starts; `core` pins it to one
-    CPU. Use as a context manager: inside, it answers.
+    CPU; `boot` is how many seconds longer than others it takes to answer; `memory` is the limit, in bytes, of a memory cgroup
+    of its own: OSError where none can be made. Use as a context manager: inside, it answers.
     """
 
     def __init__(
@@ -55,13 +60,18 @@ class Server:
         environ: dict[str, str] | None = None,
         files: dict[str, str] | None = None,
         core: int | None = None,
+        boot: float = 0,
+        memory: int | None = None,
     ) -> None:
+        self._sandbox = None if memory is None else Sandbox(f"oomsafe-benchmark-{os.getpid()}-{next(_numbers)}", memory)
+        self._patience = PATIENCE + boot
         self.folder = Path(tempfile.mkdtemp(prefix="oomsafe-benchmark-"))
         for name, text in (files or {}).items():
             (self.folder / name).write_text(text)
         self.port = free_port()
         self._log = self.folder / "log"
         command = [*pinned(core), *(word.replace(PORT, str(self.port)) for word in argv)]
+        command = self._sandbox.command(command) if self._sandbox else command
         with self._log.open("wb") as log:
             self.started = time.perf_counter()
             self.process = subprocess.Popen(
@@ -81,6 +91,12 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._sandbox is not None:
+            removed(self._sandbox)
+
+    def kernel_kills(self) -> int:
+        """How many processes of its cgroup the kernel has killed; 0 where it has none of its own."""
+        return (self._sandbox.cgroup.oom_kills() or 0) if self._sandbox else 0
 
     def get(self, path: str = "/") -> http.client.HTTPResponse:
         """One request on a connection of its own; the answer's body has been read and is its `body`."""
@@ -128,7 +144,7 @@ class Server:
         self.process.wait(PATIENCE)
 
     def _wait_until_it_answers(self) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self._patience
         while True:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.log()}")
@@ -136,7 +152,7 @@ class Server:
                 if self.get().status == 200:
                     return
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no answer within {PATIENCE} s:\n{self.log()}")
+                raise TimeoutError(f"no answer within {self._patience:g} s:\n{self.log()}")
             time.sleep(0.002)
 
     def _environment(self, more: dict[str, str]) -> dict[str, str]:
@@ -152,6 +168,18 @@ def environment() -> dict[str, str]:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     theirs = ("OOMSAFE_", "GUNICORN_", "GRANIAN_", "UWSGI_", "PYTHONDONTWRITEBYTECODE")
     return {**{k: v for k, v in os.environ.items() if not k.startswith(theirs)}, "PYTHONPYCACHEPREFIX": folder}
+
+
+def removed(sandbox: Sandbox) -> None:
+    """Remove a cgroup whose processes have ended; the kernel may be a moment behind."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return sandbox.remove()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def free_port() -> int:

@@ -1,5 +1,6 @@
-"""The servers that recycling.py compares: each class with its own event loop, each not recycling (twice), by max requests, with
-oomsafe, and with an oomsafe that has nothing to recycle."""
+"""The servers that recycling.py and unserved.py compare: each class with its own event loop, each not recycling (twice), by max
+requests, with oomsafe, with its middleware alone, and with an oomsafe that has nothing to recycle.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +23,11 @@ KEEP_ALIVE = 10
 NOT, AGAIN, STOCK, OOMSAFE, MEASURED = "not recycling", "not recycling, again", "max requests", "oomsafe", "oomsafe, not recycling"
 WAYS = (NOT, AGAIN, STOCK, OOMSAFE, MEASURED)
 
+#: A plain uvicorn, whose supervisor knows nothing of oomsafe.
+MIDDLEWARE = "oomsafe's middleware"
+
 #: Soft limits; one that no worker comes near shows what measuring costs without any recycling.
-LIMITS = {OOMSAFE: f"{SOFT_LIMIT}MiB", MEASURED: "4GiB"}
+LIMITS = {OOMSAFE: f"{SOFT_LIMIT}MiB", MIDDLEWARE: f"{SOFT_LIMIT}MiB", MEASURED: "4GiB"}
 
 _CONF = f"""
 control_socket_disable = True
@@ -32,8 +36,12 @@ keepalive = {KEEP_ALIVE}
 
 _INSTALL = """
 import oomsafe.gunicorn
-oomsafe.gunicorn.install(globals(), soft_limit="{}", min_lifetime=0)
+oomsafe.gunicorn.install(globals())
 """
+
+
+#: Settings of oomsafe, by the names of its policy's fields.
+Policy = dict[str, "str | int | float | None"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class ServerClass:
     loop: str | None = None
     uvicorn: bool = False
     """Whether it is uvicorn's own supervisor, not gunicorn's."""
+    workers: int = WORKERS
 
     @property
     def name(self) -> str:
@@ -68,38 +77,53 @@ class ServerClass:
         """Why this contestant can't take part; None: it can."""
         if self.uvicorn and way in LIMITS and importlib.util.find_spec("oomsafe.uvicorn") is None:
             return "this oomsafe has no oomsafe.uvicorn"
+        if way == MIDDLEWARE and not self.uvicorn:
+            return "gunicorn's configuration installs oomsafe in its master too"
         return None
 
-    def server(self, way: str, tuning: Tuning, *, timeout: int = 30, slow: float = 0) -> Server:
-        """Start it. `timeout` is gunicorn's, `slow` what /slow takes, both in seconds."""
-        environ = {"LEAK_BYTES": str(tuning.leak), "SLOW_SECONDS": str(slow)}
+    def server(
+        self, way: str, tuning: Tuning, *, timeout: int = 30, slow: float = 0, boot: float = 0, page: int = 0, policy: Policy | None = None
+    ) -> Server:
+        """Start it. `timeout` is gunicorn's, `slow` what /slow takes, `boot` what its app takes to be imported, all in seconds.
+
+        `page` is the bytes that /page keeps. `policy` is oomsafe's, over what it is for each of its ways; None is its default.
+        """
+        environ = {"LEAK_BYTES": str(tuning.leak), "PAGE_BYTES": str(page), "SLOW_SECONDS": str(slow), "BOOT_SECONDS": str(boot)}
+        if way in LIMITS:
+            environ |= _environ({"soft_limit": LIMITS[way], "min_lifetime": 0, **(policy or {})})
         if self.uvicorn:
-            return self._uvicorn(way, tuning, environ)
+            return self._uvicorn(way, tuning, environ, boot)
         # gunicorn adds a share of its own of 0..jitter to each worker's; in the mean it comes to `requests`
         limits = {"max_requests": round(tuning.requests * 0.9), "max_requests_jitter": round(tuning.requests * 0.2)}
         lines = [f"{key} = {value}" for key, value in limits.items() if way == STOCK] + [f"timeout = {timeout}"]
-        conf = "\n".join([_CONF, self.conf, *lines, _INSTALL.format(LIMITS[way]) if way in LIMITS else ""])
-        return Server([sys.executable, "-m", "gunicorn", *self.argv], environ=environ, files={"conf.py": conf})
+        conf = "\n".join([_CONF, self.conf, *lines, _INSTALL if way in LIMITS else ""])
+        return Server([sys.executable, "-m", "gunicorn", *self.argv], environ=environ, files={"conf.py": conf}, boot=boot)
 
-    def _uvicorn(self, way: str, tuning: Tuning, environ: dict[str, str]) -> Server:
-        module, more = "uvicorn", ()
+    def _uvicorn(self, way: str, tuning: Tuning, environ: dict[str, str], boot: float) -> Server:
+        module, app, more = "uvicorn", "echo_apps:asgi", ()
         if way == STOCK:
             # drawn anew at each look, ten times a second: the least of them counts
             jitter = str(round(tuning.requests * 0.2))
             more = ("--limit-max-requests", str(tuning.requests), "--limit-max-requests-jitter", jitter)
+        elif way == MIDDLEWARE:
+            app = "guarded_apps:asgi"
         elif way in LIMITS:
             module = "oomsafe.uvicorn"
-            environ = {**environ, "OOMSAFE_SOFT_LIMIT": LIMITS[way], "OOMSAFE_MIN_LIFETIME": "0"}
-        return Server([sys.executable, "-m", module, *self.argv, *more], environ=environ)
+        return Server([sys.executable, "-m", module, app, *self.argv, *more], environ=environ, boot=boot)
 
     @property
     def processes(self) -> int:
         """How many it forks: multiprocessing has a tracker beside the workers."""
-        return WORKERS + self.uvicorn
+        return self.workers + self.uvicorn
 
 
-def classes(loops: list[str]) -> list[ServerClass]:
+def _environ(policy: Policy) -> dict[str, str]:
+    return {f"OOMSAFE_{name.upper()}": str(value) for name, value in policy.items() if value is not None}
+
+
+def classes(loops: list[str], workers: int = WORKERS) -> list[ServerClass]:
     """All of them; those that run on an event loop once for each of `loops`."""
+    _gunicorn = functools.partial(_gunicorn_class, workers)
     found = [
         _gunicorn("sync", "sync"),
         _gunicorn("gthread (4 threads)", "gthread", "--threads", "4"),
@@ -109,16 +133,23 @@ def classes(loops: list[str]) -> list[ServerClass]:
         worker = f"uvicorn_workers.{loop.capitalize()}Worker"
         found.append(_gunicorn("asgi", "asgi", conf=f'asgi_loop = "{loop}"', loop=loop))
         found.append(_gunicorn("UvicornWorker", worker, loop=loop))
-        argv = ("echo_apps:asgi", "--port", PORT, "--workers", str(WORKERS), "--loop", loop, "--log-level", "warning")
+        argv = ("--port", PORT, "--workers", str(workers), "--loop", loop, "--log-level", "warning")
         argv += ("--no-access-log", "--timeout-keep-alive", str(KEEP_ALIVE))
-        found.append(ServerClass(f"uvicorn --workers {WORKERS}", argv, loop=loop, uvicorn=True))
+        found.append(ServerClass(f"uvicorn --workers {workers}", argv, loop=loop, uvicorn=True, workers=workers))
     return found
 
 
-def _gunicorn(shown: str, worker: str, *more: str, conf: str = "", loop: str | None = None) -> ServerClass:
+def _gunicorn_class(workers: int, shown: str, worker: str, *more: str, conf: str = "", loop: str | None = None) -> ServerClass:
     app = "echo_apps:wsgi" if loop is None else "echo_apps:asgi"
-    argv = ("-b", f"127.0.0.1:{PORT}", "-c", "conf.py", "-w", str(WORKERS), "-k", worker, *more, app)
-    return ServerClass(f"gunicorn {shown}", argv, conf, loop)
+    argv = ("-b", f"127.0.0.1:{PORT}", "-c", "conf.py", "-w", str(workers), "-k", worker, *more, app)
+    return ServerClass(f"gunicorn {shown}", argv, conf, loop, workers=workers)
+
+
+def loops(asked: str) -> list[str]:
+    """The event loops to use: asyncio, uvloop, both, or auto: uvloop where it is installed."""
+    if asked == "auto":
+        return ["uvloop" if uvloop_there() else "asyncio"]
+    return ["asyncio", "uvloop"] if asked == "both" else [asked]
 
 
 @functools.cache

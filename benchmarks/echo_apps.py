@@ -1,6 +1,8 @@
-"""The apps that recycling.py loads: each answer's body is the query string of its request, so that it can be checked.
+"""The apps that recycling.py and unserved.py load: each answer's body is the query string of its request, so that it can be checked.
 
-/leak keeps $LEAK_BYTES more for ever, touched. /slow takes $SLOW_SECONDS. /loop names the event loop; other paths only answer.
+/leak keeps $LEAK_BYTES more for ever, touched. /page keeps $PAGE_BYTES for ever, once a process, and its answer is the pid. The body of
+a POST is read before the answer. To import this module takes $BOOT_SECONDS. /slow takes $SLOW_SECONDS. /loop names the event loop;
+other paths only answer.
 """
 
 from __future__ import annotations
@@ -11,9 +13,13 @@ import time
 from typing import Any
 
 LEAK = int(os.environ.get("LEAK_BYTES", "0"))
+PAGE = int(os.environ.get("PAGE_BYTES", "0"))
 SLOW = float(os.environ.get("SLOW_SECONDS", "0"))
 
 kept: list[bytes] = []
+page: list[bytes] = []
+
+time.sleep(float(os.environ.get("BOOT_SECONDS", "0")))
 
 
 def leak() -> None:
@@ -21,11 +27,22 @@ def leak() -> None:
     kept.append(b"x" * LEAK)
 
 
+def open_page() -> bytes:
+    """What a user sees of it: whose it is."""
+    if not page:
+        page.append(b"x" * PAGE)
+    return b"%d" % os.getpid()
+
+
 def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     """The WSGI app."""
     path, body = environ["PATH_INFO"], environ["QUERY_STRING"].encode("latin-1")
+    if length := int(environ.get("CONTENT_LENGTH") or 0):
+        environ["wsgi.input"].read(length)
     if path == "/leak":
         leak()
+    elif path == "/page":
+        body = open_page()
     elif path == "/slow":
         time.sleep(SLOW)
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
@@ -38,10 +55,15 @@ async def asgi(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await _lifespan(receive, send)
         return
     path, body = scope["path"], scope["query_string"]
+    if scope["method"] == "POST":
+        while (await receive()).get("more_body"):
+            pass
     if path == "/leak":
         leak()
     elif path == "/slow":
         await asyncio.sleep(SLOW)
+    elif path == "/page":
+        body = open_page()
     elif path == "/loop":
         body = type(asyncio.get_running_loop()).__module__.encode()
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]

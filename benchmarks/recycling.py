@@ -13,7 +13,7 @@ from typing import Any
 
 import common
 import recycling_tables as tables
-from contestants import NOT, OOMSAFE, STOCK, WAYS, ServerClass, Tuning, classes, uvloop_there
+from contestants import NOT, OOMSAFE, STOCK, WAYS, ServerClass, Tuning, classes, loops
 from recycling_runs import Goal, Run, calibrate, held, saturated, until, verified
 
 #: Seconds of a request in flight while its worker recycles; three times the --timeout.
@@ -60,13 +60,6 @@ def contestants(options: argparse.Namespace, *, ways: tuple[str, ...] = WAYS) ->
     if not found:
         raise SystemExit("\n".join(["no contestant is left", *options.skipped]))
     return found
-
-
-def loops(asked: str) -> list[str]:
-    """The event loops to use."""
-    if asked == "auto":
-        return ["uvloop" if uvloop_there() else "asyncio"]
-    return ["asyncio", "uvloop"] if asked == "both" else [asked]
 
 
 def in_turns(rounds: int, chosen: list[Contestant], measure: Callable[[Contestant], Run]) -> Rounds:

@@ -46,6 +46,14 @@ class Run:
     p50: float = 0
     p99: float = 0
     max: float = 0
+    longest: float = 0
+    """Seconds that a request waited at most, also one that failed."""
+    unserved: float = 0
+    """Seconds in which nobody was answered, in pauses of more than verifying_load.PAUSE."""
+    pause: float = 0
+    """Seconds of the longest of these."""
+    peak: int = 0
+    """The largest VmHWM of a worker, in bytes."""
     recycles: int = 0
     """Workers that were there, and are gone."""
     board: int | None = None
@@ -61,6 +69,9 @@ class Run:
             setattr(self, key, getattr(self, key) + seen[key])
         self.failures.update(seen["failures"])
         self.asked.update(seen["asked"])
+        self.longest = max(self.longest, seen["longest"])
+        self.unserved += seen["unserved"]["total"]
+        self.pause = max(self.pause, seen["unserved"]["longest"])
         self.rate, self.p50, self.p99, self.max = (seen[key] for key in ("rate", "p50", "p99", "max"))
 
     def doubt(self, way: str) -> str | None:
@@ -110,12 +121,13 @@ class Watched:
         """Count the recycles until now."""
         here = self.server.workers()
         self.run.recycles = len(self._watch.peaks.keys() - here)
+        self.run.peak = max(self._watch.peaks.values(), default=0)
         self.run.first_gone = len(self._first - here)
         self.run.board = recycled(self.server) if self._way in LIMITS else None
 
-    def ask(self, seconds: float, rate: float, *, slow: int = 0, timeout: float = TIMEOUT) -> None:
+    def ask(self, seconds: float, rate: float, *, path: str = "/leak", slow: int = 0, timeout: float = TIMEOUT) -> None:
         """The verifying clients, for so long; `slow` of them ask /slow once."""
-        self.run.add(ask(self.server, "/leak", seconds, rate, slow=slow, timeout=timeout))
+        self.run.add(ask(self.server, path, seconds, rate, slow=slow, timeout=timeout))
 
 
 def ask(server: Server, path: str, seconds: float, rate: float, *, slow: int = 0, timeout: float = TIMEOUT) -> dict[str, Any]:

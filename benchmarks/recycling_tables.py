@@ -18,9 +18,9 @@ def latency(seen: Rounds, baselines: dict[str, str], ways: dict[str, str]) -> st
     rows = []
     for name, runs in seen.items():
         base = _base(name, seen, baselines)
-        cells = [_spread(runs, "rate"), _spread(runs, "p50", 1), _spread(runs, "p99", 1), _ratio(runs, base, "p99")]
-        rows.append([name, *cells, _spread(runs, "max"), _failed(runs), _recycles(runs, ways[name])])
-    return common.table(head, rows) + _kinds(seen)
+        cells = [spread(runs, "rate"), spread(runs, "p50", 1), spread(runs, "p99", 1), _ratio(runs, base, "p99")]
+        rows.append([name, *cells, spread(runs, "max"), failed(runs), _recycles(runs, ways[name])])
+    return common.table(head, rows) + kinds(seen)
 
 
 def throughput(seen: Rounds, baselines: dict[str, str], ways: dict[str, str]) -> str:
@@ -29,8 +29,8 @@ def throughput(seen: Rounds, baselines: dict[str, str], ways: dict[str, str]) ->
     rows = []
     for name, runs in seen.items():
         base = _base(name, seen, baselines)
-        cells = [_spread(runs, "rate"), _ratio(runs, base, "rate"), _spread(runs, "p99", 1), _ratio(runs, base, "p99")]
-        rows.append([name, *cells, _failed(runs), _recycles(runs, ways[name])])
+        cells = [spread(runs, "rate"), _ratio(runs, base, "rate"), spread(runs, "p99", 1), _ratio(runs, base, "p99")]
+        rows.append([name, *cells, failed(runs), _recycles(runs, ways[name])])
     return common.table(head, rows)
 
 
@@ -43,8 +43,8 @@ def failures(seen: Rounds, ways: dict[str, str], goal: Goal) -> str:
         short = "" if recycles >= goal.recycles and _sum(runs, "requests") >= goal.requests else " (not enough: out of time)"
         each = f"{_sum(runs, 'failed') / recycles:.2f}" if recycles else ""
         cells = [_recycles(runs, ways[name]) + short, each, thousands(_sum(runs, "announced")), thousands(_sum(runs, "closed_idle"))]
-        rows.append([name, _failed(runs), *cells])
-    return common.table(head, rows) + _kinds(seen)
+        rows.append([name, failed(runs), *cells])
+    return common.table(head, rows) + kinds(seen)
 
 
 def slow(seen: Rounds, ways: dict[str, str]) -> str:
@@ -58,7 +58,7 @@ def slow(seen: Rounds, ways: dict[str, str]) -> str:
         gone = common.shown([float(run.first_gone) for run in runs]) + _remark(runs, ways[name])
         longest = common.shown([run.max / 1e3 for run in runs], 1)
         rows.append([name, f"{asked - lost} / {asked}", others, longest, gone, thousands(_sum(runs, "killed"))])
-    return common.table(head, rows) + _kinds(seen)
+    return common.table(head, rows) + kinds(seen)
 
 
 def _base(name: str, seen: Rounds, baselines: dict[str, str]) -> list[Run] | None:
@@ -71,17 +71,17 @@ def _ratio(runs: list[Run], base: list[Run] | None, key: str) -> str:
     return common.shown([getattr(a, key) / getattr(b, key) for a, b in zip(runs, base, strict=True)], 2)
 
 
-def _spread(runs: list[Run], key: str, digits: int = 0) -> str:
+def spread(runs: list[Run], key: str, digits: int = 0) -> str:
     return common.shown([float(getattr(run, key)) for run in runs], digits)
 
 
-def _failed(runs: list[Run]) -> str:
+def failed(runs: list[Run]) -> str:
     return f"{thousands(_sum(runs, 'failed'))} / {thousands(_sum(runs, 'requests'))}"
 
 
 def _recycles(runs: list[Run], way: str) -> str:
     killed = _sum(runs, "killed")
-    return _spread(runs, "recycles") + (f", {killed} killed" if killed else "") + _remark(runs, way)
+    return spread(runs, "recycles") + (f", {killed} killed" if killed else "") + _remark(runs, way)
 
 
 def _remark(runs: list[Run], way: str) -> str:
@@ -90,15 +90,15 @@ def _remark(runs: list[Run], way: str) -> str:
     return "".join(f" ({doubt.upper()}{f', {count} rounds' if count > 1 else ''})" for doubt, count in doubts.items())
 
 
-def _kinds(seen: Rounds) -> str:
+def kinds(seen: Rounds) -> str:
     """Below the table: how requests failed, where any did."""
     lines = []
     for name, runs in seen.items():
-        kinds: Counter[str] = Counter()
+        found: Counter[str] = Counter()
         for run in runs:
-            kinds.update(run.failures)
-        if kinds:
-            lines.append(f"- {name}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
+            found.update(run.failures)
+        if found:
+            lines.append(f"- {name}: " + ", ".join(f"{count} {kind}" for kind, count in found.most_common()))
     return "\n\nHow requests failed:\n\n" + "\n".join(lines) if lines else ""
 
 

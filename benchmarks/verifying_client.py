@@ -81,7 +81,7 @@ class Client:
     def fail(self, kind: str) -> None:
         """The request on its way has failed. The next one goes over a new connection."""
         first = " (first request)" if self._on_connection <= 1 and self._who in ("busy", "idle") else ""
-        self._load.failures[f"{self._who}: {kind}{first}"] += 1
+        self._load.failed(self._who, f"{kind}{first}", clock() - self.since)
         self.close()
         self._next(RETRY)
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import itertools
 import json
 import random
 import selectors
 from array import array
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from verifying_client import Client, clock
 
@@ -23,8 +24,25 @@ SWEEP = 0.1
 #: What is between two requests of an idle client, in seconds; a server's keep-alive time must be longer.
 IDLE = (0.2, 1.5)
 
+#: Seconds without any answer that count as unserved; shorter ones may be the machine's, or chance.
+PAUSE = 0.25
+
 #: The latencies that are told: the share of all that are not longer.
 SHARES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+
+
+class Unserved(NamedTuple):
+    """Seconds in which nobody was answered though somebody asked."""
+
+    total: float = 0.0
+    longest: float = 0.0
+
+
+def unserved(begin: float, answers: Sequence[float], end: float, least: float = PAUSE) -> Unserved:
+    """What lies between one answer and the next, where that is more than `least` seconds; `answers` are moments in order."""
+    moments = [begin, *answers, end]
+    pauses = [after - before for before, after in itertools.pairwise(moments) if after - before > least]
+    return Unserved(sum(pauses), max(pauses, default=0.0))
 
 
 class Load:
@@ -43,7 +61,10 @@ class Load:
         """Answers that told a client that wanted to keep its connection to give it up."""
         self.closed_idle = 0
         """Connections that the server closed while nothing was asked on them."""
+        self.longest = 0.0
+        """Seconds that a request waited at most, for its answer or its failure."""
         self._latencies = array("d")
+        self._answers = array("d")
         self._timers: list[tuple[float, int, Client]] = []
         self._sequence = 0
 
@@ -61,11 +82,19 @@ class Load:
         """An answer was right. Slow ones are slow because they were asked to be: they have no place among the latencies."""
         if who != "slow":
             self._latencies.append(seconds)
+            self._answers.append(clock())
+            self.longest = max(self.longest, seconds)
+
+    def failed(self, who: str, kind: str, seconds: float) -> None:
+        """A request was not answered as it should be, after so long."""
+        self.failures[f"{who}: {kind}"] += 1
+        if who != "slow":
+            self.longest = max(self.longest, seconds)
 
     def run(self, seconds: float) -> dict[str, Any]:
         """Ask for so long, or until nobody has anything left to ask; wait for the last answers, tell what happened."""
-        end = clock() + seconds
-        swept = clock()
+        begin = swept = clock()
+        end = begin + seconds
         while ((now := clock()) < end and self._timers) or self.waiting:
             while now < end and self._timers and self._timers[0][0] <= now:
                 heapq.heappop(self._timers)[2].ask()
@@ -78,7 +107,7 @@ class Load:
         for client in self.clients:
             client.close()
         self.selector.close()
-        return self._told(seconds)
+        return {**self._told(seconds), "unserved": unserved(begin, self._answers, clock())._asdict()}
 
     def _sweep(self, now: float) -> None:
         for client in [client for client in self.waiting if now - client.since > client.timeout]:
@@ -90,7 +119,7 @@ class Load:
         return {
             "requests": self.asked.total(), "failed": self.failures.total(), "rate": len(ms) / seconds, **at,
             "asked": dict(self.asked), "failures": dict(self.failures), "connections": self.connections,
-            "announced": self.announced, "closed_idle": self.closed_idle,
+            "announced": self.announced, "closed_idle": self.closed_idle, "longest": self.longest,
         }  # fmt: skip
 
 
