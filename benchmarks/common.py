@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ MIB = 1 << 20
 
 #: Seconds until a server must answer, and later be gone.
 PATIENCE = 20
+
+#: Seconds that a verifying client waits for an answer, beyond those that the answer takes by itself.
+TIMEOUT = 15.0
 
 #: Stands in a command where the server's port goes.
 PORT = "{port}"
@@ -170,6 +174,27 @@ def environment() -> dict[str, str]:
     return {**{k: v for k, v in os.environ.items() if not k.startswith(theirs)}, "PYTHONPYCACHEPREFIX": folder}
 
 
+class Watch(threading.Thread):
+    """Looks every 20 ms at all that a server has forked: who came, who is gone, and how large each was at most."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(daemon=True)
+        self.peaks: dict[int, int] = {}
+        """By pid, VmHWM in bytes."""
+        self._server = server
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        while not self._done.wait(0.02):
+            for pid in self._server.workers():
+                self.peaks[pid] = max(self.peaks.get(pid, 0), status_of(pid, "VmHWM"))
+
+    def stop(self) -> None:
+        """No more looks."""
+        self._done.set()
+        self.join()
+
+
 def removed(sandbox: Sandbox) -> None:
     """Remove a cgroup whose processes have ended; the kernel may be a moment behind."""
     deadline = time.monotonic() + PATIENCE
@@ -264,6 +289,16 @@ def wrk(server: Server, path: str, seconds: float, *, connections: int = 16, cor
     seen = json.loads(done.stdout.strip().splitlines()[-1])
     failed = sum(seen[kind] for kind in ("connect", "read", "write", "timeout", "status"))
     return Load(seen["requests"], seen["us"] / 1e6, seen["p99_us"] / 1e3, failed)
+
+
+def ask(server: Server, path: str, seconds: float, rate: float, *, slow: int = 0, timeout: float = TIMEOUT) -> dict[str, Any]:
+    """Load `server` from verifying_load.py, in a process of its own: what it printed."""
+    command = [sys.executable, str(HERE / "verifying_load.py"), str(server.port), path]
+    command += ["--seconds", str(seconds), "--rate", str(rate), "--slow", str(slow), "--timeout", str(timeout)]
+    # time for the last answers, for as many as may be overdue one after another
+    patience = seconds + 2 * timeout + PATIENCE
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience, check=True, env=environment())
+    return dict(json.loads(done.stdout))
 
 
 # --- rounds and statistics

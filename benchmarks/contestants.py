@@ -82,24 +82,36 @@ class ServerClass:
         return None
 
     def server(
-        self, way: str, tuning: Tuning, *, timeout: int = 30, slow: float = 0, boot: float = 0, page: int = 0, policy: Policy | None = None
+        self,
+        way: str,
+        tuning: Tuning,
+        *,
+        timeout: int = 30,
+        slow: float = 0,
+        boot: float = 0,
+        page: int = 0,
+        policy: Policy | None = None,
+        conf: str = "",
+        memory: int | None = None,
     ) -> Server:
         """Start it. `timeout` is gunicorn's, `slow` what /slow takes, `boot` what its app takes to be imported, all in seconds.
 
         `page` is the bytes that /page keeps. `policy` is oomsafe's, over what it is for each of its ways; None is its default.
+        `conf` is more of gunicorn's configuration. `memory` is the limit of a cgroup of its own, in bytes.
         """
         environ = {"LEAK_BYTES": str(tuning.leak), "PAGE_BYTES": str(page), "SLOW_SECONDS": str(slow), "BOOT_SECONDS": str(boot)}
         if way in LIMITS:
             environ |= _environ({"soft_limit": LIMITS[way], "min_lifetime": 0, **(policy or {})})
         if self.uvicorn:
-            return self._uvicorn(way, tuning, environ, boot)
+            return self._uvicorn(way, tuning, environ, boot, memory)
         # gunicorn adds a share of its own of 0..jitter to each worker's; in the mean it comes to `requests`
         limits = {"max_requests": round(tuning.requests * 0.9), "max_requests_jitter": round(tuning.requests * 0.2)}
         lines = [f"{key} = {value}" for key, value in limits.items() if way == STOCK] + [f"timeout = {timeout}"]
-        conf = "\n".join([_CONF, self.conf, *lines, _INSTALL if way in LIMITS else ""])
-        return Server([sys.executable, "-m", "gunicorn", *self.argv], environ=environ, files={"conf.py": conf}, boot=boot)
+        text = "\n".join([_CONF, self.conf, conf, *lines, _INSTALL if way in LIMITS else ""])
+        argv = [sys.executable, "-m", "gunicorn", *self.argv]
+        return Server(argv, environ=environ, files={"conf.py": text}, boot=boot, memory=memory)
 
-    def _uvicorn(self, way: str, tuning: Tuning, environ: dict[str, str], boot: float) -> Server:
+    def _uvicorn(self, way: str, tuning: Tuning, environ: dict[str, str], boot: float, memory: int | None) -> Server:
         module, app, more = "uvicorn", "echo_apps:asgi", ()
         if way == STOCK:
             # drawn anew at each look, ten times a second: the least of them counts
@@ -109,7 +121,7 @@ class ServerClass:
             app = "guarded_apps:asgi"
         elif way in LIMITS:
             module = "oomsafe.uvicorn"
-        return Server([sys.executable, "-m", module, app, *self.argv, *more], environ=environ, boot=boot)
+        return Server([sys.executable, "-m", module, app, *self.argv, *more], environ=environ, boot=boot, memory=memory)
 
     @property
     def processes(self) -> int:

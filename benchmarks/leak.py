@@ -1,25 +1,43 @@
-"""A leak of 256 KiB a request under a limit of 200 MiB a worker: peak of one worker, requests/s, p99, failed requests.
+"""A leak of 256 KiB a request under a limit of 200 MiB a worker: peak of one worker, longest wait, requests/s, p99, failed requests.
 
-Each row is a server with two workers and its own way to keep a worker below 200 MiB. See benchmarks/README.md.
+Each row is a server with two workers and its own way to keep a worker below 200 MiB; once with memory to spare, once in a memory cgroup
+that holds two of them and little more. See benchmarks/README.md.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import re
 import sys
-import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import common
-from common import MIB, PORT, Server
+from common import MIB, PORT, Server, Watch
+from contestants import NOT, OOMSAFE, STOCK, WORKERS, ServerClass, Tuning, classes, loops
 
-LIMIT, WORKERS = 200, 2
+from oomsafe.kernel.sandbox import Sandbox
+
+#: MiB of one worker; of the cgroup, for all of them and their supervisor.
+LIMIT, CGROUP = 200, 512
+
+#: Bytes that each request keeps.
+LEAK = 256 << 10
+
+#: Requests that a worker answers where it is recycled by their number: it begins with some 35 MiB, and gunicorn adds up to a tenth.
+REQUESTS = 600
+
+#: Requests/s of the clients that verify and leak nothing, beside wrk: what they wait is what anybody waits.
+BESIDE = 20.0
+
+#: In the cgroup no worker may have more, as a share of its limit.
+OVERSHOOT = 1.1
 
 #: In every gunicorn's configuration: the exact peak of each worker, as the kernel has it when the worker ends.
 PEAKS = """
-control_socket_disable = True
-
 def worker_exit(server, worker):
     with open("/proc/self/status") as status, open("peaks", "a") as peaks:
         peaks.write(next(line for line in status if line.startswith("VmHWM")))
@@ -34,103 +52,81 @@ def post_request(worker, req, environ, resp):
         worker.alive = False
 """
 
-OOMSAFE = f"""
-import oomsafe.gunicorn
-oomsafe.gunicorn.install(globals(), soft_limit="{LIMIT}MiB", min_lifetime=0)
-"""
-
 
 @dataclass(frozen=True)
 class Row:
     """How a server is started, and the row that its requests/s are compared with."""
 
-    argv: list[str]
-    conf: str = ""
+    start: Callable[[int | None], Server]
+    """With the limit of a cgroup of its own in bytes; None: with memory to spare."""
     baseline: str | None = None
-
-    def server(self) -> Server:
-        """Start it."""
-        return Server(self.argv, files={"conf.py": self.conf})
+    bounded: bool = True
+    """Whether anything keeps its workers small: who has nothing takes part in the cgroup only."""
 
 
-def gunicorn(worker_class: str, conf: str, baseline: str | None = None) -> Row:
-    """A gunicorn with one of the two configurations above."""
-    app = "apps:asgi" if worker_class in ("asgi", "uvicorn_worker.UvicornWorker") else "apps:wsgi"
-    threads = "4" if worker_class == "gthread" else "1"
-    argv = [sys.executable, "-m", "gunicorn", "-b", f"127.0.0.1:{PORT}", "-c", "conf.py"]
-    return Row([*argv, "-w", str(WORKERS), "-k", worker_class, "--threads", threads, app], PEAKS + conf, baseline)
-
-
-def uvicorn() -> Row:
-    """A uvicorn, with oomsafe's supervisor."""
-    policy = ["env", f"OOMSAFE_SOFT_LIMIT={LIMIT}MiB", "OOMSAFE_MIN_LIFETIME=0"]
-    argv = [sys.executable, "-m", "oomsafe.uvicorn", "--port", PORT, "--workers", str(WORKERS), "--no-access-log", "--log-level", "warning"]
-    return Row([*policy, *argv, "apps:asgi"])
+def served(cls: ServerClass, way: str, conf: str = "") -> Callable[[int | None], Server]:
+    """How a gunicorn or uvicorn is started."""
+    tuning = Tuning(0, REQUESTS, LEAK)
+    policy = {"soft_limit": f"{LIMIT}MiB", "min_lifetime": 0}
+    return lambda memory: cls.server(way, tuning, policy=policy, conf=PEAKS + conf, memory=memory)
 
 
 def uwsgi(*more: str) -> Row:
     """A uWSGI with its own limit."""
-    argv = [common.tool("uwsgi"), "--http-socket", f"127.0.0.1:{PORT}", "--master", "--die-on-term", "--disable-logging", "--need-app"]
+    argv = ["--http-socket", f"127.0.0.1:{PORT}", "--master", "--die-on-term", "--disable-logging", "--need-app"]
     argv += ["--add-header", "Connection: close"]  # which it does; unless told, wrk counts it as an error
-    argv += ["--virtualenv", sys.prefix, "--pythonpath", str(common.HERE), "--module", "apps:wsgi"]
-    return Row([*argv, "--processes", str(WORKERS), "--reload-on-rss", str(LIMIT), *more])
+    argv += ["--virtualenv", sys.prefix, "--pythonpath", str(common.HERE), "--module", "echo_apps:wsgi"]
+    return Row(functools.partial(foreign, "uwsgi", [*argv, "--processes", str(WORKERS), "--reload-on-rss", str(LIMIT), *more]))
 
 
 def granian() -> Row:
     """A granian with its own limit, looking as often as it can."""
-    argv = [common.tool("granian"), "--interface", "wsgi", "--host", "127.0.0.1", "--port", PORT, "--workers", str(WORKERS)]
-    return Row([*argv, "--workers-max-rss", str(LIMIT), "--rss-sample-interval", "1", "apps:wsgi"])
+    argv = ["--interface", "wsgi", "--host", "127.0.0.1", "--port", PORT, "--workers", str(WORKERS)]
+    argv += ["--workers-max-rss", str(LIMIT), "--rss-sample-interval", "1", "echo_apps:wsgi"]
+    return Row(functools.partial(foreign, "granian", argv))
+
+
+def foreign(name: str, argv: list[str], memory: int | None) -> Server:
+    """A server that oomsafe has nothing to do with."""
+    return Server([common.tool(name), *argv], environ={"LEAK_BYTES": str(LEAK)}, memory=memory)
 
 
 def rows() -> dict[str, Row]:
     """All of them, by the name that the table shows."""
     found = {}
-    for worker_class in ("sync", "gthread", "gevent", "asgi"):
-        shown = f"gunicorn {worker_class}{' (4 threads)' if worker_class == 'gthread' else ''}"
-        found[f"{shown} + psutil hook"] = gunicorn(worker_class, HOOK)
-        found[f"{shown} + oomsafe"] = gunicorn(worker_class, OOMSAFE, f"{shown} + psutil hook")
-    # uvicorn's worker class never calls post_request: there is no hook to compare with
-    found["gunicorn UvicornWorker + oomsafe"] = gunicorn("uvicorn_worker.UvicornWorker", OOMSAFE)
-    found["uvicorn --workers 2 + oomsafe"] = uvicorn()
+    for cls in classes(loops("auto")):
+        # only gunicorn's own classes call post_request
+        hook = f"{cls.shown} + psutil hook" if not cls.uvicorn and "UvicornWorker" not in cls.shown else None
+        found[cls.shown] = Row(served(cls, NOT), hook, bounded=False)
+        found[f"{cls.shown} + {STOCK}"] = Row(served(cls, STOCK), hook)
+        if hook:
+            found[hook] = Row(served(cls, NOT, HOOK))
+        found[f"{cls.shown} + oomsafe"] = Row(served(cls, OOMSAFE), hook)
     found[f"uWSGI --reload-on-rss {LIMIT}"] = uwsgi()
     found[f"uWSGI --reload-on-rss {LIMIT} --min-worker-lifetime 0"] = uwsgi("--min-worker-lifetime", "0")
     found[f"granian wsgi --workers-max-rss {LIMIT}"] = granian()
     return found
 
 
-class Watch(threading.Thread):
-    """Looks every 20 ms at all that a server has forked: who came, who is gone, and how large each was at most."""
-
-    def __init__(self, server: Server) -> None:
-        super().__init__(daemon=True)
-        self.peaks: dict[int, int] = {}
-        """By pid, VmHWM in bytes."""
-        self._server = server
-        self._done = threading.Event()
-
-    def run(self) -> None:
-        while not self._done.wait(0.02):
-            for pid in self._server.workers():
-                self.peaks[pid] = max(self.peaks.get(pid, 0), common.status_of(pid, "VmHWM"))
-
-    def stop(self) -> None:
-        """No more looks."""
-        self._done.set()
-        self.join()
-
-
-def measure(row: Row, seconds: float) -> dict[str, float]:
+def measure(row: Row, seconds: float, memory: int | None) -> dict[str, float]:
     """One round of one row."""
-    with row.server() as server:
+    with row.start(memory) as server:
         server.settle(WORKERS)
         watch = Watch(server)
         watch.start()
-        load = common.wrk(server, "/leak", seconds)
+        with ThreadPoolExecutor(1) as beside:
+            asking = beside.submit(common.ask, server, "/", seconds, BESIDE)
+            load = common.wrk(server, "/leak?wrk", seconds)
+            honest = asking.result()
         watch.stop()
         gone = len(watch.peaks.keys() - server.workers())
+        killed, ended = server.kernel_kills(), server.process.poll() is not None
         server.stop()
         peak = max([*watch.peaks.values(), *recorded(server.folder / "peaks")])
-    return {"peak": peak / MIB, "rate": load.rate, "p99": load.p99, "failed": load.failed, "recycles": gone, "requests": load.requests}
+    return {
+        "peak": peak / MIB, "longest": honest["longest"], "rate": load.rate, "p99": load.p99, "recycles": gone,
+        "failed": load.failed + honest["failed"], "requests": load.requests + honest["requests"], "killed": killed, "ended": ended,
+    }  # fmt: skip
 
 
 def recorded(peaks: Path) -> list[int]:
@@ -142,27 +138,78 @@ def line(name: str, row: Row, seen: dict[str, list[dict[str, float]]]) -> list[s
     """One line of the table."""
     mine = seen[name]
     ratio = common.shown(common.ratios(mine, seen[row.baseline], "rate"), 2) if row.baseline in seen else ""
-    figures = {key: common.column(mine, key) for key in ("peak", "rate", "p99", "recycles")}
+    figures = {key: common.column(mine, key) for key in ("peak", "longest", "rate", "p99", "recycles")}
     failed, requests = (f"{sum(common.column(mine, key)):,.0f}".replace(",", " ") for key in ("failed", "requests"))
     return [
-        name, f"{max(figures['peak']):.0f}", common.shown(figures["rate"]), ratio, common.shown(figures["p99"]),
-        f"{failed} / {requests}", common.shown(figures["recycles"]),
+        name, f"{max(figures['peak']):.0f}", common.shown(figures["longest"], 1), common.shown(figures["rate"]), ratio,
+        common.shown(figures["p99"]), f"{failed} / {requests}", common.shown(figures["recycles"]),
     ]  # fmt: skip
 
 
+def held(name: str, seen: dict[str, list[dict[str, float]]]) -> list[str]:
+    """What the cgroup's table has more: the kernel's kills in all rounds, and whether each round kept the goal."""
+    mine = seen[name]
+    killed = f"{sum(common.column(mine, 'killed')):.0f}" + (" (THE SUPERVISOR ENDED)" if any(common.column(mine, "ended")) else "")
+    kept = all(row["peak"] <= OVERSHOOT * LIMIT and not (row["killed"] or row["ended"] or row["failed"]) for row in mine)
+    return [killed, "yes" if kept else "NO"]
+
+
+HEAD = [
+    "",
+    "peak of one worker, MiB",
+    "longest wait, s",
+    "requests/s",
+    "against the hook",
+    "p99, ms",
+    "failed / requests",
+    "recycles a round",
+]
+
+Measured = tuple[str, str, dict[str, list[dict[str, float]]]]
+
+
+def half(options: argparse.Namespace, memory: int | None) -> Measured:
+    """The heading, the table and the rounds of one half."""
+    bounded = {name: row for name, row in rows().items() if row.bounded or memory is not None}
+    chosen = {name: row for name, row in bounded.items() if re.search(options.only, name)}
+    seen = common.interleaved(options.rounds, list(chosen), lambda name: measure(chosen[name], options.seconds, memory))
+    rounds = f"{options.rounds} rounds, median (min-max); peak is the largest"
+    if memory is None:
+        return f"With memory to spare: {rounds}", common.table(HEAD, [line(name, row, seen) for name, row in chosen.items()]), seen
+    head = [*HEAD, "kernel kills", f"peak <= {OVERSHOOT:g} x, 0 killed, 0 failed"]
+    text = common.table(head, [line(name, row, seen) + held(name, seen) for name, row in chosen.items()])
+    return f"In a memory cgroup of {CGROUP} MiB: {rounds}", text, seen
+
+
+def without_cgroup() -> str | None:
+    """Why no memory cgroup can be made here; None: one can."""
+    try:
+        with Sandbox("oomsafe-benchmark-try", CGROUP * MIB):
+            return None
+    except OSError as error:
+        return str(error)
+
+
 def main() -> None:
-    """Run the rounds, print the table."""
+    """Run the rounds, print the tables."""
     parser = common.arguments(__doc__ or "", rounds=3, seconds=8)
     parser.add_argument("--only", default="", help="only the rows that this regular expression finds")
+    parser.add_argument("--part", choices=["free", "cgroup", "both"], default="both", help="free: with memory to spare")
     options = parser.parse_args()
     about = common.machine("gunicorn", "gevent", "uvicorn", "uvicorn-worker", "uwsgi", "granian", "psutil", "oomsafe")
-    chosen = {name: row for name, row in rows().items() if re.search(options.only, name)}
+    parts, raw = [], {}
+    why = None if options.part == "free" else without_cgroup()
     with common.quiet_interrupt():
-        seen = common.interleaved(options.rounds, list(chosen), lambda name: measure(chosen[name], options.seconds))
-    head = ["", "peak of one worker, MiB", "requests/s", "against the hook", "p99, ms", "failed / requests", "recycles a round"]
-    text = common.table(head, [line(name, row, seen) for name, row in chosen.items()])
+        for part, memory in (("free", None), ("cgroup", CGROUP * MIB)):
+            if options.part not in (part, "both"):
+                continue
+            if memory is not None and why is not None:
+                parts.append((f"In a memory cgroup of {CGROUP} MiB", f"Skipped: none can be made here: {why}"))
+                continue
+            heading, text, raw[part] = half(options, memory)
+            parts.append((heading, text))
     title = f"Leak of 256 KiB a request, limit {LIMIT} MiB a worker, {WORKERS} workers, wrk -t1 -c16, {options.seconds:g} s"
-    common.report(title, about, [(f"{options.rounds} rounds, median (min-max); peak is the largest", text)], seen, options.json)
+    common.report(title, about, parts, raw, options.json)
 
 
 if __name__ == "__main__":

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import common
-from common import Server
+from common import TIMEOUT, Server, Watch, ask
 from contestants import AGAIN, LIMITS, MEASURED, NOT, ServerClass, Tuning, tuned
-from leak import Watch
 
 from oomsafe.pool.places import board_of
 from oomsafe.pool.scoreboard import Scoreboard
 
 #: Seconds that each load of a calibration lasts.
 CALIBRATION = 2.0
-
-#: Seconds that a client waits for an answer, beyond those that the answer takes by itself.
-TIMEOUT = 15.0
 
 #: Seconds after the last answer until a worker that has drained is gone.
 GONE = 2.0
@@ -128,16 +121,6 @@ class Watched:
     def ask(self, seconds: float, rate: float, *, path: str = "/leak", slow: int = 0, timeout: float = TIMEOUT) -> None:
         """The verifying clients, for so long; `slow` of them ask /slow once."""
         self.run.add(ask(self.server, path, seconds, rate, slow=slow, timeout=timeout))
-
-
-def ask(server: Server, path: str, seconds: float, rate: float, *, slow: int = 0, timeout: float = TIMEOUT) -> dict[str, Any]:
-    """Load `server` from verifying_load.py, in a process of its own: what it printed."""
-    command = [sys.executable, str(common.HERE / "verifying_load.py"), str(server.port), path]
-    command += ["--seconds", str(seconds), "--rate", str(rate), "--slow", str(slow), "--timeout", str(timeout)]
-    # time for the last answers, for as many as may be overdue one after another
-    patience = seconds + 2 * timeout + common.PATIENCE
-    done = subprocess.run(command, capture_output=True, text=True, timeout=patience, check=True, env=common.environment())
-    return dict(json.loads(done.stdout))
 
 
 def recycled(server: Server) -> int | None:
