@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import verifying_client
 from http_response import MalformedError, Response, parse
-from verifying_load import Load
+from verifying_load import Load, unserved
 
 Script = Callable[[socket.socket], None]
 
@@ -246,3 +246,42 @@ def test_bytes_after_the_end_are_malformed() -> None:
     for whole in (answer(b"body"), b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"):
         with pytest.raises(MalformedError, match="after the end"):
             parse(whole + b"x")
+
+
+@pytest.mark.parametrize(
+    ("begin", "answers", "end", "expected"),
+    [
+        (0, [1, 2, 3], 4, (0, 0)),
+        (0, [1, 5, 6], 7, (4, 4)),
+        (0, [1, 5, 8], 9, (7, 4)),
+        (0, [3, 4], 8, (7, 4)),
+        (0, [], 6, (6, 6)),
+        (0, [2], 4, (0, 0)),
+    ],
+    ids=["none", "one", "two", "before the first and after the last", "never", "not less than the least"],
+)
+def test_nobody_serves_while_no_answer_comes(begin: float, answers: list[float], end: float, expected: tuple[float, float]) -> None:
+    """Pauses of more than two seconds, here, all of each."""
+    assert unserved(begin, answers, end, 2) == expected
+
+
+def test_the_longest_wait_is_also_that_of_a_failure() -> None:
+    """Who gave up has waited, too; who asked for something slow has not."""
+    load = Load(1)
+    load.answered("busy", 0.5)
+    load.failed("busy", "timeout", 3.0)
+    load.answered("slow", 9.0)
+    load.failed("slow", "timeout", 10.0)
+
+    told = load.run(1)
+
+    assert told["longest"] == 3.0
+    assert told["failures"] == {"busy: timeout": 1, "slow: timeout": 1}
+
+
+def test_a_failed_request_has_waited() -> None:
+    """From when it was sent until the client gave it up."""
+    with serving(silent, good) as port:
+        told = ask(port, timeout=0.1)
+
+    assert told["longest"] >= 0.1
