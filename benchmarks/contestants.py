@@ -96,10 +96,16 @@ class ServerClass:
     ) -> Server:
         """Start it. `timeout` is gunicorn's, `slow` what /slow takes, `boot` what its app takes to be imported, all in seconds.
 
-        `page` is the bytes that /page keeps. `policy` is oomsafe's, over what it is for each of its ways; None is its default.
+        `page` is the bytes that /page keeps, as often as there are workers. `policy` is oomsafe's, over each way's own; None is a default.
         `conf` is more of gunicorn's configuration. `memory` is the limit of a cgroup of its own, in bytes.
         """
-        environ = {"LEAK_BYTES": str(tuning.leak), "PAGE_BYTES": str(page), "SLOW_SECONDS": str(slow), "BOOT_SECONDS": str(boot)}
+        environ = {
+            "LEAK_BYTES": str(tuning.leak),
+            "PAGE_BYTES": str(page),
+            "PAGES": str(self.workers),
+            "SLOW_SECONDS": str(slow),
+            "BOOT_SECONDS": str(boot),
+        }
         if way in LIMITS:
             environ |= _environ({"soft_limit": LIMITS[way], "min_lifetime": 0, **(policy or {})})
         if self.uvicorn:

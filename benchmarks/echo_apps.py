@@ -1,8 +1,8 @@
 """The apps that recycling.py and unserved.py load: each answer's body is the query string of its request, so that it can be checked.
 
-/leak keeps $LEAK_BYTES more for ever, touched. /page keeps $PAGE_BYTES for ever, once a process, and its answer is the pid. The body of
-a POST is read before the answer. To import this module takes $BOOT_SECONDS. /slow takes $SLOW_SECONDS. /loop names the event loop;
-other paths only answer.
+/leak keeps $LEAK_BYTES more for ever, touched. /page keeps $PAGE_BYTES for ever, once a process and $PAGES times in all: files in
+the working directory count them. The body of a POST is read before the answer. To import this module takes $BOOT_SECONDS. /slow takes
+$SLOW_SECONDS. /loop names the event loop; other paths only answer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 LEAK = int(os.environ.get("LEAK_BYTES", "0"))
-PAGE = int(os.environ.get("PAGE_BYTES", "0"))
+PAGE, PAGES = int(os.environ.get("PAGE_BYTES", "0")), int(os.environ.get("PAGES", "0"))
 SLOW = float(os.environ.get("SLOW_SECONDS", "0"))
 
 kept: list[bytes] = []
@@ -27,11 +27,18 @@ def leak() -> None:
     kept.append(b"x" * LEAK)
 
 
-def open_page() -> bytes:
-    """What a user sees of it: whose it is."""
-    if not page:
+def open_page() -> None:
+    """Keep it, unless it has been kept often enough."""
+    if not page and any(_claimed(f"page-{number}") for number in range(PAGES)):
         page.append(b"x" * PAGE)
-    return b"%d" % os.getpid()
+
+
+def _claimed(name: str) -> bool:
+    try:
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return False
+    return True
 
 
 def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -42,7 +49,7 @@ def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     if path == "/leak":
         leak()
     elif path == "/page":
-        body = open_page()
+        open_page()
     elif path == "/slow":
         time.sleep(SLOW)
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
@@ -63,7 +70,7 @@ async def asgi(scope: dict[str, Any], receive: Any, send: Any) -> None:
     elif path == "/slow":
         await asyncio.sleep(SLOW)
     elif path == "/page":
-        body = open_page()
+        open_page()
     elif path == "/loop":
         body = type(asyncio.get_running_loop()).__module__.encode()
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import common
 import recycling_tables as tables
@@ -92,23 +91,20 @@ SCENARIOS = {"page": page, "leak": leak, "attack": attack}
 
 
 def open_the_page(server: Server, scenario: Scenario) -> None:
-    """After a calm moment, all at once, until every worker has had it."""
+    """After a calm moment, as many users as workers at once, until it has been opened as often."""
     time.sleep(CALM)
-    seen: set[bytes] = set()
-    deadline = time.monotonic() + OPENED
     with ThreadPoolExecutor(scenario.workers) as users:
-        while len(seen) < scenario.workers:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"only {len(seen)} workers were asked for the page")
-            seen.update(filter(None, users.map(lambda _: one_user(server), range(scenario.workers))))
+        list(users.map(lambda _: one_user(server, scenario.workers), range(scenario.workers)))
 
 
-def one_user(server: Server) -> bytes | None:
-    """Opens it: the pid of the worker that made it, None when there was no answer."""
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        response: Any = server.get("/page")
-        return bytes(response.body)
-    return None
+def one_user(server: Server, times: int) -> None:
+    """Opens it, until it has been opened so often; whoever has it already opens it no more."""
+    deadline = time.monotonic() + OPENED
+    while len(list(server.folder.glob("page-*"))) < times:
+        if time.monotonic() > deadline:
+            raise TimeoutError("not every worker was asked for the page")
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            server.get("/page")
 
 
 def send_halves(server: Server, scenario: Scenario) -> None:

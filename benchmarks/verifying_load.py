@@ -24,8 +24,8 @@ SWEEP = 0.1
 #: What is between two requests of an idle client, in seconds; a server's keep-alive time must be longer.
 IDLE = (0.2, 1.5)
 
-#: Seconds without any answer that count as unserved; shorter ones may be the machine's, or chance.
-PAUSE = 0.25
+#: Seconds without any answer that count as unserved; after they had to wait together, clients ask together, and pause for as long.
+PAUSE = 0.5
 
 #: The latencies that are told: the share of all that are not longer.
 SHARES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
