@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from oomsafe.policy.limits import Limits
 from oomsafe.policy.settings import Policy
+from oomsafe.policy.trend import Growth
 
 #: Seconds between two attempts to reclaim: gc.collect() walks the whole heap.
 RECLAIM_EVERY = 10.0
@@ -31,8 +32,14 @@ STEP = 0.5
 STAYS_FOR = 1.0
 
 #: A worker that grows steadily asks when it will be over its limit by the time its replacement serves, but from this share of the limit.
-ASKS_FROM = 0.7
+ASKS_FROM = 0.5
 
+
+#: Seconds within which a worker that drains has given its memory back, mostly.
+ENDS_WITHIN = 1.0
+
+#: Seconds for which what grows fast just now is taken to go on so.
+MOMENT = 0.3
 
 #: Seconds by which a replacement is taken to be late: a machine on which a worker leaks at full speed boots more slowly.
 BOOTS_LATE = 0.3
@@ -83,7 +90,11 @@ class Pool(NamedTuple):
     turns: int = 1
     """How many may be away at once."""
     short: bool = False
-    """Memory is about to run out: nothing may wait for a worker's age."""
+    """The pool is over its budget, or about to be: nothing may wait for a worker's age."""
+    out: bool = False
+    """The kernel is about to kill."""
+    leaving: int = 0
+    """Workers, this one not counted, that drain or leave."""
     supervised: bool = False
     """A supervisor decides who goes, and when."""
     abandoned: bool = False
@@ -172,8 +183,9 @@ def decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, poo
 def _leave(reason: Reason, pool: Pool) -> Decision:
     """This worker should go: when a supervisor says so, or when fewer than may be are away."""
     if pool.supervised:
-        return Decision(Action.ASK if pool.order is Order.NONE else Action.RECYCLE, reason)
-    # short of memory it need not wait for those who start, but they go one at a time
+        # a supervisor may be slow, or of another user and can't be woken; the kernel is not
+        goes = pool.order is not Order.NONE or (pool.out and not pool.leaving)
+        return Decision(Action.RECYCLE if goes else Action.ASK, reason)
     return Decision(Action.RECYCLE, reason) if pool.away < pool.turns else Decision(Action.SERVE, Reason.TURN)
 
 
@@ -189,12 +201,15 @@ def replaced_within(boot: float) -> float:
     return boot + BOOTS_LATE
 
 
-def is_short(used: int | None, budget: int | None, speed: float, boot: float) -> bool:
-    """Whether a pool that uses so many bytes, and grows by `speed` bytes a second, is over its budget before a replacement helps.
+def is_short(used: int | None, bound: int | None, growth: Growth, boot: float) -> bool:
+    """Whether a pool that uses so many bytes, and grows so fast, is above `bound` before anything can be done about it.
 
-    False where a figure is not known: what is done when memory is short costs service.
+    That takes no longer than a boot, nor than a worker takes to end: what is far off can wait for a replacement. False where a
+    figure is not known, for what is done when memory is short costs service.
     """
-    return used is not None and budget is not None and used + max(0.0, speed) * replaced_within(boot) > budget
+    if used is None or bound is None:
+        return False
+    return used + max(growth.steady * min(replaced_within(boot), ENDS_WITHIN), growth.burst * MOMENT) > bound
 
 
 def has_settled(policy: Policy, limits: Limits, used: int | None, history: History, now: float) -> bool:

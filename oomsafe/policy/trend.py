@@ -7,8 +7,26 @@ from typing import NamedTuple
 #: Seconds between two samples, at least: over less, one piece of work looks like a trend.
 SAMPLE_EVERY = 0.2
 
-#: A trend is what all of so many spans between samples have in common.
-SPANS = 2
+#: So many spans between samples are remembered.
+SPANS = 3
+
+
+class Growth(NamedTuple):
+    """Bytes a second that a process grows by, never negative."""
+
+    steady: float = 0.0
+    """What it does all the time: without the span in which it grew most, for one balloon fills one span. 0 while too little is known."""
+    burst: float = 0.0
+    """Over the last moment, whatever it was."""
+
+    def __add__(self, other: object) -> Growth:
+        """Of two processes together."""
+        assert isinstance(other, Growth)
+        return Growth(self.steady + other.steady, self.burst + other.burst)
+
+    def times(self, number: int) -> Growth:
+        """Of so many that grow alike."""
+        return Growth(self.steady * number, self.burst * number)
 
 
 class Sample(NamedTuple):
@@ -50,16 +68,17 @@ class Trend:
             return None
         return _pace(*self._samples[-2:])
 
-    @property
-    def speed(self) -> float:
-        """Bytes a second that it grows by, at least, in each of the last spans; 0 where it does not, or too little is known.
-
-        One balloon fills one span, and leaves the others as they were.
-        """
-        pairs = list(zip(self._samples, self._samples[1:], strict=False))
-        if len(pairs) < SPANS:
-            return 0.0
-        return max(0.0, min(_pace(*pair) for pair in pairs))
+    def growth(self, at: float, used: int) -> Growth:
+        """How fast it grows, with `used` bytes now."""
+        spans = list(zip(self._samples, self._samples[1:], strict=False))
+        steady = burst = 0.0
+        if len(spans) > 1:
+            most = max(spans, key=lambda span: span[1].used - span[0].used)
+            others = [span for span in spans if span is not most]
+            steady = sum(later.used - earlier.used for earlier, later in others) / sum(later.at - earlier.at for earlier, later in others)
+        if self._samples and at - self._samples[0].at >= SAMPLE_EVERY:
+            burst = _pace(self._samples[0], Sample(at, used))
+        return Growth(max(0.0, steady), max(0.0, burst))
 
 
 def _pace(earlier: Sample, later: Sample) -> float:

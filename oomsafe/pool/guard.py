@@ -33,7 +33,7 @@ from oomsafe.policy.decide import (
 )
 from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.settings import Policy
-from oomsafe.policy.trend import SAMPLE_EVERY, Trend
+from oomsafe.policy.trend import SAMPLE_EVERY, Growth, Trend
 from oomsafe.policy.units import MIB, format_size
 from oomsafe.pool import layout
 from oomsafe.pool.farewell import farewell, history
@@ -116,7 +116,7 @@ class Guard(Meter):
         self._history = History(ready_at=time.monotonic())
         self._trend = Trend()
         self._usage: Usage | None = None
-        self._short = False
+        self._short = self._out = False
         self._short_at = 0.0
         self._ready = self._asking = False
         if board is None:
@@ -189,7 +189,7 @@ class Guard(Meter):
                 self._thresholds.follow_pool(now)
                 self._trend.add(now, self.rss)
                 self._take_limits()
-                self.slot.need(self._used(now), self._trend.speed)
+                self.slot.need(self._used(now), self._trend.growth(now, self.rss))
                 self._publish(now)
                 if self._asking:
                     self._wake_supervisor()  # it may have been asleep, or have had nobody to spare
@@ -227,9 +227,10 @@ class Guard(Meter):
     def _decide(self, now: float, used: int | None) -> Decision:
         """decide(), and if this worker is to leave, it is on its way before another can ask."""
         rss = self.rss if self.rss_known else None
-        speed = self._trend.speed
-        with self._neighbours.look(self._is_short(now, speed)) as pool:
-            decision = decide(self.policy, self.limits, Snapshot(used, rss, speed), self._history, pool, now)
+        growth = self._trend.growth(now, self.rss)
+        self._measure_pool(now, growth)
+        with self._neighbours.look(self._short, self._out) as pool:
+            decision = decide(self.policy, self.limits, Snapshot(used, rss, growth.steady), self._history, pool, now)
             leaves = decision.action is Action.RECYCLE and not self.policy.dry_run and self._recycle is not None
             if leaves:
                 self._neighbours.leaves(has_settled(self.policy, self.limits, used, self._history, now))
@@ -242,6 +243,8 @@ class Guard(Meter):
                 "abandoned", logging.WARNING, "%s stays, whatever it holds: its supervisor is gone, or has stood still for seconds, and "
                 "nobody would bring up another worker in its place", self,
             )  # fmt: skip
+        if leaves and pool.supervised and pool.order is Order.NONE:
+            log.warning("%s goes before anybody has told it to: the memory that the kernel allows the pool is about to run out", self)
         if not leaves:
             self._ask(decision.action is Action.ASK, now, used)
         return decision
@@ -251,7 +254,7 @@ class Guard(Meter):
         if asking is not self._asking:
             self._asking = asking
             self._history = replace(self._history, asks=asking)
-            self.slot.need(used, self._trend.speed)
+            self.slot.need(used, self._trend.growth(now, self.rss))
             self._publish(now)
             self.slot.set_state(layout.WAITING if asking else layout.SERVING)
             if asking:
@@ -264,20 +267,21 @@ class Guard(Meter):
         except OSError:
             pass  # it belongs to another user: it looks by itself within a second
 
-    def _is_short(self, now: float, speed: float) -> bool:
-        """Whether the pool's memory is about to run out. Looked at only where it matters, and not each time."""
+    def _measure_pool(self, now: float, growth: Growth) -> None:
+        """Whether the pool's memory is about to run out. Looked at only by who is over its limit, and not each time."""
         if self._history.breached_since is None:
-            return False
-        if now >= self._short_at:
+            self._short = self._out = False
+        elif now >= self._short_at:
             from oomsafe.pool.usage import Usage  # here: most workers are never over their limit
 
             self._short_at = now + SHORT_EVERY
             self._usage = self._usage or Usage()
-            budget = self._thresholds.budget
-            used = self._usage.of(self.policy, read_capacity(), budget, self.pool, now)
+            budget, capacity = self._thresholds.budget, read_capacity()
+            used = self._usage.of(self.policy, capacity, budget, self.pool, now)
             # the others are taken to grow as this one does
-            self._short = is_short(used, budget, speed * (self._neighbours.workers or 1), self._neighbours.boot)
-        return self._short
+            together, boot = growth.times(self._neighbours.workers or 1), self._neighbours.boot
+            self._short = is_short(used, budget, together, boot)
+            self._out = is_short(capacity.working_set, capacity.limit, together, boot)
 
     def _reclaim(self) -> bool:
         before = self.rss

@@ -25,6 +25,7 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
            144  u64 ticket of the work that is over its soft limit · i64 what it uses · i64 the limit (the supervisor writes them,
                the worker zeros once it has heeded)
            168  i64 what the soft limit is compared with: rss, pss or uss · i64 bytes a second that it grows by, steadily
+               · i64 the same over the last moment
            192  counters
           3968  16 cells of 128: what is in flight
 
@@ -68,7 +69,7 @@ SLOT_SEQUENCE_AT = 40
 FIGURES_AT, FIGURES = 48, struct.Struct("<9qd")
 HAND_AT, HAND = 128, struct.Struct("<Qq")
 TOLD_AT, TOLD = 144, struct.Struct("<Qqq")
-NEED_AT, NEED = 168, struct.Struct("<qq")
+NEED_AT, NEED = 168, struct.Struct("<3q")
 COUNTERS_AT = 192
 CELLS_AT = 3968
 CELL_SIZE, CELLS = 128, 16

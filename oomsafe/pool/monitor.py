@@ -10,6 +10,7 @@ from oomsafe.policy.decide import Order, is_short
 from oomsafe.policy.limits import Capacity, resolve_limits, turns
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.surge import Do, Ledger, Room, Seen, Stage, Step, failed, gone, plan, recovered, spawned
+from oomsafe.policy.trend import Growth
 from oomsafe.policy.units import format_size
 from oomsafe.pool import layout
 from oomsafe.pool.log import log
@@ -134,17 +135,19 @@ class Monitor:
         budget = resolve_limits(policy, capacity)[0].budget
         # up to where there is room, it need not be told to the byte
         used = self._usage.of(policy, capacity, None if budget is None else max(0, budget - (size or 0)), self._board.read, now)
-        speed = sum(entry.speed for entry in entries if entry.state in (layout.SERVING, layout.WAITING))
+        growth = sum((entry.growth for entry in entries if entry.state in (layout.SERVING, layout.WAITING)), Growth())
         # what a worker holds that is on its way out is free in a moment
         away = [entry for entry in entries if entry.state in (layout.DRAINING, layout.LEAVING)]
         leaving = sum(max(0, (entry.used or 0) - (entry.baseline or 0)) for entry in away)
-        short = is_short(None if used is None else used - leaving, budget, speed, self._boot)
+        short = is_short(None if used is None else used - leaving, budget, growth, self._boot)
         held = capacity.working_set
-        out = short and is_short(None if held is None else held - leaving, capacity.limit, speed, self._boot)
+        out = short and is_short(None if held is None else held - leaving, capacity.limit, growth, self._boot)
         if size is None or budget is None or used is None:
             why = "what the pool or a fresh worker has is not known"
         elif short:
-            why = f"of a budget of {format_size(budget)}, {format_size(used)} are used, and {format_size(speed)} more each second"
+            why = (
+                f"of a budget of {format_size(budget)}, {format_size(used)} are used, and {format_size(int(max(growth)))} more each second"
+            )
         elif budget - used < size:
             why = f"a fresh worker has {format_size(size)}, {format_size(max(0, budget - used))} of the budget are free"
         elif not self._fleet.may_surge() or not self._board.has_room:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from oomsafe.policy.decide import Order, Pool
+from oomsafe.policy.decide import Pool
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Slot
 
@@ -41,11 +41,11 @@ class Neighbours:
         return self._board is not None and self._board.schedule[0] > 0
 
     @contextmanager
-    def look(self, short: bool) -> Iterator[Pool]:
-        """The others, while none of them can take a turn: what is decided inside holds. `short`: memory is about to run out."""
+    def look(self, short: bool, out: bool) -> Iterator[Pool]:
+        """The others, while none of them can take a turn: what is decided inside holds. `short` and `out` are the pool's memory."""
         self._locked = self._board is not None and self._board.try_lock()
         try:
-            yield self._pool(short)
+            yield self._pool(short, out)
         finally:
             if self._locked and self._board is not None:
                 self._board.unlock()
@@ -60,15 +60,13 @@ class Neighbours:
         """Whether this worker should say for the whole pool that it refuses this limit (layout.REFUSES_SOFT and so on)."""
         return self._board is None or self._board.first_to_refuse(which)
 
-    def _pool(self, short: bool) -> Pool:
+    def _pool(self, short: bool, out: bool) -> Pool:
         abandoned = self._parent is not None and os.getppid() != self._parent
         if self._board is None:
-            return Pool(short=short, abandoned=abandoned)
+            return Pool(short=short, out=out, abandoned=abandoned)
         order, settled, looked = self._slot.order, self._board.settled, self._board.schedule[0]
+        # without the lock another is taking its turn just now
+        starting, leaving, turns = self._board.others(self._slot) if self._locked else (0, sys.maxsize, 1)
         if looked:
             abandoned = abandoned or time.monotonic() - looked > LOOKS_EVERY
-            return Pool(short=short, supervised=True, abandoned=abandoned, order=order, boot=self.boot, settled=settled)
-        if not self._locked and order is Order.NONE:
-            return Pool(sys.maxsize, short=short)  # another is taking its turn just now
-        away, turns = self._board.others(self._slot)
-        return Pool(away, turns, short, abandoned=abandoned, order=order, settled=settled)
+        return Pool(starting + leaving, turns, short, out, leaving, bool(looked), abandoned, order, self.boot, settled)

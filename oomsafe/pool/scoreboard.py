@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import is_alive
 from oomsafe.policy.decide import Order
+from oomsafe.policy.trend import Growth
 from oomsafe.pool import backing, layout
 from oomsafe.pool.layout import Counters, optional, stored
 from oomsafe.pool.slot import Slot, order_of
@@ -39,8 +40,7 @@ class Entry(NamedTuple):
     hard: int | None
     used: int | None
     """What the soft limit is compared with."""
-    speed: int
-    """Bytes a second that it grows by, steadily."""
+    growth: Growth
     order: Order
 
 
@@ -226,11 +226,12 @@ class Scoreboard:
             pid, _, generation, reserved = layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)
             if state != layout.FREE and (pid or time.time() - reserved <= RESERVED_FOR):
                 rss, _, baseline, soft, hard = map(optional, layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)[:5])
-                used, speed = layout.NEED.unpack_from(self._memory, at + layout.NEED_AT)
+                used, *paces = layout.NEED.unpack_from(self._memory, at + layout.NEED_AT)
                 order = order_of(layout.ORDER.unpack_from(self._memory, at + layout.ORDER_AT)[0])
                 # before the first time it has published, the zeros are no figures
                 used = used if layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)[-1] else -1
-                entries.append(Entry(number, generation, state, rss, baseline, soft, hard, optional(used), max(0, speed), order))
+                growth = Growth(*(float(max(0, pace)) for pace in paces))
+                entries.append(Entry(number, generation, state, rss, baseline, soft, hard, optional(used), growth, order))
         return entries
 
     def give_order(self, number: int, generation: int, order: Order) -> None:
@@ -295,15 +296,16 @@ class Scoreboard:
     def unserved(self, unserved: tuple[float, float]) -> None:
         layout.write(self._memory, layout.UNSERVED_AT, layout.UNSERVED, *unserved)
 
-    def others(self, slot: Slot) -> tuple[int, int]:
-        """(away, turns): how many living workers beside `slot` start, drain or leave, and how many may be away at once."""
-        away = 0
+    def others(self, slot: Slot) -> tuple[int, int, int]:
+        """(starting, leaving, turns): how many living workers beside `slot` start, drain or leave, and how many may be away at once."""
+        starting = leaving = 0
         for number in range(self.slots):
             at = self._offset(number)
             state = layout.STATE.unpack_from(self._memory, at)[0]
             if state in (layout.STARTING, layout.DRAINING, layout.LEAVING) and number != slot.number and not self._abandoned(at):
-                away += 1
-        return away, int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[2])
+                starting += state == layout.STARTING
+                leaving += state != layout.STARTING
+        return starting, leaving, int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[2])
 
     def try_lock(self) -> bool:
         """Keep other workers from taking a turn until unlock(). False: somebody else has it, try again soon.

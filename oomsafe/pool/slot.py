@@ -11,6 +11,7 @@ from functools import partial
 
 from oomsafe.kernel.process import COMM_LENGTH, start_time
 from oomsafe.policy.decide import Order
+from oomsafe.policy.trend import Growth
 from oomsafe.pool import layout
 from oomsafe.pool.layout import Counters, optional, stored
 
@@ -102,9 +103,10 @@ class Slot:
         """What the supervisor has ordered this worker to do."""
         return order_of(layout.ORDER.unpack_from(self._memory, self._at + layout.ORDER_AT)[0])
 
-    def need(self, used: int | None, speed: float) -> None:
-        """Say what this worker holds, as its soft limit counts it, and how many bytes a second it grows by."""
-        layout.write(self._memory, self._at + layout.NEED_AT, layout.NEED, stored(used), min(int(speed), layout.LARGEST))
+    def need(self, used: int | None, growth: Growth) -> None:
+        """Say what this worker holds, as its soft limit counts it, and how fast it grows."""
+        paces = (min(int(pace), layout.LARGEST) for pace in growth)
+        layout.write(self._memory, self._at + layout.NEED_AT, layout.NEED, stored(used), *paces)
 
     def take_up(self, ticket: int, rss: int) -> None:
         """This worker is inside the work with this ticket from now on, and held so many bytes before."""

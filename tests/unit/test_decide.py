@@ -27,6 +27,7 @@ from oomsafe.policy.decide import (
 )
 from oomsafe.policy.limits import Limits
 from oomsafe.policy.settings import Policy
+from oomsafe.policy.trend import Growth
 
 MIB = 1 << 20
 NOW = 1000.0
@@ -73,10 +74,13 @@ def at(used: int | None, rss: int | None = None, speed: float = 0) -> Snapshot:
         pytest.param({}, LIMITS, at(190), OLD, SUPERVISED, ASK, Reason.SOFT, id="asks, however much it holds"),
         pytest.param({}, LIMITS, at(101), replace(OLD, ready_at=NOW - 9), SUPERVISED, SERVE, Reason.YOUNG, id="young, so it does not ask"),
         pytest.param({}, LIMITS, at(91), OLD, PERMIT, RECYCLE, Reason.SOFT, id="may go, and is over"),
+        pytest.param({}, LIMITS, at(91), OLD, SUPERVISED._replace(out=True), RECYCLE, Reason.SOFT, id="the kernel is about to kill"),
+        pytest.param({}, LIMITS, at(91), OLD, SUPERVISED._replace(out=True, leaving=1), ASK, Reason.SOFT, id="and another leaves"),
+        pytest.param({}, LIMITS, at(90), OLD, SUPERVISED._replace(out=True), SERVE, Reason.WITHIN, id="and it is not over"),
         pytest.param({}, LIMITS, at(90), OLD, PERMIT, SERVE, Reason.WITHIN, id="may go, and is not over"),
         pytest.param({}, LIMITS, at(80, speed=11), OLD, SUPERVISED, ASK, Reason.SOON, id="soon over"),
         pytest.param({}, LIMITS, at(80, speed=10), OLD, SUPERVISED, SERVE, Reason.WITHIN, id="not before a replacement serves"),
-        pytest.param({}, LIMITS, at(62, speed=99), OLD, SUPERVISED, SERVE, Reason.WITHIN, id="not from so far below"),
+        pytest.param({}, LIMITS, at(44, speed=99), OLD, SUPERVISED, SERVE, Reason.WITHIN, id="not from so far below"),
         pytest.param({}, LIMITS, at(80, speed=11), OLD, PERMIT, ASK, Reason.SOON, id="soon over, and may go then"),
         pytest.param({}, LIMITS, at(80, speed=11), OLD, Pool(), SERVE, Reason.WITHIN, id="soon over, and nobody to ask"),
         pytest.param({"sustain": 5}, LIMITS, at(80, speed=11), OLD, SUPERVISED, SERVE, Reason.WITHIN, id="soon over, not for long"),
@@ -122,8 +126,8 @@ histories = st.builds(
     History, times, st.none() | times, st.none() | memory, st.just(False), st.booleans(), st.none() | times, st.booleans(), st.booleans()
 )
 pools = st.builds(
-    Pool, st.integers(0, 3), st.integers(1, 3), st.booleans(), st.booleans(), st.just(False), st.sampled_from(Order),
-    st.floats(0, 9), st.integers(0, 5),
+    Pool, st.integers(0, 3), st.integers(1, 3), st.booleans(), st.booleans(), st.integers(0, 3), st.booleans(), st.just(False),
+    st.sampled_from(Order), st.floats(0, 9), st.integers(0, 5),
 )  # fmt: skip
 policies = st.builds(
     lambda sustain, reclaim, min_lifetime: Policy(sustain=sustain, reclaim=reclaim, min_lifetime=min_lifetime),
@@ -167,8 +171,8 @@ def test_refused_never_recycles_on_soft(policy: Policy, limits: Limits, used: in
 
 @given(policies, limits, memory, histories, pools)
 def test_a_supervisor_decides_who_goes(policy: Policy, limits: Limits, used: int, history: History, pool: Pool) -> None:
-    """Law: where there is one, nobody goes without its order, whatever is held; and whoever has lost it stays."""
-    alone = pool._replace(supervised=True, order=Order.NONE)
+    """Law: where there is one, nobody goes without its order until the kernel is about to kill; and whoever has lost it stays."""
+    alone = pool._replace(supervised=True, order=Order.NONE, out=False)
     unordered = decide(policy, limits, Snapshot(used, used), history, alone, NOW)
     abandoned = decide(policy, limits, Snapshot(used, used), history, pool._replace(abandoned=True), NOW)
 
@@ -249,14 +253,20 @@ def test_came_by_a_step(began_with: int | None, growth: int | None, expected: bo
 
 
 @pytest.mark.parametrize(
-    ("used", "budget", "speed", "expected"),
-    [(90, 100, 0, False), (101, 100, 0, True), (90, 100, 10, False), (90, 100, 11, True), (None, 100, 99, False), (99, None, 99, False)],
+    ("used", "bound", "growth", "boot", "expected"),
+    [
+        pytest.param(90, 100, Growth(), 9.0, False, id="below it"),
+        pytest.param(101, 100, Growth(), 9.0, True, id="above it"),
+        pytest.param(90, 100, Growth(steady=20), 0.2, False, id="a replacement helps before that"),
+        pytest.param(90, 100, Growth(steady=21), 0.2, True, id="not before that"),
+        pytest.param(90, 100, Growth(steady=10), 9.0, False, id="what is far off can wait"),
+        pytest.param(90, 100, Growth(steady=11), 9.0, True, id="what is near can't"),
+        pytest.param(90, 100, Growth(burst=33), 9.0, False, id="a balloon that fits"),
+        pytest.param(90, 100, Growth(burst=34), 9.0, True, id="a balloon that does not"),
+        pytest.param(None, 100, Growth(99, 99), 9.0, False, id="nobody knows what is used"),
+        pytest.param(99, None, Growth(99, 99), 9.0, False, id="nobody knows the bound"),
+    ],
 )
-def test_is_short(used: int | None, budget: int | None, speed: float, expected: bool) -> None:
-    """Over the budget now, or before a replacement helps; what is not known is no reason."""
-    assert is_short(used, budget, speed, 1.0 - BOOTS_LATE) is expected
-
-
-def test_a_worker_that_shrinks_makes_no_room() -> None:
-    """What it may give back is not there yet."""
-    assert is_short(101, 100, -50, 1.0)
+def test_is_short(used: int | None, bound: int | None, growth: Growth, boot: float, expected: bool) -> None:
+    """Above the bound now, or before anything can be done about it; what is not known is no reason."""
+    assert is_short(used, bound, growth, boot) is expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from oomsafe.policy.trend import SAMPLE_EVERY, Trend
+from oomsafe.policy.trend import SAMPLE_EVERY, Growth, Trend
 
 
 def trend(*used: int, every: float = SAMPLE_EVERY) -> Trend:
@@ -21,21 +21,38 @@ def trend(*used: int, every: float = SAMPLE_EVERY) -> Trend:
         pytest.param((), 0, id="nothing known"),
         pytest.param((10, 20), 0, id="too little known"),
         pytest.param((10, 20, 30), 10, id="steady"),
-        pytest.param((10, 20, 50), 10, id="the least of its spans"),
+        pytest.param((10, 20, 50), 10, id="without the biggest"),
         pytest.param((10, 500, 500), 0, id="one balloon"),
         pytest.param((10, 10, 500), 0, id="one balloon just now"),
         pytest.param((50, 40, 30), 0, id="it shrinks"),
-        pytest.param((10, 10, 10, 20, 30), 10, id="only the last spans count"),
+        pytest.param((50, 10, 20, 20, 30), 5, id="one in which it stood still"),
+        pytest.param((10, 90, 90, 90, 90), 0, id="only the last spans count"),
     ],
 )
 def test_speed(used: tuple[int, ...], speed: float) -> None:
-    """What all of the last spans have in common, a second."""
-    assert trend(*used, every=1.0).speed == speed
+    """What it grew by in the last spans but the biggest, a second."""
+    assert trend(*used, every=1.0).growth(0, 0).steady == speed
+
+
+@pytest.mark.parametrize(
+    ("used", "now", "burst"), [((), 50, 0), ((10,), 50, 40), ((10, 500), 500, 245), ((10, 40), 10, 0), ((0, 10, 20, 90, 120), 130, 30)]
+)
+def test_burst(used: tuple[int, ...], now: int, burst: float) -> None:
+    """All that it has grown by lately, balloons and all."""
+    made = trend(*used, every=1.0)
+
+    assert made.growth(100 + max(1, len(used)), now).burst == burst
+
+
+def test_growth_of_several() -> None:
+    """Together, and alike."""
+    assert sum([Growth(1, 2), Growth(3, 4)], Growth()) == (4, 6)
+    assert Growth(1, 2).times(3) == (3, 6)
 
 
 def test_what_comes_too_soon_is_left_out() -> None:
     """Over a moment, one piece of work would look like a trend."""
-    assert trend(10, 20, 30, every=SAMPLE_EVERY / 3).speed == 0
+    assert trend(10, 20, 30, every=SAMPLE_EVERY / 3).growth(101, 30) == (0, 20)
 
 
 def test_a_step() -> None:
@@ -51,4 +68,4 @@ def test_memory_that_was_given_back_is_another_story() -> None:
     made = trend(10, 20, 30)
     made.forget()
 
-    assert (made.speed, made.pace, made.step(102, 5)) == (0, None, (None, None))
+    assert (made.growth(102, 5), made.pace, made.step(102, 5)) == ((0, 0), None, (None, None))
