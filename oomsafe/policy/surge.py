@@ -151,9 +151,9 @@ def spawned(ledger: Ledger, replacement: int, victim: int) -> Ledger:
 
 
 def failed(ledger: Ledger, generation: int, now: float) -> Ledger:
-    """A worker has died before it served, or could not be forked at all (0): the next is not tried at once."""
+    """A worker has died before it served, or could not be started at all: the next is not tried at once."""
     pause = min(LONGEST_BACKOFF, BACKOFF * 2.0 ** min(ledger.failures, 30))
-    return replace(ledger, failures=ledger.failures + 1, failed=generation or ledger.failed, not_before=now + pause)
+    return replace(ledger, failures=ledger.failures + 1, failed=max(generation, ledger.failed), not_before=now + pause)
 
 
 def gone(ledger: Ledger, generation: int, served: bool, now: float) -> tuple[Ledger, list[Step]]:

@@ -80,9 +80,9 @@ class Monitor:
                 "drains" if of and of.state == layout.DRAINING else "stays", self.ledger.not_before - now, of.number if of else "unknown",
             )  # fmt: skip
 
-    def not_started(self, error: Exception, now: float) -> None:
+    def not_started(self, generation: int, error: Exception, now: float) -> None:
         """A worker could not be started at all, a replacement or another."""
-        first, self.ledger = not self.ledger.failures, failed(self.ledger, 0, now)
+        first, self.ledger = not self.ledger.failures, failed(self.ledger, generation, now)
         if first:
             log.error("a worker can't be started (%r): those that serve stay; next try in %.0f s", error, self.ledger.not_before - now)
 

@@ -142,7 +142,7 @@ class Supervisor:
         if self.board is not None and number is not None:
             self.board.release(number, generation)
         if self._monitor is not None:
-            self._monitor.not_started(error, time.monotonic())
+            self._monitor.not_started(generation or 0, error, time.monotonic())
 
     def tell_to_drain(self, number: int | None, generation: int | None) -> None:
         """There is one worker too many, and this is the one that goes."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from needs import need
@@ -13,13 +14,17 @@ from unit.children import in_child
 
 from oomsafe.errors import ConfigError
 from oomsafe.kernel.oom_score import read_score, write_score
+from oomsafe.policy.decide import Order
 from oomsafe.policy.settings import Policy
+from oomsafe.policy.trend import Growth
+from oomsafe.pool import layout
 from oomsafe.pool.layout import Counters
 from oomsafe.pool.scoreboard import Entry
-from oomsafe.pool.slot import Figures, comm_of
+from oomsafe.pool.slot import Figures, Slot, comm_of
 from oomsafe.pool.supervisor import Supervisor
 
 Said = Callable[[], list[str]]
+MIB = 1 << 20
 
 
 def test_says_its_limits_once(said: Said) -> None:
@@ -140,3 +145,168 @@ def test_figures_that_fit_no_field(field: str) -> None:
     """A number that no machine has is refused before it can meet a field of the scoreboard that is too small for it."""
     with pytest.raises(ConfigError):
         Policy(**{field: 1 << 70})
+
+
+class Server:
+    """A server whose workers are slots: it starts as many as it is told to, and counts."""
+
+    def __init__(self) -> None:
+        self.supervisor: Supervisor | None = None
+        self.extra, self.full = 0, False
+        self.slots: list[Slot] = []
+
+    def spawn(self) -> int | None:
+        assert self.supervisor is not None
+        slot = self.supervisor.reserve()
+        assert slot is not None
+        if self.full:
+            self.supervisor.not_started(slot.number, slot.generation, BlockingIOError(11, "Resource temporarily unavailable"))
+            return None
+        self.extra += 1
+        slot.claim()
+        self.slots.append(slot)
+        return slot.generation
+
+    def shrink(self) -> None:
+        self.extra -= 1
+
+    def may_surge(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def pool() -> Iterator[Callable[..., tuple[Server, Supervisor, list[Slot]]]]:
+    """pool(workers, **policy): a supervised pool whose workers serve, and hold 30 MiB each since their boot."""
+    made: list[Supervisor] = []
+
+    def make(workers: int, **policy: Any) -> tuple[Server, Supervisor, list[Slot]]:
+        server = Server()
+        made.append(Supervisor(Policy(**{"soft_limit": "100MiB", "budget": "8GiB", **policy}), "test", workers, server))
+        server.supervisor = made[-1]
+        slots = [slot for _ in range(workers) if (slot := made[-1].reserve()) is not None]
+        for slot in slots:
+            slot.claim()
+            holds(slot, 30, layout.SERVING)
+        made[-1].tick()
+        return server, made[-1], slots
+
+    yield make
+    for supervisor in made:
+        supervisor.close()
+
+
+def holds(slot: Slot, used: int | None, state: int, rss: int | None = None, hard: int | None = None) -> None:
+    """This worker says that it holds so many MiB."""
+    sizes = (None if size is None else size * MIB for size in (used if rss is None else rss, 30, 100, hard))
+    rss, baseline, soft, hard = sizes
+    slot.need(None if used is None else used * MIB, Growth())
+    slot.publish(Figures(rss=rss, baseline=baseline, soft=soft, hard=hard), Counters())
+    slot.set_state(state)
+
+
+def test_a_worker_that_is_reaped_between_two_looks_is_not_one_too_few(pool: Any) -> None:
+    """gunicorn before 24 reaps in a signal's handler: it counts its workers before the supervisor has looked again."""
+    server, supervisor, (first, _) = pool(2)
+    holds(first, 120, layout.WAITING)
+    supervisor.tick()
+    holds(server.slots[0], 30, layout.SERVING)
+    supervisor.tick()
+    ordered = first.order
+
+    supervisor.release(first)
+
+    assert (ordered, server.extra) == (Order.GO, 0)
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_a_replacement_that_is_reaped_between_two_looks_is_not_one_too_few(pool: Any, served: bool) -> None:
+    """Nor is that."""
+    server, supervisor, (first, _) = pool(2)
+    holds(first, 120, layout.WAITING)
+    supervisor.tick()
+    if served:
+        holds(server.slots[0], 30, layout.SERVING)
+
+    supervisor.release(server.slots[0])
+
+    assert (first.order, server.extra) == (Order.NONE, 0)
+
+
+def test_a_replacement_that_can_not_be_started_changes_nothing(pool: Any, said: Said) -> None:
+    """It is said once, and tried again later."""
+    server, supervisor, (first, _) = pool(2)
+    server.full = True
+    holds(first, 120, layout.WAITING)
+
+    for _ in range(3):
+        supervisor.tick()
+
+    assert (server.extra, first.order, len(supervisor.board.roll())) == (0, Order.NONE, 2)
+    assert [line for line in said() if "can't be started" in line] == [
+        "a worker can't be started (BlockingIOError(11, 'Resource temporarily unavailable')): those that serve stay; next try in 1 s"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "worst"),
+    [
+        pytest.param((120, 120), (105, 300), 0, id="by the metric of the limit, not by rss"),
+        pytest.param((None, 300), (105, 105), 1, id="a figure that is not known is not 0, nor is it anything"),
+        pytest.param((300, 300), (120, 250), 1, id="over a hard limit of 200"),
+    ],
+)
+def test_who_is_the_worst(pool: Any, first: tuple[int | None, int], second: tuple[int | None, int], worst: int) -> None:
+    """The one that is replaced first."""
+    server, supervisor, slots = pool(3)
+    hard = 200 if worst == 1 and first[0] == 300 else None
+    for slot, (used, rss) in zip(slots, (first, second), strict=False):
+        holds(slot, used, layout.WAITING, rss=rss if rss != 300 else 150, hard=hard)
+
+    supervisor.tick()
+    for slot in server.slots:
+        holds(slot, 30, layout.SERVING)
+    supervisor.tick()
+
+    assert [slot.order is not Order.NONE for slot in slots[:2]] == [worst == 0, worst == 1]
+
+
+def test_a_worker_without_a_slot_is_nobody_else(pool: Any) -> None:
+    """All slots are taken: who has none is not the worker in slot 0."""
+    _, supervisor, slots = pool(2)
+    seat = supervisor.seat(None)
+
+    supervisor.tell_to_drain(seat.number, seat.generation)
+    released = supervisor.release_seat(seat.number, seat.generation)
+
+    assert (seat.number, seat.generation, released) == (None, None, False)
+    assert [slot.order for slot in slots] == [Order.NONE, Order.NONE]
+
+
+def test_that_nobody_serves_is_said_and_counted(pool: Any, said: Said) -> None:
+    """Not before somebody has; at once when it begins, and for how long when it is over."""
+    _, supervisor, slots = pool(2)
+    for slot in slots:
+        slot.set_state(layout.DRAINING)
+    supervisor.tick()
+    supervisor.tick()
+    meanwhile = [line for line in said() if "serve" in line]
+    slots[0].set_state(layout.SERVING)
+    supervisor.tick()
+
+    assert meanwhile == ["no worker serves: 0 start, 2 drain or leave"]
+    assert [line for line in said() if "serve" in line][1:] == ["a worker serves again: for 0.0 s none did"]
+    assert supervisor.board.read().unserved > 0
+
+
+def test_over_its_budget_the_worst_goes_at_once(pool: Any, said: Said) -> None:
+    """No replacement first, and the other keeps still; the line has the figures."""
+    server, supervisor, slots = pool(2, budget=1 * MIB)
+    holds(slots[0], 120, layout.WAITING)
+    holds(slots[1], 180, layout.WAITING)
+    for _ in range(3):
+        supervisor.tick()
+
+    assert (server.extra, [slot.order for slot in slots]) == (0, [Order.NONE, Order.PERMIT])
+    (line,) = [line for line in said() if "may go" in line]
+    assert line.startswith("the worker in slot 1 (180 MiB) may go before its replacement is there: of a budget of 1.0 MiB, ")
+    assert line.endswith("1 others serve")
