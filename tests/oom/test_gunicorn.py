@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from clients import Load
 from needs import need
 from serving import Gunicorn, until
 
@@ -168,6 +169,22 @@ def test_auto_is_a_share_of_the_cgroups_limit(cgroup, serve):
         share = (pool.budget - resident(gunicorn.pid)) / 2
         # jitter lowers it by up to a tenth; the master has grown by a little since
         assert 0.89 * share < worker.figures.soft <= share + 2 * MIB
+
+
+def test_over_its_budget_nobody_waits_for_a_replacement(cgroup, serve):
+    """The cgroup holds two workers at their limit, and not while they wait for a boot: the worst goes at once, and the other stays."""
+    sandbox = cgroup(460 * MIB)
+    slow = "import time\nfrom apps import wsgi\ntime.sleep(2)\n"
+    gunicorn = serve(
+        "gthread", 2, app="slow:wsgi", files={"slow.py": slow}, soft_limit="200MiB", min_lifetime=0, jitter=0, wrap=sandbox.command
+    ).serving(2)
+
+    with Load(gunicorn, "/leak?kib=512&s=0.02", clients=4) as load:
+        gunicorn.wait_for(" recycling: ", times=4, seconds=60)
+
+    assert load.failed == []
+    assert gunicorn.lines("may go before its replacement is there: of a budget of 414 MiB, ")
+    assert (sandbox.cgroup.oom_kills(), gunicorn.lines("SIGKILL")) == (0, [])
 
 
 @pytest.mark.parametrize("worker_class", ["gthread", "gevent", "uvicorn_worker.UvicornWorker"])
