@@ -46,6 +46,7 @@ from oomsafe.pool.slot import Figures, Slot
 from oomsafe.pool.thresholds import Thresholds
 
 if TYPE_CHECKING:
+    from oomsafe.pool.siblings import Siblings
     from oomsafe.pool.usage import Usage
     from oomsafe.pool.view import PoolView
 
@@ -77,7 +78,7 @@ class Guard(Meter):
     `poke` wakes the supervisor, which would see what this worker says at its next look; None: it can wait.
     `unit` names the work in logs. A guard belongs to the process that made it: make one after a fork.
     With a `board`, the worker serves when it says so by ready(). `parent` is the process that brings up another worker in
-    this one's place: when it is gone, this worker stays. None: nothing is known of it.
+    this one's place: when it is gone, this worker stays. None: nothing is known of it. `siblings` are its other workers.
     Without arguments it is a pool of one.
     """
 
@@ -94,6 +95,7 @@ class Guard(Meter):
         capacity: Capacity | None = None,
         memory: OwnMemory | None = None,
         parent: int | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
         super().__init__(slot or Slot.private(), memory)
         self.policy = policy or Policy()
@@ -109,7 +111,7 @@ class Guard(Meter):
         self._poke = poke
         self._unit = unit
         self._board = board
-        self._neighbours = Neighbours(board, self.slot, parent)
+        self._neighbours = Neighbours(board, self.slot, parent, siblings)
         self._deciding = allocate_lock()
         self._gauge = Gauge()
         self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours)

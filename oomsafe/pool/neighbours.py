@@ -7,10 +7,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from oomsafe.policy.decide import Pool
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Slot
+
+if TYPE_CHECKING:
+    from oomsafe.pool.siblings import Siblings
 
 #: Seconds after which a supervisor that has not looked gives no orders any more: it is stopped, or gone.
 LOOKS_EVERY = 3.0
@@ -20,12 +24,15 @@ class Neighbours:
     """Looks at the scoreboard for the worker that owns `slot`. `board` None: there are none, or none that can be seen.
 
     `parent` is the process that brings up another worker in this one's place; None: that is not known, or no process.
+    Without a board, `siblings` are its other workers; None: there are none.
     """
 
-    def __init__(self, board: Scoreboard | None, slot: Slot, parent: int | None) -> None:
+    def __init__(self, board: Scoreboard | None, slot: Slot, parent: int | None = None, siblings: Siblings | None = None) -> None:
         self._board = board
         self._slot = slot
         self._parent = parent
+        self._siblings = siblings
+        self._leaves = False
         self._locked = False
         self.boot = 1.0
         """Seconds that this worker took to serve, as its replacement will."""
@@ -49,10 +56,13 @@ class Neighbours:
         finally:
             if self._locked and self._board is not None:
                 self._board.unlock()
+            if self._siblings is not None and not self._leaves:
+                self._siblings.give_back()
             self._locked = False
 
     def leaves(self, settled: bool) -> None:
         """Inside look(): a worker leaves that has or has not settled above its limit."""
+        self._leaves = True
         if self._locked and self._board is not None:
             self._board.settled = min(self._board.settled + 1, 0xFFFF) if settled else 0
 
@@ -62,6 +72,10 @@ class Neighbours:
 
     def _pool(self, short: bool, out: bool) -> Pool:
         abandoned = self._parent is not None and os.getppid() != self._parent
+        if self._board is None and self._siblings is not None:
+            # None: nothing is known of them, as on a host without /proc
+            away = 0 if out else self._siblings.away() or 0
+            return Pool(away if away or self._siblings.take_turn() else sys.maxsize, short=short, out=out, abandoned=abandoned)
         if self._board is None:
             return Pool(short=short, out=out, abandoned=abandoned)
         order, settled, looked = self._slot.order, self._board.settled, self._board.schedule[0]

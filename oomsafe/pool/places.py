@@ -17,6 +17,8 @@ SHM = "/dev/shm"  # noqa: S108  what is made in it is 0700, and looked at before
 
 _NAME = re.compile(r"(\d+)-(\d+)\.board")
 
+_TURN = re.compile(r"(\d+)-(\d+)\.turn")
+
 #: What a board is called until its header stands: nobody can meet one half made.
 UNFINISHED = ".new"
 
@@ -56,6 +58,11 @@ def board_name(pid: int, started: int) -> str:
     return f"{pid}-{started}.board"
 
 
+def turn_name(parent: int, started: int) -> str:
+    """The file whose lock is the turn among the workers of this parent, which is no supervisor of ours."""
+    return f"{parent}-{started}.turn"
+
+
 def living_boards() -> list[str]:
     """The scoreboards of this user's pools whose supervisor is alive; for root, everybody's."""
     found = []
@@ -90,7 +97,7 @@ def hold(fd: int) -> None:
 def sweep(folder: int) -> None:
     """Remove what supervisors left behind that were killed before they could."""
     for name in os.listdir(folder):
-        match = _NAME.fullmatch(name.removesuffix(UNFINISHED))
+        match = _NAME.fullmatch(name.removesuffix(UNFINISHED)) or _TURN.fullmatch(name)
         if match and not is_alive(int(match[1]), int(match[2])):
             try:
                 fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
