@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from celerying import CeleryWorker, Redis, Start
+from certificates import Certificate
 from needs import need
 from rabbitmq import RabbitMQ, server_binary
 from serving import Gunicorn, Server, app_for, conf
@@ -63,6 +64,12 @@ def serve(started: Started) -> Serve:
         return gunicorn
 
     return start
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """For a server that speaks TLS."""
+    return Certificate(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture

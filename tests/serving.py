@@ -6,6 +6,7 @@ import http.client
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -82,6 +83,9 @@ class Server:
     #: The line of its log that says where it listens.
     LISTENS = ""
 
+    #: How a client connects; None: without TLS.
+    tls: ssl.SSLContext | None = None
+
     def __init__(self, folder: Path, command: list[str], env: dict[str, str]) -> None:
         self.folder = folder
         self._log = folder / "server.log"
@@ -109,7 +113,7 @@ class Server:
     @property
     def port(self) -> int:
         """Where it listens."""
-        match = re.search(r"http://127\.0\.0\.1:(\d+)", "".join(self.wait_for(self.LISTENS)[-1:]))
+        match = re.search(r"https?://127\.0\.0\.1:(\d+)", "".join(self.wait_for(self.LISTENS)[-1:]))
         assert match
         return int(match[1])
 
@@ -157,6 +161,8 @@ class Server:
 
     def connect(self, timeout: float = 20) -> http.client.HTTPConnection:
         """A connection that has not been opened yet."""
+        if self.tls is not None:
+            return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout, context=self.tls)
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def signal(self, number: int) -> None:

@@ -14,10 +14,21 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from oomsafe.asgi.stalled import Owed, Stalled, Wait
 from oomsafe.pool.log import log
 
 #: Seconds between two looks at whether a connection is left. The first comes after one: who was accepted just now is counted then.
 LOOK_EVERY = 0.05
+
+#: Seconds between two looks at what each connection waits for: there may be thousands.
+CHECK_EVERY = 0.25
+
+#: Seconds that a client has for what it has begun: its TLS handshake, the head of a request, its own end of a connection.
+#: A packet that is lost comes again within a second at the first try (RFC 6298).
+HEAD_MOMENT = 1.0
+
+#: Seconds for which none of a body may come while the app waits for it: two or three losses of the same packet.
+BODY_MOMENT = 5.0
 
 #: Seconds that a websocket's other end has to answer its close.
 FAREWELL = 1.0
@@ -30,7 +41,8 @@ class Drain:
     """One server's. `begin` may be called from any thread.
 
     `listeners()` are the server's asyncio.Servers, `connections()` the number of those that are open;
-    `finish(late)` has the server end; `late` says that something was left at the deadline.
+    `waits()` yields those that wait for their clients, which are closed after a moment. `finish(late)` has the
+    server end; `late` says that something is left, for which it must not wait.
     """
 
     def __init__(
@@ -40,12 +52,14 @@ class Drain:
         listeners: Callable[[], Iterable[Any]],
         connections: Callable[[], int],
         finish: Callable[[bool], None],
+        waits: Callable[[], Iterable[tuple[Any, Wait]]] = tuple,
     ) -> None:
         self._loop = loop
         self._grace_period = grace_period
         self._listeners = listeners
         self._connections = connections
         self._finish = finish
+        self._waits = waits
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -58,14 +72,10 @@ class Drain:
 
     async def _run(self) -> None:
         deadline = self._loop.time() + self._grace_period
-        left = 0
+        left = shaking = 0
         try:
-            await self._stop_accepting()
-            while True:
-                await asyncio.sleep(LOOK_EVERY)
-                left = self._connections()
-                if not left or self._loop.time() >= deadline:
-                    break
+            gone = await self._stop_accepting()
+            left, shaking = await self._wait(gone, deadline)
             if left:
                 log.warning(
                     "worker %d: the grace period of %.0f s is over with %d connections open: they are closed",
@@ -74,17 +84,55 @@ class Drain:
                 await close_websockets()
         except Exception as error:
             log.error("oomsafe failed in draining (the worker ends all the same): %r", error)
-        self._finish(bool(left))
+        self._finish(bool(left or shaking))
 
-    async def _stop_accepting(self) -> None:
+    async def _wait(self, gone: list[asyncio.Task[None]], deadline: float) -> tuple[int, int]:
+        """Until nothing is left, or the deadline: the connections then, and the listeners with something that is not even one."""
+        began = check_at = self._loop.time()
+        stalled = Stalled(self._waits, {Owed.HEAD: HEAD_MOMENT, Owed.BODY: BODY_MOMENT, Owed.CLOSE: HEAD_MOMENT})
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            now = self._loop.time()
+            left, shaking = self._connections(), sum(not task.done() for task in gone)
+            if not (left or (shaking and now - began < HEAD_MOMENT)) or now >= deadline:
+                break
+            if now >= check_at:
+                check_at = now + CHECK_EVERY
+                _close_overdue(stalled, now)
+        for task in gone:
+            task.cancel()
+        if stalled.closed:
+            log.info("worker %d closed %d connections that had not sent a whole request", os.getpid(), stalled.closed)
+        return left, shaking
+
+    async def _stop_accepting(self) -> list[asyncio.Task[None]]:
+        """Close the listeners. For each, a task that is done when all that it has accepted is gone.
+
+        A server counts a connection when its TLS handshake is done; asyncio's and uvloop's Server count it from the accept on.
+        """
         listeners = list(self._listeners())
+        # begun before close(): after it, wait_closed() waits only since Python 3.12
+        gone = [self._loop.create_task(listener.wait_closed()) for listener in listeners]
         # what asyncio has accepted and not yet made a connection of, it drops when its listener is closed; uvloop does not
         for listener in listeners:
-            for sock in listener.sockets if isinstance(listener, asyncio.Server) else ():
+            for sock in listener.sockets if _is_asyncio(listener) else ():
                 self._loop.remove_reader(sock.fileno())
         await asyncio.sleep(0)
         for listener in listeners:
             listener.close()
+        return gone
+
+
+def _close_overdue(stalled: Stalled, now: float) -> None:
+    try:
+        stalled.close_overdue(now)
+    except Exception as error:  # then they are waited for
+        log.log(logging.DEBUG, "stalled connections could not be closed: %r", error)
+
+
+def _is_asyncio(listener: Any) -> bool:
+    """By its name: asyncio may have been imported twice, and its classes differ then."""
+    return type(listener).__module__.startswith("asyncio.")
 
 
 _websockets: set[Callable[[Any], Awaitable[None]]] = set()

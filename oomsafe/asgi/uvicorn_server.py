@@ -6,10 +6,11 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from oomsafe.asgi.drain import Drain
+from oomsafe.asgi.stalled import Owed, Wait, closing
 from oomsafe.policy.settings import Policy
 from oomsafe.pool.log import log_with
 
@@ -33,6 +34,7 @@ class UvicornDrain:
             lambda: server.servers,
             lambda: len(server.server_state.connections) or len(server.server_state.tasks),
             lambda late: _end(server, late),
+            lambda: _waits(server),
         )
         if self._asked:
             self._drain.begin()
@@ -72,6 +74,39 @@ def recycles_alone(config: Any) -> bool:
 def log_with_uvicorn() -> None:
     """Our lines go where uvicorn's go, once its log is configured."""
     log_with(logging.getLogger("uvicorn.error"))
+
+
+def _waits(server: Any) -> Iterator[tuple[Any, Wait]]:
+    """The transports of connections that wait for their clients."""
+    for protocol in list(server.server_state.connections):
+        transport = protocol.transport
+        wait = closing(transport) if transport.is_closing() else _wait_of(protocol)
+        if wait is not None:
+            yield transport, wait
+
+
+def _wait_of(protocol: Any) -> Wait | None:
+    """What an open connection waits for; None for work, an idle connection, and where it can't be known."""
+    if not hasattr(protocol, "cycle"):
+        return None  # a websocket, HTTP/2
+    cycle = protocol.cycle
+    if cycle is None or cycle.response_complete:
+        # its timer runs from the end of a response until more comes
+        idle = protocol.timeout_keep_alive_task is not None
+        begun = _next_has_begun(protocol)
+        return None if idle and not begun else Wait(Owed.HEAD, begun or cycle is not None)
+    # the future on which the app waits in receive(): another one after each part
+    waiting = getattr(cycle.message_event, "_waiters", None)
+    if not waiting or not cycle.more_body or cycle.body or cycle.response_started:
+        return None
+    return Wait(Owed.BODY, token=waiting[0])
+
+
+def _next_has_begun(protocol: Any) -> bool:
+    """Whether any of the next request's head has come: httptools' protocol makes a scope of its first byte, h11 keeps it in a buffer."""
+    if protocol.scope is not getattr(protocol.cycle, "scope", None):
+        return True
+    return bool(getattr(getattr(protocol, "conn", None), "trailing_data", (b"",))[0])
 
 
 def _end(server: Any, late: bool) -> None:

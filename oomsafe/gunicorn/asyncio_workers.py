@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from oomsafe.asgi.drain import Drain, Heart
+from oomsafe.asgi.stalled import Owed, Wait, closing
 from oomsafe.asgi.uvicorn_server import UvicornDrain
 
 #: Seconds that gunicorn's asgi worker gives a connection after its grace period.
@@ -20,24 +20,17 @@ def recycle_asgi(worker: Any, grace_period: float) -> Callable[[], None]:
     `worker.alive` stays true while it drains: false, it would close connections that were promised to be kept
     alive, and its heartbeat would stop.
     """
-    main: list[asyncio.Task[Any] | None] = []
-    notify = worker.notify
-
-    def noting() -> None:
-        if not main:
-            main.append(asyncio.current_task())
-        notify()
+    connections = _note_connections(worker)
+    wake = _waking(worker)
 
     def finish(late: bool) -> None:
         if late:
             worker.cfg.set("graceful_timeout", LAST_MOMENT)
-        was_alive, worker.alive = worker.alive, False
-        if was_alive and main and main[0] is not None:
-            main[0].cancel()  # out of its sleep of a second between two looks at `alive`, which it takes for its end
+        worker.alive = False
+        wake()
 
-    worker.notify = noting
     worker._shutdown = _beating(worker, worker._shutdown, grace_period)
-    drain = Drain(worker.loop, grace_period, lambda: worker.servers, lambda: _left(worker), finish)
+    drain = Drain(worker.loop, grace_period, lambda: worker.servers, lambda: _left(worker), finish, lambda: _waits(connections))
 
     def recycle() -> None:
         _close_what_is_announced(worker)
@@ -56,11 +49,97 @@ def _close_what_is_announced(worker: Any) -> None:
     if start is None:
         return
 
-    def closing(self: Any, status: Any, headers: Any, request: Any, close: bool = False) -> None:  # noqa: ARG001  its signature
+    def announcing(self: Any, status: Any, headers: Any, request: Any, close: bool = False) -> None:  # noqa: ARG001  its signature
         self._keepalive = 0
         start(self, status, headers, request, close=True)
 
-    protocol._send_response_start = closing
+    protocol._send_response_start = announcing
+
+
+def _waking(worker: Any) -> Callable[[], None]:
+    """A function that has the worker look at `alive` now: it sleeps for a second between two looks.
+
+    In its module, `asyncio` is replaced by one whose sleep() can be cut short. Its task is not cancelled:
+    where asyncio was imported twice, as ddtrace has it, a module may know another CancelledError than the
+    one that is raised, and takes it for an error.
+    """
+    module, plain = _named(worker, "ASGIWorker", "asyncio")
+    sleeping: set[Any] = set()
+
+    def wake() -> None:
+        for sleep in list(sleeping):
+            _end(sleep)
+
+    class Waking:
+        async def sleep(self, seconds: float) -> None:
+            sleep = worker.loop.create_future()
+            timer = worker.loop.call_later(seconds, _end, sleep)
+            sleeping.add(sleep)
+            try:
+                await sleep
+            finally:
+                timer.cancel()
+                sleeping.discard(sleep)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(plain, name)
+
+    if module is not None:
+        module.asyncio = Waking()
+    return wake
+
+
+def _end(sleep: Any) -> None:
+    if not sleep.done():
+        sleep.set_result(None)
+
+
+def _note_connections(worker: Any) -> set[Any]:
+    """The protocols of the connections that are open, from now on: gunicorn's asgi class knows only their number."""
+    connections: set[Any] = set()
+    module, plain = _named(worker, "ASGIWorker", "ASGIProtocol")
+    if plain is None:
+        return connections
+
+    class NotedProtocol(plain):  # type: ignore[misc,valid-type]  # whichever gunicorn is installed
+        def connection_made(self, transport: Any) -> None:
+            connections.add(self)
+            super().connection_made(transport)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            connections.discard(self)
+            super().connection_lost(exc)
+
+    module.ASGIProtocol = NotedProtocol
+    return connections
+
+
+def _waits(connections: set[Any]) -> Iterator[tuple[Any, Wait]]:
+    """The transports of connections that wait for their clients."""
+    for protocol in list(connections):
+        transport = protocol.transport
+        wait = closing(transport) if transport.is_closing() else _wait_of(protocol)
+        if wait is not None:
+            yield transport, wait
+
+
+def _wait_of(protocol: Any) -> Wait | None:
+    """What an open connection waits for; None for work, an idle connection, and where it can't be known: HTTP/2, uWSGI, gunicorn 24."""
+    parser = getattr(protocol, "_callback_parser", None)
+    if (
+        parser is None
+        or protocol.reader is not None
+        or getattr(protocol, "_websocket", None)
+        or getattr(protocol, "_finishing_calls", None)
+    ):
+        return None
+    if protocol._current_request is None:
+        begun = bool(getattr(parser, "_buffer", b"")) or getattr(parser, "_state", "request_line") != "request_line"
+        # later ones have a timer from the end of a response until the next head is whole, which is idle as long as nothing comes
+        return Wait(Owed.HEAD, begun) if begun or protocol.req_count <= 1 else None
+    receiver = protocol._body_receiver
+    waiter = getattr(receiver, "_waiter", None)
+    return None if waiter is None or receiver._complete else Wait(Owed.BODY, token=waiter)
 
 
 def _left(worker: Any) -> int:

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
+import os
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 
 import pytest
-from serving import CLASSES, Gunicorn, until
+from draining import ASYNCIO, CONCURRENT, alone, drain, ended, kept, sent
+from serving import APPS, CLASSES, until
 from versions import loses_none
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as websocket
-
-#: Both asyncio classes, on both loops, and both of uvicorn's HTTP parsers.
-ASYNCIO = [
-    pytest.param("asgi", 'asgi_loop = "asyncio"', id="asgi-asyncio"),
-    pytest.param("asgi", 'asgi_loop = "uvloop"', id="asgi-uvloop"),
-    pytest.param("uvicorn_worker.UvicornWorker", "", id="uvicorn-uvloop-httptools"),
-    pytest.param("uvicorn_worker.UvicornH11Worker", "", id="uvicorn-asyncio-h11"),
-]
-
-#: Those that keep connections and have several requests in flight: all but sync.
-CONCURRENT = [pytest.param("gthread", "", id="gthread"), pytest.param("gevent", "", id="gevent"), *ASYNCIO]
 
 #: The user's own hook.
 WORKER_EXIT = 'def worker_exit(server, worker):\n    worker.log.info("[%d] the user\'s worker_exit", worker.pid)\n'
@@ -33,46 +21,6 @@ REQUESTS = {
     "HTTP/1.1, close": b"GET /pid HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
     "HTTP/1.0": b"GET /pid HTTP/1.0\r\n\r\n",
 }
-
-
-def alone(serve, worker_class: str, settings: str = "", **policy: object) -> Gunicorn:
-    """A gunicorn with one worker: whoever connects is connected to it, until it drains and nobody is."""
-    policy = {"soft_limit": "80MiB", "min_lifetime": 0, "jitter": 0, "surge": False, **policy}
-    return serve(worker_class, 1, settings=settings, **policy).serving(1)
-
-
-def drain(gunicorn: Gunicorn) -> int:
-    """Take its worker over its limit, and wait until it drains. The worker's pid."""
-    (pid,) = gunicorn.workers()
-    assert gunicorn.get("/fill?mib=84", Connection="close")[0] == 200
-    gunicorn.wait_for(f"worker {pid} (slot 0) recycling: ")
-    return pid
-
-
-@contextmanager
-def sent(gunicorn: Gunicorn, path: str) -> Iterator[http.client.HTTPConnection]:
-    """A connection with a request that the worker has begun to answer."""
-    with closing(gunicorn.connect()) as connection:
-        connection.request("GET", path)
-        name = f"GET {path.partition('?')[0]}"
-        until(lambda: any(name == work.name for worker in gunicorn.pool().workers for work in worker.in_flight), f"{path} is in flight")
-        yield connection
-
-
-@contextmanager
-def kept(gunicorn: Gunicorn) -> Iterator[http.client.HTTPConnection]:
-    """A connection that has had an answer."""
-    with closing(gunicorn.connect()) as connection:
-        connection.request("GET", "/")
-        assert connection.getresponse().read()
-        yield connection
-
-
-def ended(gunicorn: Gunicorn, pid: int, seconds: float = 20) -> None:
-    """Wait for the end of a worker, and see that it ended by itself."""
-    until(lambda: pid not in gunicorn.workers(), f"worker {pid} ends", seconds)
-    assert not gunicorn.lines("WORKER TIMEOUT")
-    assert not gunicorn.lines(f"(pid:{pid}) was sent")
 
 
 @pytest.mark.parametrize(("worker_class", "settings"), CONCURRENT)
@@ -96,7 +44,8 @@ def test_a_kept_alive_connection_is_open_until_its_next_request_is_answered(serv
 def test_who_has_connected_and_not_asked_yet_is_answered(serve, worker_class, settings):
     """Whatever is asked then, and however: one answer, `Connection: close` once, and the end of the connection."""
     loses_none(worker_class)
-    gunicorn = alone(serve, worker_class, settings)
+    patient = "import oomsafe.asgi.drain\noomsafe.asgi.drain.HEAD_MOMENT = 20"
+    gunicorn = alone(serve, worker_class, f"{settings}\n{patient}")
     fresh = {form: socket.create_connection(("127.0.0.1", gunicorn.port), 20) for form in REQUESTS}
 
     pid = drain(gunicorn)  # on a connection that came after these
@@ -203,3 +152,17 @@ def test_a_worker_ends_when_all_is_done(serve, worker_class, settings):
     said = [line.partition(f"[{pid}] ")[2] for line in gunicorn.lines(f"[{pid}] ")]
     expected = ["background work is done", "lifespan's shutdown", "the user's worker_exit"]
     assert [line.rpartition("] ")[2] for line in said if line.endswith(tuple(expected))] == expected
+
+
+@pytest.mark.parametrize(("worker_class", "settings"), ASYNCIO)
+def test_a_worker_ends_where_asyncio_was_imported_twice(serve, worker_class, settings):
+    """As by ddtrace-run: its server may know another CancelledError than the one that asyncio raises."""
+    path = os.pathsep.join([str(APPS / "reloaded"), str(APPS)])
+    gunicorn = alone(serve, worker_class, f"{settings}\n{WORKER_EXIT}", env={"PYTHONPATH": path})
+
+    pid = drain(gunicorn)
+
+    ended(gunicorn, pid)
+    assert "Traceback" not in gunicorn.log()
+    assert gunicorn.lines(f"[{pid}] lifespan's shutdown")
+    assert gunicorn.lines(f"[{pid}] the user's worker_exit")

@@ -1,0 +1,74 @@
+"""Clients that a draining server need not wait for: what has not sent a whole request is not work.
+
+A client can open connections and send half a request on each at no cost. Waited for, they would keep
+a worker that should end for its whole grace period.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+
+class Owed(enum.Enum):
+    """What a server waits for from a client."""
+
+    HEAD = enum.auto()
+    """The first byte of a request, or the rest of its head. A connection that is kept alive and idle owes none."""
+    BODY = enum.auto()
+    """More of a body, for which the app waits before it answers."""
+    CLOSE = enum.auto()
+    """Its own end of a connection on which everything is sent: over TLS, a server waits for it."""
+
+
+class Wait(NamedTuple):
+    """A wait for a client: equal to the one before as long as it is the same, so a new one begins with each part of a body."""
+
+    owed: Owed
+    begun: bool = True
+    """Whether any of the request has come."""
+    token: Any = None
+    """Another object each time."""
+
+
+#: How a client is told that its request was not taken, and may be sent again (RFC 9110, 15.5.9).
+TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class Stalled:
+    """The clients of one draining server that owe it something: since when, and who has had the time for it.
+
+    `waits()` yields the transports of connections that wait for their clients; `moments` are the seconds for each.
+    """
+
+    def __init__(self, waits: Callable[[], Iterable[tuple[Any, Wait]]], moments: dict[Owed, float]) -> None:
+        self._waits = waits
+        self._moments = moments
+        self._since: dict[Any, tuple[Wait, float]] = {}
+        self.closed = 0
+        """Connections that were closed before they had sent a whole request."""
+
+    def close_overdue(self, now: float) -> None:
+        """To be called now and then, by the server's own loop."""
+        before, self._since = self._since, {}
+        for transport, wait in list(self._waits()):
+            known = before.get(transport)
+            since = now if known is None or known[0] != wait else known[1]
+            self._since[transport] = (wait, since)
+            if now - since >= self._moments[wait.owed]:
+                self._close(transport, wait)
+
+    def _close(self, transport: Any, wait: Wait) -> None:
+        if wait.owed is Owed.CLOSE:
+            transport.abort()
+            return
+        self.closed += 1
+        if wait.begun:
+            transport.write(TIMED_OUT)
+        transport.close()
+
+
+def closing(transport: Any) -> Wait | None:
+    """What a connection waits for that its server has closed: None where something is still to be sent."""
+    return None if transport.get_write_buffer_size() else Wait(Owed.CLOSE)
