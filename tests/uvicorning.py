@@ -44,8 +44,14 @@ class Uvicorn(Server):
 
     def up(self) -> Uvicorn:
         """Wait until it answers, and return it: for one without a scoreboard."""
-        until(lambda: "Application startup complete" in self.log() and self.get("/")[0] == 200, "it answers")
+        until(lambda: "Application startup complete" in self.log() and self._answers(), "it answers")
         return self
+
+    def _answers(self) -> bool:
+        try:
+            return self.get("/")[0] == 200
+        except ConnectionRefusedError:
+            return False  # its socket is bound, and no worker listens yet
 
     def connect_to(self, pid: int) -> http.client.HTTPConnection:
         """A kept-alive connection to this worker, closed at the end."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -48,9 +47,8 @@ class UvicornDrain:
 
 def own_recycle(policy: Policy) -> Callable[[], None] | None:
     """In a worker of a uvicorn that is not supervised by us, inside its loop: how it ends. None where it should not, or is none."""
-    # uvicorn's own handler is a method of its Server: there is no other way to it from inside an app
-    server: Any = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    if not hasattr(server, "server_state") or not hasattr(server, "servers"):
+    server = _running_server()
+    if server is None:
         return None
     log_with_uvicorn()
     if not recycles_alone(server.config):
@@ -58,6 +56,29 @@ def own_recycle(policy: Policy) -> Callable[[], None] | None:
     drain = UvicornDrain(policy.grace_period)
     drain.serves(server)
     return drain.begin
+
+
+def _running_server() -> Any:
+    """The uvicorn Server that has made the current task; where another task is within that one, the only Server in this loop. Else None.
+
+    An app is handed nothing that knows it. SIGTERM's handler is its method only as long as the app sets none
+    of its own; its serve() is awaited by one of the loop's tasks for as long as it serves.
+    """
+    servers = [server for task in asyncio.all_tasks() if (server := _awaited_server(task)) is not None]
+    current = asyncio.current_task()
+    servers = [server for server in servers if current in server.server_state.tasks] or servers
+    return servers[0] if len(servers) == 1 else None
+
+
+def _awaited_server(task: asyncio.Task[Any]) -> Any:
+    """The Server of whose methods one is on the task's stack."""
+    awaited: Any = task.get_coro()
+    while (frame := getattr(awaited, "cr_frame", None)) is not None:
+        server = frame.f_locals.get("self")
+        if all(hasattr(server, name) for name in ("server_state", "servers", "should_exit", "config")):
+            return server
+        awaited = awaited.cr_await
+    return None
 
 
 def recycles_alone(config: Any) -> bool:

@@ -12,6 +12,17 @@ from serving import ask, ask_until_the_last, until
 
 PLAIN = {"start": ("-m", "uvicorn"), "app": "uvicorn_apps:protected"}
 
+#: An app with a SIGTERM handler of its own, as some set in their lifespan.
+HANDLER = """
+import signal
+import uvicorn_apps
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        signal.signal(signal.SIGTERM, lambda *_: None)
+    await uvicorn_apps.protected(scope, receive, send)
+"""
+
 #: What a process says that goes over its limit and may not end.
 WARNING = "should be recycled, and nothing here can"
 
@@ -72,6 +83,19 @@ def test_a_plain_uvicorn_loses_nothing_either(serve_uvicorn):
     pids = [int(match[1]) for line in lines if (match := re.search(r"worker (\d+) ", line))]
     assert len(set(pids)) == len(lines)
     until(lambda: not set(pids[:3]) & set(uvicorn.workers()), "they have ended")
+
+
+def test_a_plain_uvicorn_is_recycled_whatever_handles_its_signals(serve_uvicorn):
+    """Its worker finds its Server without SIGTERM's handler, and ends without the signal."""
+    how = {**PLAIN, "app": "handler:app", "files": {"handler.py": HANDLER}}
+    uvicorn = serve_uvicorn(**how, soft_limit="130MiB", min_lifetime=0).up()
+
+    assert uvicorn.get("/fill?mib=134", Connection="close")[0] == 200
+    (line,) = uvicorn.wait_for(" recycling: ")
+
+    (pid,) = re.findall(r"worker (\d+) ", line)
+    until(lambda: int(pid) not in uvicorn.workers(), "it has ended")
+    assert uvicorn.lines(f"[{pid}] lifespan.shutdown")
 
 
 def test_a_plain_single_uvicorn_is_measured_and_stays(serve_uvicorn):
