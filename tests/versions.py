@@ -34,6 +34,15 @@ def loses_none(worker_class: str) -> None:
     provided(keeps, f"gunicorn {gunicorn.__version__}'s gthread worker drops connections when it ends")
 
 
+def serves_streams_at_once() -> None:
+    """Before 27, gunicorn's asgi class serves the streams of an HTTP/2 connection one after the other, if any."""
+    has_class("asgi")
+    from gunicorn.asgi.protocol import ASGIProtocol
+
+    at_once = hasattr(ASGIProtocol, "_start_http2_stream")
+    provided(at_once, f"gunicorn {gunicorn.__version__} serves one HTTP/2 stream at a time")
+
+
 def reaps_later() -> None:
     """Before 24, a dead worker is reaped inside a signal's handler, at once."""
     provided(hasattr(Arbiter, "signal_chld"), f"gunicorn {gunicorn.__version__} leaves no dead worker unreaped")

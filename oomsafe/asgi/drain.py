@@ -40,9 +40,9 @@ SERVICE_RESTART = 1012
 class Drain:
     """One server's. `begin` may be called from any thread.
 
-    `listeners()` are the server's asyncio.Servers, `connections()` the number of those that are open;
-    `waits()` yields those that wait for their clients, which are closed after a moment. `finish(late)` has the
-    server end; `late` says that something is left, for which it must not wait.
+    `listeners()` are the server's asyncio.Servers, `connections()` the protocols of those that are open, `left()` is the number of
+    these, and of what else must be done before the end; `wait_of` says what a connection waits for from its client, which
+    has a moment for it. `finish(late)` has the server end; `late` says that something is left, for which it must not wait.
     """
 
     def __init__(
@@ -50,16 +50,17 @@ class Drain:
         loop: asyncio.AbstractEventLoop,
         grace_period: float,
         listeners: Callable[[], Iterable[Any]],
-        connections: Callable[[], int],
+        left: Callable[[], int],
         finish: Callable[[bool], None],
-        waits: Callable[[], Iterable[tuple[Any, Wait]]] = tuple,
+        connections: Callable[[], Iterable[Any]] = tuple,
+        wait_of: Callable[[Any], Wait | None] = lambda _: None,
     ) -> None:
         self._loop = loop
         self._grace_period = grace_period
         self._listeners = listeners
-        self._connections = connections
+        self._left = left
         self._finish = finish
-        self._waits = waits
+        self._stalled = Stalled(connections, wait_of, {Owed.HEAD: HEAD_MOMENT, Owed.BODY: BODY_MOMENT, Owed.CLOSE: HEAD_MOMENT})
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -89,20 +90,19 @@ class Drain:
     async def _wait(self, gone: list[asyncio.Task[None]], deadline: float) -> tuple[int, int]:
         """Until nothing is left, or the deadline: the connections then, and the listeners with something that is not even one."""
         began = check_at = self._loop.time()
-        stalled = Stalled(self._waits, {Owed.HEAD: HEAD_MOMENT, Owed.BODY: BODY_MOMENT, Owed.CLOSE: HEAD_MOMENT})
         while True:
             await asyncio.sleep(LOOK_EVERY)
             now = self._loop.time()
-            left, shaking = self._connections(), sum(not task.done() for task in gone)
+            left, shaking = self._left(), sum(not task.done() for task in gone)
             if not (left or (shaking and now - began < HEAD_MOMENT)) or now >= deadline:
                 break
             if now >= check_at:
                 check_at = now + CHECK_EVERY
-                _close_overdue(stalled, now)
+                self._stalled.close_overdue(now)
         for task in gone:
             task.cancel()
-        if stalled.closed:
-            log.info("worker %d closed %d connections that had not sent a whole request", os.getpid(), stalled.closed)
+        if self._stalled.closed:
+            log.info("worker %d closed %d connections that had not sent a whole request", os.getpid(), self._stalled.closed)
         return left, shaking
 
     async def _stop_accepting(self) -> list[asyncio.Task[None]]:
@@ -121,13 +121,6 @@ class Drain:
         for listener in listeners:
             listener.close()
         return gone
-
-
-def _close_overdue(stalled: Stalled, now: float) -> None:
-    try:
-        stalled.close_overdue(now)
-    except Exception as error:  # then they are waited for
-        log.log(logging.DEBUG, "stalled connections could not be closed: %r", error)
 
 
 def _is_asyncio(listener: Any) -> bool:

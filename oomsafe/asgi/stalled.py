@@ -7,8 +7,11 @@ a worker that should end for its whole grace period.
 from __future__ import annotations
 
 import enum
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
+
+from oomsafe.pool.log import log
 
 
 class Owed(enum.Enum):
@@ -39,11 +42,13 @@ TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: c
 class Stalled:
     """The clients of one draining server that owe it something: since when, and who has had the time for it.
 
-    `waits()` yields the transports of connections that wait for their clients; `moments` are the seconds for each.
+    `connections()` are the protocols of those that are open, `wait_of` says what one waits for from its client, and is
+    not asked once its transport is closing; `moments` are the seconds for each.
     """
 
-    def __init__(self, waits: Callable[[], Iterable[tuple[Any, Wait]]], moments: dict[Owed, float]) -> None:
-        self._waits = waits
+    def __init__(self, connections: Callable[[], Iterable[Any]], wait_of: Callable[[Any], Wait | None], moments: dict[Owed, float]) -> None:
+        self._connections = connections
+        self._wait_of = wait_of
         self._moments = moments
         self._since: dict[Any, tuple[Wait, float]] = {}
         self.closed = 0
@@ -52,12 +57,21 @@ class Stalled:
     def close_overdue(self, now: float) -> None:
         """To be called now and then, by the server's own loop."""
         before, self._since = self._since, {}
-        for transport, wait in list(self._waits()):
-            known = before.get(transport)
-            since = now if known is None or known[0] != wait else known[1]
-            self._since[transport] = (wait, since)
-            if now - since >= self._moments[wait.owed]:
-                self._close(transport, wait)
+        for protocol in list(self._connections()):
+            try:
+                self._close_if_overdue(protocol, before.get(protocol), now)
+            except Exception as error:  # then it is waited for
+                log.log(logging.DEBUG, "what a connection waits for can't be known: %r", error)
+
+    def _close_if_overdue(self, protocol: Any, known: tuple[Wait, float] | None, now: float) -> None:
+        transport = protocol.transport
+        wait = _closing(transport) if transport.is_closing() else self._wait_of(protocol)
+        if wait is None:
+            return
+        since = now if known is None or known[0] != wait else known[1]
+        self._since[protocol] = (wait, since)
+        if now - since >= self._moments[wait.owed]:
+            self._close(transport, wait)
 
     def _close(self, transport: Any, wait: Wait) -> None:
         if wait.owed is Owed.CLOSE:
@@ -69,6 +83,6 @@ class Stalled:
         transport.close()
 
 
-def closing(transport: Any) -> Wait | None:
+def _closing(transport: Any) -> Wait | None:
     """What a connection waits for that its server has closed: None where something is still to be sent."""
     return None if transport.get_write_buffer_size() else Wait(Owed.CLOSE)

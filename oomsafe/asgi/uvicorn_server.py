@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from oomsafe.asgi.drain import Drain
-from oomsafe.asgi.stalled import Owed, Wait, closing
+from oomsafe.asgi.stalled import Owed, Wait
 from oomsafe.policy.settings import Policy
 from oomsafe.pool.log import log_with
 
@@ -33,7 +33,8 @@ class UvicornDrain:
             lambda: server.servers,
             lambda: len(server.server_state.connections) or len(server.server_state.tasks),
             lambda late: _end(server, late),
-            lambda: _waits(server),
+            lambda: server.server_state.connections,
+            _wait_of,
         )
         if self._asked:
             self._drain.begin()
@@ -95,15 +96,6 @@ def recycles_alone(config: Any) -> bool:
 def log_with_uvicorn() -> None:
     """Our lines go where uvicorn's go, once its log is configured."""
     log_with(logging.getLogger("uvicorn.error"))
-
-
-def _waits(server: Any) -> Iterator[tuple[Any, Wait]]:
-    """The transports of connections that wait for their clients."""
-    for protocol in list(server.server_state.connections):
-        transport = protocol.transport
-        wait = closing(transport) if transport.is_closing() else _wait_of(protocol)
-        if wait is not None:
-            yield transport, wait
 
 
 def _wait_of(protocol: Any) -> Wait | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from oomsafe.asgi.drain import Drain, Heart
-from oomsafe.asgi.stalled import Owed, Wait, closing
+from oomsafe.asgi.stalled import Owed, Wait
 from oomsafe.asgi.uvicorn_server import UvicornDrain
 
 #: Seconds that gunicorn's asgi worker gives a connection after its grace period.
@@ -30,7 +30,7 @@ def recycle_asgi(worker: Any, grace_period: float) -> Callable[[], None]:
         wake()
 
     worker._shutdown = _beating(worker, worker._shutdown, grace_period)
-    drain = Drain(worker.loop, grace_period, lambda: worker.servers, lambda: _left(worker), finish, lambda: _waits(connections))
+    drain = Drain(worker.loop, grace_period, lambda: worker.servers, lambda: _left(worker), finish, lambda: connections, _wait_of)
 
     def recycle() -> None:
         _close_what_is_announced(worker)
@@ -114,24 +114,17 @@ def _note_connections(worker: Any) -> set[Any]:
     return connections
 
 
-def _waits(connections: set[Any]) -> Iterator[tuple[Any, Wait]]:
-    """The transports of connections that wait for their clients."""
-    for protocol in list(connections):
-        transport = protocol.transport
-        wait = closing(transport) if transport.is_closing() else _wait_of(protocol)
-        if wait is not None:
-            yield transport, wait
-
-
 def _wait_of(protocol: Any) -> Wait | None:
-    """What an open connection waits for; None for work, an idle connection, and where it can't be known: HTTP/2, uWSGI, gunicorn 24."""
+    """What an open connection waits for; None for work, an idle connection, and where it can't be known: uWSGI, gunicorn 24.
+
+    One that speaks HTTP/2 is brought to its end.
+    """
     parser = getattr(protocol, "_callback_parser", None)
-    if (
-        parser is None
-        or protocol.reader is not None
-        or getattr(protocol, "_websocket", None)
-        or getattr(protocol, "_finishing_calls", None)
-    ):
+    if getattr(protocol, "_h2_conn", None) is not None:
+        from oomsafe.gunicorn.goaway import end_http2  # here: most workers have none
+
+        return end_http2(protocol)
+    if parser is None or getattr(protocol, "_websocket", None) or getattr(protocol, "_finishing_calls", None):
         return None
     if protocol._current_request is None:
         begun = bool(getattr(parser, "_buffer", b"")) or getattr(parser, "_state", "request_line") != "request_line"
