@@ -1,7 +1,8 @@
-"""gunicorn's two asyncio classes, asgi and UvicornWorker: how each ends without losing a request."""
+"""The asyncio classes, asgi, UvicornWorker, aiohttp's and tornado: how each ends without losing a request."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -163,6 +164,81 @@ def recycle_uvicorn(worker: Any, grace_period: float) -> Callable[[], None]:
 
     module.Server = GuardedServer
     return drain.begin
+
+
+def recycle_aiohttp(worker: Any, grace_period: float) -> Callable[[], None]:
+    """For aiohttp's classes: by itself such a worker closes kept-alive connections, with a request on its way or not.
+
+    The sites that it starts later in run() are noted, for its listeners and connections hang on them.
+    """
+    web: Any = importlib.import_module("aiohttp.web")
+    sites: list[Any] = []
+    start = web.SockSite.start
+
+    async def noting(site: Any) -> None:
+        await start(site)
+        sites.append(site)
+
+    web.SockSite.start = noting
+
+    def finish(late: bool) -> None:
+        for site in sites if late else ():
+            site._runner._shutdown_timeout = LAST_MOMENT  # its own would begin only now, with no heartbeat any more
+        worker.alive = False
+        worker._notify_waiter_done()  # out of its sleep of a second, as its own SIGQUIT handler does
+
+    def connections() -> int:
+        return sum(len(site._runner.server.connections) for site in sites)
+
+    drain = Drain(worker.loop, grace_period, lambda: [site._server for site in sites], connections, finish)
+
+    def recycle() -> None:
+        _announce_the_last(web)
+        drain.begin()
+
+    return recycle
+
+
+def _announce_the_last(web: Any) -> None:
+    """Have each response that aiohttp begins from now on say `Connection: close`; no request pays for it before."""
+    prepare = web.StreamResponse.prepare
+
+    async def closing(response: Any, request: Any) -> Any:
+        response.force_close()
+        return await prepare(response, request)
+
+    web.StreamResponse.prepare = closing
+
+
+def recycle_tornado(worker: Any, grace_period: float) -> Callable[[], None]:
+    """For gunicorn's tornado class: by itself it closes its connections one to two seconds later, whatever they wait for."""
+
+    def recycle() -> None:
+        # here: the server and its loop are made in run()
+        server = worker.server
+        Drain(
+            worker.ioloop.asyncio_loop,
+            grace_period,
+            lambda: [_Stopping(server.stop)],
+            lambda: len(server._connections),
+            lambda _: _end_tornado(worker),
+        ).begin()
+        server.conn_params.no_keep_alive = True  # what is asked from now on is answered with `Connection: close`
+
+    return recycle
+
+
+class _Stopping:
+    """A tornado server as Drain wants a listener; tornado makes connections of what it accepts at once."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self.close = stop
+
+
+def _end_tornado(worker: Any) -> None:
+    worker.alive = False
+    worker.server_alive = False  # its server has stopped: its next look at `alive` ends the loop
+    worker.heartbeat()
 
 
 def _named(worker: Any, worker_class: str, name: str) -> tuple[Any, Any]:

@@ -61,6 +61,8 @@ class Plugin:
         self._reloading = False
         self._reserved: Slot | None = None
         """Of the worker that is being forked."""
+        self._first_age = 1
+        """Of the first worker that is forked after a load: it speaks for all."""
         self._said: set[str] = set()
 
     @property
@@ -167,10 +169,14 @@ class Plugin:
         """In the worker, with the app loaded, before it serves."""
         if self._supervisor is None:
             return
-        recycle = workers.recycle_of(worker, self.policy.grace_period)
-        guard = self._supervisor.guard(_slot(worker), recycle, workers.background_of(worker), partial(_wake, worker.ppid), "requests")
-        workers.wrap_app(worker, guard)
+        recycle, left_alone = workers.recycle_of(worker, self.policy.grace_period), workers.left_alone(worker)
+        unit = "requests" if left_alone is None else "requests (they are not counted)"
+        guard = self._supervisor.guard(_slot(worker), recycle, workers.background_of(worker), partial(_wake, worker.ppid), unit)
+        if left_alone is None:
+            workers.wrap_app(worker, guard)
         workers.tick_with(worker, guard)
+        if worker.age == self._first_age:
+            _say_what_is_missing(worker, left_alone, recycle is not None)
         set_guard(guard)
         worker.oomsafe_guard = guard
 
@@ -197,6 +203,7 @@ class Plugin:
         for warning in self.warnings:
             log.warning("%s", warning)
         self.warnings = []
+        self._first_age = server.worker_age + 1
         # gunicorn imports a python: configuration once; without this, SIGHUP would not read it anew
         sys.modules.pop("oomsafe.gunicorn.conf", None)
 
@@ -205,6 +212,17 @@ def _wake(arbiter: int) -> None:
     """Have the arbiter look at its workers now, as if one of them had ended: it looks once a second by itself."""
     if os.getppid() == arbiter:
         os.kill(arbiter, signal.SIGCHLD)
+
+
+def _say_what_is_missing(worker: Any, left_alone: str | None, recycles: bool) -> None:
+    """One line about a worker class that can't have all that the others have."""
+    missing = []
+    if left_alone is not None:
+        missing.append(f"requests are not counted ({left_alone})")
+    if not recycles:
+        missing.append(f"workers are not recycled ({type(worker).__name__} does not handle SIGTERM)")
+    if missing:
+        log.warning("%s: memory is measured%s", " and ".join(missing), ", and workers are recycled" if recycles else "")
 
 
 def _slot(worker: Any) -> Slot | None:

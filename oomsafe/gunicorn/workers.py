@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from oomsafe.pool.guard import Background, Guard
-from oomsafe.pool.log import log
 
 #: Seconds between two heartbeats of UvicornWorker, and so between two ticks; its own are timeout / 2 apart.
 HEARTBEAT = 1
@@ -22,39 +22,50 @@ DRAIN_LOOK = 0.05
 FATAL = (3, 4)
 
 
+#: By a class's name: what kind it is, and where the class of that name lives; people derive and vendor UvicornWorker from several places.
+KINDS = {
+    "SyncWorker": ("sync", "gunicorn.workers."),
+    "ThreadWorker": ("gthread", "gunicorn.workers."),
+    "GeventWorker": ("gevent", "gunicorn.workers."),
+    "EventletWorker": ("eventlet", "gunicorn.workers."),
+    "TornadoWorker": ("tornado", "gunicorn.workers."),
+    "ASGIWorker": ("asgi", "gunicorn.workers."),
+    "GunicornWebWorker": ("aiohttp", "aiohttp."),
+    "UvicornWorker": ("uvicorn", ""),
+}
+
+
 def kind_of(worker: Any) -> str:
-    """Which of the classes below `worker` is, by what it has: people derive their own."""
-    names = {cls.__name__ for cls in type(worker).__mro__}
-    if "UvicornWorker" in names:
-        return "uvicorn"
-    if "ASGIWorker" in names:
-        return "asgi"
-    if "ThreadWorker" in names:
-        return "gthread"
-    if "GeventWorker" in names:
-        return "gevent"
-    return "sync" if "SyncWorker" in names else "other"
+    """Which of the classes above `worker` is or derives from; "other" for a class that nobody here knows."""
+    for cls in type(worker).__mro__:
+        kind, home = KINDS.get(cls.__name__, ("", ""))
+        if kind and cls.__module__.startswith(home):
+            return kind if kind != "uvicorn" or hasattr(getattr(worker, "config", None), "interface") else "other"
+    return "other"
 
 
 def background_of(worker: Any) -> Background | None:
     """How to run something slow beside the requests; None: in place, between two of them."""
-    if kind_of(worker) not in ("uvicorn", "asgi"):
+    if kind_of(worker) not in ("uvicorn", "asgi", "aiohttp", "tornado"):
         return None
     from oomsafe.asgi.middleware import in_thread
 
     return in_thread
 
 
-def recycle_of(worker: Any, grace_period: float) -> Callable[[], None]:
-    """A function that makes `worker` finish what it has, and end. It may be called from any thread.
+def recycle_of(worker: Any, grace_period: float) -> Callable[[], None] | None:
+    """A function that makes `worker` finish what it has, and end; None where its class offers no way. It may be called from any thread.
 
     The asyncio classes need oomsafe's own drain, for `grace_period` seconds; the others lose nothing by themselves.
     """
     kind = kind_of(worker)
-    if kind in ("asgi", "uvicorn"):
+    if kind in ("asgi", "uvicorn", "aiohttp", "tornado"):
         from oomsafe.gunicorn import asyncio_workers  # each worker loads what it needs
 
-        return (asyncio_workers.recycle_asgi if kind == "asgi" else asyncio_workers.recycle_uvicorn)(worker, grace_period)
+        recycle_kind: Callable[[Any, float], Callable[[], None]] = getattr(asyncio_workers, f"recycle_{kind}")
+        return recycle_kind(worker, grace_period)
+    if kind == "other":
+        return _recycle_as_gunicorn_would()
     wake = None
     if kind == "gevent":
         wake = _waking_gevent(worker)
@@ -67,9 +78,22 @@ def recycle_of(worker: Any, grace_period: float) -> Callable[[], None]:
         elif kind == "sync" and worker.PIPE:
             os.write(worker.PIPE[1], b"1")  # likewise: an idle one sleeps for timeout / 2
         elif wake is not None:
+            if getattr(worker, "wsgi_handler", None) is not None:
+                _announce_the_last(worker.wsgi_handler)
             wake()
 
     return recycle
+
+
+def _recycle_as_gunicorn_would() -> Callable[[], None] | None:
+    """SIGTERM: what gunicorn has every class end by, gracefully. None where the class has no handler of its own for it.
+
+    A class that does not call init_signals() still has its arbiter's, which only takes note.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler in (signal.SIG_DFL, signal.SIG_IGN) or hasattr(getattr(handler, "__self__", None), "SIG_QUEUE"):
+        return None
+    return lambda: os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _waking_gevent(worker: Any) -> Callable[[], None] | None:
@@ -98,6 +122,17 @@ def _waking_gevent(worker: Any) -> Callable[[], None] | None:
 
     module.gevent = Waking()  # type: ignore[attr-defined]
     return lambda: loop.run_callback_threadsafe(told.set)
+
+
+def _announce_the_last(handler: Any) -> None:
+    """Have gevent's pywsgi say `Connection: close` from now on: by itself it keeps connections alive until they are cut."""
+    start = handler.start_response
+
+    def closing(self: Any, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        keeps = not status.startswith("101") and all(name.lower() != "connection" for name, _ in headers)
+        return start(self, status, [*headers, ("Connection", "close")] if keeps else headers, exc_info)
+
+    handler.start_response = closing
 
 
 def _name_listeners(worker: Any) -> None:
@@ -151,19 +186,33 @@ def spare_arbiter(worker: Any, pause: float) -> None:
     worker.init_process = booting
 
 
-def wrap_app(worker: Any, guard: Guard) -> None:
-    """Put the middleware round the app. Every class reads it later, in run() or at each request."""
-    kind = kind_of(worker)
+def left_alone(worker: Any) -> str | None:
+    """Why the app can't have the middleware round it; None where it is known to be WSGI or ASGI, and called as such by its class."""
+    kind, app = kind_of(worker), _app(worker)
+    if kind == "other":
+        return f"what {type(worker).__name__} serves is not known to be WSGI or ASGI"
+    if kind == "aiohttp":
+        return "an aiohttp app is neither WSGI nor ASGI"
     if kind == "asgi":
-        worker.asgi = _asgi(worker.asgi, guard)
-    elif kind != "uvicorn" or worker.config.interface == "wsgi":
-        from oomsafe.wsgi.middleware import MemoryMiddleware
+        return None if _takes(app, 3) else "the app is not ASGI 3"
+    if kind == "uvicorn" and worker.config.interface != "wsgi":
+        return None if _is_asgi3(app) else "the app is not ASGI 3"
+    if (kind == "uvicorn" and worker.config.factory) or (kind == "tornado" and _is_tornados(app)):
+        return "the app is not WSGI"
+    return None if _is_wsgi(app) else "the app is not WSGI"
 
-        worker.wsgi = MemoryMiddleware(worker.wsgi, guard=guard)
-    elif _is_asgi3(worker.wsgi):
-        worker.wsgi = _asgi(worker.wsgi, guard)
+
+def wrap_app(worker: Any, guard: Guard) -> None:
+    """Put the middleware round an app that need not be left alone. Every class reads it later, in run() or at each request."""
+    kind, app = kind_of(worker), _app(worker)
+    if kind == "asgi":
+        worker.asgi = _asgi(app, guard)
     else:
-        log.warning("the app is not ASGI 3, so its requests are not measured: only the worker's memory is")
+        worker.wsgi = _asgi(app, guard) if kind == "uvicorn" and worker.config.interface != "wsgi" else _wsgi(app, guard)
+
+
+def _app(worker: Any) -> Any:
+    return getattr(worker, "asgi" if kind_of(worker) == "asgi" else "wsgi", None)
 
 
 def _asgi(app: Any, guard: Guard) -> Any:
@@ -172,10 +221,44 @@ def _asgi(app: Any, guard: Guard) -> Any:
     return MemoryMiddleware(app, guard=guard)
 
 
+def _wsgi(app: Any, guard: Guard) -> Any:
+    from oomsafe.wsgi.middleware import MemoryMiddleware
+
+    return MemoryMiddleware(app, guard=guard)
+
+
 def _is_asgi3(app: Any) -> bool:
     """What uvicorn's interface "auto" asks: the middleware must not make an ASGI 2 app look like another."""
     call = app if inspect.isfunction(app) else type(app).__call__
     return inspect.iscoroutinefunction(call)
+
+
+def _is_tornados(app: Any) -> bool:
+    """What gunicorn's tornado class asks: it takes every other app for a WSGI one."""
+    from tornado.web import Application
+    from tornado.wsgi import WSGIContainer
+
+    return isinstance(app, (Application, WSGIContainer))
+
+
+def _is_wsgi(app: Any) -> bool:
+    """Whether `app` may be called with an environment and start_response, and gives a body, not a coroutine."""
+    is_async = inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(getattr(type(app), "__call__", None))  # noqa: B004
+    return _takes(app, 2) and not is_async
+
+
+def _takes(app: Any, arguments: int) -> bool:
+    """Whether `app` can be called with so many arguments; True also where it is written in C and does not say."""
+    if not callable(app):
+        return False
+    try:
+        # what a decorator has wrapped is called otherwise
+        inspect.signature(app, follow_wrapped=False).bind(*[None] * arguments)
+    except TypeError:
+        return False
+    except ValueError:
+        pass
+    return True
 
 
 def tick_with(worker: Any, guard: Guard) -> None:
@@ -188,5 +271,8 @@ def tick_with(worker: Any, guard: Guard) -> None:
         guard.tick()
 
     worker.notify = ticking
-    if kind_of(worker) == "uvicorn":
+    kind = kind_of(worker)
+    if kind == "uvicorn":
         worker.config.timeout_notify = min(HEARTBEAT, worker.config.timeout_notify)
+    elif kind == "tornado":
+        guard.ready()  # its first heartbeat comes when it has served for a second: by then it may hold anything

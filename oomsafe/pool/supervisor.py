@@ -90,7 +90,7 @@ class Supervisor:
         number, generation = (slot.number, slot.generation) if slot is not None else (None, None)
         return Seat(self.policy, self.capacity, self.pid, self._step(), path, number, generation)
 
-    def guard(self, slot: Slot | None, recycle: Recycle, background: Background | None, poke: Recycle | None, unit: str) -> Guard:
+    def guard(self, slot: Slot | None, recycle: Recycle | None, background: Background | None, poke: Recycle | None, unit: str) -> Guard:
         """In the worker, when it has loaded what it needs: its guard, to be told by ready() when the worker serves."""
         return Guard(
             self.policy,
