@@ -68,3 +68,16 @@ def runs_once(pool: str) -> None:
     """Before 5.5 a node of greenlets that is shut down warmly leaves the last two tasks to the broker, and runs them too."""
     once = pool != "gevent" or celery.VERSION >= (5, 5)
     provided(once, f"Celery {celery.__version__}'s gevent pool runs tasks twice when it is shut down warmly")
+
+
+def ends_dirty_workers() -> None:
+    """Before 25.1 a dirty worker that ends takes its arbiter's socket with it."""
+    provided(gunicorn.version_info >= (25, 1), f"gunicorn {gunicorn.__version__}'s dirty workers can't be ended one by one")
+
+
+def runs_uvloop(worker_class: str) -> None:
+    """An older aiohttp asks uvloop for a loop before it has made one."""
+    from aiohttp.worker import GunicornUVLoopWebWorker
+
+    asks = "except RuntimeError" not in inspect.getsource(GunicornUVLoopWebWorker)
+    provided(not (asks and "UVLoop" in worker_class), "this aiohttp's uvloop class does not start with this uvloop")

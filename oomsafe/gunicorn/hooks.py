@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oomsafe.errors import ConfigError
 from oomsafe.gunicorn import workers
@@ -21,6 +21,9 @@ from oomsafe.pool.current import set_guard
 from oomsafe.pool.log import log, log_with
 from oomsafe.pool.slot import Slot
 from oomsafe.pool.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from oomsafe.gunicorn.dirty import DirtyPool
 
 _plugin: Plugin | None = None
 
@@ -58,6 +61,8 @@ class Plugin:
         self.warnings = warnings
         self._supervisor: Supervisor | None = None
         self._fleet: GunicornFleet | None = None
+        self._dirty: DirtyPool | None = None
+        """In a dirty arbiter and its workers."""
         self._reloading = False
         self._reserved: Slot | None = None
         """Of the worker that is being forked."""
@@ -84,6 +89,11 @@ class Plugin:
             "post_worker_init": (self.post_worker_init, False),
             "worker_exit": (self.worker_exit, False),
             "child_exit": (self.child_exit, False),
+            # gunicorn before 25 has none of these, and takes no notice
+            "on_dirty_starting": (self.on_dirty_starting, True),
+            "dirty_post_fork": (self.dirty_post_fork, True),
+            "dirty_worker_init": (self.dirty_worker_init, False),
+            "dirty_worker_exit": (self.dirty_worker_exit, False),
         }
 
     def on_starting(self, server: Any) -> None:
@@ -92,7 +102,8 @@ class Plugin:
         if isinstance(theirs, logging.Logger):
             log_with(theirs)
         self._fleet = GunicornFleet(server)
-        self._supervisor = Supervisor(self.policy, f"gunicorn {server.cfg.worker_class_str}", server.num_workers, self._fleet)
+        name, dirty = f"gunicorn {server.cfg.worker_class_str}", _dirty_workers(server.cfg)
+        self._supervisor = Supervisor(self.policy, name, server.num_workers, self._fleet, beside=dirty)
         atexit.register(self._supervisor.close)
         if server.cfg.reuse_port and not migrates_requests():
             log.warning("reuse_port: connections that wait for a worker that is recycled are lost; set sysctl net.ipv4.tcp_migrate_req=1")
@@ -193,6 +204,28 @@ class Plugin:
         if self._supervisor is not None:
             self._supervisor.release(_slot(worker))
 
+    def on_dirty_starting(self, arbiter: Any) -> None:
+        """In the dirty arbiter, a fork of the arbiter, before its first fork."""
+        if self._supervisor is not None:
+            from oomsafe.gunicorn.dirty import DirtyPool
+
+            self._dirty = DirtyPool(arbiter, self.policy, self._supervisor.capacity.workers, _wake)
+
+    def dirty_post_fork(self, arbiter: Any, worker: Any) -> None:
+        """In the dirty arbiter, after each fork."""
+        if self._dirty is not None:
+            self._dirty.forked(worker)
+
+    def dirty_worker_init(self, worker: Any) -> None:
+        """In a dirty worker, with its apps loaded, before it serves."""
+        if self._dirty is not None:
+            self._dirty.init(worker)
+
+    def dirty_worker_exit(self, arbiter: Any, worker: Any) -> None:
+        """In the dirty arbiter, after it has reaped a worker."""
+        if self._dirty is not None:
+            self._dirty.exited(worker)
+
     def failed(self, hook: str, error: Exception) -> None:
         """A hook of ours failed: say so once, and let gunicorn go on."""
         if hook not in self._said:
@@ -212,6 +245,11 @@ def _wake(arbiter: int) -> None:
     """Have the arbiter look at its workers now, as if one of them had ended: it looks once a second by itself."""
     if os.getppid() == arbiter:
         os.kill(arbiter, signal.SIGCHLD)
+
+
+def _dirty_workers(cfg: Any) -> int:
+    """How many dirty workers this configuration asks for; 0 before gunicorn 25."""
+    return int(getattr(cfg, "dirty_workers", 0)) if getattr(cfg, "dirty_apps", None) else 0
 
 
 def _say_what_is_missing(worker: Any, left_alone: str | None, recycles: bool) -> None:

@@ -10,9 +10,11 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
+from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.pool.current import get_guard
 from oomsafe.pool.layout import BOUNDS, STATES
+from oomsafe.pool.places import boards_beside
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.view import PoolView
 
@@ -56,9 +58,10 @@ class MemoryCollector(Collector):
         pool = self._look()
         if pool is None:
             return
-        yield from _workers(pool)
+        beside = _beside(pool)
+        yield from _workers({"": pool, **beside})
         yield from _pool(pool)
-        yield from _counters(pool)
+        yield from _counters(pool, beside)
         yield _growth(pool)
 
 
@@ -79,11 +82,23 @@ class MetricsApp:
 metrics_app = MetricsApp()
 
 
-def _workers(pool: PoolView) -> Iterator[Metric]:
+def _beside(pool: PoolView) -> dict[str, PoolView]:
+    """The pools whose supervisors are children of this pool's, by the last word of their names: gunicorn's dirty workers."""
+    found = {}
+    for path in boards_beside(pool.supervisor) if pool.supervisor else ():
+        try:
+            other = Scoreboard.look(path)
+        except ScoreboardError:  # it has ended meanwhile
+            continue
+        found[other.server.rpartition(" ")[2]] = other
+    return found
+
+
+def _workers(pools: dict[str, PoolView]) -> Iterator[Metric]:
     memory = GaugeMetricFamily("oomsafe_worker_memory_bytes", "Memory of one worker, by slot.", labels=["worker", "kind"])
     limits = GaugeMetricFamily("oomsafe_worker_limit_bytes", "Limits of one worker, jitter included.", labels=["worker", "kind"])
-    for worker in pool.workers:
-        seen, slot = worker.figures, str(worker.slot)
+    for name, worker in ((name, worker) for name, pool in pools.items() for worker in pool.workers):
+        seen, slot = worker.figures, f"{name}-{worker.slot}" if name else str(worker.slot)
         _add(memory, slot, {"rss": seen.rss, "peak_rss": seen.peak_rss, "baseline": seen.baseline, "pss": seen.pss, "uss": seen.uss})
         _add(limits, slot, {"soft": seen.soft, "hard": seen.hard})
     yield memory
@@ -115,7 +130,7 @@ def _pool(pool: PoolView) -> Iterator[Metric]:
             yield GaugeMetricFamily(name, text, value=size)
 
 
-def _counters(pool: PoolView) -> Iterator[Metric]:
+def _counters(pool: PoolView, beside: dict[str, PoolView]) -> Iterator[Metric]:
     totals = pool.totals
     yield CounterMetricFamily("oomsafe_requests", "Requests that have ended.", value=totals.work)
     yield CounterMetricFamily("oomsafe_reclaims", "Times that gc.collect() and malloc_trim() were tried.", value=totals.reclaims)
@@ -125,6 +140,15 @@ def _counters(pool: PoolView) -> Iterator[Metric]:
     for reason, count in totals.by_reason.items():
         recycles.add_metric([reason], count)
     yield recycles
+    if beside:
+        done = CounterMetricFamily("oomsafe_beside_work", "Work that has ended in a pool beside this one.", labels=["pool"])
+        others = CounterMetricFamily("oomsafe_beside_recycles", "Workers recycled there.", labels=["pool", "reason"])
+        for name, other in beside.items():
+            done.add_metric([name], other.totals.work)
+            for reason, count in other.totals.by_reason.items():
+                others.add_metric([name, reason], count)
+        yield done
+        yield others
 
 
 def _growth(pool: PoolView) -> Metric:

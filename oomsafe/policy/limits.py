@@ -25,6 +25,8 @@ class Capacity:
     supervisor_rss: int | None = None
     """None also where there is no supervisor."""
     workers: int = 1
+    beside: int = 0
+    """Workers of another pool that lives on the same budget."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _auto(capacity: Capacity, budget: int | None, warnings: list[str]) -> int | 
             f"the budget is {format_size(budget)}; raise the memory limit, or set soft_limit"
         )
         return None
-    return left // max(1, capacity.workers)
+    return left // max(1, capacity.workers + capacity.beside)
 
 
 def _bytes(size: Size | str, total: int | None) -> int | None:

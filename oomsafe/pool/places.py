@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 
 from oomsafe.errors import ScoreboardError
-from oomsafe.kernel.process import is_alive
+from oomsafe.kernel.process import children_of, is_alive
 
 #: Memory that every user may use.
 SHM = "/dev/shm"  # noqa: S108  what is made in it is 0700, and looked at before use
@@ -81,6 +81,12 @@ def living_boards() -> list[str]:
 def board_of(supervisor: int) -> str | None:
     """The path of the scoreboard of this supervisor, by its pid; None while there is none."""
     return next((path for path in living_boards() if os.path.basename(path).startswith(f"{supervisor}-")), None)
+
+
+def boards_beside(supervisor: int) -> list[str]:
+    """The scoreboards of the pools whose supervisors are this one's children."""
+    children = set(children_of(supervisor))
+    return [path for path in living_boards() if int(os.path.basename(path).partition("-")[0]) in children]
 
 
 def hold(fd: int) -> None:

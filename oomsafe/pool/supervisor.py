@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
@@ -36,8 +37,12 @@ RESCORE_EVERY = 5.0
 class Supervisor:
     """Made once in the supervising process, before its first worker; workers inherit it over the fork."""
 
-    def __init__(self, policy: Policy, server: str, workers: int, fleet: Fleet | None = None) -> None:
-        """`fleet` None: the server can't bring a replacement first, so its workers take turns among themselves."""
+    def __init__(self, policy: Policy, server: str, workers: int, fleet: Fleet | None = None, *, beside: int = 0) -> None:
+        """`fleet` None: the server can't bring a replacement first, so its workers take turns among themselves.
+
+        `beside`: how many workers another pool has that lives on the same budget.
+        """
+        self._beside = beside
         self.policy = policy
         self.pid = os.getpid()
         self.capacity = self._measure(workers)
@@ -212,7 +217,7 @@ class Supervisor:
         return self.capacity
 
     def _measure(self, workers: int) -> Capacity:
-        return read_capacity(supervisor_rss=rss_of(os.getpid()), workers=workers)
+        return replace(read_capacity(supervisor_rss=rss_of(os.getpid()), workers=workers), beside=self._beside)
 
     def _step(self) -> int:
         step = self.policy.worker_oom_score_adj

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from clients import Load
 from serving import Gunicorn, ask, ask_until_the_last, until
+from versions import runs_uvloop
 
 AIOHTTP = """
 import apps
@@ -129,6 +130,7 @@ def start(serve):
 @pytest.mark.parametrize(("worker_class", "app", "said"), KINDS)
 def test_it_serves_and_is_recycled_without_losing_a_request(start, worker_class, app, said):
     """Under load of slow and of quick requests, on kept-alive connections too, and its score is the workers'."""
+    runs_uvloop(worker_class)
     gunicorn = start(worker_class, 2, app)
     kib, pause = (1024, 0.02) if app in BLOCKING else (256, 0.3)
     first = gunicorn.workers()

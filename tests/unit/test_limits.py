@@ -16,7 +16,7 @@ from oomsafe.policy.units import GIB, MIB, Percent, format_size
 
 sizes = st.integers(MIB, 1 << 45) | st.floats(0.01, 100).map(lambda share: Percent(round(share, 3)))
 optional_bytes = st.none() | st.integers(0, 1 << 45)
-capacities = st.builds(Capacity, optional_bytes, st.just("here"), optional_bytes, optional_bytes, st.integers(0, 200))
+capacities = st.builds(Capacity, optional_bytes, st.just("here"), optional_bytes, optional_bytes, st.integers(0, 200), st.integers(0, 20))
 
 
 @st.composite
@@ -61,7 +61,7 @@ def test_auto_shares_out_the_budget(policy: Policy, capacity: Capacity) -> None:
 
     if limits.soft is not None:
         assert limits.budget is not None
-        assert limits.soft * capacity.workers + (capacity.supervisor_rss or 0) <= limits.budget
+        assert limits.soft * (capacity.workers + capacity.beside) + (capacity.supervisor_rss or 0) <= limits.budget
 
 
 @given(policies(), capacities)
@@ -94,6 +94,7 @@ def test_more_workers_have_less_each(limit: int, few: int, more: int) -> None:
         ),
         pytest.param({"soft_limit": "50%"}, Capacity(GIB, "here"), Limits(GIB // 2, None, int(GIB * 0.9), GIB // 2), id="share"),
         pytest.param({"soft_limit": "2MiB"}, Capacity(None, "nowhere"), Limits(2 * MIB, None, None, 2 * MIB), id="bytes-anywhere"),
+        pytest.param({}, Capacity(1000 * MIB, "", workers=2, beside=1), Limits(300 * MIB, None, 900 * MIB, 300 * MIB, "uss"), id="beside"),
         pytest.param({}, Capacity(None, "nowhere"), Limits(None, None, None, None, "uss"), id="auto-of-nothing"),
         pytest.param({"soft_limit": "50%"}, Capacity(None, "nowhere"), Limits(None, None, None, None), id="share-of-nothing"),
         pytest.param(

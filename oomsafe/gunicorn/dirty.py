@@ -1,0 +1,354 @@
+"""gunicorn's dirty workers (25 and later): a pool beside the HTTP workers', with the dirty arbiter as its supervisor.
+
+Who dies first: the dirty workers, which hold the heavy models, then the HTTP workers, then the two arbiters. The dirty arbiter keeps
+the master's score: it holds little but the stash, and when it is killed its workers live on without it, while new ones are brought up.
+
+SIGTERM has a dirty worker drop the action that it runs, so one that is over its limit says so on the scoreboard and serves on. The
+arbiter brings up its replacement first, where the budget holds it, gives it no more actions, and ends it when its last has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from oomsafe.kernel.capacity import read_capacity
+from oomsafe.kernel.process import rss_of
+from oomsafe.policy.limits import resolve_limits
+from oomsafe.policy.readers import SCORE_MAX
+from oomsafe.policy.settings import Policy
+from oomsafe.policy.units import format_size
+from oomsafe.policy.victims import MARGIN, auto_step
+from oomsafe.pool.current import set_guard
+from oomsafe.pool.guard import Guard
+from oomsafe.pool.log import attempt, log
+from oomsafe.pool.slot import Slot
+from oomsafe.pool.supervisor import Supervisor
+from oomsafe.pool.usage import Usage
+from oomsafe.pool.view import PoolView
+
+#: Seconds between two ticks of a dirty worker; its own heartbeat comes every dirty_timeout / 2.
+TICK_EVERY = 1.0
+
+#: Seconds between two looks for a worker that may be given an action.
+LOOK_EVERY = 0.05
+
+#: Seconds until the next replacement is tried after one that failed to boot; doubled each time, up to the second figure.
+BACKOFF, LONGEST_BACKOFF = 2.0, 60.0
+
+#: Seconds until another takes the place of a worker that has died. A killed worker's memory is given back some milliseconds after it has
+#: been reaped (measured: up to 31): a fork that is charged to a full cgroup before has the kernel kill another.
+GIVEN_BACK = 0.1
+
+Wake = Callable[[int], None]
+
+
+@dataclass
+class Exchange:
+    """One worker for another, while it is under way."""
+
+    old: int
+    new: int | None
+    """Pids; None: the old one ends first, for there is no room for both."""
+    serves: bool = False
+    """Whether the new one has come to serve."""
+    ending: asyncio.Task[None] | None = None
+    """Ends the old one, once its actions have ended."""
+
+
+class DirtyPool:
+    """The dirty arbiter's part. Made in the arbiter's process before its first fork; its workers inherit it."""
+
+    def __init__(self, arbiter: Any, policy: Policy, http_workers: int, wake: Wake) -> None:
+        self.pid = os.getpid()
+        self._arbiter = arbiter
+        # its own score is its master's, which stands already
+        self._policy = replace(policy, supervisor_oom_score_adj=None)
+        self._wake = wake
+        # gunicorn 25.1 came with both: a count that changes, and workers that end without their arbiter's clean-up
+        self._recycles = hasattr(arbiter, "num_workers")
+        self._extra = 0
+        """How many more workers the arbiter has been told to have than its user wants."""
+        log.addFilter(_say_whose)
+        self._supervisor = Supervisor(self._scored(), "gunicorn dirty", self._wanted, beside=http_workers)
+        atexit.register(self._supervisor.close)
+        if not self._recycles:
+            log.warning("before gunicorn 25.1 a dirty worker that ends removes its arbiter's socket: none is recycled, all are measured")
+        self._usage = Usage()
+        self._exchange: Exchange | None = None
+        self._booting: set[int] = set()
+        self._leaving: set[int] = set()
+        """Pids that are given no action: they don't serve yet, or are to end."""
+        self._awaited = False
+        """Whether the next worker that is forked takes the place of one that had to end first."""
+        self._failures, self._not_before, self._died_at = 0, 0.0, float("-inf")
+        _reserve_at_birth(self)
+        self._tick_with_arbiter()
+        self._route()
+
+    # In the arbiter.
+
+    def _tick_with_arbiter(self) -> None:
+        """The arbiter manages its workers once a second, and whenever one has ended or has poked it."""
+        manage = self._arbiter.manage_workers
+
+        async def managing() -> None:
+            attempt("the dirty pool's tick", "gunicorn", self.tick)
+            if self._forks_in() > 0:
+                await asyncio.sleep(self._forks_in())
+            await manage()
+
+        self._arbiter.manage_workers = managing
+
+    def _route(self) -> None:
+        """No action goes to a worker that boots or is to end; while there is no other, it waits here."""
+        choose = self._arbiter._get_available_worker
+
+        async def available(app_path: str | None = None) -> int | None:
+            while True:
+                attempt("looking who serves", "gunicorn", self._see_who_serves)
+                for _ in range(max(1, len(self._arbiter.workers))):
+                    pid: int | None = await choose(app_path)
+                    waits = self._forks_in() > -LOOK_EVERY if pid is None else pid in self._booting | self._leaving
+                    if not waits or not self._arbiter.alive:
+                        return pid
+                await asyncio.sleep(LOOK_EVERY)
+
+        self._arbiter._get_available_worker = available
+
+    @property
+    def _wanted(self) -> int:
+        """How many workers the arbiter's user wants; in gunicorn 25.0 that never changes."""
+        return int(getattr(self._arbiter, "num_workers", self._arbiter.cfg.dirty_workers)) - self._extra
+
+    def _forks_in(self) -> float:
+        """Seconds until a worker may be forked again; negative since then."""
+        return self._died_at + GIVEN_BACK - time.monotonic()
+
+    def reserve(self, worker: Any) -> None:
+        """Before a fork."""
+        worker.oomsafe_slot = self._supervisor.reserve()
+
+    def forked(self, worker: Any) -> None:
+        """After it."""
+        if self._awaited:
+            self._awaited = False
+            self._booting.add(worker.pid)
+
+    def exited(self, worker: Any) -> None:
+        """One has been reaped, and is not yet replaced."""
+        self._supervisor.release(_slot(worker))
+        if worker.pid not in self._leaving:
+            self._died_at = time.monotonic()
+        self._booting.discard(worker.pid)
+        self._leaving.discard(worker.pid)
+        exchange = self._exchange
+        if exchange is None:
+            return
+        if worker.pid == exchange.old:
+            self._exchange = None
+            if exchange.new is None:
+                self._awaited = True
+            else:
+                self._shrink(worker)
+        elif worker.pid == exchange.new and not exchange.serves:
+            self._exchange = None
+            self._shrink(worker)
+            self._boot_failed(exchange.old)
+
+    def tick(self) -> None:
+        """About once a second: scores, limits, and who is to be replaced."""
+        wanted = self._wanted
+        self._supervisor.policy = self._scored()
+        if wanted != self._supervisor.capacity.workers:
+            self._supervisor.change(wanted)
+        self._supervisor.tick()
+        if self._recycles and self._arbiter.alive and self._supervisor.board is not None:
+            self._advance(self._supervisor.board.read())
+
+    def _advance(self, pool: PoolView) -> None:
+        if self._exchange is None and time.monotonic() >= self._not_before and self._forks_in() <= 0:
+            over = [worker for worker in pool.workers if worker.state == "draining" and worker.pid in self._arbiter.workers]
+            if over:
+                old = max(over, key=lambda worker: rss_of(worker.pid) or 0).pid
+                first = self._policy.surge and self._holds_one_more(pool)
+                new = self._spawn_beside(old) if first else None
+                if new is not None or not first:
+                    self._exchange = Exchange(old, new)
+        exchange = self._exchange
+        self._see_who_serves()
+        if exchange is not None and exchange.ending is None and (exchange.new is None or exchange.serves):
+            self._leaving.add(exchange.old)
+            exchange.ending = asyncio.ensure_future(self._end(exchange.old))
+
+    async def _end(self, pid: int) -> None:
+        """End a worker that is given no more actions, when those that it has been given have ended: however long they take."""
+        queue = self._arbiter.worker_queues.get(pid)
+        if queue is not None:
+            await queue.join()
+        # from Python 3.12 on a worker's server waits for its connections when it is closed
+        self._arbiter._close_worker_connection(pid)
+        self._arbiter.kill_worker(pid, signal.SIGTERM)
+        await asyncio.sleep(self._policy.grace_period)
+        if pid in self._arbiter.workers and pid in self._leaving:
+            log.warning("worker %d did not end within %.0f s of SIGTERM, idle as it is: it is killed", pid, self._policy.grace_period)
+            self._arbiter.kill_worker(pid, signal.SIGKILL)
+
+    def _see_who_serves(self) -> None:
+        if not self._booting or self._supervisor.board is None:
+            return
+        for worker in self._supervisor.board.read().workers:
+            if worker.state not in ("free", "starting") and worker.pid in self._booting:
+                self._booting.discard(worker.pid)
+                self._failures = 0
+                if self._exchange is not None and worker.pid == self._exchange.new:
+                    self._exchange.serves = True
+
+    def _spawn_beside(self, old: int) -> int | None:
+        """Fork one with the same apps; None where that can't be done now. In the child, this does not return."""
+        apps = list(self._arbiter.worker_app_map.get(old, ()))
+        self._arbiter._pending_respawns.insert(0, apps)
+        try:
+            new: int | None = self._arbiter.spawn_worker()
+        except OSError as error:
+            log.error("no replacement for worker %d can be forked, and it serves on: %s", old, error)
+            self._back_off()
+            return None
+        if new is not None:
+            self._arbiter.num_workers += 1
+            self._extra += 1
+            self._booting.add(new)
+        return new
+
+    def _shrink(self, gone: Any) -> None:
+        """As many as before: what is gone is not to be replaced."""
+        self._arbiter.num_workers -= 1
+        self._extra -= 1
+        if gone.app_paths in self._arbiter._pending_respawns:
+            self._arbiter._pending_respawns.remove(gone.app_paths)
+
+    def _boot_failed(self, old: int) -> None:
+        self._back_off()
+        pause = self._not_before - time.monotonic()
+        log.error("a replacement died before it served: worker %d serves on, next try in %.0f s (its own error is above)", old, pause)
+
+    def _back_off(self) -> None:
+        self._not_before = time.monotonic() + min(LONGEST_BACKOFF, BACKOFF * 2.0 ** min(self._failures, 30))
+        self._failures += 1
+
+    def _holds_one_more(self, pool: PoolView) -> bool:
+        """Whether the budget holds one more worker, as the biggest is right after boot."""
+        fresh = max((worker.figures.baseline or 0 for worker in pool.workers), default=0)
+        capacity = self._supervisor.measure()
+        budget = resolve_limits(self._policy, capacity)[0].budget
+        used = self._usage.of(self._policy, capacity, budget, lambda: pool, time.monotonic())
+        if fresh and budget is not None and used is not None and budget - used >= fresh:
+            return True
+        free = None if budget is None or used is None else max(0, budget - used)
+        log.warning(
+            "no room for a replacement beside the worker that it replaces (a fresh worker has %s, %s of the budget are free): "
+            "actions wait while it boots", format_size(fresh or None), format_size(free),
+        )  # fmt: skip
+        return False
+
+    def _scored(self) -> Policy:
+        """The policy with the dirty workers' score: above the HTTP workers', which their master may have raised since."""
+        step = self._policy.worker_oom_score_adj
+        if step == "auto":
+            biggest = max(rss_of(os.getpid()) or 0, rss_of(self._arbiter.ppid) or 0)
+            step = auto_step(biggest, read_capacity().limit)
+        return replace(self._policy, worker_oom_score_adj=min(SCORE_MAX, step + MARGIN) if step > 0 else step)
+
+    # In a worker.
+
+    def enlist(self, worker: Any) -> None:
+        """Right after the fork, before it drops privileges."""
+        self._supervisor.enlist(_slot(worker))
+
+    def init(self, worker: Any) -> None:
+        """With its apps loaded, before it serves."""
+        from oomsafe.asgi.middleware import in_thread
+
+        slot = _slot(worker)
+        # that it is over its limit it says on the scoreboard; without, nobody would hear
+        recycle = _serve_on if slot is not None and self._recycles else None
+        guard = self._supervisor.guard(slot, recycle, in_thread, partial(self._wake, worker.ppid), "actions")
+        _count_actions(worker, guard)
+        _tick_with_worker(worker, guard)
+        set_guard(guard)
+
+
+def _serve_on() -> None:
+    """Its arbiter ends it, when the time has come."""
+
+
+def _count_actions(worker: Any, guard: Guard) -> None:
+    handle = worker.handle_request
+
+    async def handling(message: Any, writer: Any) -> None:
+        name = f"{message.get('app_path')}.{message.get('action')}"
+        work = guard.begin(name.encode("utf-8", "replace"))
+        work.route = name
+        try:
+            await handle(message, writer)
+        finally:
+            work.end()
+
+    worker.handle_request = handling
+
+
+def _tick_with_worker(worker: Any, guard: Guard) -> None:
+    """Beside its heartbeat, which begins when it serves and ends with its loop."""
+    beat = worker._heartbeat_loop
+
+    async def beating() -> None:
+        guard.ready()
+        ticking = asyncio.ensure_future(_tick(guard))
+        try:
+            await beat()
+        finally:
+            ticking.cancel()
+            guard.retire()
+
+    worker._heartbeat_loop = beating
+
+
+async def _tick(guard: Guard) -> None:
+    while True:
+        guard.tick()
+        await asyncio.sleep(TICK_EVERY)
+
+
+def _reserve_at_birth(pool: DirtyPool) -> None:
+    """The arbiter has no hook before a fork, nor in a worker before it drops privileges: in its process, its worker's class is ours."""
+    module = sys.modules["gunicorn.dirty.arbiter"]
+    plain: Any = module.DirtyWorker
+
+    class GuardedDirtyWorker(plain):  # type: ignore[misc]  # whichever gunicorn is installed
+        def __init__(self, *args: Any, **keywords: Any) -> None:
+            super().__init__(*args, **keywords)
+            attempt("reserving a slot", "gunicorn", lambda: pool.reserve(self))
+
+        def init_process(self) -> None:
+            attempt("raising the score", "gunicorn", lambda: pool.enlist(self))
+            super().init_process()
+
+    module.DirtyWorker = GuardedDirtyWorker  # type: ignore[attr-defined]
+
+
+def _say_whose(record: logging.LogRecord) -> bool:
+    record.msg = f"dirty pool: {record.msg}"
+    return True
+
+
+def _slot(worker: Any) -> Slot | None:
+    return getattr(worker, "oomsafe_slot", None)
