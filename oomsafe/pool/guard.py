@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 import time
-import weakref
 from _thread import allocate_lock
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,6 +37,7 @@ from oomsafe.policy.trend import SAMPLE_EVERY, Growth, Trend
 from oomsafe.policy.units import MIB, format_size
 from oomsafe.pool import layout
 from oomsafe.pool.farewell import farewell, history
+from oomsafe.pool.forks import own
 from oomsafe.pool.gauge import Gauge
 from oomsafe.pool.log import log
 from oomsafe.pool.meter import PUBLISH_EVERY, Meter
@@ -61,9 +62,6 @@ SHORT_EVERY = 0.05
 
 #: A worker that will be over its limit within so many seconds, at the pace of the last moment, is measured more often.
 LOOKS_AHEAD = 2.0
-
-_guards: weakref.WeakSet[Guard] = weakref.WeakSet()
-_watching_forks = False
 
 Recycle = Callable[[], None]
 Background = Callable[[Callable[[], None]], None]
@@ -102,7 +100,7 @@ class Guard(Meter):
         self.pid = os.getpid()
         self.here = True
         """Whether this is the process that it guards: False in a fork of it."""
-        _watch_forks(self)
+        own(self)
         self.should_recycle = False
         """Whether this worker should end, or has been told to."""
         self._decided = False
@@ -126,7 +124,7 @@ class Guard(Meter):
 
     def ready(self) -> None:
         """The worker serves from now on: what it has now is what it needs. Later calls change nothing."""
-        if self._ready:
+        if self._ready or not self._is_here():
             return
         self._ready = True
         rss, now = self.measure(), time.monotonic()
@@ -168,10 +166,12 @@ class Guard(Meter):
         return self._board.read() if self._board is not None else view_alone(self.slot.copy())
 
     def _admit(self, route: str) -> str | None:
-        return route if self._board is None else self._board.admit(route)
+        return route if self._board is None or not self.here else self._board.admit(route)
 
     def retire(self) -> None:
         """The worker has no work any more and ends: its last figures go to the scoreboard."""
+        if not self._is_here():
+            return
         try:
             if self._ready:  # else it ends before it has served: whoever finds it gone is to see that
                 self.slot.set_state(layout.LEAVING)
@@ -182,8 +182,22 @@ class Guard(Meter):
             self._publish(time.monotonic())
             self._deciding.release()
 
+    def leave(self) -> None:
+        """In a fork of its process, which says nothing of the worker that it comes from, and decides nothing for it."""
+        self.here = False
+        super().leave()
+        self.slot.leave()
+        self._deciding = allocate_lock()
+        self._publish_at = self._look_at = sys.maxsize
+
+    def _is_here(self) -> bool:
+        """Asked where something is decided, for C code may fork as well."""
+        if self.here and os.getpid() != self.pid:
+            self.leave()
+        return self.here
+
     def _look(self, now: float) -> None:
-        if not self._deciding.acquire(blocking=False):
+        if not self._is_here() or not self._deciding.acquire(blocking=False):
             return  # another thread is looking
         release = True
         try:
@@ -368,17 +382,3 @@ class Guard(Meter):
 
     def __str__(self) -> str:
         return f"worker {self.pid} (slot {self.slot.number})"
-
-
-def _watch_forks(guard: Guard) -> None:
-    """Have a fork know that its parent's guard is not its own: asking for the pid at each request is a system call."""
-    global _watching_forks
-    _guards.add(guard)
-    if not _watching_forks:
-        _watching_forks = True
-        os.register_at_fork(after_in_child=_left_behind)
-
-
-def _left_behind() -> None:
-    for guard in _guards:
-        guard.here = False

@@ -78,6 +78,17 @@ class Work:
         self.end()
 
 
+class _Nowhere:
+    """Memory of which nothing is kept."""
+
+    def __setitem__(self, at: int, value: int) -> None:
+        pass
+
+
+def _write_nowhere(*_: object) -> None:
+    pass
+
+
 class Meter:
     """Measures the work of one process. Every failure of ours is logged once, and the work goes on.
 
@@ -106,6 +117,7 @@ class Meter:
         # a finalizer or a signal's handler may run while it is held, and end a piece of work in the same thread
         self._lock = RLock()
         # a piece of work's own record is written by C alone: each call of ours costs a server three times what it costs here
+        self._memory: memoryview | _Nowhere
         self._memory, self._write, self._cells = slot.cells()
         self._routes: dict[str, list[int]] = {}
         self._unmeasured = 0
@@ -279,6 +291,13 @@ class Meter:
         with self._lock:
             self._read()
             return self.rss
+
+    def leave(self) -> None:
+        """In a fork of its process: see oomsafe/pool/forks.py. What it counts from now on nobody sees."""
+        # a thread that the fork has not may have held it
+        self._lock = RLock()
+        # offsets of cells, as the work in flight has them, are those of the parent's slot
+        self._memory, self._write, self._cells = _Nowhere(), _write_nowhere, []
 
     def _row(self, route: str) -> list[int]:
         name = self._admit(route)

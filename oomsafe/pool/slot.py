@@ -13,6 +13,7 @@ from oomsafe.kernel.process import COMM_LENGTH, start_time
 from oomsafe.policy.decide import Order
 from oomsafe.policy.trend import Growth
 from oomsafe.pool import layout
+from oomsafe.pool.forks import own
 from oomsafe.pool.layout import Counters, optional, stored
 
 #: -1 is a score like any other, so None is written as a number that is none.
@@ -54,15 +55,21 @@ class Figures:
 
 
 class Slot:
-    """Writes one slot of a scoreboard, or of private memory where there is no scoreboard."""
+    """Writes one slot of a scoreboard, or of private memory where there is no scoreboard.
+
+    It is the process's that claims it: in a fork of that, the same object writes to a copy, which nobody sees.
+    """
 
     def __init__(self, memory: memoryview, offset: int = 0, number: int = 0, generation: int = 0) -> None:
         self.number = number
         self.generation = generation
         """Which worker of the pool this is, counted over the pool's life; the number is given again."""
+        self._sequence = 0
+        self._lie(memory, offset)
+
+    def _lie(self, memory: memoryview, offset: int) -> None:
         self._memory = memory
         self._at = offset
-        self._sequence = 0
         # written twice for each piece of work
         self._hand = slice(offset + layout.HAND_AT, offset + layout.HAND_AT + layout.HAND.size)
 
@@ -83,6 +90,15 @@ class Slot:
         layout.write(self._memory, self._at + layout.STARTED_AT, layout.WORD, start_time() or 0)
         layout.write(self._memory, self._at + layout.PID_AT, layout.WORD, os.getpid())
         self.set_state(layout.STARTING)
+        own(self)
+
+    def leave(self) -> None:
+        """In a fork of the process that claimed it: all that is written from now on goes to a copy."""
+        try:
+            copy = self.copy()
+        except ValueError:  # the scoreboard was closed
+            copy = bytes(layout.SLOT_SIZE)
+        self._lie(memoryview(bytearray(copy)), 0)
 
     @property
     def state(self) -> int:
