@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from oomsafe.pool.guard import Background, Guard
+from oomsafe.pool.log import attempt
 
 #: Seconds between two heartbeats of UvicornWorker, and so between two ticks; its own are timeout / 2 apart.
 HEARTBEAT = 1
@@ -267,7 +268,7 @@ def tick_with(worker: Any, guard: Guard) -> None:
 
     def ticking() -> None:
         notify()
-        guard.ready()  # its first heartbeat is in every class's loop: it serves
+        attempt("ready", "gunicorn", guard.ready)  # its first heartbeat is in every class's loop: it serves
         guard.tick()
 
     worker.notify = ticking

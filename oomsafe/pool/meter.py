@@ -173,25 +173,29 @@ class Meter:
         work.started = False
         growth = 0
         try:
-            clock, now, mark = self.clock, _clock(), work.mark
-            faults = _usage(_self)[MINFLT] if now > self._at_once else self._faults
-            if faults != self._faults or clock.value != mark:
-                self._read_at(faults)
-            self.counters.work += 1
-            if mark is None:
-                self._unmeasured -= 1
-            else:
-                clock.in_flight -= 1
+            clock, mark, cell = self.clock, work.mark, work.cell
+            try:
+                now = _clock()
+                faults = _usage(_self)[MINFLT] if now > self._at_once else self._faults
+                if faults != self._faults or clock.value != mark:
+                    self._read_at(faults)
+                value = clock.value  # before others can go on, for whom it is in flight no more
+            finally:  # whatever has become of the reading, it is in flight no more
+                if mark is None:
+                    self._unmeasured -= 1
+                else:
+                    clock.in_flight -= 1
+                self.counters.work += 1
+                if cell >= 0:
+                    self._memory[cell + IN_USE] = 0
+                    self._cells.append(cell)
+            if mark is not None:
                 row = self._routes.get(work.route) or self._row(work.route)
-                if clock.value == mark:
+                if value == mark:
                     row[1] += 1
                 else:
-                    growth = int(clock.value - mark)
+                    growth = int(value - mark)
                     self._count(row, growth, work.name)
-            cell = work.cell
-            if cell >= 0:
-                self._memory[cell + IN_USE] = 0
-                self._cells.append(cell)
             self._same_breath = now + SAME_BREATH
             if now >= self._publish_at or (self.rss > self._alert and now >= self._look_at):
                 self._look(now)
@@ -265,15 +269,20 @@ class Meter:
 
         The gate before it stands written out at each begin, end and header: calling one would cost more than it asks.
         Where another thread reads just now, its figure will do: to wait for it would take two switches between threads, which
-        cost more than the reading. What has come since, these faults still tell at the next look.
+        cost more than the reading. What has come since, these faults still tell at the next look. A reading that fails is
+        said, and made again at the next look.
         """
-        if not self._lock.acquire(blocking=False):
+        lock = self._lock
+        if not lock.acquire(blocking=False):
             return
         try:
             self._faults = faults
             self._read()
+        except Exception as error:
+            self._faults = -1
+            self.failed("reading memory", error)
         finally:
-            self._lock.release()
+            lock.release()
 
     def _read(self) -> None:
         """Take in the memory as it is now. Callers hold the lock."""

@@ -45,6 +45,7 @@ class GuardedServer(Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
         if self._guard is not None:
+            attempt("ready", "uvicorn", self._guard.ready)  # unless it is, or could not be when the app was loaded
             self._guard.tick()
         return await super().on_tick(counter)
 

@@ -26,6 +26,8 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shelf.mkdir()
     monkeypatch.setattr(places, "folders", lambda: iter([str(shelf / f"oomsafe-{os.geteuid()}")]))
     monkeypatch.setattr(current, "_guard", None)
+    monkeypatch.setattr(current, "_by_server", False)
+    monkeypatch.setattr(current, "_failed", None)
     monkeypatch.setattr(hooks, "_plugin", None)
     for name in [*os.environ, "OOMSAFE_SCOREBOARD"]:
         if name.startswith("OOMSAFE_") and name != "OOMSAFE_TESTS_REQUIRE":

@@ -16,7 +16,7 @@ from oomsafe.kernel.process import rss_of
 from oomsafe.policy.decide import RECLAIM_EVERY, SETTLED_FOR, SETTLED_WORKERS
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
-from oomsafe.pool import gauge
+from oomsafe.pool import gauge, layout
 from oomsafe.pool import guard as module
 from oomsafe.pool.guard import LOOK_AGAIN, Guard
 from oomsafe.pool.scoreboard import Scoreboard
@@ -520,3 +520,43 @@ def test_warnings_of_a_pool_of_one(said: Said, caplog: pytest.LogCaptureFixture)
 
     assert "is above the effective limit" in said()[0]
     assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_what_fails_once_a_second_keeps_nothing_from_being_decided(
+    guarded: Callable[..., tuple[Guard, Memory]], recycled: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch, board: Scoreboard
+) -> None:
+    """A worker that can't ask how large its pool is, nor publish, still goes when it must."""
+    guard, memory = guarded(board=board)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("blocking call")
+
+    monkeypatch.setattr(guard._thresholds, "follow_pool", broken)
+    monkeypatch.setattr(module, "read_score", broken)
+    for _ in range(3):
+        clock.go(1)
+        do(guard, memory, 150 * MIB, clock)
+
+    assert recycled == ["now"]
+    assert guard.slot.state == layout.DRAINING
+
+
+def test_a_worker_that_could_not_be_ready_is_so_later(monkeypatch: pytest.MonkeyPatch, board: Scoreboard) -> None:
+    """Its memory could not be read when the server called first; servers call at every tick."""
+    memory = Memory(50 * MIB)
+    slot = board.reserve()
+    assert slot
+    slot.claim()
+    guard = Guard(Policy(soft_limit="100MiB", jitter=0), board=board, slot=slot, capacity=HERE, memory=memory)
+
+    def broken() -> int:
+        raise RuntimeError("blocking call")
+
+    with monkeypatch.context() as while_it_fails:
+        while_it_fails.setattr(memory, "rss", broken)
+        with pytest.raises(RuntimeError):
+            guard.ready()
+    before = slot.state
+    guard.ready()
+
+    assert (before, slot.state, guard.soft_limit) == (layout.STARTING, layout.SERVING, 100 * MIB)

@@ -154,21 +154,62 @@ def test_threads_count_together(kib: int) -> None:
     assert len(guard._cells) == CELLS
 
 
-def test_work_whose_begin_failed() -> None:
-    """There is nothing to undo at its end: the number in flight does not fall below zero."""
-    memory = Memory(MIB)
+def broken() -> int:
+    """A reading that fails: a detector of blocking calls does that, or a tracer."""
+    raise RuntimeError("blocking call")
+
+
+def test_a_reading_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """At the begin or at the end: the work is counted and over, the failure is said once, and the next look reads again."""
+    memory = Memory(100 * MIB)
     guard = measuring(memory)
     plain = memory.rss
-
-    def broken() -> int:
-        raise ValueError("not a number")
-
-    memory.rss = broken  # type: ignore[method-assign]
-    guard._faults = -1
-    work = guard.begin(b"x")
+    for _ in range(3):
+        memory.rss = broken  # type: ignore[method-assign]
+        guard._same_breath = 0.0
+        memory.be(100 * MIB)
+        work = guard.begin(b"x")
+        memory.be(102 * MIB)
+        work.end()
     memory.rss = plain  # type: ignore[method-assign]
+    guard.begin(b"y").end()
 
-    assert (work.end(), guard.in_flight, guard.counters.work) == (0, 0, 0)
+    assert (guard.counters.work, guard.in_flight, len(guard._cells)) == (4, 0, CELLS)
+    assert guard.rss == 102 * MIB
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "oomsafe failed in reading memory (it goes on)",
+    ]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError], ids=lambda kind: kind.__name__)
+def test_an_end_that_is_interrupted(error: type[BaseException]) -> None:
+    """A signal's handler may raise while memory is read: the work is in flight no more."""
+    memory = Memory(100 * MIB)
+    guard = measuring(memory)
+    work = guard.begin(b"x")
+
+    def interrupted() -> int:
+        raise error
+
+    memory.rss = interrupted  # type: ignore[method-assign]
+    memory.be(101 * MIB)
+    try:
+        work.end()
+    except (KeyboardInterrupt, SystemExit) as raised:
+        assert type(raised) is error
+
+    assert (guard.counters.work, guard.in_flight, len(guard._cells)) == (1, 0, CELLS)
+
+
+def test_a_route_that_cannot_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scoreboard fails: the work is over all the same, and its cell is free."""
+    guard = measuring()
+    monkeypatch.setattr(guard, "_admit", lambda _: broken())
+
+    for _ in range(3):
+        guard.begin(b"x").end()
+
+    assert (guard.counters.work, guard.in_flight, len(guard._cells)) == (3, 0, CELLS)
 
 
 def test_work_that_ends_while_memory_is_read() -> None:
