@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from oomsafe.kernel.files import read_bytes, read_keyed
+from oomsafe.kernel.files import read_bytes, read_keyed, say_once
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -18,12 +18,16 @@ class OwnMemory:
     """This process's resident memory, read on a descriptor that is kept: 0.5 us instead of 2.
 
     /proc/self/statm is opened for the process that opens it, so after a fork the descriptor would
-    tell about the parent: the owner is checked. Where there is no /proc, psutil answers.
+    tell about the parent: the owner is checked. It may also be closed by code that closes what it has not opened
+    (os.closerange, a library that daemonises), and its number be given to another file: what does not read like statm
+    is noticed at once, another process's statm by check(). Where there is no /proc, psutil answers.
     """
 
     def __init__(self, proc: str = "/proc") -> None:
         self._path = f"{proc}/self/statm"
         self._fd = -1
+        self._file: tuple[int, int] | None = None
+        """Which file was opened: device and inode; None where these do not tell."""
         self._pid = 0
         self._psutil: Any = None
 
@@ -34,21 +38,47 @@ class OwnMemory:
         if self._fd < 0:
             return self._ask_psutil()
         try:
-            return int(os.pread(self._fd, 128, 0).split(b" ", 2)[1]) * PAGE
-        except (OSError, ValueError, IndexError):
-            return None
+            return _resident(os.pread(self._fd, 128, 0))
+        except (OSError, ValueError):
+            return self.rss() if self.check() else None
+
+    def check(self) -> bool:
+        """Open the file anew where the descriptor is not ours any more, or could not be opened; whether that was done.
+
+        Called about once a second: a system call.
+        """
+        if self._pid != os.getpid() or self._is_ours():
+            return False
+        if self._fd >= 0:
+            say_once(
+                "own statm",
+                "something in this process has closed oomsafe's descriptor of /proc/self/statm, which it had not opened: it is opened anew",
+            )
+        self._open()
+        return self._fd >= 0
 
     def close(self) -> None:
         """Close the descriptor; the next rss() opens it again."""
-        if self._fd >= 0 and self._pid == os.getpid():
+        if self._fd >= 0 and self._pid == os.getpid() and self._is_ours():
             os.close(self._fd)
         self._fd, self._pid = -1, 0
 
+    def _is_ours(self) -> bool:
+        if self._fd < 0 or self._file is None:
+            return self._fd >= 0
+        try:
+            return _identity(self._fd) == self._file
+        except OSError:
+            return False
+
     def _open(self) -> None:
-        # an inherited descriptor is left alone: by now its number may be somebody else's
+        # an old descriptor is left alone: by now its number may be somebody else's
         self._pid = os.getpid()
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            file = _identity(self._fd)
+            # a /proc that makes its inodes up anew each time would have it opened anew each time
+            self._file = file if file == _identity(self._fd) else None
         except OSError:
             self._fd = -1
 
@@ -61,6 +91,17 @@ class OwnMemory:
             return int(self._psutil.memory_info().rss)
         except OSError:
             return None
+
+
+def _resident(statm: bytes) -> int:
+    """Bytes. Raises ValueError for what is no statm: seven numbers since Linux 2.6 (proc(5))."""
+    _, resident, _, _, _, _, _ = statm.split(b" ")
+    return int(resident) * PAGE
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
 
 
 def rss_of(pid: int, proc: str = "/proc") -> int | None:

@@ -154,7 +154,6 @@ class Guard(Meter):
         now = time.monotonic()
         if now >= self._publish_at:
             try:
-                self.measure()
                 self._look(now)
             except Exception as error:
                 self.failed("tick", error)

@@ -298,6 +298,7 @@ class Meter:
     def measure(self) -> int:
         """Read the memory whatever the faults say; the last figure when it can't be read. Bytes."""
         with self._lock:
+            self.memory.check()
             self._read()
             return self.rss
 

@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -17,7 +17,7 @@ from needs import need
 from unit.children import Child, Line, in_child
 
 from oomsafe.errors import ScoreRefused
-from oomsafe.kernel import malloc, oom_score
+from oomsafe.kernel import files, malloc, oom_score
 from oomsafe.kernel.oom_score import raise_score, read_score, write_score
 from oomsafe.kernel.process import (
     COMM_LENGTH,
@@ -399,3 +399,79 @@ def test_children_of_every_thread(tmp_path: Path) -> None:
         (folder / "children").write_text(listed)
     assert sorted(children_of(42, str(tmp_path / "proc"))) == [7, 8, 9]
     assert children_of(parent.pid) == []
+
+
+def kept(own: OwnMemory) -> int:
+    """The number of its descriptor, which it has opened by now."""
+    own.rss()
+    return own._fd
+
+
+@pytest.fixture
+def reused(tmp_path: Path) -> Iterator[Callable[[int, str | None], None]]:
+    """Closes a descriptor and gives its number to another file; None: to none."""
+    opened: list[int] = []
+
+    def reuse(fd: int, path: str | None) -> None:
+        os.close(fd)
+        if path is not None:
+            other = os.open(path, os.O_RDONLY)
+            if other != fd:
+                os.dup2(other, fd)
+                os.close(other)
+            opened.append(fd)
+
+    yield reuse
+    for fd in opened:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("content", [None, "a host's name\n", "max 100000\n", "", "1 2 3 4 5 6\n"])
+def test_a_descriptor_that_others_close(
+    tmp_path: Path, reused: Callable[[int, str | None], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+    content: str | None,
+) -> None:  # fmt: skip
+    """Also where its number is another file's by then: it is noticed at once, and said once."""
+    monkeypatch.setattr(files, "_said", set())
+    (tmp_path / "file").write_text(content or "")
+    own = OwnMemory()
+    figures = []
+    for _ in range(3):
+        fd = kept(own)
+        reused(fd, None if content is None else str(tmp_path / "file"))
+        figures.append(own.rss())
+        if content is None:
+            continue
+        assert own._fd != fd
+        os.fstat(fd)  # the other's is left open
+
+    assert all(figure is not None and abs(figure - rss_of(os.getpid())) < 8 * MIB for figure in figures)  # type: ignore[operator]
+    assert [record.getMessage() for record in caplog.records if "is opened anew" in record.getMessage()] == [caplog.messages[0]]
+
+
+def test_a_descriptor_of_another_process(reused: Callable[[int, str | None], None]) -> None:
+    """Its statm reads like ours: check() finds out, and close() leaves it alone."""
+    own = OwnMemory()
+    fd = kept(own)
+    reused(fd, "/proc/1/statm")
+
+    assert own.check() is True
+    assert own.check() is False
+    assert abs((own.rss() or 0) - (rss_of(os.getpid()) or 0)) < 8 * MIB
+
+    again = kept(own)
+    reused(again, "/proc/1/statm")
+    own.close()
+    os.fstat(again)
+
+
+def test_no_descriptor_is_to_be_had_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be opened is tried again by check()."""
+    own = OwnMemory()
+    with monkeypatch.context() as full:
+        full.setattr(os, "open", lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")))
+        own.rss()
+        before = own._fd
+
+    assert (before, own.check(), own._fd >= 0) == (-1, True, True)
+    own.close()
