@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import partial
 from typing import Any
 
 from oomsafe.errors import ConfigError
@@ -48,6 +47,7 @@ def _replace_names(policy: Policy) -> Any:
     from oomsafe.uvicorn.supervisor import GuardedMultiprocess
 
     module: Any = sys.modules["uvicorn.main"]
-    module.Server = partial(GuardedServer, policy=policy)
-    module.Multiprocess = partial(GuardedMultiprocess, policy=policy)
+    # classes: others patch them (sse-starlette does), subclass them, or ask what is one of them
+    GuardedServer.policy = GuardedMultiprocess.policy = policy
+    module.Server, module.Multiprocess = GuardedServer, GuardedMultiprocess
     return module

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from socket import socket
-from typing import Any
+from typing import Any, ClassVar
 
 from uvicorn.config import Config
 from uvicorn.server import Server
@@ -20,13 +21,16 @@ DYING = 0.5
 class GuardedProcess(Process):
     """A worker with its seat in the pool. `arguments` are those that uvicorn gives to a Process of its own."""
 
-    def __init__(self, config: Config, *arguments: Any, seat: Seat, **keywords: Any) -> None:
-        self.seat = seat
+    enrol: ClassVar[Callable[[GuardedProcess], Seat]]
+    """In the supervisor, which sets it: takes note of a process, and gives it its seat."""
+
+    def __init__(self, config: Config, *arguments: Any, **keywords: Any) -> None:
         self.known_dead = False
         """In the supervisor: that it has ended has been seen, and why."""
         super().__init__(config, *arguments, **keywords)
         self.config = config
         self._guarded: GuardedServer | None = None
+        self.seat = type(self).enrol(self)  # last: nobody hears of one that could not be made
 
     def start(self) -> None:
         """In the supervisor. While that has the worker's end of the pipe too, it waits in vain for one that dies meanwhile."""

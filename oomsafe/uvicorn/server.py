@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
+from typing import Any, ClassVar
 
 from uvicorn.config import Config
 from uvicorn.server import Server
@@ -18,11 +18,17 @@ from oomsafe.pool.seat import Seat
 
 
 class GuardedServer(Server):
-    """A worker's, with the seat that its supervisor has given it; or the only one, without."""
+    """A worker's, with the seat that its supervisor has given it; or the only one, without.
 
-    def __init__(self, config: Config, *, policy: Policy, seat: Seat | None = None) -> None:
+    uvicorn's main module makes it under its own name for the class, as do those who subclass or patch that.
+    """
+
+    policy: ClassVar[Policy | None] = None
+    """Of those that are made without one."""
+
+    def __init__(self, config: Config, *, policy: Policy | None = None, seat: Seat | None = None) -> None:
         super().__init__(config)
-        self._policy = policy
+        self._policy = policy or self.policy or Policy()
         self._seat = seat
         self._taken: Any = None
         self._guard: Guard | None = None

@@ -6,7 +6,7 @@ import atexit
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from uvicorn.config import Config
 from uvicorn.supervisors import multiprocess
@@ -14,6 +14,7 @@ from uvicorn.supervisors import multiprocess
 from oomsafe.asgi.uvicorn_server import log_with_uvicorn
 from oomsafe.policy.settings import Policy
 from oomsafe.pool.log import attempt
+from oomsafe.pool.seat import Seat
 from oomsafe.pool.supervisor import Supervisor
 from oomsafe.uvicorn.process import GuardedProcess
 
@@ -27,22 +28,26 @@ PATIENCE = 10.0
 class GuardedMultiprocess(multiprocess.Multiprocess):
     """Looks at the pool while uvicorn's loop waits. uvicorn sees no worker die that was told to.
 
-    `more` is what uvicorn hands over to each of its processes, too: its sockets, in older versions also what they run.
+    `arguments` and `more` are what uvicorn hands over to each of its processes, too: its sockets, in older versions also what
+    they run.
     """
 
-    def __init__(self, config: Config, *, policy: Policy, **more: Any) -> None:
-        super().__init__(config, **more)
+    policy: ClassVar[Policy] = Policy()
+
+    def __init__(self, config: Config, *arguments: Any, **more: Any) -> None:
+        super().__init__(config, *arguments, **more)
         log_with_uvicorn()
         self.should_exit = Ticking(self._tick)
-        self._policy = policy
-        self._more = more
+        self._policy = policy = self.policy
+        self._arguments, self._more = arguments, more
         self._supervisor = Supervisor(policy, "uvicorn", self.processes_num, self)
         atexit.register(self._supervisor.close)
         self._seated: list[GuardedProcess] = []
         self._retiring: dict[GuardedProcess, float] = {}
         """Workers that uvicorn has forgotten, and until when they may drain."""
-        # wherever uvicorn makes a process, it looks this name up
-        multiprocess.Process = self._new_process  # type: ignore[assignment,misc]
+        # wherever uvicorn makes a process, it looks this name up; a class, as it was: others may ask what is one, or patch it
+        GuardedProcess.enrol = self._enrol
+        multiprocess.Process = GuardedProcess  # type: ignore[misc]
 
     # --- what pool/monitor.py asks for
 
@@ -91,16 +96,16 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         """Those that uvicorn does not know any more: who retires, and who it has lost (0.30 does when two die at once)."""
         return [process for process in self._seated if process not in self.processes]
 
-    def _new_process(self, config: Config, *arguments: Any, **keywords: Any) -> GuardedProcess:
-        process = GuardedProcess(config, *arguments, seat=self._supervisor.seat(self._supervisor.reserve()), **keywords)
+    def _enrol(self, process: GuardedProcess) -> Seat:
+        seat = self._supervisor.seat(self._supervisor.reserve())
         self._seated.append(process)
-        return process
+        return seat
 
     def _start(self) -> GuardedProcess | None:
         started: list[GuardedProcess] = []
 
         def start() -> None:
-            process = self._new_process(self.config, **self._more)
+            process = GuardedProcess(self.config, *self._arguments, **self._more)
             process.start()
             started.append(process)
 
@@ -115,9 +120,11 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         except OSError as error:
             if not self._supervisor.serves:
                 raise
-            for process in [process for process in self._seated if process.pid is None]:
-                self._seated.remove(process)
-                self._supervisor.not_started(process.seat.number, process.seat.generation, error)
+            missing = next((process for process in self._seated if process.pid is None), None)
+            if missing is not None:
+                self._seated.remove(missing)
+            seat = None if missing is None else missing.seat
+            self._supervisor.not_started(seat and seat.number, seat and seat.generation, error)
 
     def _tick(self) -> None:
         attempt("tick", "uvicorn", self._look)

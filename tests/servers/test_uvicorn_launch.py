@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -60,3 +61,52 @@ def test_help_is_uvicorns_own():
 
     assert ours.splitlines()[1:] == theirs.splitlines()[1:]
     assert "--workers" in ours
+
+
+#: What apps do that import sse-starlette (and with it anything that speaks MCP), and what others could.
+PATCHING = """
+import uvicorn.main
+import uvicorn.supervisors.multiprocess
+from uvicorn.main import Multiprocess, Server
+import apps
+
+theirs = Server.handle_exit
+
+def handle_exit(self, *signal):
+    apps.tell("a patched handle_exit")
+    theirs(self, *signal)
+
+Server.handle_exit = handle_exit
+
+class Derived(Server):
+    pass
+
+assert isinstance(Derived(uvicorn.Config("apps:asgi")), uvicorn.Server)
+assert issubclass(Multiprocess, uvicorn.supervisors.Multiprocess)
+assert isinstance(uvicorn.supervisors.multiprocess.Process, type)
+
+async def asgi(scope, receive, send):
+    await apps.asgi(scope, receive, send)
+    return "something" if scope["type"] == "http" and scope["path"] == "/returns" else None
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_others_patch_stays_a_class(serve_uvicorn, workers):
+    """The app boots, and what it has patched has its effect."""
+    uvicorn = serve_uvicorn(workers=workers, app="patching:asgi", files={"patching.py": PATCHING}, soft_limit="200MiB")
+    uvicorn = uvicorn.up() if workers == 1 else uvicorn.serving()
+
+    assert uvicorn.get("/pid")[0] == 200
+    assert uvicorn.stop() in (0, -signal.SIGTERM)
+    # a worker of several has taken its handler by the time that it loads its app, without us too
+    assert len(uvicorn.lines("a patched handle_exit")) == (workers == 1)
+
+
+def test_an_app_that_returns_something(serve_uvicorn):
+    """uvicorn says so, as it does without us."""
+    uvicorn = serve_uvicorn(app="patching:asgi", files={"patching.py": PATCHING}, soft_limit="200MiB").serving()
+
+    assert uvicorn.get("/returns")[0] == 200
+
+    uvicorn.wait_for("ASGI callable should return None, but returned 'something'")
