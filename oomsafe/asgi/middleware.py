@@ -6,7 +6,10 @@ would cost at every part.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -29,6 +32,16 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 CLOSE = (b"connection", b"close")
 
 
+def _async_marks() -> dict[str, Any]:
+    """The attributes of a plain function that returns an awaitable by which it passes for a coroutine function."""
+    if sys.version_info >= (3, 12):
+        return vars(inspect.markcoroutinefunction(lambda: None))
+    return {"_is_coroutine": getattr(asyncio.coroutines, "_is_coroutine", None)}
+
+
+_ASYNC = _async_marks()
+
+
 class MemoryMiddleware:
     """Measures each request, and puts memory headers on its response where the policy says so.
 
@@ -44,16 +57,14 @@ class MemoryMiddleware:
         self._headers = guard.policy.headers if guard else checked.headers
         self._guard = guard
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         if scope["type"] != "http" or KEY in scope:
-            await self._other(scope, receive, send)
-            return
+            return await self._other(scope, receive, send)
         guard = self._guard
         if guard is None or not guard.here:
             guard = self._find_guard()
             if guard is None:
-                await self.app(scope, receive, send)
-                return
+                return await self.app(scope, receive, send)
         # straight on, without calls of our own: this is what every request pays
         work = scope[KEY] = guard.begin(f"{scope['method']} {scope['path']}".encode("utf-8", "replace"))
         app = self.app
@@ -62,36 +73,40 @@ class MemoryMiddleware:
         finally:
             # Starlette and FastAPI: the route's own path with its parameters' names; never what the client sent
             path = getattr(scope.get("route"), "path", None)
-            if type(path) is str:
+            if type(path) is str and work.route is UNMATCHED:  # a WSGI app that is mounted there knows better
                 work.route = path
             guard.end(work)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the app has: its `state` or its `router`, for who looks for them on what is served."""
+        if name == "app" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.app, name)
 
     def _find_guard(self) -> Guard | None:
         self._guard = guard_for(self._keywords, "requests", own_recycle)
         return self._guard
 
-    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """What is not a request that nobody has counted yet."""
         if scope["type"] == "http":  # wrapped twice, counted once
             send = self._announcing(scope, send, scope[KEY]) if self._headers else send
         if scope["type"] != "websocket" or KEY in scope:  # a lifespan begins before there is a server that could be recycled
-            await self.app(scope, receive, send)
-            return
+            return await self.app(scope, receive, send)
         guard = self._guard if self._guard is not None and self._guard.here else self._find_guard()
         if guard is None:
-            await self.app(scope, receive, send)
-            return
+            return await self.app(scope, receive, send)
         open_websocket(send)
         try:
             with guard.begin(f"WEBSOCKET {scope['path']}".encode("utf-8", "replace"), measured=False) as scope[KEY]:
-                await self.app(scope, receive, send)
+                return await self.app(scope, receive, send)
         finally:
             closed_websocket(send)
 
     def _announcing(self, scope: Scope, send: Send, work: Work) -> Send:
         """`send` that says, once, what there is to say: the memory headers for who may see them, and that the worker leaves.
 
-        It returns the server's own awaitable.
+        It returns the server's own awaitable, and passes for a coroutine function, as the server's send() does: asgiref asks.
         """
         setting = self._headers
         shown = bool(setting) and not work.announced and (setting is True or may_see(setting, _token(scope)))
@@ -110,6 +125,7 @@ class MemoryMiddleware:
                 message = {**message, "headers": headers}
             return send(message)
 
+        announce.__dict__ = _ASYNC
         return announce
 
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import replace
 from typing import Any
 
+import asgiref.sync
 import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
@@ -366,3 +367,37 @@ def test_a_path_from_outside(guard: Guard) -> None:
     assert len(seen) == 1
     assert seen[0].startswith("GET /???[2J")
     assert seen[0].isprintable()
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket", "lifespan"])
+@pytest.mark.parametrize("wraps", [1, 2])
+def test_what_the_app_returns_is_the_servers(guard: Guard, kind: str, wraps: int) -> None:
+    """uvicorn says that an app should return nothing: it can't, of one whose result is swallowed."""
+
+    async def app(request: Any, receive: Any, send: Any) -> Any:
+        return "something"
+
+    wrapped: Any = app
+    for _ in range(wraps):
+        wrapped = MemoryMiddleware(wrapped, guard=guard)
+    request: Any = scope(kind=kind) if kind != "lifespan" else {"type": "lifespan"}
+
+    assert asyncio.run(wrapped(request, None, None)) == "something"
+
+
+def test_what_the_app_has_can_be_seen(guard: Guard) -> None:
+    """For who has wrapped it himself, and goes on with it."""
+    app: Any = MemoryMiddleware(Starlette(), guard=guard)
+
+    assert app.state is app.app.state
+    assert not hasattr(app, "nothing")
+
+
+def test_send_passes_for_a_coroutine_function() -> None:
+    """As the server's own does: asgiref warns of what is none."""
+
+    async def app(request: Any, receive: Any, send: Any) -> None:
+        assert asgiref.sync.iscoroutinefunction(send)
+        await hello(request, receive, send)
+
+    assert len(headers_of(call(MemoryMiddleware(app, headers=True), scope()))) == 5
