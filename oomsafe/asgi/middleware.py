@@ -18,8 +18,9 @@ from oomsafe.asgi.drain import closed_websocket, open_websocket
 from oomsafe.asgi.uvicorn_server import own_recycle
 from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
-from oomsafe.pool.current import KEY, guard_for
+from oomsafe.pool.current import KEY, carried, guard_for
 from oomsafe.pool.guard import Guard
+from oomsafe.pool.layout import UNMATCHED
 from oomsafe.pool.meter import Work
 
 Scope = MutableMapping[str, Any]
@@ -55,21 +56,27 @@ class MemoryMiddleware:
         self.app = app
         self._keywords = policy
         self._headers = guard.policy.headers if guard else checked.headers
-        self._guard = guard
+        self._given = guard
+        # read at once: with __getattr__, an attribute costs a request three times as much
+        self._hot: tuple[Guard | None, bool | str] = (None, self._headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         if scope["type"] != "http" or KEY in scope:
             return await self._other(scope, receive, send)
-        guard = self._guard
+        app, (guard, headers) = self.app, self._hot
         if guard is None or not guard.here:
+            work = carried(scope)
+            if work is not None:
+                scope[KEY] = work
+                return await self._other(scope, receive, send)
             guard = self._find_guard()
             if guard is None:
-                return await self.app(scope, receive, send)
+                return await app(scope, receive, send)
         # straight on, without calls of our own: this is what every request pays
         work = scope[KEY] = guard.begin(f"{scope['method']} {scope['path']}".encode("utf-8", "replace"))
-        app = self.app
         try:
-            await app(scope, receive, send if not self._headers and not guard.leaving else self._announcing(scope, send, work))
+            # its result too: a server complains of an app that returns something
+            return await app(scope, receive, send if not headers and not guard.leaving else self._announcing(scope, send, work))
         finally:
             # Starlette and FastAPI: the route's own path with its parameters' names; never what the client sent
             path = getattr(scope.get("route"), "path", None)
@@ -84,8 +91,10 @@ class MemoryMiddleware:
         return getattr(self.app, name)
 
     def _find_guard(self) -> Guard | None:
-        self._guard = guard_for(self._keywords, "requests", own_recycle)
-        return self._guard
+        given = self._given
+        guard = given if given is not None and given.here else guard_for(self._keywords, "requests", own_recycle)
+        self._hot = guard, self._headers
+        return guard
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """What is not a request that nobody has counted yet."""
@@ -93,7 +102,9 @@ class MemoryMiddleware:
             send = self._announcing(scope, send, scope[KEY]) if self._headers else send
         if scope["type"] != "websocket" or KEY in scope:  # a lifespan begins before there is a server that could be recycled
             return await self.app(scope, receive, send)
-        guard = self._guard if self._guard is not None and self._guard.here else self._find_guard()
+        guard, _ = self._hot
+        if guard is None or not guard.here:
+            guard = self._find_guard()
         if guard is None:
             return await self.app(scope, receive, send)
         open_websocket(send)

@@ -18,7 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from oomsafe.errors import ConfigError
 from oomsafe.policy.headers import TOKEN_WSGI, may_see
 from oomsafe.policy.settings import Policy, load_policy
-from oomsafe.pool.current import KEY, guard_for
+from oomsafe.pool.current import KEY, carried, guard_for
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.log import log
 from oomsafe.pool.meter import Work
@@ -74,14 +74,14 @@ class MemoryMiddleware:
         """The request's Work, and whether it is ours to end; None where nothing can be measured."""
         try:
             carrier = _carrier(request)
-            work = carrier.get(KEY)
+            work = carrier.get(KEY) or carried(carrier)
             if work is not None:
                 self._say_ignored(work)
                 return work, False
             guard = self._guard
             if guard is None or not guard.here:
                 guard = self._guard = guard_for(self._keywords, "requests")
-            if guard is None:
+            if guard is None or guard.at_the_door:  # it has come over a bridge that does not show its scope
                 return None, False
             work = carrier[KEY] = guard.begin(f"{request.method} {request.path}".encode("utf-8", "replace"))
             return work, True

@@ -219,6 +219,7 @@ def _app(worker: Any) -> Any:
 def _asgi(app: Any, guard: Guard) -> Any:
     from oomsafe.asgi.middleware import MemoryMiddleware
 
+    guard.at_the_door = True
     return MemoryMiddleware(app, guard=guard)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.pool.guard import Guard, Recycle
 from oomsafe.pool.log import log
+from oomsafe.pool.meter import Work
 
 RecycleOf = Callable[[Policy], Recycle | None]
 
@@ -63,6 +64,20 @@ def guard_for(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | No
     if ignored:
         guard.say_once("keywords", logging.WARNING, "MemoryMiddleware: %s ignored, for this process is guarded already", ignored)
     return guard
+
+
+def carried(carrier: Mapping[str, Any], start_response: Any = None) -> Work | None:
+    """The Work of a request that was counted on the other side of a bridge between ASGI and WSGI; None when it was not.
+
+    `carrier` is the scope or the environ on this side. The bridges of Starlette, uvicorn and asgiref put nothing there, but
+    the method that they give as start_response is that of an object which has the scope.
+    """
+    sides = [carrier.get(name) for name in OTHER_SIDE]
+    for side in (*sides, getattr(getattr(start_response, "__self__", None), "scope", None)):
+        if isinstance(side, Mapping) and KEY in side:
+            work: Work = side[KEY]
+            return work
+    return None
 
 
 def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None) -> Guard | None:

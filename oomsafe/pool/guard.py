@@ -103,6 +103,8 @@ class Guard(Meter):
         own(self)
         self.should_recycle = False
         """Whether this worker should end, or has been told to."""
+        self.at_the_door = False
+        """Whether a server's adapter counts each request before any app has it: what comes over a bridge to WSGI is counted."""
         self._decided = False
         self._recycle = recycle
         self._background = background

@@ -69,6 +69,7 @@ class GuardedServer(Server):
         else:
             recycle = self._drain.begin if recycles_alone(self.config) else None
             self._guard = Guard(self._policy, recycle=recycle, background=in_thread, unit="requests")
+        self._guard.at_the_door = True
         set_guard(self._guard)
         self.config.loaded_app = MemoryMiddleware(self.config.loaded_app, guard=self._guard)
 

@@ -123,8 +123,8 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
             missing = next((process for process in self._seated if process.pid is None), None)
             if missing is not None:
                 self._seated.remove(missing)
-            seat = None if missing is None else missing.seat
-            self._supervisor.not_started(seat and seat.number, seat and seat.generation, error)
+            number, generation = (None, None) if missing is None else (missing.seat.number, missing.seat.generation)
+            self._supervisor.not_started(number, generation, error)
 
     def _tick(self) -> None:
         attempt("tick", "uvicorn", self._look)

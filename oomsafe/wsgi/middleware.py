@@ -1,14 +1,19 @@
-"""WSGI middleware: a request is in flight from the call until the server closes its body (PEP 3333)."""
+"""WSGI middleware: a request is in flight from the call until the server closes its body (PEP 3333), or forgets it.
+
+What an app does in its body's close() is part of the request, so its end is not when the last part is sent. But bridges from
+ASGI (uvicorn's own, Starlette's) never close a body: for them it ends when they are done with it.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, repeat
 from typing import Any
 
 from oomsafe.policy.headers import TOKEN_WSGI, may_see
 from oomsafe.policy.settings import load_policy
-from oomsafe.pool.current import KEY, guard_for
+from oomsafe.pool.current import KEY, carried, guard_for
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.layout import UNMATCHED
 from oomsafe.pool.meter import Work
@@ -29,47 +34,69 @@ class MemoryMiddleware:
         self.app = app
         self._keywords = policy
         self._headers = guard.policy.headers if guard else checked.headers
-        self._guard = guard
+        self._given = guard
+        # read at once: with __getattr__, an attribute costs a request three times as much
+        self._hot: tuple[Guard | None, bool | str] = (None, self._headers)
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        app, (guard, headers) = self.app, self._hot
         work = environ.get(KEY)
         if work is not None:  # wrapped twice, counted once
-            return self.app(environ, self._starting(environ, start_response, work))
-        guard = self._guard
+            return app(environ, _starting(headers, environ, start_response, work))
         if guard is None or not guard.here:
-            guard = self._guard = guard_for(self._keywords, "requests")
-        if guard is None:
-            return self.app(environ, start_response)
+            work = carried(environ, start_response)
+            if work is not None:  # inside of an ASGI app that is wrapped
+                environ[KEY] = work
+                return app(environ, _starting(headers, environ, start_response, work))
+            guard = self._find_guard()
+            if guard is None:
+                return app(environ, start_response)
         name = f"{environ['REQUEST_METHOD']} {environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
         work = environ[KEY] = guard.begin(name.encode("latin-1", "replace"))
         try:
-            body = self.app(environ, self._starting(environ, start_response, work))
+            body = app(environ, _starting(headers, environ, start_response, work))
         except BaseException:
             work.end()
             raise
-        return _ending(body, work, environ)
+        kind = type(body)
+        # most frameworks give a list
+        return ListBody(body, work) if kind is list or kind is tuple else _ending(body, work, environ)
 
-    def _starting(self, environ: Environ, start_response: Any, work: Work) -> Any:
-        """start_response that notes the route, and adds the memory headers, once, for who may see them."""
-        headers = self._headers
-        announce = headers and not work.announced and (headers is True or may_see(headers, environ.get(TOKEN_WSGI)))
-        if announce:
-            work.announced = True
+    def __getattr__(self, name: str) -> Any:
+        """What the app has, for who looks for it on what is served."""
+        if name == "app" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.app, name)
 
-        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
-            if "werkzeug.request" in environ:
-                work.route = _route(environ["werkzeug.request"])
-            # a new list: an app may give the same one every time
-            return start_response(status, [*headers, *work.meter.headers(work)[0]] if announce else headers, *exc_info)
+    def _find_guard(self) -> Guard | None:
+        """None where nothing can be measured, or the request was counted before it came here."""
+        given = self._given
+        guard = given if given is not None and given.here else guard_for(self._keywords, "requests")
+        if guard is None or guard.at_the_door:
+            return None
+        self._hot = guard, self._headers
+        return guard
 
-        return start
+
+def _starting(shown: bool | str, environ: Environ, start_response: Any, work: Work) -> Any:
+    """start_response that notes the route, and adds the memory headers, once, for who may see them."""
+    announce = shown and not work.announced and (shown is True or may_see(shown, environ.get(TOKEN_WSGI)))
+    if announce:
+        work.announced = True
+
+    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        if "werkzeug.request" in environ:
+            work.route = _route(environ["werkzeug.request"])
+        if announce:  # a new list: an app may give the same one every time
+            headers = [*headers, *work.meter.headers(work)[0]]
+        return start_response(status, headers) if exc_info is None else start_response(status, headers, exc_info)
+
+    return start
 
 
 def _ending(body: Iterable[bytes], work: Work, environ: Environ) -> Iterable[bytes]:
     """`body`, ending the work when it is closed. What the server must recognise is handed on as it is."""
     kind = type(body)
-    if kind is list or kind is tuple:  # what most frameworks give
-        return SizedBody(body, work)
     wrapper = environ.get("wsgi.file_wrapper")
     if isinstance(wrapper, type) and isinstance(body, wrapper):
         _end_at_close(body, work)
@@ -82,14 +109,14 @@ def _ending(body: Iterable[bytes], work: Work, environ: Environ) -> Iterable[byt
 
 def _end_at_close(body: Any, work: Work) -> None:
     """A file wrapper, for which the server calls sendfile: only its close() is replaced, on the instance."""
-    close = getattr(body, "close", None)
+    close, end = getattr(body, "close", None), End(work)
 
     def closing() -> None:
         try:
             if close is not None:
                 close()
         finally:
-            work.end()
+            end()
 
     try:
         body.close = closing
@@ -97,26 +124,69 @@ def _end_at_close(body: Any, work: Work) -> None:
         work.end()  # a built-in type: sent after the work has ended for us
 
 
-class Body:
-    """A response body whose close() ends the work. Iterating costs nothing more: the server gets the body's own iterator."""
+class End:
+    """Ends the work when it is called or forgotten."""
+
+    __slots__ = ("_work",)
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def __call__(self) -> None:
+        self._work.meter.end(self._work)
+
+    __del__ = __call__
+
+
+class _Ending:
+    """A response body that ends the work when it is closed, or forgotten: bridges from ASGI let go of a body when it is sent."""
 
     __slots__ = ("_body", "_work")
 
     def __init__(self, body: Iterable[bytes], work: Work) -> None:
         self._body, self._work = body, work
 
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._body)
-
     def close(self) -> None:
         """Close the body, once, and end the work."""
-        body, self._body = self._body, ()
+        body, work = self._body, self._work
+        self.__class__ = Closed  # type: ignore[assignment]  # which has no __del__: to call that would cost twice as much
         try:
             close = getattr(body, "close", None)
             if close is not None:
                 close()
         finally:
-            self._work.meter.end(self._work)
+            self._body = ()
+            work.meter.end(work)
+
+    def __del__(self) -> None:
+        self._work.meter.end(self._work)
+
+
+class ListBody(_Ending):
+    """Of parts that are there already: while they are sent, it need not be."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._body)
+
+    def __len__(self) -> int:
+        return len(self._body)  # type: ignore[arg-type]
+
+
+class Body(_Ending):
+    """Of parts that come one by one. For the rest it is the app's own."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[bytes]:
+        # who iterates may keep the iterator alone: it has this body until the last part, and is C's, so a part costs nothing more
+        return chain(self._body, repeat(self, 0))  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_body", "_work"):
+            raise AttributeError(name)
+        return getattr(self._body, name)
 
 
 class SizedBody(Body):
@@ -126,6 +196,18 @@ class SizedBody(Body):
 
     def __len__(self) -> int:
         return len(self._body)  # type: ignore[arg-type]
+
+
+class Closed:
+    """A body that is closed: nothing is left of it."""
+
+    __slots__ = ("_body", "_work")
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
+
+    def close(self) -> None:
+        """Changes nothing."""
 
 
 def _route(request: Any) -> str:

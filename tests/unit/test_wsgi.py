@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -218,6 +219,101 @@ def test_already_handled(guard: Guard) -> None:
 
     assert MemoryMiddleware(lambda *_: mark, guard=guard)(environ(), Server().start_response) is mark  # type: ignore[arg-type, return-value]
     assert (guard.counters.work, guard.clock.in_flight) == (1, 0)
+
+
+class Streamed:
+    """A body of parts that come one by one, with an attribute of its own, and a close() that says when it was called."""
+
+    status = "its own"
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"1"
+        self.log.append("between")
+        yield b"2"
+
+    def close(self) -> None:
+        """PEP 3333's."""
+        self.log.append("closed")
+
+
+BODIES = pytest.mark.parametrize(
+    "make", [lambda: [b"1", b"2"], lambda: iter([b"1", b"2"]), lambda: Streamed([]), lambda: (part for part in (b"1", b"2"))],
+    ids=["list", "iterator", "object", "generator"],
+)  # fmt: skip
+
+
+@BODIES
+def test_a_body_that_nobody_closes(guard: Guard, make: Callable[[], Any]) -> None:
+    """A bridge from ASGI does not: in flight until it is sent, and no longer."""
+    app = MemoryMiddleware(lambda *_: make(), guard=guard)
+
+    during, parts = [], []
+    for part in app(environ(), Server().start_response):
+        parts.append(part)
+        during.append(guard.in_flight)
+
+    assert (b"".join(parts), guard.in_flight, guard.counters.work) == (b"12", 0, 1)
+    assert during in ([1, 1], [0, 0])  # of a list all is there before it is sent
+    assert during == [1, 1] or type(make()) is list
+
+
+@BODIES
+@pytest.mark.parametrize("parts", [0, 1])
+def test_a_body_that_is_forgotten(guard: Guard, make: Callable[[], Any], parts: int) -> None:
+    """Before it is sent, or in the middle."""
+    body: Any = MemoryMiddleware(lambda *_: make(), guard=guard)(environ(), Server().start_response)
+    iterator = iter(body)
+    for _ in range(parts):
+        next(iterator)
+    before = guard.in_flight
+    del body, iterator
+
+    assert (before, guard.in_flight, guard.counters.work) == (1, 0, 1)
+
+
+def test_what_is_done_at_its_close_is_the_requests_own(guard: Guard) -> None:
+    """A framework runs there what is to be done after the response."""
+    log: list[str] = []
+    streamed = Streamed(log)
+    streamed.close = lambda: log.append(f"closed with {guard.in_flight} in flight")  # type: ignore[method-assign]
+    body: Any = MemoryMiddleware(lambda *_: streamed, guard=guard)(environ(), Server().start_response)
+
+    assert b"".join(body) == b"12"
+    body.close()
+    body.close()
+
+    assert log == ["between", "closed with 1 in flight"]
+    assert (guard.in_flight, guard.counters.work) == (0, 1)
+
+
+def test_a_file_wrapper_that_is_forgotten(guard: Guard) -> None:
+    """It ends when it is collected."""
+    body: Any = MemoryMiddleware(lambda *_: FileWrapper(io.BytesIO(b"x")), guard=guard)(
+        environ(**{"wsgi.file_wrapper": FileWrapper}), Server().start_response
+    )
+    del body
+    gc.collect()
+
+    assert (guard.in_flight, guard.counters.work) == (0, 1)
+
+
+def test_it_is_transparent(guard: Guard) -> None:
+    """What the app has and what its body has can be seen on what is served; exc_info may be named."""
+
+    class App:
+        config = "the app's"
+
+        def __call__(self, _: Any, start_response: Any) -> Streamed:
+            start_response("200 OK", [], exc_info=None)
+            return Streamed([])
+
+    app = MemoryMiddleware(App(), guard=guard)
+    body: Any = app(environ(), Server().start_response)
+
+    assert (app.config, body.status, hasattr(app, "nothing"), hasattr(body, "nothing")) == ("the app's", "its own", False, False)
 
 
 NAMES = ["X-Memory-RSS", "X-Memory-Delta", "Server-Timing", "X-Memory-Limit"]
