@@ -24,8 +24,9 @@ from oomsafe.celery.poison import Poison
 from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.log import attempt, failed, log_with
+from oomsafe.pool.log import attempt, failed, log, log_with
 from oomsafe.pool.meter import PUBLISH_EVERY, Work
+from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.seat import Seat
 from oomsafe.pool.slot import Slot
 from oomsafe.pool.watcher import TELL
@@ -59,15 +60,22 @@ class Guarded:
         """The earliest seam in a child: from here on it dies before MainProcess."""
         taken = None if self._seat is None else attempt("seat", "Celery", self._seat.take)
         super().after_fork()  # type: ignore[misc]
-        if self._seat is None or taken is None:
-            return
         log_with(logging.getLogger("celery"))
-        board, self._slot = taken
-        slot = self._slot
+        board, slot = taken or (None, None)
+        if self._seat is not None:
+            self._be_guarded(self._seat, board, slot)
+        if self._slot is None or self._guard is None:
+            log.error(
+                "no place on the scoreboard: memory limits of tasks are off in this child (soft_memory_limit, memory_limit), "
+                "and nobody sees what it holds; %s", "soft_limit is kept" if self._guard is not None else "soft_limit is off, too",
+            )  # fmt: skip
+
+    def _be_guarded(self, seat: Seat, board: Scoreboard | None, slot: Slot | None) -> None:
+        self._slot = slot
         # billiard has reset all signals by now
         signal.signal(TELL, self._told)
         # nothing to be called when it is to end: it asks before each task
-        self._guard = attempt("guard", "Celery", partial(self._seat.guard, board, slot, _nothing, None, "tasks"))
+        self._guard = attempt("guard", "Celery", partial(seat.guard, board, slot, _nothing, None, "tasks"))
         if self._guard is not None:
             set_guard(self._guard)
             if current_app.conf.result_extended:
@@ -127,7 +135,7 @@ class Guarded:
             late = self._is_late.get(name)
             if late is None:
                 late = self._is_late[name] = bool(getattr(current_app.tasks.get(name), "acks_late", False))
-            if late and (self._notes_first or _has_come_before(args)):
+            if late and (self._notes_first or self._slot is None or _has_come_before(args)):
                 # its message is still the broker's: should all of this node die now, another will get it
                 self._poison = self._poison or Poison(current_app.backend, os.getppid())
                 self._poison.begins(task_id)

@@ -80,19 +80,16 @@ class Enforcing:
             self._watcher.end()
         self._redelivery.close()
 
-    def gone(self, worker: Any, seat: Seat) -> None:
-        """For each child that billiard has joined, while its slot is still its own."""
-        board, watcher = self._supervisor.board, self._watcher
-        if board is None or watcher is None or seat.number is None or seat.generation is None:
-            return
-        ticket, before = board.hand(seat.number, seat.generation)
-        rss = watcher.seen.pop(seat.generation, None) or before or None
+    def gone(self, worker: Any, seat: Seat | None) -> None:
+        """For each child that billiard has joined, while its slot, if it had one, is still its own."""
+        ticket, rss = self._left_behind(seat) if seat is not None else (0, None)
+        stopped = self._watcher is not None and ticket in self._watcher.stopped
         # a time limit has given the task its result by now; revoke(terminate) is noted with the child
-        ours = ticket in watcher.stopped or (ticket and ticket - 1 not in self._cache) or getattr(worker, "_job_terminated", False)
+        ours = stopped or (ticket and ticket - 1 not in self._cache) or getattr(worker, "_job_terminated", False)
         killed = worker.exitcode == -signal.SIGKILL and not ours
         job = self._cache.get(ticket - 1)
         in_hand = None if job is None else name_and_id(job)
-        self._gone[worker.pid] = gone = Gone(worker.pid, ticket, rss, killed, in_hand, stopped=ticket in watcher.stopped)
+        self._gone[worker.pid] = gone = Gone(worker.pid, ticket, rss, killed, in_hand, stopped)
         if len(self._gone) > REMEMBERED:
             del self._gone[next(iter(self._gone))]
         if killed:
@@ -100,6 +97,14 @@ class Enforcing:
         else:
             self.fallen.note(gone)
             self._redelivery.ended(ticket)
+
+    def _left_behind(self, seat: Seat) -> tuple[int, int | None]:
+        """(ticket, rss) of what a child had in hand, as far as its slot tells."""
+        board, watcher = self._supervisor.board, self._watcher
+        if board is None or watcher is None or seat.number is None or seat.generation is None:
+            return 0, None
+        ticket, before = board.hand(seat.number, seat.generation)
+        return ticket, watcher.seen.pop(seat.generation, None) or before or None
 
     def _join_exited_workers(self, shutdown: bool = False) -> Any:
         attempt("the OOM counter", "Celery", self._deaths.look)

@@ -51,8 +51,8 @@ class Seating(Enforcing):
         """For each child that billiard has joined."""
         super().process_flush_queues(worker)  # type: ignore[misc]
         seat = self._seats.pop(worker.pid, None)
+        attempt("the death of a child", "Celery", lambda: self.gone(worker, seat))
         if seat is not None:
-            attempt("the death of a child", "Celery", lambda: self.gone(worker, seat))
             attempt("release", "Celery", lambda: self._supervisor.release_seat(seat.number, seat.generation))
 
 
@@ -84,6 +84,8 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         if limit:
             log.warning("worker_max_memory_per_child=%s is left alone: it compares a peak that never falls; soft_limit does not", limit)
         self.supervisor = Supervisor(found.policy, "celery prefork", self.limit)
+        if self.supervisor.board is None:
+            log.error("without a scoreboard this node has no memory limits of tasks, no budget, no worker-memory events, no inspect memory")
         capacity = self.supervisor.capacity
         self.options = {
             **self.options,

@@ -12,6 +12,8 @@ from oomsafe.pool.supervisor import Supervisor
 
 UNGUARDED = {"error": "the pool of this node is not guarded: call oomsafe.celery.install(app) where the app is made"}
 
+UNSEEN = {"error": "this node could make no scoreboard, so it goes on without: its log says why"}
+
 
 @inspect_command()  # type: ignore[untyped-decorator]
 def memory(state: Any) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def memory(state: Any) -> dict[str, Any]:
     if isinstance(guard, Guard):
         return {**pool_told(guard.pool()), **node_told(state.consumer)}
     if supervisor is None or supervisor.board is None:
-        return UNGUARDED
+        return UNGUARDED if supervisor is None else UNSEEN
     return {**pool_told(supervisor.board.read()), **node_told(state.consumer)}
 
 
@@ -31,7 +33,7 @@ def memory_recycle(state: Any) -> dict[str, Any]:
     if hasattr(state.consumer, "oomsafe_guard"):
         return {"error": "all tasks of this node run in one process: shut it down warmly, and start it again"}
     if supervisor is None or supervisor.board is None:
-        return UNGUARDED
+        return UNGUARDED if supervisor is None else UNSEEN
     workers = [worker for worker in supervisor.board.read().workers if worker.state == "serving"]
     if not workers:
         return {"error": "no child serves just now"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from oomsafe.errors import ScoreboardError, ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
@@ -33,13 +34,19 @@ class Seat:
     number: int | None
     generation: int | None
     """None: no slot was free, and the worker protects itself unseen."""
+    board: Scoreboard | None = None
+    """The supervisor's own, which a forked process inherits, wherever it lies; it does not go to one that is spawned."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "board": None}
 
     def take(self) -> tuple[Scoreboard | None, Slot | None]:
         """In the new process, as early as can be: its slot, its name, its score."""
-        board, slot = None, None
+        board, slot = self.board, None
         try:
-            if self.path is not None and self.number is not None and self.generation is not None:
+            if board is None and self.path is not None:
                 board = Scoreboard.open(self.path, writing=True)
+            if board is not None and self.number is not None and self.generation is not None:
                 slot = board.slot(self.number, self.generation)
         except ScoreboardError as error:
             log.error("no scoreboard (%s): this worker protects itself, and nobody sees it", error)

@@ -84,8 +84,9 @@ class Watcher:
         if ceiling is not None:
             self._limited[ticket] = ceiling
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="oomsafe-watcher", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="oomsafe-watcher", daemon=True)
+            thread.start()  # where no thread can be had now, the next piece of work tries again
+            self._thread = thread
         # not for each piece: it would take the GIL from whoever hands out the next
         if self._sleeps > (CASUAL if ceiling is None else BEGINS):
             self._poke.set()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celerying import Start
+from needs import need
 from serving import until
+from versions import spawns
 
 MIB = 1 << 20
 #: Only one process of the tests starts a RabbitMQ.
@@ -222,6 +226,45 @@ def test_a_result_s_meta(celery: Start, own: int | None) -> None:
         assert small["peak_growth"] < 10 * MIB
     else:
         assert big["peak_growth"] is None
+
+
+#: A /dev/shm in which somebody else has made our folder first.
+TAKEN = 'mount -t tmpfs tmpfs /dev/shm && mkdir "/dev/shm/oomsafe-$(id -u)" && chown 65534 "/dev/shm/oomsafe-$(id -u)"'
+
+
+@pytest.fixture
+def taken(tmp_path: Path) -> dict[str, Any]:
+    """Options for celery(): on its machine another user was there first, wherever a scoreboard or a note could lie."""
+    made = os.geteuid() == 0 and subprocess.run(["unshare", "-m", "sh", "-c", TAKEN], capture_output=True, check=False).returncode == 0
+    need(made, "no mount namespace with a /dev/shm of its own can be made here")
+    theirs = tmp_path / "tmp" / f"oomsafe-{os.geteuid()}"
+    theirs.mkdir(parents=True)
+    os.chown(theirs, 65534, 65534)
+    env = {"TMPDIR": str(theirs.parent), "XDG_RUNTIME_DIR": "", "OOMSAFE_STATE": "", "ENOUGH_MIB": "500"}
+    return {"env": env, "wrap": lambda command: ["unshare", "-m", "sh", "-c", f'{TAKEN} && exec "$@"', "sh", *command]}
+
+
+@pytest.mark.parametrize("broker", ["redis", "filesystem"])
+def test_another_user_can_t_lift_limits(celery: Start, taken: dict[str, Any], broker: str) -> None:
+    """Who makes our folders first takes away `oomsafe status`, and nothing else: children inherit the memory itself."""
+    node = celery(broker, soft_limit="1GiB", **taken).ready()
+
+    assert balloon(node)[1] == "MemoryLimitExceeded"
+    assert balloon(node, "balloon_told", how="")[1] == "SoftMemoryLimitExceeded"
+    assert node.lines("the scoreboard is in memory only: `oomsafe status` can't see this pool")
+    assert not node.lines("are off")
+    (told,) = node.celery("inspect", "memory").values()
+    assert {child["pid"] for child in told["children"]} == set(node.children())
+
+
+def test_a_spawned_child_that_has_no_place_says_what_is_off(celery: Start, taken: dict[str, Any]) -> None:
+    """It inherits nothing: it goes on without limits of tasks, and nobody has to find that out."""
+    spawns()
+    node = celery(soft_limit="1GiB", conf={"worker_pool_start_method": "spawn"}, argv=("-c", "1"), **taken).ready()
+
+    assert node.ask("result = proj.about.delay().get(timeout=30)")[1] == int(Path(f"/proc/{node.pid}/oom_score_adj").read_text()) + 300
+    (line,) = node.lines("memory limits of tasks are off in this child")
+    assert "memory_limit" in line
 
 
 def pids(node: Any) -> set[int]:
