@@ -150,14 +150,14 @@ class Guarded:
         except Exception as error:
             failed("the begin of a task", "Celery", error)
 
-    def put_down(self) -> None:
-        """Out of it."""
+    def put_down(self, of_its_own: bool) -> None:
+        """Out of it; `of_its_own`: it has come to an end, a failure or another, and was not ended."""
         try:
             if self._ticket and self._slot is not None:
                 self._ticket = 0
                 self._slot.put_down()
             if self._late and self._poison is not None:
-                self._poison.ended(self._late)
+                (self._poison.ended_well if of_its_own else self._poison.ended)(self._late)
                 self._late = ""
         except Exception as error:
             failed("the end of a task", "Celery", error)
@@ -188,10 +188,15 @@ class _Contained:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             self._child.take_up(self._name, self._ticket, self._task_id, args)
+            of_its_own = False
             try:
                 result = self._function(*args, **kwargs)
+                of_its_own = True
+            except Exception:
+                of_its_own = True
+                raise
             finally:
-                self._child.put_down()
+                self._child.put_down(of_its_own)
         except MemoryError as error:
             problem = in_words(self._name, error)
         else:

@@ -29,6 +29,7 @@ class Enforcing:
     """What both of Celery's pools have in common here, in MainProcess: what each task may take, and what became of it."""
 
     _cache: dict[int, Any]
+    _pool: list[Any]
 
     def __init__(self, *args: Any, oomsafe: Supervisor, limits: TaskLimits, redelivery: Redelivery, **options: Any) -> None:
         self._supervisor = oomsafe
@@ -51,6 +52,8 @@ class Enforcing:
         """Celery hands out a task: (name, id, the message's headers, ...)."""
         request = request_of(options)
         late = request is not None and request.task.acks_late
+        if self._redelivery.says_alone and self._cache:
+            attempt("poison", "Celery", self._redelivery.joined)
         if late and attempt("poison", "Celery", lambda: self._redelivery.is_refused(request)):
             raise TaskRevokedError(request.id)  # what Celery expects of a task that is not to run
         result = super().apply_async(func, args, kwds or {}, **options)  # type: ignore[misc]
@@ -63,7 +66,8 @@ class Enforcing:
 
     def _watch(self, job: Any, args: Any, request: Any, late: bool) -> None:
         job.oomsafe_request = request
-        if late:
+        if late or getattr(request and request.task, "retry_on_worker_lost", None):
+            self._redelivery.lone_child = len(self._cache) == len(self._pool) == 1
             self._redelivery.handed_out(job._job + 1, request)
         job.oomsafe_task = name, _, headers = task_of(args)
         ceiling = self._limits.of(name, headers)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from oomsafe.pool.log import attempt, log
+from oomsafe.celery.apart import Apart
+from oomsafe.pool.log import attempt, failed, log
+
+#: Why a gate may be closed.
+MEMORY, SUSPECTS = "memory", "suspects"
 
 
 class Gate:
@@ -18,7 +22,7 @@ class Gate:
     """
 
     def __init__(self, consumer: Any) -> None:
-        self.closed = False
+        self._reasons: set[str] = set()
         self._consumer = consumer
         self._held: deque[Any] = deque()
         self._says: str | None = None
@@ -26,24 +30,37 @@ class Gate:
         worker = consumer.controller
         self._start = worker._process_task
         # with an event loop the worker comes here from behind its semaphore, without one straight from its consumer
-        if consumer.on_task_request == self._start:
+        units = consumer.on_task_request != self._start
+        if not units:
             consumer.on_task_request = self._take
+        self._apart = Apart(consumer, self._start, units, lambda: self.close(reason=SUSPECTS), lambda: self.open(SUSPECTS))
         worker._process_task = self._take
 
-    def close(self, line: str | None = None) -> None:
-        """Start no more tasks. From any thread, and again at each look. `line` is logged when nothing more comes."""
-        self.closed = True
-        self._says = line or self._says
-        self._turn()
+    @property
+    def closed(self) -> bool:
+        """Whether no task is started."""
+        return bool(self._reasons)
 
-    def open(self) -> None:
-        """Go on. From any thread."""
-        self.closed = False
-        self._turn()
+    def close(self, line: str | None = None, reason: str = MEMORY) -> None:
+        """Start no more tasks. From any thread, and again at each look. `line` is logged when nothing more comes."""
+        before = reason in self._reasons
+        self._reasons.add(reason)
+        self._says = line or self._says
+        if reason == MEMORY or not before:
+            self._turn()
+
+    def open(self, reason: str = MEMORY) -> None:
+        """Go on, if there is no other reason not to. From any thread."""
+        before = self.closed
+        self._reasons.discard(reason)
+        if before and not self.closed:
+            self._turn()
 
     def forget(self) -> None:
         """The connection has gone, and with it the right to acknowledge what is held: the broker gives it to somebody again."""
         self._held.clear()
+        self._reasons.discard(SUSPECTS)
+        attempt("forgetting suspects", "Celery", self._apart.forget)
 
     def _turn(self) -> None:
         """In the thread that consumes: a timer fires there if there is an event loop, else that thread may be busy for long."""
@@ -61,6 +78,11 @@ class Gate:
         if self.closed:
             self._held.append(request)
             return None
+        try:
+            if self._apart.keeps(request):
+                return None
+        except Exception as error:
+            failed("running suspects apart", "Celery", error)
         return self._start(request)
 
     def _pause(self) -> None:
@@ -75,4 +97,4 @@ class Gate:
         if self._consumer.task_consumer is not None:
             self._consumer.task_consumer.consume()
         while self._held and not self.closed:
-            self._start(self._held.popleft())
+            self._take(self._held.popleft())

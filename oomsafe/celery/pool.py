@@ -87,11 +87,12 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         if self.supervisor.board is None:
             log.error("without a scoreboard this node has no memory limits of tasks, no budget, no worker-memory events, no inspect memory")
         capacity = self.supervisor.capacity
+        self.redelivery = self._redelivery(found.policy)
         self.options = {
             **self.options,
             "oomsafe": self.supervisor,
             "limits": limits_of(self.app, found.policy, capacity, resolve_limits(found.policy, capacity)[0]),
-            "redelivery": self._redelivery(found.policy),
+            "redelivery": self.redelivery,
         }
         super().on_start()
 

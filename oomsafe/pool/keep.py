@@ -98,4 +98,4 @@ class Keep:
 
 def _name(key: str) -> str:
     """A file's name: keys may be chosen by strangers."""
-    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:40]
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:40]

@@ -50,7 +50,8 @@ class _Watched:
 class Watcher:
     """`busy`: whether there is any work; `wanted`: whether the work with this ticket has not ended.
 
-    `lasting` is told the tickets of all work that is in hand for more than CASUAL. All three are called in its thread.
+    `lasting` is told, by their tickets, of all work that is in hand for more than CASUAL, and by how many bytes it has grown.
+    All three are called in its thread.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Watcher:
         board: Scoreboard,
         busy: Callable[[], bool],
         wanted: Callable[[int], bool],
-        lasting: Callable[[set[int]], None] = lambda _: None,
+        lasting: Callable[[dict[int, int]], None] = lambda _: None,
         dry_run: bool = False,
     ) -> None:
         self.stopped: dict[int, tuple[int, int]] = {}
@@ -122,9 +123,11 @@ class Watcher:
         now = time.monotonic()
         if now >= self._lasts_at:
             self._lasts_at = now + CASUAL
-            before, self._in_hand = self._in_hand, {work.ticket for work in self._board.in_hand()}
-            if before & self._in_hand:
-                self._lasting(before & self._in_hand)
+            work = self._board.in_hand()
+            before, self._in_hand = self._in_hand, {one.ticket for one in work}
+            lasting = {one.ticket: max(0, self.seen.get(one.generation, 0) - one.rss) for one in work if one.ticket in before}
+            if lasting:
+                self._lasting(lasting)
 
     def _rss(self, work: InHand) -> int | None:
         rss = rss_of(work.pid)

@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from proj import KEPT, app, note
+from proj import KEPT, app, at_speed, note
 
 
 def wait_for(path):
@@ -64,3 +64,33 @@ def stubborn(number, end):
     note(number)
     wait_for(end)
     return number
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def ruin(number, first, go):
+    """Keep `first` MiB until the file is there; then more than its cgroup has, with a MainProcess that can't see what becomes of it."""
+    note(number)
+    KEPT.append(b"x" * (first << 20))
+    wait_for(go)
+    os.kill(os.getppid(), signal.SIGSTOP)
+    at_speed(lambda size: KEPT.append(b"x" * size), 4096)
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def once_poison(number, flag):
+    """More than its cgroup has, while the file is there; it goes with the first run."""
+    note(number)
+    if Path(flag).exists():
+        Path(flag).unlink()
+        at_speed(lambda size: KEPT.append(b"x" * size))
+    return number
+
+
+@app.task(bind=True, acks_late=True, reject_on_worker_lost=True)
+def retries(self, number, flag):
+    """The same, and then it is sent again by itself, to find the file once more."""
+    if Path(flag).exists() or self.request.retries:
+        return once_poison(number, flag)
+    note(number)
+    Path(flag).touch()
+    raise self.retry(countdown=0)

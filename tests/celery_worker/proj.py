@@ -19,6 +19,10 @@ KEPT = []
 
 if "POLICY" in os.environ:
     oomsafe.celery.install(app, **json.loads(os.environ["POLICY"]))
+if "LEASE" in os.environ:
+    from oomsafe.celery import poison
+
+    poison.LEASE, poison.RENEW = float(os.environ["LEASE"]), float(os.environ["LEASE"]) / 4
 if "BY_HAND" in os.environ:
     from celery.signals import worker_process_init
 

@@ -3,28 +3,62 @@
 from __future__ import annotations
 
 import os
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oomsafe.celery import poison
+from oomsafe.celery.poison import Poison
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.oom_kills import Kills, boot_id, machine_kills
-from oomsafe.policy.poison import Run, is_a_death, is_poison
+from oomsafe.policy.poison import ALONE_FOR, Count, Fate, Run, fate_of, grew, is_poison
 from oomsafe.policy.verdicts import Verdict
+from oomsafe.pool import places
 from oomsafe.pool.deaths import FRESH, Deaths
 from oomsafe.pool.keep import FOLDER, OLD, Keep
 
 runs = st.builds(Run, st.sampled_from(["", "a", "b"]), st.one_of(st.none(), st.integers(0, 5)))
 
 
-@given(runs, runs, st.booleans())
-def test_a_run_without_an_end(began: Run, now: Run, lives: bool) -> None:
-    """It is a death unless its node lives, or the same boot of the same machine has killed nothing for memory since."""
+@given(runs, runs, st.sampled_from([True, False, None]), st.booleans())
+def test_a_run_without_an_end(began: Run, now: Run, lives: bool | None, leased: bool) -> None:
+    """It is a death unless its node lives, or may live, or the same boot of the same machine has killed nothing for memory since."""
     known = bool(began.boot) and began.boot == now.boot and began.kills is not None and now.kills is not None
     none_since = known and (now.kills or 0) <= (began.kills or 0)
-    assert is_a_death(began, now, lives) == (not lives and not none_since)
+    may_live = bool(lives) or (lives is None and leased)
+    assert (fate_of(began, now, lives, leased) is Fate.KILLED) == (not may_live and not none_since)
+    assert (fate_of(began, now, lives, leased) in (Fate.LIVES, Fate.OPEN)) == may_live
+
+
+@given(st.lists(st.sampled_from([True, None])), st.integers(0, 5))
+def test_who_kills_its_node_alone_has_killed_it_before(crowds: list[bool | None], before: int) -> None:
+    """So it is given up after as many deaths as if it had never had company; until then nothing is held against it for sure."""
+    count = Count(before)
+    for grown in crowds:
+        count = count.after_its_node(alone=False, grew=grown)
+        assert count.deaths == before
+        assert count.suspect
+    assert count.after_its_node(alone=True, grew=None) == Count(before + len(crowds) + 1, 0)
+    assert ALONE_FOR <= count.alone_for <= Count(0, 2 + count.doubts).alone_for
+
+
+def test_who_has_not_grown_beside_one_that_has() -> None:
+    """It runs as any other the first time; the second time, it must show that it was not its doing."""
+    once = Count().after_its_node(alone=False, grew=False)
+    assert not once.suspect
+    assert once.after_its_node(alone=False, grew=False).suspect
+
+
+@given(st.dictionaries(st.text(), st.integers(1)))
+def test_who_had_grown(grown: dict[str, int]) -> None:
+    """The biggest always, whoever had not never; nobody knows where none had."""
+    assert grew("\0not there", grown) is (False if grown else None)
+    if grown:
+        assert grew(max(grown, key=lambda task: grown[task]), grown)
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000))
@@ -92,6 +126,108 @@ class Counter:
     def __init__(self, total: int | None) -> None:
         self.total, self.now = total, 0.0
         self.deaths = Deaths(lambda: None if self.total is None else Kills(self.total, True), lambda: self.now)
+
+
+class Machines:
+    """Nodes on machines that can't see each other's processes, with one backend: Celery's own, in memory."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OOMSAFE_STATE", str(folder / "state"))
+        # what the real ones have: memory is shared by all, as a server would be
+        self.backend = Celery(backend="cache+memory://", set_as_current=False).backend
+        self.backend.client.cache.clear()  # one for the whole process
+
+    def node(self, boot: str) -> Poison:
+        """MainProcess on another machine."""
+        made = Poison(self.backend, os.getpid())
+        made._boot = boot
+        return made
+
+
+@pytest.fixture
+def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    """Their nodes, and their backend."""
+    return Machines(tmp_path, monkeypatch)
+
+
+def test_a_run_whose_lease_is_renewed_is_no_death(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often its message comes again meanwhile, and to whom; nor does it count twice when the lease has expired."""
+    first, second, third = map(machines.node, "abc")
+    first.renew(alone=True, grown={})
+    first.begins("one")
+    assert second.again("one") == (Count(), 1)
+    second.renew(alone=True, grown={})
+    second.begins("one")
+    assert third.again("one") == (Count(), 2)
+    assert third.again("one") == (Count(), 2)
+
+    monkeypatch.setattr(poison, "LEASE", 0.0)
+
+    assert third.again("one") == (Count(2), 0)
+    assert third.again("one") == (Count(2), 0)
+
+
+def test_a_lease_that_is_not_there_yet(machines: Machines) -> None:
+    """A child may note its task a moment before MainProcess notes that the node lives."""
+    machines.node("a").begins("one")
+    assert machines.node("b").again("one") == (Count(), 1)
+
+
+def test_what_had_run_beside_it(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who had grown is held to have done it twice as much as who had not, and is not blamed for sure; nobody is where none had."""
+    first, second = map(machines.node, "ab")
+    first.renew(alone=False, grown={"big": 300 << 20, "": 40 << 20})
+    for task in ("big", "small"):
+        first.begins(task)
+    monkeypatch.setattr(poison, "LEASE", 0.0)
+
+    assert second.again("big").held == Count(0, 2)
+    assert second.again("small").held == Count(0, 1)
+    first.renew(alone=False, grown={})
+    first.begins("small")
+    assert second.again("small").held == Count(0, 3)
+
+
+def test_deaths_end_with_an_end_of_its_own(machines: Machines) -> None:
+    """Or with a message that comes for the first time."""
+    node = machines.node("a")
+    assert [node.died("one"), node.died("one")] == [1, 2]
+    assert node.died("one", anew=True) == 1
+    node.ended("one")
+    assert node.died("one") == 2
+    node.ended_well("one")
+    assert node.died("one") == 1
+
+
+@pytest.mark.parametrize(
+    "ids", [("x" * 300 + "1", "x" * 300 + "2"), ("a b", "a\nb"), ("\udcff", "\udcfe"), ("a", "sha256:" + sha256(b"a b").hexdigest())]
+)
+def test_no_two_ids_share_a_count(machines: Machines, ids: tuple[str, str]) -> None:
+    """However long they are, and whatever a stranger has put into them."""
+    node = machines.node("a")
+    assert [node.died(ids[0]), node.died(ids[0]), node.died(ids[1]), node.again(ids[0]).held.deaths] == [1, 2, 1, 2]
+    assert all(poison._PLAIN.fullmatch(key.split("-", 2)[2].removeprefix("sha256:")) for key in machines.backend.client.cache)
+
+
+def test_where_no_note_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither a backend nor a folder: it is said, and a node still counts the deaths of its own children."""
+    monkeypatch.setattr(places, "folders", lambda: iter([str(tmp_path / "not" / "there")]))
+    monkeypatch.delenv("OOMSAFE_STATE", raising=False)
+    node = Poison(None, os.getpid())
+
+    assert [node.died("one"), node.died("one"), node.again("one").held.deaths] == [1, 2, 2]
+    assert "it is forgotten with this node" in caplog.text
+
+
+@pytest.mark.parametrize("note", [b"", b"{}", b"[1]", b"[1,2,[[1]]]", b'["a",1,2,3,"n",1e999]', b"[1e999,0,[]]", b"[[],0,0]", b"\xff"])
+def test_a_note_that_is_none_of_ours(machines: Machines, note: bytes) -> None:
+    """Says nothing, whatever it was written for."""
+    node = machines.node("a")
+    for kind in ("run", "deaths"):
+        machines.backend.set(f"oomsafe-{kind}-one", note)
+    held = node.again("one").held
+    assert held.deaths in (0, 1)
+    assert held.doubts in (0, 2)
 
 
 def test_each_rise_explains_one_death() -> None:
