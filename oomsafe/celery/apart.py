@@ -51,6 +51,9 @@ class Apart:
             self._waiting.append(request)
         else:
             self._suspects.append((request, seconds))
+            log.warning(
+                "%s may have taken down the node that it ran on: it waits until all else here has ended, to run alone", _named(request)
+            )
         if self._units:
             # not at once: that starts the next, which may be kept as well, and so on
             self._consumer.call_soon(self._consumer.controller._quick_release)
@@ -108,13 +111,14 @@ class Apart:
         return any(getattr(job, "oomsafe_request", None) is self._running for job in list(self._jobs.values()))
 
     def _run(self, request: Any, seconds: float) -> None:
-        log.warning(
-            "task %s[%s] may have taken down the node that it ran on: it runs alone, and for %d s nothing else is started here",
-            printable(str(request.name)), printable(str(request.id)), seconds,
-        )  # fmt: skip
+        log.warning("%s runs alone, and for %d s nothing else is started here", _named(request), seconds)
         self._redelivery.runs_alone(True)
         self._running, self._until = request, time.monotonic() + seconds
         self._start(request)
+
+
+def _named(request: Any) -> str:
+    return f"task {printable(str(request.name))}[{printable(str(request.id))}]"
 
 
 def _nothing() -> None:
