@@ -6,7 +6,6 @@ survives its writers' SIGKILL, and anyone who may read the file reads the whole 
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import time
@@ -17,8 +16,9 @@ from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import is_alive
 from oomsafe.policy.decide import Order
 from oomsafe.policy.trend import Growth
-from oomsafe.pool import backing, layout
+from oomsafe.pool import backing, layout, places
 from oomsafe.pool.layout import Counters, optional, stored
+from oomsafe.pool.lock import Kept, PoolLock
 from oomsafe.pool.slot import Slot, order_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ class Scoreboard:
     def __init__(self, fd: int, memory: mmap.mmap, path: str | None) -> None:
         self.path = path
         """None where no folder could hold it: then only the pool itself can read it."""
-        self._fd = fd
+        self._file = Kept(fd, path)
+        self._lock = PoolLock(self._file)
         self._mmap = memory
         self._memory = memoryview(memory)
         self.slots = int(layout.IDENTITY.unpack_from(self._memory)[2])
@@ -142,7 +143,7 @@ class Scoreboard:
         if name in known or len(known) >= layout.ROUTES - 1:
             return name if name in known else layout.OTHER
         if not self.try_lock():
-            return None
+            return layout.OTHER if self._lock.lost else None
         try:
             known = self._names()
             if name not in known and len(known) < layout.ROUTES - 1:
@@ -308,19 +309,24 @@ class Scoreboard:
         return starting, leaving, int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[2])
 
     def try_lock(self) -> bool:
-        """Keep other workers from taking a turn until unlock(). False: somebody else has it, try again soon.
+        """Keep all other workers and threads from taking a turn until unlock(); the thread that has it may have it again.
 
-        A POSIX record lock belongs to one process, also on an inherited descriptor, and goes with it.
+        False: somebody else has it, try again soon.
         """
-        try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-        except OSError:
-            return False
-        return True
+        return self._lock.try_acquire()
 
     def unlock(self) -> None:
-        """Let others take a turn."""
-        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1)
+        """Let others take a turn. Raises RuntimeError in a thread that does not have it."""
+        self._lock.release()
+
+    def mend(self) -> None:
+        """In the supervisor, now and then: the application around it may have closed what must be open."""
+        if self.path is None or os.getpid() != self._owner:
+            return
+        was_open = self._file.is_open
+        file = self._file.get()
+        if file is not None and not was_open:
+            places.hold(file)
 
     def remove(self) -> None:
         """Remove the file; the mapping stays for those who have it. Only its supervisor does."""
@@ -335,7 +341,7 @@ class Scoreboard:
         """Let go of the mapping. Slots that were handed out must not be used any more."""
         self._memory.release()
         self._mmap.close()
-        os.close(self._fd)
+        self._file.close()
 
     def _is_of(self, at: int, generation: int) -> bool:
         """Whether the slot there is this worker's: a supervisor may speak of one that is gone."""

@@ -24,7 +24,7 @@ from oomsafe.policy.units import format_size
 from oomsafe.policy.victims import auto_step, clamp_score
 from oomsafe.pool import layout
 from oomsafe.pool.guard import Background, Guard, Recycle
-from oomsafe.pool.log import log
+from oomsafe.pool.log import attempt, log
 from oomsafe.pool.monitor import Fleet, Monitor
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.seat import Seat, enlist
@@ -190,6 +190,8 @@ class Supervisor:
         """A worker whose user differs from the supervisor's can't raise its own score, so it is done from here."""
         self._look_at = now + RESCORE_EVERY
         self.capacity = self._measure(self.capacity.workers)
+        if self.board is not None:
+            attempt("the scoreboard's file", "the server", self.board.mend)
         own = read_score()
         if own is None:
             return

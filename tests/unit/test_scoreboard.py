@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.children import Child, Line
+from unit.children import Child, Line, in_child
 
 from oomsafe.kernel.process import start_time
 from oomsafe.pool import layout, scoreboard
@@ -303,6 +307,129 @@ def test_one_lock_for_all_processes(board: Scoreboard) -> None:
         assert second.hear() is True
         second.kill()
         assert board.try_lock() is True
+
+
+def _others_get_it(board: Scoreboard) -> bool:
+    return bool(in_child(board.try_lock))
+
+
+def _in_thread(function: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_the_lock_is_kept_through_what_is_done_inside(board: Scoreboard) -> None:
+    """Record locks are the process's: neither a nested call nor another thread's may let go of it."""
+    assert board.try_lock()
+
+    assert board.first_to_refuse()
+    after_a_nested_call = _others_get_it(board)
+    routes = [_in_thread(lambda: board.admit("/a")), board.admit("/b")]
+    after_another_thread = _others_get_it(board)
+    board.unlock()
+
+    assert (after_a_nested_call, after_another_thread, _others_get_it(board)) == (False, False, True)
+    assert routes == [None, "/b"]
+    assert _in_thread(lambda: board.admit("/a")) == "/a"
+
+
+def test_only_its_owner_releases_the_lock(board: Scoreboard) -> None:
+    """A thread that does not have it can't take it, nor give it back."""
+    assert board.try_lock()
+
+    assert not _in_thread(board.try_lock)
+    with pytest.raises(RuntimeError, match="does not have it"):
+        _in_thread(board.unlock)
+    assert not _others_get_it(board)
+    board.unlock()
+    with pytest.raises(RuntimeError, match="does not have it"):
+        board.unlock()
+
+
+def test_a_fork_has_no_lock_of_its_parents(board: Scoreboard) -> None:
+    """Not even where it was forked inside: it may take it as every other process, and may not let go of its parent's."""
+    assert board.try_lock()
+
+    def child() -> tuple[bool, bool]:
+        taken = board.try_lock()
+        try:
+            board.unlock()
+        except RuntimeError:
+            return taken, True
+        return taken, False
+
+    assert in_child(child) == (False, True)
+    assert not _others_get_it(board)
+    board.unlock()
+    assert in_child(lambda: (board.try_lock(), board.unlock())) == (True, None)  # type: ignore[func-returns-value]
+
+
+def test_a_descriptor_that_the_application_closes_is_opened_anew(board: Scoreboard, tmp_path: Path, said: Callable[[], list[str]]) -> None:
+    """os.closerange, or a library that daemonises: the lock goes with it, and can be had again; another file's lock is let alone."""
+    other = tmp_path / "other"
+    other.touch()
+
+    def work(line: Line) -> None:
+        assert board.try_lock()
+        theirs = os.open(other, os.O_RDWR)
+        os.dup2(theirs, board._file._fd)
+        fcntl.lockf(theirs, fcntl.LOCK_EX)
+        board.unlock()
+        line.say(board.try_lock())
+        line.hear()
+
+    with Child(work) as child:
+        assert child.hear() is True
+        assert not board.try_lock()
+        with other.open("r+") as file, pytest.raises(OSError, match="temporarily unavailable"):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert said() == []
+
+
+def test_a_lock_that_can_not_be_had_again_is_said_to_be_lost(said: Callable[[], list[str]]) -> None:
+    """Nor does anybody wait for it: routes count as other, and no turn is taken."""
+    board = Scoreboard.private()
+
+    def work() -> tuple[bool, bool, str | None, list[str]]:
+        os.close(board._file._fd)
+        return board.try_lock(), board.try_lock(), board.admit("/a"), said()
+
+    *answers, lines = in_child(work)
+
+    assert answers == [False, False, "other"]
+    assert len(lines) == 1
+    assert "has lost the pool's lock" in lines[0]
+    board.close()
+
+
+def test_the_supervisor_holds_its_file_again(board: Scoreboard, said: Callable[[], list[str]]) -> None:
+    """What the application has closed in the supervisor is opened anew, else it is said."""
+    assert board.path is not None
+
+    def mend() -> tuple[bool, bool, list[str]]:
+        board._owner = os.getpid()
+        os.close(board._file._fd)
+        with open(str(board.path), "rb") as file:
+            before = _can_lock(file.fileno())
+        board.mend()
+        board.mend()
+        with open(str(board.path), "rb") as file:
+            return before, _can_lock(file.fileno()), said()
+
+    fcntl.flock(board._file._fd, fcntl.LOCK_UN)
+    before, after, lines = in_child(mend)
+
+    assert (before, after) == (True, False)
+    assert lines == []
+
+
+def _can_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return True
 
 
 def test_first_to_refuse(board: Scoreboard) -> None:
