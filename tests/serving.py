@@ -141,9 +141,7 @@ class Server:
 
     def ordered(self) -> list[int]:
         """The pids of the workers that have an order of their supervisor's."""
-        workers = {worker.generation: worker.pid for worker in self.pool().workers}
-        assert self._board is not None
-        return [workers[entry.generation] for entry in self._board.roll() if entry.order and entry.generation in workers]
+        return [worker.pid for worker in self.pool().workers if worker.ordered]
 
     def worker(self, pid: int) -> WorkerView:
         """One worker on the scoreboard."""

@@ -45,6 +45,7 @@ class Seating(Enforcing):
         process = super()._create_worker_process(i)  # type: ignore[misc]
         if self._seat is not None:
             self._seats[process.pid] = self._seat
+            self._supervisor.born_seat(self._seat.number, self._seat.generation, process.pid)
         return process
 
     def process_flush_queues(self, worker: Any) -> None:

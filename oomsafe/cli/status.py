@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 import click
@@ -15,10 +17,14 @@ from rich.text import Text
 
 from oomsafe.cli.bars import memory_bar
 from oomsafe.errors import ScoreboardError
+from oomsafe.policy.text import without_controls
 from oomsafe.policy.units import format_change, format_size
 from oomsafe.pool.places import living_boards
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.view import PoolView, WorkerView
+
+#: Seconds that the boards of one folder may take to be read, and that each is read again where its writers are met.
+PATIENCE, EACH = 2.0, 0.25
 
 
 @click.command()
@@ -31,7 +37,7 @@ def status(as_json: bool, path: str | None) -> None:
     """
     pools = _pools([path] if path else living_boards())
     if as_json:
-        print(json.dumps({"pools": [as_record(pool) for pool in pools]}))
+        print(json.dumps({"pools": [as_record(pool) for pool in pools]}, allow_nan=False))
     elif pools:
         Console().print(Group(*(render(pool) for pool in pools)))
     else:
@@ -57,7 +63,8 @@ def render(pool: PoolView) -> Table:
     )
     if pool.unserved:
         caption += f" · no worker served for {pool.unserved:.1f} s"
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", expand=False)
+    # what another user has written is text, never markup
+    table = Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left", expand=False)
     for column in ("slot", "pid", "state", "rss", "soft limit", "", "requests"):
         table.add_column(column, justify="left" if column in ("state", "") else "right", no_wrap=True)
     table.add_column("in flight", overflow="fold")
@@ -86,10 +93,19 @@ def _doing(worker: WorkerView) -> list[str]:
 
 
 def _pools(paths: list[str]) -> list[PoolView]:
-    pools = []
-    for path in paths:
-        try:
-            pools.append(Scoreboard.look(path))
-        except ScoreboardError as error:
-            print(f"oomsafe: {error}", file=sys.stderr)
+    """What can be read of them. Each folder is one user's, who may have filled it with boards that take long: that is at their own cost."""
+    pools: list[PoolView] = []
+    for folder, in_folder in groupby(paths, os.path.dirname):
+        until, left_out = time.monotonic() + PATIENCE, 0
+        for path in in_folder:
+            if time.monotonic() >= until:
+                left_out += 1
+                continue
+            try:
+                with Scoreboard.open(path) as board:
+                    pools.append(board.read(patience=min(EACH, until - time.monotonic())))
+            except ScoreboardError as error:
+                print(f"oomsafe: {without_controls(str(error))}", file=sys.stderr)
+        if left_out:
+            print(f"oomsafe: {folder}: {left_out} more pools are left out: they can't be read within {PATIENCE:.0f} s", file=sys.stderr)
     return pools

@@ -118,6 +118,8 @@ class Plugin:
         def ticking() -> None:
             try:
                 if self._supervisor is not None:
+                    for pid, worker in list(server.WORKERS.items()):
+                        self._supervisor.born(_slot(worker), pid)
                     self._supervisor.tick()
             except Exception as error:
                 self.failed("tick", error)

@@ -195,6 +195,26 @@ def command_of(pid: int, proc: str = "/proc") -> bytes:
     return read_bytes(f"{proc}/{pid}/cmdline") or b""
 
 
+def start_of_child(pid: int, proc: str = "/proc") -> int | None:
+    """start_time() of a process that this one has forked and not reaped, a zombie included; None for every other."""
+    words = (read_bytes(f"{proc}/{pid}/stat") or b"").rpartition(b") ")[2].split()
+    try:
+        return int(words[19]) if int(words[1]) == os.getpid() else None
+    except (ValueError, IndexError):
+        return None
+
+
+def may_become_another_user(proc: str = "/proc") -> bool:
+    """Whether this process, or a fork of it, may change to another user: it is root, or has CAP_SETUID (capabilities(7))."""
+    if os.geteuid() == 0:
+        return True
+    words = (read_bytes(f"{proc}/self/status") or b"").partition(b"\nCapEff:")[2].split(maxsplit=1)
+    try:
+        return bool(int(words[0], 16) & 1 << 7)
+    except (ValueError, IndexError):
+        return False
+
+
 def is_alive(pid: int, started: int, proc: str = "/proc") -> bool:
     """Whether this very process still runs; a zombie does not."""
     raw = read_bytes(f"{proc}/{pid}/stat")
@@ -223,7 +243,7 @@ def set_comm(name: str, proc: str = "/proc") -> bool:
 def _pid_taken(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:  # EPERM: it is somebody else's
         return True

@@ -14,6 +14,11 @@ def printable(raw: bytes | str, length: int = 96) -> str:
     return clean if len(clean) <= length else f"{clean[: length - 3]}..."
 
 
+def without_controls(text: str) -> str:
+    """`text` with what no reader sees replaced by ``?``: control characters, line separators, marks that turn the direction of writing."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
 def near_matches(name: str, known: list[str]) -> str:
     """`` (did you mean soft_limit?)`` for a misspelt name, or nothing when no known name is near."""
     from difflib import get_close_matches  # here: only a mistake pays for its import

@@ -1,15 +1,51 @@
-"""The memory behind a scoreboard: a file of its user alone, 0600 in a 0700 folder, or nothing but memory."""
+"""The memory behind a scoreboard, and the file that tells where it is: 0600, in a folder of its user alone.
+
+A supervisor that may change to another user (root) can't trust its workers with the file itself: who cuts
+it short, by whatever descriptor it has inherited, kills with SIGBUS whoever has it mapped. Its memory is a
+memfd that is sealed against that, and the file only names it, for readers::
+
+    oomsafe memory of 812 4711 is 5        pid, start time, and the number of the descriptor in that process
+
+Where all processes of a pool are of one user, any of them may kill the others anyway: there the file is the memory.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
-import stat
+import re
 import time
+from dataclasses import dataclass
 
 from oomsafe.errors import ScoreboardError
-from oomsafe.kernel.process import start_time
+from oomsafe.kernel.process import is_alive, may_become_another_user, start_time
 from oomsafe.pool import layout, places
+
+#: What memory is called in /proc/PID/fd.
+MEMORY = "oomsafe-scoreboard"
+
+_NAMES_MEMORY = re.compile(rb"oomsafe memory of (\d{1,10}) (\d{1,20}) is (\d{1,7})\n")
+
+#: Neither longer nor shorter, and so for ever.
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+#: Linux 6.3: asked for where vm.memfd_noexec is 2; older ones know no such flag.
+_MFD_NOEXEC_SEAL = 8
+
+
+@dataclass(frozen=True)
+class Backing:
+    """What a new scoreboard lies in."""
+
+    memory: int
+    """The descriptor of its bytes."""
+    file: int
+    """That of the file which its lock is taken on: the same, where the file is the memory."""
+    path: str | None
+    """The file's; None: it has none, and only who inherits the descriptors has it."""
+    text: bytes = b""
+    """What the file says, where it is not the memory."""
 
 
 def blank(slots: int, workers: int, server: str) -> tuple[int, bytearray]:
@@ -21,27 +57,49 @@ def blank(slots: int, workers: int, server: str) -> tuple[int, bytearray]:
     return layout.HEADER_SIZE + slots * layout.SLOT_SIZE, header
 
 
-def allocate(size: int, header: bytearray) -> tuple[int, str | None, list[str]]:
-    """A descriptor of `size` bytes that are really there and begin with `header`, its path, and what went wrong on the way."""
+def allocate(size: int, header: bytearray) -> tuple[Backing, list[str]]:
+    """`size` bytes that are really there and begin with `header`, and what went wrong on the way."""
     warnings: list[str] = []
-    name = places.board_name(os.getpid(), start_time() or 0)
+    memory = None
+    try:
+        memory = in_memory(size, header) if may_become_another_user() else None
+    except OSError as error:
+        warnings.append(
+            f"no memory can be sealed ({error}): a worker of another user could end its supervisor by cutting the scoreboard short"
+        )
+    pid, started = os.getpid(), start_time() or 0
+    name = places.board_name(pid, started)
+    text = b"" if memory is None else b"oomsafe memory of %d %d is %d\n" % (pid, started, memory)
     for folder in places.folders():
         try:
-            return _in_folder(folder, name, size, header), os.path.join(folder, name), warnings
+            file = _in_folder(folder, name, size, header, text)
         except (ScoreboardError, OSError) as error:
             warnings.append(f"no scoreboard in {folder} ({error}): trying elsewhere")
+        else:
+            return Backing(file if memory is None else memory, file, os.path.join(folder, name), text), warnings
     warnings.append("the scoreboard is in memory only: `oomsafe status` can't see this pool")
-    return in_memory(size, header), None, warnings
+    memory = in_memory(size, header) if memory is None else memory
+    return Backing(memory, memory, None), warnings
 
 
 def in_memory(size: int, header: bytearray) -> int:
-    """The same without a file: only who inherits the descriptor can have it."""
-    fd = os.memfd_create("oomsafe-scoreboard")
-    _fill(fd, size, header)
+    """The same without a file: its descriptor. Whoever has it can't cut it short."""
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create(MEMORY, flags | _MFD_NOEXEC_SEAL)
+    except OSError:
+        fd = os.memfd_create(MEMORY, flags)
+    try:
+        os.fchmod(fd, 0o600)
+        _fill(fd, size, header)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 
-def _in_folder(folder: str, name: str, size: int, header: bytearray) -> int:
+def _in_folder(folder: str, name: str, size: int, header: bytearray, text: bytes) -> int:
     folder_fd = places.open_folder(folder, create=True)
     unfinished = name + places.UNFINISHED
     try:
@@ -49,7 +107,10 @@ def _in_folder(folder: str, name: str, size: int, header: bytearray) -> int:
         fd = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder_fd)
         try:
             places.hold(fd)
-            _fill(fd, size, header)
+            if text:
+                os.write(fd, text)
+            else:
+                _fill(fd, size, header)
             # it gets its name when it is whole; unlike rename, link takes nobody else's
             os.link(unfinished, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd, follow_symlinks=False)
         except OSError:
@@ -68,27 +129,69 @@ def _fill(fd: int, size: int, header: bytearray) -> None:
     os.pwrite(fd, header, 0)
 
 
-def open_file(path: str, *, writing: bool) -> tuple[int, mmap.mmap]:
-    """A descriptor and a mapping of another process's scoreboard. Raises ScoreboardError when it is none."""
+def join(path: str) -> tuple[Backing, mmap.mmap]:
+    """In a spawned worker: its pool's memory, to be written to. Raises ScoreboardError when it is none."""
+    file, memory, size = _open(path, os.O_RDWR)
+    return Backing(memory, file, path), mmap.mmap(memory, size)
+
+
+def open_to_read(path: str) -> tuple[int, int]:
+    """(descriptor, slots) of another process's scoreboard, never to be mapped: it may be cut short. Raises ScoreboardError."""
+    file, memory, size = _open(path, os.O_RDONLY)
+    if memory != file:
+        os.close(file)
+    return memory, (size - layout.HEADER_SIZE) // layout.SLOT_SIZE
+
+
+def _open(path: str, flags: int) -> tuple[int, int, int]:
+    file = memory = places.open_board(path, flags)
     try:
-        fd = os.open(path, (os.O_RDWR if writing else os.O_RDONLY) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        memory = _memory_of(file, path, flags)
+        return file, memory, _size(memory, path)
+    except (ScoreboardError, OSError) as error:
+        for fd in {file, memory}:
+            os.close(fd)
+        raise ScoreboardError(str(error)) from error
+
+
+def _size(fd: int, path: str) -> int:
+    """In bytes. Raises ScoreboardError when it is no scoreboard."""
+    raw = os.pread(fd, layout.IDENTITY.size, 0)
+    if len(raw) == layout.IDENTITY.size:
+        magic, version, slots, slot_size = layout.IDENTITY.unpack(raw)
+        size = layout.HEADER_SIZE + slots * layout.SLOT_SIZE
+        known = (magic, version, slot_size) == (layout.MAGIC, layout.VERSION, layout.SLOT_SIZE)
+        if known and size <= min(os.fstat(fd).st_size, layout.SIZE_MAX):
+            return int(size)
+    raise ScoreboardError(f"{path} is not a scoreboard of version {layout.VERSION}")
+
+
+def _memory_of(file: int, path: str, flags: int) -> int:
+    """The descriptor of the memory that this file names, or `file` where it is the memory. Raises ScoreboardError."""
+    found = _NAMES_MEMORY.fullmatch(os.pread(file, 64, 0))
+    if found is None:
+        return file
+    pid, started, number = map(int, found.groups())
+    where = f"/proc/{pid}/fd/{number}"
+    # only root makes such files, or who has CAP_SETUID: nobody else has root open what he has open. Its workers have inherited the
+    # file and may write to it, but not name it
+    named = os.path.basename(path) == places.board_name(pid, started)
+    if not named or os.fstat(file).st_uid not in (0, os.geteuid()) or not is_alive(pid, started):
+        raise ScoreboardError(f"{path} is not a scoreboard of a living supervisor of this user")
+    try:
+        # before it is opened: by now it may be a device, and opening one can have effects
+        if not os.readlink(where).startswith(f"/memfd:{MEMORY} "):
+            raise ScoreboardError(f"{path}: supervisor {pid} has lost the descriptor of its scoreboard: it can't be read any more")
+        memory = os.open(where, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise ScoreboardError(f"{path}: {error.strerror}") from error
+        raise ScoreboardError(
+            f"{path}: the memory of supervisor {pid} can't be opened ({error.strerror}): it takes its user, and all of its capabilities"
+        ) from error
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or os.geteuid() not in (found.st_uid, 0):
-            raise ScoreboardError(f"{path} is not a scoreboard of this user")
-        protection = mmap.PROT_READ | mmap.PROT_WRITE if writing else mmap.PROT_READ
-        memory = mmap.mmap(fd, found.st_size, prot=protection) if found.st_size >= layout.HEADER_SIZE else None
-        if memory is None or not _is_board(memory, found.st_size):
-            raise ScoreboardError(f"{path} is not a scoreboard of version {layout.VERSION}")
-        return fd, memory
-    except ScoreboardError:
-        os.close(fd)
-        raise
-
-
-def _is_board(memory: mmap.mmap, size: int) -> bool:
-    magic, version, slots, slot_size = layout.IDENTITY.unpack_from(memory)
-    fits = layout.HEADER_SIZE + slots * layout.SLOT_SIZE <= size
-    return bool(magic == layout.MAGIC and version == layout.VERSION and slot_size == layout.SLOT_SIZE and fits)
+        sealed = fcntl.fcntl(memory, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+    except OSError:
+        sealed = False
+    if not sealed or not is_alive(pid, started):
+        os.close(memory)
+        raise ScoreboardError(f"{path} is not a scoreboard of a living supervisor of this user")
+    return memory

@@ -38,12 +38,19 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
 
 Each slot has one writer, its worker, but for the order and what stands at 144; the header and the totals have one, the supervisor (at
 20, 22 and 128 write the workers, under the lock). Whoever reads takes a copy, and again if a sequence was odd or has moved meanwhile.
+
+Every worker can write every byte, and may run as another user than its supervisor. So the supervisor only writes what it knows for
+itself (who has which slot, the totals), and whatever is read here is checked against its range.
 """
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from oomsafe.policy.text import without_controls
 
 MAGIC = b"oomsafe\0"
 VERSION = 4
@@ -78,6 +85,16 @@ CELL = struct.Struct(f"<xB6xdq{CELL_NAME}sB")
 #: Where in a cell it says whether it is in use.
 IN_USE = CELL_SIZE - 1
 SEQUENCE = struct.Struct("<Q")
+
+#: No scoreboard has more slots: who reads one that is not to be trusted reads no more.
+SLOTS_MAX = 1024
+SIZE_MAX = HEADER_SIZE + SLOTS_MAX * SLOT_SIZE
+
+#: Where a counter stays once it has come there.
+COUNT_MAX = (1 << 64) - 1
+
+#: No clock shows more seconds: the year 5138.
+SECONDS_MAX = 1e11
 
 #: Upper ends of the growth buckets in bytes; the last bucket has none.
 BOUNDS = (0, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 20, 1 << 30)
@@ -139,14 +156,14 @@ class Counters:
         return dict(zip(REASONS, self.recycles, strict=False))
 
     def add(self, other: Counters) -> None:
-        """Add another's counts to these."""
-        self.work += other.work
-        self.reclaims += other.reclaims
-        self.reclaimed += other.reclaimed
-        self.recycles = [a + b for a, b in zip(self.recycles, other.recycles, strict=True)]
+        """Add another's counts to these. At COUNT_MAX they stay, so that a sum can be written wherever its parts could."""
+        self.work, self.reclaims, self.reclaimed = _sums(
+            (self.work, self.reclaims, self.reclaimed), (other.work, other.reclaims, other.reclaimed)
+        )
+        self.recycles = _sums(self.recycles, other.recycles)
         for name, row in other.routes.items():
             mine = self.route(name)
-            mine[:] = [a + b for a, b in zip(mine, row, strict=True)]
+            mine[:] = _sums(mine, row)
 
     def pack(self) -> bytes:
         """As they stand on the scoreboard; names of routes are cut at 64 bytes."""
@@ -163,8 +180,8 @@ class Counters:
             name, *row = _ROUTE.unpack_from(raw, offset)
             if not name.strip(b"\0"):
                 break
-            mine = counters.routes.setdefault(as_text(name), [0] * len(row))
-            mine[:] = [a + b for a, b in zip(mine, row, strict=True)]
+            mine = counters.routes.setdefault(without_controls(as_text(name)), [0] * len(row))
+            mine[:] = _sums(mine, row)
         return counters
 
 
@@ -185,8 +202,22 @@ def write(memory: memoryview, at: int, form: struct.Struct, *values: object) -> 
 
 
 def optional(figure: int) -> int | None:
-    """A figure as it is read: -1 is None."""
-    return None if figure == -1 else figure
+    """A figure as it is read: -1 is None, and so is every other that is no size."""
+    return None if figure < 0 else figure
+
+
+def seconds(figure: float) -> float | None:
+    """A point of time as it is read, in seconds; None for what no clock shows (NaN, an infinity, before 0)."""
+    return figure if math.isfinite(figure) and 0 <= figure <= SECONDS_MAX else None
+
+
+def count(figure: int) -> int:
+    """A sequence or a number of something that can't be written as it is: it begins anew behind COUNT_MAX."""
+    return figure & COUNT_MAX
+
+
+def _sums(some: Iterable[int], others: Iterable[int]) -> list[int]:
+    return [min(a + b, COUNT_MAX) for a, b in zip(some, others, strict=True)]
 
 
 def stored(figure: int | None) -> int:

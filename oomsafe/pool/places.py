@@ -8,6 +8,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import children_of, is_alive
@@ -15,7 +16,11 @@ from oomsafe.kernel.process import children_of, is_alive
 #: Memory that every user may use.
 SHM = "/dev/shm"  # noqa: S108  what is made in it is 0700, and looked at before use
 
-_NAME = re.compile(r"(\d+)-(\d+)\.board")
+_NAME = re.compile(r"(\d{1,10})-(\d{1,20})\.board")
+_FOLDER = re.compile(r"oomsafe-(\d{1,10})")
+
+#: So many entries of a folder are looked at: whose it is may have filled it.
+ENTRIES_MAX = 4096
 
 _TURN = re.compile(r"(\d+)-(\d+)\.turn")
 
@@ -68,7 +73,8 @@ def living_boards() -> list[str]:
     found = []
     for path in _all_folders():
         try:
-            names = sorted(os.listdir(path))
+            with os.scandir(path) as entries:
+                names = sorted(entry.name for entry in islice(entries, ENTRIES_MAX))
         except OSError:  # not there, or not ours
             continue
         for name in names:
@@ -76,6 +82,34 @@ def living_boards() -> list[str]:
             if match and is_alive(int(match[1]), int(match[2])):
                 found.append(os.path.join(path, name))
     return found
+
+
+def open_board(path: str, flags: int) -> int:
+    """A descriptor of the file `path`, which is its user's, or for root another's. Raises ScoreboardError.
+
+    A folder whose name says whose it is must be that user's, and so must the file.
+    """
+    folder, name = os.path.split(path)
+    match = _FOLDER.fullmatch(os.path.basename(folder))
+    nofollow = os.O_NOFOLLOW if match else 0
+    folder_fd = -1
+    try:
+        folder_fd = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | nofollow)
+        within = os.fstat(folder_fd)
+        if match and within.st_uid != int(match[1]):
+            raise ScoreboardError(f"{path} is not used: its folder belongs to user {within.st_uid}")
+        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder_fd)
+        found = os.fstat(fd)
+        owner = within.st_uid if match else found.st_uid
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != owner or os.geteuid() not in (owner, 0):
+            os.close(fd)
+            raise ScoreboardError(f"{path} is not a scoreboard of this user")
+    except OSError as error:
+        raise ScoreboardError(f"{path}: {error.strerror}") from error
+    finally:
+        if folder_fd >= 0:
+            os.close(folder_fd)
+    return fd
 
 
 def board_of(supervisor: int) -> str | None:
@@ -121,6 +155,14 @@ def _all_folders() -> list[str]:
     if os.geteuid() != 0:
         return mine
     parents = {os.path.dirname(path) for path in mine}
-    return sorted(
-        {entry.path for parent in parents for entry in os.scandir(parent) if re.fullmatch(r"oomsafe-\d+", entry.name)} | set(mine)
-    )
+    return sorted({entry.path for parent in parents for entry in os.scandir(parent) if _is_its_owners(entry)} | set(mine))
+
+
+def _is_its_owners(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder of the user whom its name tells: anybody may have made one of that name first."""
+    match = _FOLDER.fullmatch(entry.name)
+    try:
+        found = entry.stat(follow_symlinks=False) if match else None
+    except OSError:  # removed meanwhile
+        return False
+    return match is not None and found is not None and stat.S_ISDIR(found.st_mode) and found.st_uid == int(match[1])

@@ -1,7 +1,10 @@
 """The scoreboard: what the processes of one pool know of each other, in one shared mapping (see layout.py).
 
-The supervisor makes it, in a 0700 folder, 0600; workers inherit the mapping over their fork. It
-survives its writers' SIGKILL, and anyone who may read the file reads the whole pool from it.
+The supervisor makes it (see backing.py); workers inherit the mapping over their fork. It survives its
+writers' SIGKILL, and anyone who may read its file reads the whole pool from it.
+
+Workers may be of another user than their supervisor, so that one believes nothing that stands there and could hurt: who has
+which slot, the generations and the totals it keeps for itself, and writes them for others to read.
 """
 
 from __future__ import annotations
@@ -9,19 +12,22 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from oomsafe.errors import ScoreboardError
-from oomsafe.kernel.process import is_alive
+from oomsafe.kernel.process import is_alive, start_of_child, start_time
 from oomsafe.policy.decide import Order
 from oomsafe.policy.trend import Growth
 from oomsafe.pool import backing, layout, places
+from oomsafe.pool.backing import Backing
 from oomsafe.pool.layout import Counters, optional, stored
 from oomsafe.pool.lock import Kept, PoolLock
+from oomsafe.pool.log import log
 from oomsafe.pool.slot import Slot, order_of
 
 if TYPE_CHECKING:
+    from oomsafe.pool.reader import Reader
     from oomsafe.pool.view import PoolView
 
 #: A slot that was reserved this long ago, in seconds, and never claimed belongs to a fork that failed.
@@ -56,18 +62,38 @@ class InHand(NamedTuple):
     """What it held when that began, in bytes."""
 
 
-class Scoreboard:
-    """One pool's shared memory. Made by create() or opened by open(); close() when done."""
+@dataclass
+class Tenant:
+    """Who has a slot, as the supervisor knows it for itself."""
 
-    def __init__(self, fd: int, memory: mmap.mmap, path: str | None) -> None:
-        self.path = path
+    generation: int
+    reserved: float
+    """Seconds since 1970."""
+    pid: int = 0
+    """Of the process that the supervisor has started for it; 0: it has not heard of that yet."""
+    started: int = 0
+
+
+class Scoreboard:
+    """One pool's shared memory. Made by create() or joined by join(); close() when done."""
+
+    def __init__(self, where: Backing, memory: mmap.mmap, supervisor: int = 0) -> None:
+        """`supervisor` is this process's pid, if it is the one."""
+        self.path = where.path
         """None where no folder could hold it: then only the pool itself can read it."""
-        self._file = Kept(fd, path)
-        self._lock = PoolLock(self._file)
         self._mmap = memory
         self._memory = memoryview(memory)
         self.slots = int(layout.IDENTITY.unpack_from(self._memory)[2])
-        self._owner = os.getpid()
+        self._owner = supervisor
+        self._file = Kept(where.file, where.path)
+        self._named = None if where.memory == where.file else Kept(where.memory, None)
+        """What the file names: those who read it from outside need it to be open."""
+        self._text = where.text
+        self._lock = PoolLock(self._file)
+        # the supervisor's own
+        self._tenants: dict[int, Tenant] = {}
+        self._generations = 0
+        self._totals = Counters()
 
     @classmethod
     def create(cls, workers: int, server: str) -> tuple[Scoreboard, list[str]]:
@@ -75,35 +101,39 @@ class Scoreboard:
 
         It has room for twice the workers and some more, for replacements and for SIGTTIN.
         """
-        size, header = backing.blank(max(32, 2 * workers + 8), workers, server)
-        fd, path, warnings = backing.allocate(size, header)
-        return cls(fd, mmap.mmap(fd, size), path), warnings
+        size, header = backing.blank(min(max(32, 2 * workers + 8), layout.SLOTS_MAX), workers, server)
+        where, warnings = backing.allocate(size, header)
+        return cls(where, mmap.mmap(where.memory, size), os.getpid()), warnings
 
     @classmethod
     def private(cls, slots: int = 1) -> Scoreboard:
         """One that only this process sees, and what it forks."""
         size, header = backing.blank(slots, slots, "")
         fd = backing.in_memory(size, header)
-        return cls(fd, mmap.mmap(fd, size), None)
+        return cls(Backing(fd, fd, None), mmap.mmap(fd, size), os.getpid())
 
     @classmethod
-    def open(cls, path: str, *, writing: bool = False) -> Scoreboard:
-        """Another process's scoreboard, to read; `writing` is for one of its workers. Raises ScoreboardError when it is none."""
-        return cls(*backing.open_file(path, writing=writing), path)
+    def join(cls, path: str) -> Scoreboard:
+        """In a spawned worker: its pool's scoreboard. Raises ScoreboardError when it is none."""
+        return cls(*backing.join(path))
 
-    @classmethod
-    def look(cls, path: str) -> PoolView:
+    @staticmethod
+    def open(path: str) -> Reader:
+        """Another process's scoreboard, to read. Raises ScoreboardError when it is none."""
+        from oomsafe.pool.reader import Reader  # here: a worker reads its own
+
+        return Reader(path)
+
+    @staticmethod
+    def look(path: str) -> PoolView:
         """One look at another process's scoreboard. Raises ScoreboardError when it is none."""
-        board = cls.open(path)
-        try:
+        with Scoreboard.open(path) as board:
             return board.read()
-        finally:
-            board.close()
 
     def describe(self, *, workers: int, turns: int, limit: int | None, budget: int | None) -> None:
         """The supervisor says what the pool is; all but `workers` and `turns` in bytes."""
-        generations, *_, server = layout.POOL.unpack_from(self._memory, layout.POOL_AT)
-        figures = (generations, workers, turns, stored(limit), stored(budget), server)
+        server = layout.POOL.unpack_from(self._memory, layout.POOL_AT)[-1]
+        figures = (self._generations, workers, turns, stored(limit), stored(budget), server)
         layout.write(self._memory, layout.POOL_AT, layout.POOL, *figures)
         # new limits deserve a new verdict
         layout.write(self._memory, layout.REFUSED_AT, layout.REFUSED, 0)
@@ -121,7 +151,7 @@ class Scoreboard:
 
     @settled.setter
     def settled(self, count: int) -> None:
-        layout.write(self._memory, layout.SETTLED_AT, layout.SETTLED, count)
+        layout.write(self._memory, layout.SETTLED_AT, layout.SETTLED, min(count, 0xFFFF))
 
     def first_to_refuse(self, which: int) -> bool:
         """Whether this worker is the pool's first to refuse this limit (layout.REFUSES_SOFT and so on), and should say so."""
@@ -165,29 +195,56 @@ class Scoreboard:
         That of a dead worker only when no other is free: its supervisor, which may reap others first,
         still has to read there what it died with.
         """
-        number = self._first(self._is_free)
+        number = next((number for number in range(self.slots) if number not in self._tenants), None)
         if number is None:
-            number = self._first(self._abandoned)
+            number = next((number for number, tenant in self._tenants.items() if self._has_gone(number, tenant)), None)
         if number is None:
             return None
         self.release(number)
+        self._generations += 1
+        self._tenants[number] = tenant = Tenant(self._generations, time.time())
         at = self._offset(number)
-        generation, *rest = layout.POOL.unpack_from(self._memory, layout.POOL_AT)
-        layout.write(self._memory, layout.POOL_AT, layout.POOL, generation + 1, *rest)
-        layout.write(self._memory, at + layout.OWNER_AT, layout.OWNER, 0, 0, generation + 1, time.time())
+        _, *rest = layout.POOL.unpack_from(self._memory, layout.POOL_AT)
+        layout.write(self._memory, layout.POOL_AT, layout.POOL, self._generations, *rest)
+        self._memory[at : at + layout.SLOT_SIZE] = bytes(layout.SLOT_SIZE)
+        layout.write(self._memory, at + layout.OWNER_AT, layout.OWNER, 0, 0, tenant.generation, tenant.reserved)
         layout.write(self._memory, at, layout.STATE, layout.STARTING)
-        return Slot(self._memory, at, number, generation + 1)
+        return Slot(self._memory, at, number, tenant.generation)
 
-    def _first(self, fits: Callable[[int], bool]) -> int | None:
-        return next((number for number in range(self.slots) if fits(self._offset(number))), None)
+    def born(self, number: int, generation: int, pid: int) -> None:
+        """In the supervisor, once it has started a process for this slot, and as often as it likes."""
+        tenant = self._tenants.get(number)
+        if tenant is not None and tenant.generation == generation and tenant.pid != pid:
+            started = start_of_child(pid)
+            if started is not None:
+                tenant.pid, tenant.started = pid, started
 
-    def _is_free(self, at: int) -> bool:
-        return bool(layout.STATE.unpack_from(self._memory, at)[0] == layout.FREE)
+    @property
+    def processes(self) -> list[tuple[int, int]]:
+        """(pid, start time) of the workers that born() was told of, for the supervisor to act on.
+
+        They have claimed their slot, too: before, they have not raised their own score yet.
+        """
+        return [(tenant.pid, tenant.started) for number, tenant in self._tenants.items() if tenant.pid and self._claimed(number)]
+
+    def _identity(self, number: int) -> tuple[int, int, int] | None:
+        """In the supervisor: (pid, start time, generation) of who is in this slot, pid 0: it is not known yet; None: nobody.
+
+        Before born() the worker's word is taken, if that names a child of this process, or itself.
+        """
+        tenant = self._tenants.get(number)
+        if tenant is None:
+            return None
+        if tenant.pid:
+            return tenant.pid, tenant.started, tenant.generation
+        pid = self._claimed(number)
+        started = (start_time() or 0) if pid == os.getpid() else start_of_child(pid) if pid else None
+        return (0, 0, tenant.generation) if started is None else (pid, started, tenant.generation)
 
     def slot(self, number: int, generation: int) -> Slot:
         """In a spawned worker: the slot that was reserved for it. Raises ScoreboardError when it is another's by now."""
         at = self._offset(number)
-        if number >= self.slots or not self._is_of(at, generation):
+        if number >= self.slots or layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)[2] != generation:
             raise ScoreboardError(f"slot {number} of {self.path} is another worker's")
         return Slot(self._memory, at, number, generation)
 
@@ -197,64 +254,89 @@ class Scoreboard:
         With its `generation`, nothing happens when the slot is another's by now: a supervisor may
         hear of a death long after reserve() has seen it.
         """
+        tenant = self._tenants.get(number)
+        if tenant is None or (generation is not None and tenant.generation != generation):
+            return
         at = self._offset(number)
-        if layout.STATE.unpack_from(self._memory, at)[0] == layout.FREE:
-            return
-        if generation is not None and not self._is_of(at, generation):
-            return
-        totals = Counters.unpack(self._memory[layout.TOTALS_AT : layout.TOTALS_AT + layout.COUNTERS_SIZE].tobytes())
         counters_at = at + layout.COUNTERS_AT
-        totals.add(Counters.unpack(self._memory[counters_at : counters_at + layout.COUNTERS_SIZE].tobytes()))
-        packed = totals.pack()
+        self._totals.add(Counters.unpack(self._memory[counters_at : counters_at + layout.COUNTERS_SIZE].tobytes()))
+        packed = self._totals.pack()
         (sequence,) = layout.SEQUENCE.unpack_from(self._memory, layout.SEQUENCE_AT)
-        layout.write(self._memory, layout.SEQUENCE_AT, layout.SEQUENCE, sequence + 1)
+        sequence += sequence % 2
+        layout.write(self._memory, layout.SEQUENCE_AT, layout.SEQUENCE, layout.count(sequence + 1))
         self._memory[layout.TOTALS_AT : layout.TOTALS_AT + len(packed)] = packed
         self._memory[at : at + layout.SLOT_SIZE] = bytes(layout.SLOT_SIZE)
-        layout.write(self._memory, layout.SEQUENCE_AT, layout.SEQUENCE, sequence + 2)
+        layout.write(self._memory, layout.SEQUENCE_AT, layout.SEQUENCE, layout.count(sequence + 2))
+        self._tenants.pop(number, None)
 
     def read(self) -> PoolView:
         """The whole pool, as one consistent copy."""
         from oomsafe.pool.view import read_pool  # here: most workers are never asked
 
-        return read_pool(self._memory, self.slots)
+        if os.getpid() != self._owner:
+            return read_pool(self._fetch, self.slots)
+        return replace(read_pool(self._fetch, self.slots, self._identity), supervisor=self._owner)
+
+    def _fetch(self, at: int, length: int) -> bytes:
+        return self._memory[at : at + length].tobytes()
 
     def roll(self) -> list[Entry]:
-        """Every worker that has a slot, with what a schedule needs. One that has died is there until it is released."""
+        """In the supervisor: every worker that has a slot, with what a schedule needs. One that has died is there until it is released."""
         entries = []
         for number in range(self.slots):
+            tenant = self._tenants.get(number)
             at = self._offset(number)
             state = layout.STATE.unpack_from(self._memory, at)[0]
-            pid, _, generation, reserved = layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)
-            if state != layout.FREE and (pid or time.time() - reserved <= RESERVED_FOR):
-                rss, _, baseline, soft, hard = map(optional, layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)[:5])
-                used, *paces = layout.NEED.unpack_from(self._memory, at + layout.NEED_AT)
-                order = order_of(layout.ORDER.unpack_from(self._memory, at + layout.ORDER_AT)[0])
-                # before the first time it has published, the zeros are no figures
-                used = used if layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)[-1] else -1
-                growth = Growth(*(float(max(0, pace)) for pace in paces))
-                entries.append(Entry(number, generation, state, rss, baseline, soft, hard, optional(used), growth, order))
+            if tenant is not None and state != layout.FREE and not self._was_never_born(number, tenant):
+                entries.append(self._entry(number, tenant.generation, state))
         return entries
+
+    def _entry(self, number: int, generation: int, state: int) -> Entry:
+        at = self._offset(number)
+        rss, _, baseline, soft, hard, *_, published = layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)
+        used, *paces = layout.NEED.unpack_from(self._memory, at + layout.NEED_AT)
+        order = order_of(layout.ORDER.unpack_from(self._memory, at + layout.ORDER_AT)[0])
+        return Entry(
+            number, generation, state, optional(rss), optional(baseline), optional(soft), optional(hard),
+            # before the first time it has published, the zeros are no figures
+            optional(used) if published else None,
+            Growth(*(float(max(0, pace)) for pace in paces)), order,
+        )  # fmt: skip
+
+    def _claimed(self, number: int) -> int:
+        """The pid that a worker has written into this slot; 0: none has yet."""
+        return int(layout.WORD.unpack_from(self._memory, self._offset(number) + layout.PID_AT)[0])
+
+    def _was_never_born(self, number: int, tenant: Tenant) -> bool:
+        return not tenant.pid and not self._claimed(number) and time.time() - tenant.reserved > RESERVED_FOR
+
+    def _has_gone(self, number: int, tenant: Tenant) -> bool:
+        """Whether the worker of this slot is dead, or its fork has failed."""
+        if tenant.pid:
+            return not is_alive(tenant.pid, tenant.started)
+        pid, started = layout.OWNER.unpack_from(self._memory, self._offset(number) + layout.OWNER_AT)[:2]
+        return not is_alive(pid, started) if pid else self._was_never_born(number, tenant)
 
     def give_order(self, number: int, generation: int, order: Order) -> None:
         """In the supervisor: this worker is to drain, now or when it is over its limit."""
-        at = self._offset(number)
-        if self._is_of(at, generation):
-            layout.write(self._memory, at + layout.ORDER_AT, layout.ORDER, order)
+        if self._is_of(number, generation):
+            layout.write(self._memory, self._offset(number) + layout.ORDER_AT, layout.ORDER, order)
 
     @property
     def has_room(self) -> bool:
         """Whether a slot is left for one more worker."""
-        return self._first(self._is_free) is not None
+        return len(self._tenants) < self.slots
 
     def in_hand(self) -> list[InHand]:
-        """The workers that are inside a piece of work which has a ticket."""
+        """In the supervisor: the workers that are inside a piece of work which has a ticket."""
         found = []
         for number in range(self.slots):
             at = self._offset(number)
             ticket, rss = layout.HAND.unpack_from(self._memory, at + layout.HAND_AT)
-            if ticket:
-                pid, started, generation, _ = layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)
-                found.append(InHand(number, generation, pid, started, ticket, rss))
+            who = self._identity(number) if ticket else None
+            if who is not None and who[0]:
+                pid, started, generation = who
+                found.append(InHand(number, generation, pid, started, ticket, optional(rss) or 0))
         return found
 
     def hand(self, number: int, generation: int) -> tuple[int, int]:
@@ -262,20 +344,20 @@ class Scoreboard:
 
         Zeros: of none.
         """
-        at = self._offset(number)
-        ticket, rss = layout.HAND.unpack_from(self._memory, at + layout.HAND_AT) if self._is_of(at, generation) else (0, 0)
-        return ticket, rss
+        if not self._is_of(number, generation):
+            return 0, 0
+        ticket, rss = layout.HAND.unpack_from(self._memory, self._offset(number) + layout.HAND_AT)
+        return ticket, optional(rss) or 0
 
     def tell_of_limit(self, number: int, generation: int, ticket: int, used: int, limit: int) -> None:
         """In the supervisor: this work is over its soft limit; both figures in bytes."""
-        at = self._offset(number)
-        if self._is_of(at, generation):
-            layout.write(self._memory, at + layout.TOLD_AT, layout.TOLD, ticket, used, limit)
+        if self._is_of(number, generation):
+            layout.write(self._memory, self._offset(number) + layout.TOLD_AT, layout.TOLD, ticket, used, limit)
 
     def has_heeded(self, number: int, generation: int, ticket: int) -> bool:
         """Whether this work, which was told of its limit, has heard of it, or is this worker's no more."""
-        at = self._offset(number)
-        return not self._is_of(at, generation) or layout.TOLD.unpack_from(self._memory, at + layout.TOLD_AT)[0] != ticket
+        at = self._offset(number) + layout.TOLD_AT
+        return not self._is_of(number, generation) or layout.TOLD.unpack_from(self._memory, at)[0] != ticket
 
     @property
     def schedule(self) -> tuple[float, int]:
@@ -327,6 +409,12 @@ class Scoreboard:
         file = self._file.get()
         if file is not None and not was_open:
             places.hold(file)
+        if file is not None and self._text and os.pread(file, 64, 0) != self._text:  # a worker has it open, too
+            os.pwrite(file, self._text, 0)
+            os.ftruncate(file, len(self._text))
+        if self._named is not None and not self._named.is_open:
+            self._named = None
+            log.warning("the application has closed the scoreboard's descriptor: `oomsafe status` can't see this pool any more")
 
     def remove(self) -> None:
         """Remove the file; the mapping stays for those who have it. Only its supervisor does."""
@@ -341,11 +429,13 @@ class Scoreboard:
         """Let go of the mapping. Slots that were handed out must not be used any more."""
         self._memory.release()
         self._mmap.close()
-        self._file.close()
+        for kept in filter(None, (self._file, self._named)):
+            kept.close()
 
-    def _is_of(self, at: int, generation: int) -> bool:
-        """Whether the slot there is this worker's: a supervisor may speak of one that is gone."""
-        return bool(layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)[2] == generation)
+    def _is_of(self, number: int, generation: int) -> bool:
+        """Whether the slot is this worker's: a supervisor may speak of one that is gone."""
+        tenant = self._tenants.get(number)
+        return tenant is not None and tenant.generation == generation
 
     def _offset(self, number: int) -> int:
         return layout.HEADER_SIZE + number * layout.SLOT_SIZE

@@ -45,7 +45,7 @@ class Seat:
         board, slot = self.board, None
         try:
             if board is None and self.path is not None:
-                board = Scoreboard.open(self.path, writing=True)
+                board = Scoreboard.join(self.path)
             if board is not None and self.number is not None and self.generation is not None:
                 slot = board.slot(self.number, self.generation)
         except ScoreboardError as error:
@@ -77,11 +77,11 @@ def raise_own_score(policy: Policy) -> None:
 
 def enlist(policy: Policy, supervisor: int, step: int, slot: Slot | None) -> None:
     """In a worker, before it drops privileges: its slot, its name, its score."""
-    if slot is not None:
-        slot.claim()
-        set_comm(comm_of(supervisor, slot))
     try:
         if not policy.dry_run:
             raise_score(step)
     except ScoreRefused as error:
         log.warning("%s", error)
+    if slot is not None:
+        slot.claim()  # behind its score, which the supervisor raises from now on: by a step once, not twice
+        set_comm(comm_of(supervisor, slot))

@@ -11,6 +11,7 @@ from functools import partial
 
 from oomsafe.kernel.process import COMM_LENGTH, start_time
 from oomsafe.policy.decide import Order
+from oomsafe.policy.readers import SCORE_MAX
 from oomsafe.policy.trend import Growth
 from oomsafe.pool import layout
 from oomsafe.pool.forks import own
@@ -46,11 +47,11 @@ class Figures:
 
     @classmethod
     def unpack(cls, slot: bytes) -> Figures:
-        """The figures in the bytes of a slot."""
+        """The figures in the bytes of a slot; what is out of its range is not known."""
         rss, peak, baseline, soft, hard, pss, uss, score, in_flight, _ = layout.FIGURES.unpack_from(slot, layout.FIGURES_AT)
         return cls(
             optional(rss), optional(peak), optional(baseline), optional(soft), optional(hard), optional(pss), optional(uss),
-            None if score == _NO_SCORE else score, in_flight,
+            score if abs(score) <= SCORE_MAX else None, optional(in_flight) or 0,
         )  # fmt: skip
 
 

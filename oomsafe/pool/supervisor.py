@@ -85,6 +85,16 @@ class Supervisor:
             log.warning("all %d slots of the scoreboard are taken: the new worker is not seen by the pool", self.board.slots)
         return slot
 
+    def born(self, slot: Slot | None, pid: int | None) -> None:
+        """In the supervisor, after the fork, and as often as it likes: the process that it has started for this slot."""
+        if slot is not None:
+            self.born_seat(slot.number, slot.generation, pid)
+
+    def born_seat(self, number: int | None, generation: int | None, pid: int | None) -> None:
+        """The same, of a spawned worker."""
+        if self.board is not None and number is not None and generation is not None and pid and os.getpid() == self.pid:
+            self.board.born(number, generation, pid)
+
     def enlist(self, slot: Slot | None) -> None:
         """In the new worker, right after the fork and before it drops privileges: its slot, its name, its score."""
         enlist(self.policy, self.pid, self._step(), slot)
@@ -196,10 +206,11 @@ class Supervisor:
         if own is None:
             return
         wanted = clamp_score(own + self._step())
-        for worker in self.board.read().workers if self.board else ():
-            present = read_score(worker.pid)
-            if present is not None and present < wanted and is_alive(worker.pid, worker.started):
-                self._rescore(worker.pid, wanted)
+        # a worker may have written any pid into its slot
+        for pid, started in self.board.processes if self.board else ():
+            present = read_score(pid)
+            if present is not None and present < wanted and is_alive(pid, started):
+                self._rescore(pid, wanted)
 
     def _rescore(self, pid: int, wanted: int) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from oomsafe.kernel.process import is_alive
@@ -12,8 +13,17 @@ from oomsafe.pool import layout
 from oomsafe.pool.layout import Counters, as_text, optional
 from oomsafe.pool.slot import Figures
 
-#: How often a copy is tried anew when a writer was met, before it is taken as it is.
-TRIES = 500
+#: Seconds for which a copy is tried anew where writers are met, all slots together, before they are taken as they are.
+PATIENCE = 0.1
+
+#: In so many tries one is made sure that a writer which seems to be in the middle still lives.
+ASK_AFTER = 20
+
+Fetch = Callable[[int, int], bytes]
+"""The bytes of a scoreboard: where they begin, how many."""
+
+Known = Callable[[int], tuple[int, int, int] | None]
+"""Who is in a slot: pid (0: not known), start time, generation, for who need not believe what stands there; None: nobody."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class WorkerView:
     """Seconds since 1970; None before the first time."""
     counters: Counters
     in_flight: list[InFlight]
+    ordered: bool = False
+    """Whether its supervisor has ordered it to go, now or when it is over its limit."""
 
 
 @dataclass(frozen=True)
@@ -64,82 +76,95 @@ class PoolView:
     """Seconds in which no worker served, since the first one came to."""
 
 
-def read_pool(memory: memoryview, slots: int) -> PoolView:
-    """A consistent copy: read again while the supervisor folds a slot into the totals."""
-    for _ in range(TRIES):
-        (before,) = layout.SEQUENCE.unpack_from(memory, layout.SEQUENCE_AT)
-        view = _read_once(memory, slots)
-        (after,) = layout.SEQUENCE.unpack_from(memory, layout.SEQUENCE_AT)
-        if before == after and not before % 2:
-            break
+def read_pool(fetch: Fetch, slots: int, known: Known | None = None, patience: float = PATIENCE) -> PoolView:
+    """A consistent copy, for which it tries at most `patience` seconds. Raises only what `fetch` does."""
+    until = time.monotonic() + patience
+    while True:
+        before = _sequence(fetch)
+        view = _read_once(fetch, slots, known, until)
+        # read again while the supervisor folds a slot into the totals
+        if (before == _sequence(fetch) and not before % 2) or time.monotonic() >= until:
+            return view
         time.sleep(0.0002)
-    return view
 
 
 def view_alone(slot: bytes) -> PoolView:
     """A pool of one, which has no scoreboard: the worker whose slot has these bytes."""
-    worker = _worker(slot, 0)
+    worker = _worker(slot, 0, layout.OWNER.unpack_from(slot, layout.OWNER_AT)[:3])
     counters = Counters()
-    if worker is not None:
-        counters.add(worker.counters)
-    workers = [worker] if worker else []
-    return PoolView("", 0, 0, time.time(), 1, 1, None, None, workers, counters)
+    counters.add(worker.counters)
+    return PoolView("", 0, 0, time.time(), 1, 1, None, None, [worker], counters)
 
 
-def _read_once(memory: memoryview, slots: int) -> PoolView:
-    pid, started, created = layout.SUPERVISOR.unpack_from(memory, layout.SUPERVISOR_AT)
-    _, wanted, turns, limit, budget, server = layout.POOL.unpack_from(memory, layout.POOL_AT)
-    totals = Counters.unpack(memory[layout.TOTALS_AT : layout.TOTALS_AT + layout.COUNTERS_SIZE].tobytes())
+def _sequence(fetch: Fetch) -> int:
+    return int(layout.SEQUENCE.unpack(fetch(layout.SEQUENCE_AT, layout.SEQUENCE.size))[0])
+
+
+def _read_once(fetch: Fetch, slots: int, known: Known | None, until: float) -> PoolView:
+    header = fetch(0, layout.HEADER_SIZE)
+    pid, started, created = layout.SUPERVISOR.unpack_from(header, layout.SUPERVISOR_AT)
+    _, wanted, turns, limit, budget, server = layout.POOL.unpack_from(header, layout.POOL_AT)
+    totals = Counters.unpack(header[layout.TOTALS_AT : layout.TOTALS_AT + layout.COUNTERS_SIZE])
     workers = []
-    for number in range(slots):
-        copy = _copy_slot(memory, layout.HEADER_SIZE + number * layout.SLOT_SIZE)
-        worker = _worker(copy, number) if copy else None
-        if worker is None:
+    for number, copy in _copies(fetch, slots, until):
+        who = layout.OWNER.unpack_from(copy, layout.OWNER_AT)[:3] if known is None else known(number)
+        if who is None:
             continue
-        totals.add(worker.counters)
+        worker = _worker(copy, number, who)
         # the dead count until the supervisor has folded them, and are shown no more
-        if is_alive(worker.pid, worker.started):
+        totals.add(worker.counters)
+        if worker.pid and worker.state != layout.STATES[layout.FREE] and is_alive(worker.pid, worker.started):
             workers.append(worker)
     return PoolView(
-        as_text(server), pid, started, created, wanted, turns, optional(limit), optional(budget), workers, totals, _unserved(memory)
+        printable(as_text(server)), pid, started, layout.seconds(created) or 0.0, max(0, wanted), max(0, turns),
+        optional(limit), optional(budget), workers, totals, _unserved(header),
     )  # fmt: skip
 
 
-def _unserved(memory: memoryview) -> float:
-    since, before = layout.UNSERVED.unpack_from(memory, layout.UNSERVED_AT)
+def _unserved(header: bytes) -> float:
+    since, before = layout.UNSERVED.unpack_from(header, layout.UNSERVED_AT)
     seconds = before + (time.monotonic() - since if since else 0.0)
     return seconds if math.isfinite(seconds) and seconds > 0 else 0.0
 
 
-def _copy_slot(memory: memoryview, at: int) -> bytes | None:
-    """The bytes of a slot that is in use, not caught while its worker publishes."""
-    copy = b""
-    for tried in range(TRIES):
-        # before and after, and not from the copy itself: memcpy has an order of its own
-        (sequence,) = layout.SEQUENCE.unpack_from(memory, at + layout.SLOT_SEQUENCE_AT)
-        copy = memory[at : at + layout.SLOT_SIZE].tobytes()
-        (now,) = layout.SEQUENCE.unpack_from(memory, at + layout.SLOT_SEQUENCE_AT)
-        if sequence == now and not sequence % 2:
+def _copies(fetch: Fetch, slots: int, until: float) -> list[tuple[int, bytes]]:
+    """The bytes of each slot that is in use, not caught while its worker publishes; in the end as they are."""
+    copies: dict[int, bytes] = {}
+    left, tried = list(range(slots)), 0
+    while left:
+        left = [number for number in left if not _take(fetch, number, copies, tried % ASK_AFTER == 1)]
+        # a writer may have been taken off its processor in the middle; or it never goes on
+        if not left or time.monotonic() >= until:
             break
-        # it may have been taken off its processor in the middle; or killed there, and stays so for ever
+        tried += 1
         time.sleep(0.0001)
-        if tried % 20 == 0 and not is_alive(*layout.OWNER.unpack_from(copy, layout.OWNER_AT)[:2]):
-            break
-    (state,) = layout.STATE.unpack_from(copy)
-    return None if state == layout.FREE else copy
+    return sorted(copies.items())
 
 
-def _worker(copy: bytes, number: int) -> WorkerView | None:
+def _take(fetch: Fetch, number: int, copies: dict[int, bytes], asks: bool) -> bool:
+    """Copy a slot. False: its worker publishes just now; who was killed at it (if `asks`) does so for ever."""
+    at = layout.HEADER_SIZE + number * layout.SLOT_SIZE
+    # before and after, and not from the copy itself: memcpy has an order of its own
+    head = fetch(at, layout.SLOT_SEQUENCE_AT + layout.SEQUENCE.size)
+    if layout.STATE.unpack_from(head)[0] == layout.FREE:
+        copies.pop(number, None)
+        return True
+    copies[number] = copy = fetch(at, layout.SLOT_SIZE)
+    (sequence,) = layout.SEQUENCE.unpack_from(head, layout.SLOT_SEQUENCE_AT)
+    if fetch(at + layout.SLOT_SEQUENCE_AT, layout.SEQUENCE.size) == layout.SEQUENCE.pack(sequence) and not sequence % 2:
+        return True
+    return asks and not is_alive(*layout.OWNER.unpack_from(copy, layout.OWNER_AT)[:2])
+
+
+def _worker(copy: bytes, number: int, who: tuple[int, int, int]) -> WorkerView:
     (state,) = layout.STATE.unpack_from(copy)
-    pid, started, generation, _ = layout.OWNER.unpack_from(copy, layout.OWNER_AT)
-    if not pid or state >= len(layout.STATES):
-        return None
-    published = layout.FIGURES.unpack_from(copy, layout.FIGURES_AT)[-1]
+    published = layout.seconds(layout.FIGURES.unpack_from(copy, layout.FIGURES_AT)[-1])
     # before the first time it has published, the zeros are no figures
     figures = Figures.unpack(copy) if published else Figures()
     counters = Counters.unpack(copy[layout.COUNTERS_AT : layout.COUNTERS_AT + layout.COUNTERS_SIZE])
-    state_name = layout.STATES[state]
-    return WorkerView(number, pid, started, generation, state_name, figures, published or None, counters, _cells(copy))
+    state_name = layout.STATES[state if state < len(layout.STATES) else layout.FREE]
+    ordered = layout.ORDER.unpack_from(copy, layout.ORDER_AT)[0] != 0
+    return WorkerView(number, *who, state_name, figures, published or None, counters, _cells(copy), ordered)
 
 
 def _cells(copy: bytes) -> list[InFlight]:
@@ -147,6 +172,7 @@ def _cells(copy: bytes) -> list[InFlight]:
     since_1970 = time.time() - time.monotonic()
     for at in range(layout.CELLS_AT, layout.CELLS_AT + layout.CELLS * layout.CELL_SIZE, layout.CELL_SIZE):
         length, began, rss, name, used = layout.CELL.unpack_from(copy, at)
-        if used:
+        began = layout.seconds(began)
+        if used and began is not None:
             found.append(InFlight(printable(name[:length]), since_1970 + began, optional(rss)))
     return found

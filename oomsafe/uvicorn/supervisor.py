@@ -133,6 +133,8 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         if self._supervisor.capacity.workers != self.processes_num:  # SIGTTIN, SIGTTOU
             self._supervisor.change(self.processes_num)
         self._bury()
+        for process in self._seated:
+            self._supervisor.born_seat(process.seat.number, process.seat.generation, process.process.pid)
         self._supervisor.tick()
         self._retire()
         self.processes += [process for process in self._forgotten() if process not in self._retiring]

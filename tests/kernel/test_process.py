@@ -25,10 +25,12 @@ from oomsafe.kernel.process import (
     OwnMemory,
     children_of,
     is_alive,
+    may_become_another_user,
     peak_rss_of,
     rss_of,
     set_comm,
     shared_out,
+    start_of_child,
     start_time,
 )
 
@@ -475,3 +477,32 @@ def test_no_descriptor_is_to_be_had_for_a_while(monkeypatch: pytest.MonkeyPatch)
 
     assert (before, own.check(), own._fd >= 0) == (-1, True, True)
     own.close()
+
+
+def test_only_its_own_children() -> None:
+    """Whoever this process has not forked is none of them, nor is a pid that is free; a zombie is one until it is reaped."""
+    with Child(lambda line: line.hear()) as child:
+        started = start_time(child.pid)
+        assert start_of_child(child.pid) == started
+        child.say("end")
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert start_of_child(child.pid) == started
+        child.reap()
+
+    assert [start_of_child(pid) for pid in (child.pid, os.getpid(), os.getppid(), 1 << 64)] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [("0000000000000000", False), ("0000000000000400", False), ("0000000000000080", True), ("garbage", False)],
+    ids=["none", "net-bind", "setuid", "garbage"],
+)
+def test_who_may_become_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capabilities: str, expected: bool) -> None:
+    """Root, and who has CAP_SETUID."""
+    proc = captured(tmp_path, "self", status=f"Name:\tx\nCapPrm:\tffffffffffffffff\nCapEff:\t{capabilities}\nCapBnd:\t00\n")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    as_user = may_become_another_user(proc)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+    assert as_user is expected
+    assert may_become_another_user(proc)

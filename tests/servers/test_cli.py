@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from needs import need
 from serving import CLASSES, Gunicorn, until
 from versions import has_class, loses_none
 
+from oomsafe.kernel.process import start_time
 from oomsafe.kernel.sandbox import Sandbox
+from oomsafe.pool import layout
 
 OOMSAFE = [sys.executable, "-m", "oomsafe.cli"]
 HANGING = "import time\ndef wsgi(environ, start_response): time.sleep(30)"
@@ -69,6 +72,55 @@ def test_status_without_a_pool(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert "is not a scoreboard" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def evil_board(slots: int, server: bytes) -> bytes:
+    """A scoreboard that a user has written to hurt root: markup, no numbers, and writers that are in the middle for ever."""
+    header = bytearray(layout.HEADER_SIZE)
+    layout.IDENTITY.pack_into(header, 0, layout.MAGIC, layout.VERSION, slots, layout.SLOT_SIZE)
+    layout.SUPERVISOR.pack_into(header, layout.SUPERVISOR_AT, os.getpid(), start_time() or 0, math.nan)
+    layout.POOL.pack_into(header, layout.POOL_AT, 1, -5, -5, -5, -5, server)
+    slot = bytearray(b"\xff" * layout.SLOT_SIZE)
+    layout.STATE.pack_into(slot, 0, layout.SERVING)
+    layout.OWNER.pack_into(slot, layout.OWNER_AT, os.getpid(), start_time() or 0, 1, math.nan)
+    layout.CELL.pack_into(slot, layout.CELLS_AT, 9, math.inf, 1, b"[/x]\x1b[2J\x07", 1)
+    return bytes(header) + bytes(slot) * slots
+
+
+def test_root_reads_other_users_boards(tmp_path: Path) -> None:
+    """They are written by others: none crashes it, none holds it up, none takes its memory, none writes to its terminal."""
+    need(os.geteuid() == 0, "only root sees another user's")
+    sleepers = [subprocess.Popen(["sleep", "60"]) for _ in range(3)]
+    folder, foreign = tmp_path / "oomsafe-12345", tmp_path / "oomsafe-54321"
+    paths = [folder / f"{sleeper.pid}-{start_time(sleeper.pid)}.board" for sleeper in sleepers]
+    for made in (folder, foreign):
+        made.mkdir(mode=0o700)
+    paths[0].write_bytes(evil_board(40, b"[/x][red]\x1b]0;owned\x07"))
+    paths[1].write_bytes(evil_board(350_000, b"big")[: layout.HEADER_SIZE])
+    os.truncate(paths[1], layout.HEADER_SIZE + 350_000 * layout.SLOT_SIZE)
+    paths[2].write_text(f"oomsafe memory of {sleepers[2].pid} {start_time(sleepers[2].pid)} is 0\n")
+    (foreign / paths[0].name).write_bytes(evil_board(1, b"made by another"))
+    for path in (folder, *paths):
+        os.chown(path, 12345, 12345)
+    env = {"TMPDIR": str(tmp_path), "COLUMNS": "160"}
+
+    try:
+        table, record = run("status", env=env), run("status", "--json", env=env)
+    finally:
+        for sleeper in sleepers:
+            sleeper.kill()
+            sleeper.wait()
+
+    assert (table.returncode, record.returncode) == (0, 0)
+    assert "[/x][red]?]0;owned?" in table.stdout
+    assert "\x1b" not in table.stdout + table.stderr
+    pools = json.loads(record.stdout, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))["pools"]
+    (evil,) = [pool for pool in pools if "owned" in pool["server"]]
+    assert (len(evil["workers"]), evil["limit"], evil["created"]) == (40, None, 0.0)
+    assert f"{paths[1]} is not a scoreboard" in record.stderr
+    assert f"{paths[2]} is not a scoreboard" in record.stderr
+    assert "made by another" not in record.stdout
+    assert "Traceback" not in table.stderr + record.stderr
 
 
 @pytest.mark.parametrize("worker_class", [*CLASSES, "uvicorn"])

@@ -58,6 +58,25 @@ def test_adding_loses_nothing(several: list[Counters]) -> None:
     assert len(total.routes) <= ROUTES
 
 
+@given(st.lists(st.integers(0, layout.COUNT_MAX), min_size=2, max_size=4))
+def test_a_sum_can_always_be_written(several: list[int]) -> None:
+    """Law: whatever its parts are, a total stays within its field: at its end it stays."""
+    total = Counters()
+    for one in several:
+        total.add(Counters(one, one, one, [one] * 8, {"a": [one] * (1 + BUCKETS)}))
+
+    expected = min(sum(several), layout.COUNT_MAX)
+    assert Counters.unpack(total.pack()) == total
+    assert {expected} == {total.work, total.reclaims, total.reclaimed, *total.recycles, *total.routes["a"]}
+
+
+@pytest.mark.parametrize("figure", [float("nan"), float("inf"), float("-inf"), -1.0, 1e300])
+def test_what_no_clock_shows(figure: float) -> None:
+    """It is not known."""
+    assert layout.seconds(figure) is None
+    assert layout.seconds(0.0) == 0.0
+
+
 @given(st.lists(names, max_size=100))
 def test_the_table_of_routes_is_bounded(asked: list[str]) -> None:
     """Law: no client makes it grow, and what found no room is counted as OTHER."""

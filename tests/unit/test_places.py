@@ -19,7 +19,7 @@ from unit.children import Child, Line, in_child
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import start_time
 from oomsafe.policy.settings import Policy
-from oomsafe.pool import layout, places
+from oomsafe.pool import backing, layout, places
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Figures
 from oomsafe.pool.supervisor import Supervisor
@@ -33,6 +33,15 @@ def try_folders(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(places, "folders", lambda: map(str, folders))
 
     return use
+
+
+@pytest.fixture(params=["file", "memory"], autouse=True)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where a scoreboard lies: in its file, or, as root's, in memory that its file names."""
+    if request.param == "memory":
+        need(os.geteuid() == 0, "nobody else has another user's descriptors opened")
+    monkeypatch.setattr(backing, "may_become_another_user", lambda: request.param == "memory")
+    return str(request.param)
 
 
 def test_only_its_owner_may_enter(board: Scoreboard) -> None:
@@ -142,6 +151,7 @@ def full(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", point], check=True)
 
 
+@pytest.mark.parametrize("kind", ["file"], indirect=True)
 def test_a_full_tmpfs(full: Path, tmp_path: Path, try_folders: Callable[..., None]) -> None:
     """A /dev/shm that has no room is found out at boot, not by a SIGBUS later: the next folder is used, with a warning."""
     try_folders(full / "oomsafe-0", tmp_path / "second")
@@ -163,6 +173,7 @@ def test_a_full_tmpfs(full: Path, tmp_path: Path, try_folders: Callable[..., Non
     assert list((full / "oomsafe-0").iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["file"], indirect=True)
 def test_no_room_without_a_mount(tmp_path: Path, try_folders: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """The same where nothing can be mounted: posix_fallocate refuses once."""
     try_folders(tmp_path / "first", tmp_path / "second")
@@ -222,13 +233,107 @@ def test_two_supervisors_in_one_process(new_board: Callable[..., Scoreboard], tr
 
 
 def test_opens_what_another_made(board: Scoreboard) -> None:
-    """Whoever may read the file reads the pool, and can't write to it."""
+    """Whoever may read the file reads the pool, and can't write to it; so it goes on when the file is gone."""
     opened = Scoreboard.open(str(board.path))
 
     assert opened.read().server == "test"
-    with pytest.raises(TypeError):
-        opened.describe(workers=1, turns=1, limit=None, budget=None)
+    board.remove()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.pwrite(opened._fd, b"x", 0)
+    assert opened.read().server == "test"
     opened.close()
+
+
+def test_a_spawned_worker_writes(board: Scoreboard) -> None:
+    """What it publishes is on its pool's scoreboard, and the lock is the pool's."""
+    slot = board.reserve()
+    assert slot is not None
+
+    def work(line: Line) -> None:
+        joined = Scoreboard.join(str(board.path))
+        mine = joined.slot(slot.number, slot.generation)
+        mine.claim()
+        mine.publish(Figures(rss=42), layout.Counters())
+        line.say(joined.try_lock())
+        line.hear()
+
+    with Child(work) as child:
+        assert child.hear() is True
+        (seen,) = board.read().workers
+        assert (child.pid, 42) == (seen.pid, seen.figures.rss)
+        assert not board.try_lock()
+
+
+@pytest.mark.parametrize("kind", ["memory"], indirect=True)
+def test_nobody_cuts_memory_short(board: Scoreboard) -> None:
+    """Whatever descriptor a worker has inherited: who has the scoreboard mapped would be killed by SIGBUS."""
+
+    def cut() -> str:
+        try:
+            os.ftruncate(board._named._fd, 0)  # type: ignore[union-attr]
+        except OSError as error:
+            return str(error.strerror)
+        return "cut"
+
+    assert in_child(cut) == "Operation not permitted"
+    assert board.read().server == "test"
+
+
+@pytest.mark.parametrize("kind", ["memory"], indirect=True)
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        pytest.param("oomsafe memory of {pid} {started} is 0\n", "has lost the descriptor", id="another-file"),
+        pytest.param("oomsafe memory of {pid} {started} is 987654\n", "can't be opened", id="no-descriptor"),
+        pytest.param("oomsafe memory of 1 1 is 5\n", "is not a scoreboard of a living supervisor", id="another-supervisor"),
+        pytest.param("oomsafe memory of {pid} {started} is {unsealed}\n", "is not a scoreboard of a living supervisor", id="not-sealed"),
+        pytest.param("oomsafe memory of {pid} {started} is 5/../5\n", "is not a scoreboard of version", id="garbage"),
+    ],
+)
+def test_what_a_file_may_name(board: Scoreboard, text: str, why: str) -> None:
+    """A worker that has inherited it can write to it: only its supervisor's sealed memory is read, and that one puts it right."""
+    assert board.path is not None
+    unsealed = os.memfd_create("oomsafe-scoreboard")
+    before = Path(board.path).read_text()
+    Path(board.path).write_text(text.format(pid=os.getpid(), started=start_time(), unsealed=unsealed))
+
+    with pytest.raises(ScoreboardError, match=why):
+        Scoreboard.open(board.path)
+
+    board.mend()
+    assert before == Path(board.path).read_text()
+    Scoreboard.open(board.path).close()
+    os.close(unsealed)
+
+
+@pytest.mark.parametrize("kind", ["memory"], indirect=True)
+def test_root_follows_no_user_s_file_into_his_processes(board: Scoreboard) -> None:
+    """Opening what a user has open may have effects: a device, a file system of his own."""
+    assert board.path is not None
+    os.chown(board.path, 12345, 12345)
+
+    with pytest.raises(ScoreboardError, match="of a living supervisor of this user"):
+        Scoreboard.open(board.path)
+
+
+@pytest.mark.parametrize("spoil", ["folder", "file"])
+def test_whose_a_folder_is(tmp_path: Path, spoil: str) -> None:
+    """Anybody may have made the folder of another user's name first, or have linked another's file into his own."""
+    need(os.geteuid() == 0, "only root may read another user's")
+    folder = tmp_path / "oomsafe-12345"
+    path = folder / "1-1.board"
+    folder.mkdir(mode=0o700)
+    size, header = backing.blank(2, 2, "theirs")
+    path.write_bytes(bytes(header).ljust(size, b"\0"))
+    for theirs in (folder, path):
+        os.chown(theirs, 12345, 12345)
+    before = Scoreboard.look(str(path)).server
+
+    os.chown(folder if spoil == "folder" else path, 54321, 54321)
+
+    with pytest.raises(ScoreboardError, match="its folder belongs to user 54321" if spoil == "folder" else "not a scoreboard of this user"):
+        Scoreboard.open(str(path))
+    assert before == "theirs"
 
 
 HEADER = layout.IDENTITY.pack(layout.MAGIC, layout.VERSION, 4, layout.SLOT_SIZE)

@@ -1,0 +1,45 @@
+"""Another process's scoreboard, read from outside. It is never mapped: who cuts a mapped file short kills those who read it."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from oomsafe.errors import ScoreboardError
+from oomsafe.pool import backing
+from oomsafe.pool.view import PATIENCE, PoolView, read_pool
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Reader:
+    """Raises ScoreboardError when `path` is no scoreboard of this user, or for root of anybody. close() when done."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd, self._slots = backing.open_to_read(path)
+
+    def read(self, patience: float = PATIENCE) -> PoolView:
+        """The whole pool, as one consistent copy, for which it tries at most `patience` seconds. Raises ScoreboardError."""
+        return read_pool(self._fetch, self._slots, patience=patience)
+
+    def close(self) -> None:
+        """Read no more."""
+        os.close(self._fd)
+
+    def _fetch(self, at: int, length: int) -> bytes:
+        try:
+            found = os.pread(self._fd, length, at)
+        except OSError as error:
+            raise ScoreboardError(f"{self.path}: {error.strerror}") from error
+        if len(found) != length:
+            raise ScoreboardError(f"{self.path} was cut short")
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
