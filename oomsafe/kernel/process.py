@@ -168,6 +168,23 @@ def shared_out(pid: int | str = "self", proc: str = "/proc") -> tuple[int, int] 
     return table["Pss"], table.get("Private_Clean", 0) + table.get("Private_Dirty", 0)
 
 
+def anonymous_of(pid: int, proc: str = "/proc") -> int | None:
+    """Resident bytes without a file behind them (statm: resident less shared): a fork shares them; None: not known."""
+    words = (read_bytes(f"{proc}/{pid}/statm") or b"").split()
+    try:
+        return (int(words[1]) - int(words[2])) * PAGE
+    except (ValueError, IndexError):
+        return None
+
+
+def shared_with_parent(pid: int | str = "self", proc: str = "/proc") -> int | None:
+    """Resident bytes that another process has mapped too and that somebody has written to, as after a fork (smaps_rollup, Linux 4.14).
+
+    Shared memory that several have written to is among them. None when it may not be read; it costs as much as shared_out().
+    """
+    return read_keyed(f"{proc}/{pid}/smaps_rollup", factor=1024).get("Shared_Dirty")
+
+
 def start_time(pid: int | str = "self", proc: str = "/proc") -> int | None:
     """When the process started, in clock ticks since boot (proc(5), stat field 22); None when it is gone.
 

@@ -7,11 +7,9 @@ from enum import Enum, IntEnum
 from typing import NamedTuple
 
 from oomsafe.policy.limits import Limits
+from oomsafe.policy.reclaim import due
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.trend import Growth
-
-#: Seconds between two attempts to reclaim: gc.collect() walks the whole heap.
-RECLAIM_EVERY = 10.0
 
 #: A worker that has grown by less than this share of its limit since it came over it does not leak: it needs that much.
 SETTLED = 0.1
@@ -131,6 +129,8 @@ class History:
     climbed: bool = True
     """Whether it had grown right before, too, or that is not known."""
     reclaimed_at: float | None = None
+    futile: int = 0
+    """How many attempts to reclaim in a row have given back next to nothing."""
     refused: bool = False
     """Its soft limit is below what a worker needs: recycling would never end."""
     asks: bool = False
@@ -166,7 +166,7 @@ def decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, poo
     soon = pool.supervised and not young and not policy.sustain and will_be_over(limits, seen, pool)
     if not over and not soon:
         return Decision(Action.SERVE, Reason.WITHIN)
-    if policy.reclaim and (history.reclaimed_at is None or now - history.reclaimed_at >= RECLAIM_EVERY):
+    if policy.reclaim and due(history.reclaimed_at, history.futile, now):
         return Decision(Action.RECLAIM, Reason.SOFT)
     if not over:
         return Decision(Action.ASK, Reason.SOON)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
@@ -32,6 +31,7 @@ from oomsafe.policy.decide import (
     is_short,
 )
 from oomsafe.policy.limits import Capacity, Limits
+from oomsafe.policy.reclaim import futile_after
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.trend import SAMPLE_EVERY, Growth, Trend
 from oomsafe.policy.units import MIB, format_size
@@ -234,7 +234,7 @@ class Guard(Meter):
         decision = self._decide(now, used)
         if decision.action is Action.RECLAIM:
             self._history = replace(self._history, reclaimed_at=now)
-            return self._consider(now) if self.policy.dry_run else self._reclaim()
+            return self._consider(now) if self.policy.dry_run else self._reclaim((used or 0) - (self.limits.early or 0))
         if decision.action is Action.RECYCLE:
             self._go(decision.reason, now, used)
         return True
@@ -309,31 +309,34 @@ class Guard(Meter):
             self._short = is_short(used, budget, together, boot)
             self._out = is_short(capacity.working_set, capacity.limit, together, boot)
 
-    def _reclaim(self) -> bool:
+    def _reclaim(self, over: int) -> bool:
+        from oomsafe.pool.reclaim import collect  # here: only a worker over its limit pays for it
+
         before = self.rss
-        gc.collect()  # here even on an event loop: it holds the GIL wherever it runs, and finalizers expect this thread
+        collect(others_wait=self._background is not None or self.in_flight > 0)
         if self._background is None:
-            self._reclaimed(before)
+            self._reclaimed(before, over)
             return self._consider(time.monotonic())
-        self._background(lambda: self._finish_reclaim(before))
+        self._background(lambda: self._finish_reclaim(before, over))
         return False
 
-    def _finish_reclaim(self, before: int) -> None:
+    def _finish_reclaim(self, before: int, over: int) -> None:
         try:
-            self._reclaimed(before)
+            self._reclaimed(before, over)
             self._consider(time.monotonic())
         except Exception as error:
             self.failed("reclaim", error)
         finally:
             self._deciding.release()
 
-    def _reclaimed(self, before: int) -> None:
+    def _reclaimed(self, before: int, over: int) -> None:
         trim()
-        # from its end, for one that took long must not be followed by another at once
-        self._history = replace(self._history, reclaimed_at=time.monotonic())
         self._gauge.forget()
         self._trend.forget()
         freed = max(0, before - self.measure())
+        # from its end, for one that took long must not be followed by another at once
+        futile = futile_after(self._history.futile, over, freed)
+        self._history = replace(self._history, reclaimed_at=time.monotonic(), futile=futile)
         self.counters.reclaims += 1
         self.counters.reclaimed += freed
         level = logging.INFO if freed >= MIB else logging.DEBUG

@@ -23,6 +23,7 @@ from oomsafe.kernel.process import (
     COMM_LENGTH,
     PAGE,
     OwnMemory,
+    anonymous_of,
     children_of,
     is_alive,
     may_become_another_user,
@@ -30,6 +31,7 @@ from oomsafe.kernel.process import (
     rss_of,
     set_comm,
     shared_out,
+    shared_with_parent,
     start_of_child,
     start_time,
 )
@@ -104,12 +106,33 @@ def test_captured_figures(tmp_path: Path) -> None:
     files = {
         "statm": "5000 2500 900 1 0 700 0\n",
         "status": "Name:\tx\nVmHWM:\t   9999 kB\nVmRSS:\t 5 kB\n",
-        "smaps_rollup": "55d0-7ffd ---p 00 00:00 0 [rollup]\nRss: 9000 kB\nPss: 5000 kB\nPrivate_Clean: 100 kB\nPrivate_Dirty: 4000 kB\n",
+        "smaps_rollup": "55d0-7ffd ---p 00 00:00 0 [rollup]\nRss: 9000 kB\nPss: 5000 kB\nShared_Dirty: 700 kB\n"
+        "Private_Clean: 100 kB\nPrivate_Dirty: 4000 kB\n",
     }
     proc = captured(tmp_path, 42, **files)
 
     assert (rss_of(42, proc), peak_rss_of(42, proc), shared_out(42, proc)) == (2500 * PAGE, 9999 * 1024, (5000 * 1024, 4100 * 1024))
     assert (peak_rss_of(43, proc), shared_out(43, proc)) == (None, None)
+    assert (anonymous_of(42, proc), shared_with_parent(42, proc)) == (1600 * PAGE, 700 * 1024)
+    assert (anonymous_of(43, proc), shared_with_parent(43, proc)) == (None, None)
+
+
+def test_what_a_fork_shares() -> None:
+    """A child shares what its parent has, until it writes to it."""
+    need(shared_with_parent() is not None, "smaps_rollup can't be read here")
+    block = bytearray(64 * MIB)
+    block[::PAGE] = b"x" * len(block[::PAGE])
+    assert (anonymous_of(os.getpid()) or 0) > 64 * MIB
+
+    def write() -> tuple[int, int]:
+        before = shared_with_parent() or 0
+        block[::PAGE] = b"y" * len(block[::PAGE])
+        return before, shared_with_parent() or 0
+
+    before, after = in_child(write)
+
+    assert before >= 64 * MIB
+    assert before - after >= 63 * MIB
 
 
 def test_against_psutil() -> None:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from oomsafe.policy.decide import (
     BOOTS_LATE,
-    RECLAIM_EVERY,
     SETTLED_WORKERS,
     Action,
     Decision,
@@ -26,6 +25,7 @@ from oomsafe.policy.decide import (
     settled_limits,
 )
 from oomsafe.policy.limits import Limits
+from oomsafe.policy.reclaim import RECLAIM_EVERY
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.trend import Growth
 
@@ -60,6 +60,26 @@ def at(used: int | None, rss: int | None = None, speed: float = 0) -> Snapshot:
         pytest.param({}, LIMITS, at(101), replace(OLD, reclaimed_at=None), Pool(), RECLAIM, Reason.SOFT, id="reclaim-first"),
         pytest.param({}, LIMITS, at(101), replace(OLD, reclaimed_at=NOW - RECLAIM_EVERY), Pool(), RECLAIM, Reason.SOFT, id="reclaim-again"),
         pytest.param({}, LIMITS, at(101), replace(OLD, reclaimed_at=NOW - 9.9), Pool(), RECYCLE, Reason.SOFT, id="reclaimed-lately"),
+        pytest.param(
+            {},
+            LIMITS,
+            at(101),
+            replace(OLD, reclaimed_at=NOW - 39, futile=2),
+            Pool(),
+            RECYCLE,
+            Reason.SOFT,
+            id="futile-lately",
+        ),
+        pytest.param(
+            {},
+            LIMITS,
+            at(101),
+            replace(OLD, reclaimed_at=NOW - 40, futile=2),
+            Pool(),
+            RECLAIM,
+            Reason.SOFT,
+            id="futile-long-ago",
+        ),
         pytest.param({"reclaim": False}, LIMITS, at(101), replace(OLD, reclaimed_at=None), Pool(), RECYCLE, Reason.SOFT, id="no-reclaim"),
         pytest.param({}, LIMITS, at(101), replace(OLD, ready_at=NOW - 9), Pool(), SERVE, Reason.YOUNG, id="young"),
         pytest.param({}, LIMITS, at(101), replace(OLD, ready_at=NOW - 10), Pool(), RECYCLE, Reason.SOFT, id="old-enough"),

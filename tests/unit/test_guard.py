@@ -13,10 +13,11 @@ from unit.scripted import MIB, Clock, Memory
 from oomsafe.kernel.capacity import MACHINE
 from oomsafe.kernel.oom_score import read_score
 from oomsafe.kernel.process import rss_of
-from oomsafe.policy.decide import RECLAIM_EVERY, SETTLED_FOR, SETTLED_WORKERS
+from oomsafe.policy.decide import SETTLED_FOR, SETTLED_WORKERS
 from oomsafe.policy.limits import Capacity
+from oomsafe.policy.reclaim import RECLAIM_EVERY
 from oomsafe.policy.settings import Policy
-from oomsafe.pool import gauge, layout
+from oomsafe.pool import gauge, layout, reclaim
 from oomsafe.pool import guard as module
 from oomsafe.pool.guard import LOOK_AGAIN, Guard
 from oomsafe.pool.scoreboard import Scoreboard
@@ -133,6 +134,40 @@ def test_a_reclaim_that_does_not_help(guarded: Any, clock: Clock, recycled: list
     do(guard, memory, 200 * MIB, clock)
 
     assert (guard.counters.reclaims, guard.counters.reclaimed, recycled) == (1, 0, ["now"])
+
+
+@pytest.mark.parametrize(("freed", "expected"), [(0, [10, 30, 70]), (100, [10, 20, 30, 40, 50, 60, 70])], ids=["futile", "useful"])
+def test_a_futile_reclaim_is_remembered(
+    guarded: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, freed: int, expected: list[int]
+) -> None:
+    """A worker that can't go and gets nothing back tries again after 20 s, then 40; one that gets something back, every 10."""
+    guard, memory = guarded(reclaim=True, min_lifetime=1000)
+    tried: list[float] = []
+    monkeypatch.setattr(module, "trim", lambda: (tried.append(round(clock() - began)), memory.be((200 - freed) * MIB)))
+    began = clock()
+
+    for _ in range(7):
+        clock.go(RECLAIM_EVERY - LOOK_AGAIN)
+        do(guard, memory, 200 * MIB, clock)
+
+    assert expected == tried
+
+
+@pytest.mark.parametrize("beside", ["nothing", "another piece of work", "a loop"])
+def test_a_reclaim_knows_who_waits(guarded: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, beside: str) -> None:
+    """A collection holds the GIL: what runs beside it stands still."""
+    guard, memory = guarded(reclaim=True)
+    seen: list[bool] = []
+    monkeypatch.setattr(reclaim, "collect", lambda *, others_wait: seen.append(others_wait))
+    if beside == "a loop":
+        guard._background = lambda function: function()
+    other = guard.work("another") if beside == "another piece of work" else None
+
+    do(guard, memory, 200 * MIB, clock)
+
+    assert seen == [beside != "nothing"]
+    if other is not None:
+        other.end()
 
 
 def test_a_reclaim_that_takes_long(guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
