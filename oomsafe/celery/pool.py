@@ -84,7 +84,7 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         limit = self.app.conf.worker_max_memory_per_child if self.app else None
         if limit:
             log.warning("worker_max_memory_per_child=%s is left alone: it compares a peak that never falls; soft_limit does not", limit)
-        self.supervisor = Supervisor(found.policy, "celery prefork", self.limit)
+        self.supervisor = Supervisor(found.policy, "celery prefork", self.limit, forks=self.forking_enable)
         if self.supervisor.board is None:
             log.error("without a scoreboard this node has no memory limits of tasks, no budget, no worker-memory events, no inspect memory")
         capacity = self.supervisor.capacity

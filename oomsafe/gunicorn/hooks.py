@@ -103,7 +103,7 @@ class Plugin:
             log_with(theirs)
         self._fleet = GunicornFleet(server)
         name, dirty = f"gunicorn {server.cfg.worker_class_str}", _dirty_workers(server.cfg)
-        self._supervisor = Supervisor(self.policy, name, server.num_workers, self._fleet, beside=dirty)
+        self._supervisor = Supervisor(self.policy, name, server.num_workers, self._fleet, forks=True, beside=dirty)
         atexit.register(self._supervisor.close)
         if server.cfg.reuse_port and not migrates_requests():
             log.warning("reuse_port: connections that wait for a worker that is recycled are lost; set sysctl net.ipv4.tcp_migrate_req=1")
@@ -200,6 +200,9 @@ class Plugin:
             guard.retire()
         elif self.running:
             self.child_exit(server, worker)
+            return
+        if self._supervisor is not None and self._supervisor.preload is not None:
+            self._supervisor.preload.end_with(sys.exc_info()[1])  # gunicorn calls this while a SystemExit is on its way
 
     def child_exit(self, server: Any, worker: Any) -> None:
         """In the arbiter, after it has reaped a worker."""

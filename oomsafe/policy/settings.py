@@ -58,7 +58,10 @@ class Policy:
     sustain: float
     """Seconds that a breach must last before a recycle."""
     reclaim: bool
-    """Before a recycle, try gc.collect() and malloc_trim(), and measure again."""
+    """Before a recycle, try gc.collect() and malloc_trim(), and measure again. Less often when that gives nothing back."""
+    freeze_preload: bool
+    """What a forking supervisor has loaded before its first fork stays shared with its workers: it is frozen (gc.freeze), and a worker
+    ends without walking its heap."""
     jitter: float
     """Each worker's soft limit is lowered by a random share, 0 to this (0.1 = 10 %), so that they don't end together."""
     min_lifetime: float
@@ -99,6 +102,7 @@ class Policy:
         metric: Metric = "rss",
         sustain: float = 0,
         reclaim: bool = True,
+        freeze_preload: bool = True,
         jitter: float = 0.1,
         min_lifetime: float = 10,
         max_unavailable: int | str | Percent = 1,
@@ -132,6 +136,7 @@ READERS: dict[str, Callable[[str, object], Any]] = {
     "metric": read_metric,
     "sustain": read_seconds,
     "reclaim": read_switch,
+    "freeze_preload": read_switch,
     "jitter": read_share,
     "min_lifetime": read_seconds,
     "max_unavailable": read_count,

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
@@ -26,6 +27,7 @@ from oomsafe.pool import layout
 from oomsafe.pool.guard import Background, Guard, Recycle
 from oomsafe.pool.log import attempt, log
 from oomsafe.pool.monitor import Fleet, Monitor
+from oomsafe.pool.preload import Preload
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.seat import Seat, enlist
 from oomsafe.pool.slot import Slot
@@ -37,16 +39,20 @@ RESCORE_EVERY = 5.0
 class Supervisor:
     """Made once in the supervising process, before its first worker; workers inherit it over the fork."""
 
-    def __init__(self, policy: Policy, server: str, workers: int, fleet: Fleet | None = None, *, beside: int = 0) -> None:
+    def __init__(
+        self, policy: Policy, server: str, workers: int, fleet: Fleet | None = None, *, forks: bool = False, beside: int = 0
+    ) -> None:
         """`fleet` None: the server can't bring a replacement first, so its workers take turns among themselves.
 
-        `beside`: how many workers another pool has that lives on the same budget.
+        `forks`: its workers are forks of this process, and share what it has loaded. `beside`: how many workers another pool has
+        that lives on the same budget.
         """
         self._beside = beside
         self.policy = policy
         self.pid = os.getpid()
         self.capacity = self._measure(workers)
         self.board: Scoreboard | None = None
+        self.preload = Preload(policy) if forks else None
         self._monitor: Monitor | None = None
         self._look_at = 0.0
         self._refused = False
@@ -71,6 +77,8 @@ class Supervisor:
         with self._alone():
             if policy is not None:
                 self.policy = policy
+                if self.preload is not None:
+                    attempt("the reload of what is preloaded", "the server", partial(self.preload.reloaded, policy))
             if self._monitor is not None and (policy is not None or not workers):
                 self._monitor.forget()
             self.capacity = self._measure(workers)
@@ -79,6 +87,8 @@ class Supervisor:
     def reserve(self) -> Slot | None:
         """Before a fork: the new worker's slot; None where there is none, and it protects itself unseen."""
         self.capacity = self._measure(self.capacity.workers)
+        if self.preload is not None:
+            attempt("freezing what is preloaded", "the server", self.preload.before_fork)
         with self._alone():
             slot = self.board.reserve() if self.board else None
         if slot is None and self.board is not None:
@@ -97,6 +107,8 @@ class Supervisor:
 
     def enlist(self, slot: Slot | None) -> None:
         """In the new worker, right after the fork and before it drops privileges: its slot, its name, its score."""
+        if self.preload is not None:
+            self.preload.after_fork()
         enlist(self.policy, self.pid, self._step(), slot)
 
     def seat(self, slot: Slot | None) -> Seat:

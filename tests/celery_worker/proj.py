@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -56,6 +57,12 @@ def about():
     """This child: its pid, its score, its name."""
     score, comm = (open(f"/proc/self/{name}").read().strip() for name in ("oom_score_adj", "comm"))  # noqa: SIM115
     return os.getpid(), int(score), comm
+
+
+@app.task
+def frozen():
+    """How many of this child's objects no collection walks."""
+    return gc.get_freeze_count()
 
 
 @app.task

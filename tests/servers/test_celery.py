@@ -194,3 +194,15 @@ def test_only_what_lasts_is_noted(celery: Start) -> None:
     assert node.ask(WATCHED.format(tasks=short)) == [0, []]
 
     assert node.ask(WATCHED.format(tasks="proj.slow.delay(1, 0.6).get(timeout=20)")) == [0, ["DEL", "SETEX"]]
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_what_main_process_has_loaded_stays_shared(celery: Start, on: bool) -> None:
+    """MainProcess collects garbage before each fork (celery#2927): neither that nor a child's collection walks what is shared."""
+    node = celery("filesystem", env={"BALLAST_MIB": "40"}, soft_limit="1GiB", freeze_preload=on).ready()
+
+    frozen = node.ask("result = proj.frozen.delay().get(timeout=30)")
+
+    assert (frozen > 10_000) is on
+    assert bool(node.lines("stay shared with the workers")) is on
+    assert bool(node.lines("freeze_preload is off")) is not on

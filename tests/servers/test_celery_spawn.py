@@ -28,6 +28,9 @@ def test_spawned_children_are_guarded_and_recycled(celery: Start, broker: str) -
     assert comm.startswith("oomsafe-w")
     assert pid in {worker.pid for worker in node.pool().workers}
 
+    assert node.ask("result = proj.frozen.delay().get(timeout=30)") == 0
+    assert not node.lines("preloaded")
+
     assert node.ask(LEAKING) == list(range(250))
     assert len(node.lines(" recycling: ")) >= 2
     until(lambda: [worker.state for worker in node.pool().workers] == ["serving"] * 2, "two children serve again")

@@ -22,7 +22,7 @@ from oomsafe.policy.reclaim import (
     futile_after,
     generation,
 )
-from oomsafe.pool import reclaim
+from oomsafe.pool import preload, reclaim
 
 MIB = 1 << 20
 
@@ -108,22 +108,25 @@ def old_garbage() -> Iterator[weakref.ref[Cycle]]:
 
 
 @pytest.mark.parametrize(
-    ("others_wait", "blocks", "shared", "freed"),
+    ("others_wait", "blocks", "shared", "frozen", "freed"),
     [
-        (False, 10 * WALKED_AT_MOST, 0, True),
-        (True, 10 * WALKED_AT_MOST, 0, False),
-        (False, 1, SHARED_MUCH, False),
-        (False, 1, None, True),
+        (False, 10 * WALKED_AT_MOST, 0, None, True),
+        (True, 10 * WALKED_AT_MOST, 0, None, False),
+        (True, 10 * WALKED_AT_MOST, 0, 10 * WALKED_AT_MOST - 1, True),
+        (False, 1, SHARED_MUCH, None, False),
+        (False, 1, SHARED_MUCH, 1, True),
+        (False, 1, None, None, True),
     ],
-    ids=["alone", "others-wait", "shared", "not-known"],
+    ids=["alone", "others-wait", "others-wait-and-most-is-frozen", "shared", "shared-and-frozen", "not-known"],
 )
 def test_what_is_collected(
     monkeypatch: pytest.MonkeyPatch, old_garbage: weakref.ref[Cycle], others_wait: bool, blocks: int, shared: int | None,
-    freed: bool,
+    frozen: int | None, freed: bool,
 ) -> None:  # fmt: skip
     """The real collector: old garbage is walked to, or left alone."""
     monkeypatch.setattr(reclaim.sys, "getallocatedblocks", lambda: blocks)
     monkeypatch.setattr(reclaim, "shared_with_parent", lambda: shared)
+    monkeypatch.setattr(preload, "_frozen_blocks", frozen)
 
     reclaim.collect(others_wait)
 
