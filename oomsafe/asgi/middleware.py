@@ -18,7 +18,7 @@ from oomsafe.asgi.drain import closed_websocket, open_websocket
 from oomsafe.asgi.uvicorn_server import own_recycle
 from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
-from oomsafe.pool.current import KEY, carried, guard_for
+from oomsafe.pool.current import KEY, carried, guard_for, note_boot
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.layout import UNMATCHED
 from oomsafe.pool.meter import Work
@@ -59,6 +59,7 @@ class MemoryMiddleware:
         self._given = guard
         # read at once: with __getattr__, an attribute costs a request three times as much
         self._hot: tuple[Guard | None, bool | str] = (None, self._headers)
+        note_boot()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         if scope["type"] != "http" or KEY in scope:
@@ -100,6 +101,8 @@ class MemoryMiddleware:
         """What is not a request that nobody has counted yet."""
         if scope["type"] == "http":  # wrapped twice, counted once
             send = self._announcing(scope, send, scope[KEY]) if self._headers else send
+        if scope["type"] == "lifespan":
+            send = _noting_boot(send)
         if scope["type"] != "websocket" or KEY in scope:  # a lifespan begins before there is a server that could be recycled
             return await self.app(scope, receive, send)
         guard, _ = self._hot
@@ -138,6 +141,18 @@ class MemoryMiddleware:
 
         announce.__dict__ = _ASYNC
         return announce
+
+
+def _noting_boot(send: Send) -> Send:
+    """`send` of a lifespan, whose startup is the last part of a boot."""
+
+    def noting(message: Message) -> Awaitable[None]:
+        if message["type"] == "lifespan.startup.complete":
+            note_boot()
+        return send(message)
+
+    noting.__dict__ = _ASYNC
+    return noting
 
 
 def in_thread(function: Callable[[], None]) -> None:

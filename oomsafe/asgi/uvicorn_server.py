@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
 from typing import Any
 
 from oomsafe.asgi.drain import Drain
 from oomsafe.asgi.stalled import Owed, Wait
 from oomsafe.policy.settings import Policy
+from oomsafe.pool.current import Way
 from oomsafe.pool.log import log_with
 
 #: Seconds that a request has, after its grace period, to see that it is cancelled.
@@ -46,7 +46,7 @@ class UvicornDrain:
             self._drain.begin()
 
 
-def own_recycle(policy: Policy) -> Callable[[], None] | None:
+def own_recycle(policy: Policy) -> Way | None:
     """In a worker of a uvicorn that is not supervised by us, inside its loop: how it ends. None where it should not, or is none."""
     server = _running_server()
     if server is None:
@@ -56,7 +56,7 @@ def own_recycle(policy: Policy) -> Callable[[], None] | None:
         return None
     drain = UvicornDrain(policy.grace_period)
     drain.serves(server)
-    return drain.begin
+    return Way(drain.begin, server.config.workers)
 
 
 def _running_server() -> Any:

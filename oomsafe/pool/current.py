@@ -6,14 +6,27 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from oomsafe.kernel.process import age_of
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.pool.guard import Guard, Recycle
 from oomsafe.pool.log import log
 from oomsafe.pool.meter import Work
 
-RecycleOf = Callable[[Policy], Recycle | None]
+if TYPE_CHECKING:
+    from oomsafe.pool.siblings import Siblings
+
+
+class Way(NamedTuple):
+    """How a process is recycled that no server's adapter guards."""
+
+    recycle: Recycle
+    workers: int = 1
+    """How many such processes its parent wants, this one included: they take turns."""
+
+
+RecycleOf = Callable[[Policy], Way | None]
 
 #: Under which a request carries its Work from one middleware to the next, so that it is counted once, and announced once.
 KEY = "oomsafe.work"
@@ -28,6 +41,7 @@ _guard: Guard | None = None
 _by_server = False
 """Whether a server's adapter has made it."""
 _failed: _Failed | None = None
+_boot: float | None = None
 
 
 class _Failed(NamedTuple):
@@ -48,6 +62,12 @@ def set_guard(guard: Guard) -> None:
 def get_guard() -> Guard | None:
     """This process's guard; None before there is one. One made before a fork is the parent's."""
     return _guard if _guard is not None and _guard.here else None
+
+
+def note_boot() -> None:
+    """This process has booted, as far as is known: the last call counts. Its siblings take as long."""
+    global _boot
+    _boot = age_of()
 
 
 def guard_for(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None = None) -> Guard | None:
@@ -80,6 +100,14 @@ def carried(carrier: Mapping[str, Any], start_response: Any = None) -> Work | No
     return None
 
 
+def _siblings(workers: int) -> Siblings | None:
+    if workers < 2:
+        return None
+    from oomsafe.pool.siblings import Siblings  # here: most workers have a scoreboard
+
+    return Siblings(workers, _boot or age_of() or 0.0)
+
+
 def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None) -> Guard | None:
     global _guard, _by_server, _failed
     before = _failed if _failed is not None and _failed.pid == os.getpid() else None
@@ -89,7 +117,9 @@ def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None)
         policy, warnings = load_policy(os.environ, keywords)
         # where its user says that something restarts this process, that need not be its parent
         parent = None if os.environ.get("OOMSAFE_SINGLE") == "exit" else os.getppid()
-        guard = Guard(policy, recycle=recycle_of(policy) if recycle_of is not None else None, unit=unit, parent=parent)
+        way = recycle_of(policy) if recycle_of is not None else None
+        recycle, siblings = (None, None) if way is None else (way.recycle, _siblings(way.workers))
+        guard = Guard(policy, recycle=recycle, unit=unit, parent=parent, siblings=siblings)
     except Exception as error:
         if before is None:
             log.error("no guard can be made, so nothing is measured until it can: %r", error)

@@ -17,17 +17,20 @@ from oomsafe.pool.log import attempt
 #: How much longer than this worker's another's boot may take: they boot when the pool is busy.
 PATIENCE = 1.5
 
+#: Seconds on top of that: a moment is taken for the boot of who boots in none.
+LATE = 0.5
+
 #: What is in the command of a process that multiprocessing has spawned to work, and not in that of its resource tracker.
 SPAWNED = b"spawn_main"
 
 
 class Siblings:
-    """The other workers of this process's parent, which wants `workers` in all. Made when this worker has booted."""
+    """The other workers of this process's parent, which wants `workers` in all. This one took `boot` seconds to boot."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, boot: float) -> None:
         self._workers = workers
         self._parent = os.getppid()
-        self._boot = age_of(os.getpid()) or 0.0
+        self._boot = boot
         self._fd = -1
 
     def away(self) -> int | None:
@@ -35,7 +38,7 @@ class Siblings:
         if start_time(self._parent) is None:
             return None
         others = [pid for pid in children_of(self._parent) if pid != os.getpid() and SPAWNED in command_of(pid)]
-        serving = sum((age_of(pid) or 0.0) > self._boot * PATIENCE for pid in others)
+        serving = sum((age_of(pid) or 0.0) > self._boot * PATIENCE + LATE for pid in others)
         return max(0, self._workers - 1 - serving)
 
     def take_turn(self) -> bool:

@@ -9,6 +9,7 @@ import signal
 import pytest
 from clients import Load
 from serving import ask, ask_until_the_last, until
+from uvicorning import health_check
 
 PLAIN = {"start": ("-m", "uvicorn"), "app": "uvicorn_apps:protected"}
 
@@ -85,13 +86,54 @@ def test_a_plain_uvicorn_loses_nothing_either(serve_uvicorn):
     until(lambda: not set(pids[:3]) & set(uvicorn.workers()), "they have ended")
 
 
+#: All workers that are there grow at once; those that come later don't. Their boot lasts until a file is removed.
+TOGETHER = """
+import os, threading, time
+import apps
+from uvicorn_apps import protected
+
+def grow():
+    while not os.path.exists("grow"):
+        time.sleep(0.01)
+    apps.fill(160 << 20)
+
+if os.path.exists("grow"):
+    print("a replacement boots", flush=True)
+    while os.path.exists("held"):
+        time.sleep(0.01)
+else:
+    threading.Thread(target=grow, daemon=True).start()
+"""
+
+
+def test_the_workers_of_a_plain_uvicorn_take_turns(serve_uvicorn):
+    """Nobody tells them who may go: the second stays until the other's replacement has had the time to boot."""
+    how = {**PLAIN, "app": "together:protected", "files": {"together.py": TOGETHER}}
+    uvicorn = serve_uvicorn(*health_check(60), **how, soft_limit="130MiB", min_lifetime=0).up()
+    old = set(uvicorn.workers())
+    (uvicorn.folder / "held").touch()
+
+    with Load(uvicorn, "/leak?kib=0&s=0.02") as load:
+        (uvicorn.folder / "grow").touch()
+        uvicorn.wait_for("a replacement boots")
+        served = load.served
+        until(lambda: load.served > served + 200, "the other one serves meanwhile")
+        gone = old - set(uvicorn.workers())
+        (uvicorn.folder / "held").unlink()
+        until(lambda: not old & set(uvicorn.workers()), "both are replaced", 40)
+
+    assert len(gone) == 1
+    assert load.failed == []
+
+
 def test_a_plain_uvicorn_is_recycled_whatever_handles_its_signals(serve_uvicorn):
     """Its worker finds its Server without SIGTERM's handler, and ends without the signal."""
     how = {**PLAIN, "app": "handler:app", "files": {"handler.py": HANDLER}}
     uvicorn = serve_uvicorn(**how, soft_limit="130MiB", min_lifetime=0).up()
 
     assert uvicorn.get("/fill?mib=134", Connection="close")[0] == 200
-    (line,) = uvicorn.wait_for(" recycling: ")
+    # it looks at itself when a request ends, and waits until its sibling has had the time to boot
+    (line,) = until(lambda: uvicorn.get("/pid", Connection="close") and uvicorn.lines(" recycling: "), "it is recycled")
 
     (pid,) = re.findall(r"worker (\d+) ", line)
     until(lambda: int(pid) not in uvicorn.workers(), "it has ended")

@@ -323,7 +323,7 @@ def test_the_lock_is_kept_through_what_is_done_inside(board: Scoreboard) -> None
     """Record locks are the process's: neither a nested call nor another thread's may let go of it."""
     assert board.try_lock()
 
-    assert board.first_to_refuse()
+    assert board.first_to_refuse(layout.REFUSES_SOFT)
     after_a_nested_call = _others_get_it(board)
     routes = [_in_thread(lambda: board.admit("/a")), board.admit("/b")]
     after_another_thread = _others_get_it(board)
