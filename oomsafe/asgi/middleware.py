@@ -15,12 +15,13 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from oomsafe.asgi.drain import closed_websocket, open_websocket
-from oomsafe.asgi.uvicorn_server import own_recycle
+from oomsafe.asgi.uvicorn_server import own_recycle, serves_here
 from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
-from oomsafe.pool.current import KEY, carried, guard_for, note_boot
+from oomsafe.pool.current import KEY, carried, get_guard, guard_for
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.layout import UNMATCHED
+from oomsafe.pool.log import attempt
 from oomsafe.pool.meter import Work
 
 Scope = MutableMapping[str, Any]
@@ -28,6 +29,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: Seconds after the begin of its lifespan in which it is tried for the first and for the last time whether the server serves.
+FIRST_TRY, LAST_TRY = 0.5, 64.0
 
 #: Says that the next request is to come on another connection, where another worker takes it.
 CLOSE = (b"connection", b"close")
@@ -59,7 +63,6 @@ class MemoryMiddleware:
         self._given = guard
         # read at once: with __getattr__, an attribute costs a request three times as much
         self._hot: tuple[Guard | None, bool | str] = (None, self._headers)
-        note_boot()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         if scope["type"] != "http" or KEY in scope:
@@ -101,8 +104,8 @@ class MemoryMiddleware:
         """What is not a request that nobody has counted yet."""
         if scope["type"] == "http":  # wrapped twice, counted once
             send = self._announcing(scope, send, scope[KEY]) if self._headers else send
-        if scope["type"] == "lifespan":
-            send = _noting_boot(send)
+        if scope["type"] == "lifespan" and self._given is None:
+            self._begin_later(FIRST_TRY)
         if scope["type"] != "websocket" or KEY in scope:  # a lifespan begins before there is a server that could be recycled
             return await self.app(scope, receive, send)
         guard, _ = self._hot
@@ -116,6 +119,17 @@ class MemoryMiddleware:
                 return await self.app(scope, receive, send)
         finally:
             closed_websocket(send)
+
+    def _begin_later(self, seconds: float) -> None:
+        """Under a uvicorn without an adapter, be measured before there is a request: its other workers wait to see it boot."""
+
+        def begin() -> None:
+            if get_guard() is None and attempt("looking for uvicorn's server", "the server", serves_here):
+                self._find_guard()
+            elif get_guard() is None and seconds < LAST_TRY:
+                self._begin_later(seconds * 2)
+
+        asyncio.get_running_loop().call_later(seconds, begin)
 
     def _announcing(self, scope: Scope, send: Send, work: Work) -> Send:
         """`send` that says, once, what there is to say: the memory headers for who may see them, and that the worker leaves.
@@ -141,18 +155,6 @@ class MemoryMiddleware:
 
         announce.__dict__ = _ASYNC
         return announce
-
-
-def _noting_boot(send: Send) -> Send:
-    """`send` of a lifespan, whose startup is the last part of a boot."""
-
-    def noting(message: Message) -> Awaitable[None]:
-        if message["type"] == "lifespan.startup.complete":
-            note_boot()
-        return send(message)
-
-    noting.__dict__ = _ASYNC
-    return noting
 
 
 def in_thread(function: Callable[[], None]) -> None:

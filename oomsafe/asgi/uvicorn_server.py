@@ -59,6 +59,11 @@ def own_recycle(policy: Policy) -> Way | None:
     return Way(drain.begin, server.config.workers)
 
 
+def serves_here() -> bool:
+    """In a loop: whether a uvicorn Server of this loop has begun to listen."""
+    return bool(getattr(_running_server(), "servers", None))
+
+
 def _running_server() -> Any:
     """The uvicorn Server that has made the current task; where another task is within that one, the only Server in this loop. Else None.
 

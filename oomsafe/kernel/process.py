@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 from oomsafe.kernel.files import read_bytes, read_keyed, say_once
@@ -198,18 +197,6 @@ def start_time(pid: int | str = "self", proc: str = "/proc") -> int | None:
         return int(raw.rpartition(b") ")[2].split()[19])
     except (ValueError, IndexError):
         return None
-
-
-def age_of(pid: int | str = "self", proc: str = "/proc") -> float | None:
-    """Seconds since the process started, to a hundredth; None when it is gone."""
-    started = start_time(pid, proc)
-    # both count from boot, sleep included (proc(5), clock_gettime(2))
-    return None if started is None else time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
-
-
-def command_of(pid: int, proc: str = "/proc") -> bytes:
-    """The process's command line, its words ended by zeros; empty when it is gone, or another user's and hidden."""
-    return read_bytes(f"{proc}/{pid}/cmdline") or b""
 
 
 def start_of_child(pid: int, proc: str = "/proc") -> int | None:

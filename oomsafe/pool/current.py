@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from oomsafe.kernel.process import age_of
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.pool.guard import Guard, Recycle
 from oomsafe.pool.log import log
@@ -41,7 +40,6 @@ _guard: Guard | None = None
 _by_server = False
 """Whether a server's adapter has made it."""
 _failed: _Failed | None = None
-_boot: float | None = None
 
 
 class _Failed(NamedTuple):
@@ -62,12 +60,6 @@ def set_guard(guard: Guard) -> None:
 def get_guard() -> Guard | None:
     """This process's guard; None before there is one. One made before a fork is the parent's."""
     return _guard if _guard is not None and _guard.here else None
-
-
-def note_boot() -> None:
-    """This process has booted, as far as is known: the last call counts. Its siblings take as long."""
-    global _boot
-    _boot = age_of()
 
 
 def guard_for(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None = None) -> Guard | None:
@@ -105,7 +97,7 @@ def _siblings(workers: int) -> Siblings | None:
         return None
     from oomsafe.pool.siblings import Siblings  # here: most workers have a scoreboard
 
-    return Siblings(workers, _boot or age_of() or 0.0)
+    return Siblings(workers)
 
 
 def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None) -> Guard | None:

@@ -1,7 +1,8 @@
 """Workers whose supervisor knows nothing of us: they have no scoreboard, and must not all leave at once either.
 
-Each finds the others among its parent's children. One that starts is not there to serve yet, for as long as this one's own boot
-took; and one at a time has the turn, by a lock on a file that goes with the process.
+They meet in a file in the folder of their user, named after their parent. Each keeps the lock of one byte of it for as long as it lives,
+the one at its own pid: that it has booted. The lock of the first byte is the turn: whoever has it may leave. The kernel
+lets go of both when a process ends, however it does.
 """
 
 from __future__ import annotations
@@ -10,62 +11,62 @@ import fcntl
 import os
 
 from oomsafe.errors import ScoreboardError
-from oomsafe.kernel.process import age_of, children_of, command_of, start_time
+from oomsafe.kernel.process import children_of, start_time
 from oomsafe.pool import places
 from oomsafe.pool.log import attempt
 
-#: How much longer than this worker's another's boot may take: they boot when the pool is busy.
-PATIENCE = 1.5
-
-#: Seconds on top of that: a moment is taken for the boot of who boots in none.
-LATE = 0.5
-
-#: What is in the command of a process that multiprocessing has spawned to work, and not in that of its resource tracker.
-SPAWNED = b"spawn_main"
+#: Where in the file the turn is. No worker has this pid.
+TURN = 0
 
 
 class Siblings:
-    """The other workers of this process's parent, which wants `workers` in all. This one took `boot` seconds to boot."""
+    """The other workers of this process's parent, which wants `workers` in all. Made when this worker has booted."""
 
-    def __init__(self, workers: int, boot: float) -> None:
+    def __init__(self, workers: int) -> None:
         self._workers = workers
         self._parent = os.getppid()
-        self._boot = boot
-        self._fd = -1
+        self._fd = attempt("meeting its siblings", "the server", self._open)
+        if self._fd is not None:
+            self._lock(os.getpid())
 
     def away(self) -> int | None:
-        """How many of the others don't serve yet, or are missing; None where that can't be told."""
-        if start_time(self._parent) is None:
+        """How many of the others have not booted, or are missing; None where that can't be told: no folder could hold the file."""
+        if self._fd is None:
             return None
-        others = [pid for pid in children_of(self._parent) if pid != os.getpid() and SPAWNED in command_of(pid)]
-        serving = sum((age_of(pid) or 0.0) > self._boot * PATIENCE + LATE for pid in others)
-        return max(0, self._workers - 1 - serving)
+        others = [pid for pid in children_of(self._parent) if pid != os.getpid()]
+        return max(0, self._workers - 1 - sum(map(self._has_booted, others)))
 
     def take_turn(self) -> bool:
-        """Whether this worker may be the one that leaves. It keeps the turn until give_back(), or its end.
-
-        True as well where no folder can hold the file: then the only guard is away().
-        """
-        taken = attempt("the turn among siblings", "the server", self._lock)
-        return True if taken is None else taken
+        """Whether this worker may be the one that leaves. It keeps the turn until give_back(), or its end."""
+        return self._fd is None or self._lock(TURN)
 
     def give_back(self) -> None:
         """It stays."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._fd is not None:
+            self._unlock(TURN)
 
-    def _lock(self) -> bool:
-        if self._fd < 0:
-            self._fd = self._open()
+    def _has_booted(self, pid: int) -> bool:
+        if not self._lock(pid):
+            return True
+        self._unlock(pid)
+        return False
+
+    def _lock(self, byte: int) -> bool:
+        """A record lock, which is the process's. False: another process has it, or the application has closed our descriptor."""
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(self._fd or 0, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        except OSError:
             return False
         return True
 
+    def _unlock(self, byte: int) -> None:
+        try:
+            fcntl.lockf(self._fd or 0, fcntl.LOCK_UN, 1, byte)
+        except OSError:
+            pass  # it is closed, and the lock with it
+
     def _open(self) -> int:
-        last: Exception = ScoreboardError("no folder for the turn of siblings")
+        last: Exception = ScoreboardError("no folder can hold the file")
         for path in places.folders():
             try:
                 folder = places.open_folder(path, create=True)

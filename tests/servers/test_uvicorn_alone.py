@@ -9,7 +9,6 @@ import signal
 import pytest
 from clients import Load
 from serving import ask, ask_until_the_last, until
-from uvicorning import health_check
 
 PLAIN = {"start": ("-m", "uvicorn"), "app": "uvicorn_apps:protected"}
 
@@ -109,11 +108,12 @@ else:
 def test_the_workers_of_a_plain_uvicorn_take_turns(serve_uvicorn):
     """Nobody tells them who may go: the second stays until the other's replacement has had the time to boot."""
     how = {**PLAIN, "app": "together:protected", "files": {"together.py": TOGETHER}}
-    uvicorn = serve_uvicorn(*health_check(60), **how, soft_limit="130MiB", min_lifetime=0).up()
+    uvicorn = serve_uvicorn(**how, soft_limit="130MiB", min_lifetime=0).up()
     old = set(uvicorn.workers())
     (uvicorn.folder / "held").touch()
 
     with Load(uvicorn, "/leak?kib=0&s=0.02") as load:
+        until(lambda: load.served > 100, "each has been measured before it grows")
         (uvicorn.folder / "grow").touch()
         uvicorn.wait_for("a replacement boots")
         served = load.served
