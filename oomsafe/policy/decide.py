@@ -150,8 +150,13 @@ class Decision(NamedTuple):
 
 def decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, pool: Pool, now: float) -> Decision:
     """What a worker with these figures should do at `now`. Pure: call it again after each new measurement."""
-    if pool.abandoned:
+    decision = _decide(policy, limits, seen, history, pool, now)
+    if pool.abandoned and decision.action in (Action.ASK, Action.RECYCLE):
         return Decision(Action.SERVE, Reason.ABANDONED)  # an order may be older than the end of who gave it
+    return decision
+
+
+def _decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, pool: Pool, now: float) -> Decision:
     over = seen.used is not None and limits.early is not None and seen.used > limits.early and not history.refused
     far_over = seen.rss is not None and limits.hard is not None and seen.rss > limits.hard
     if pool.order is Order.GO:

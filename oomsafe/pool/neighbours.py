@@ -79,8 +79,9 @@ class Neighbours:
         if self._board is None:
             return Pool(short=short, out=out, abandoned=abandoned)
         order, settled, looked = self._slot.order, self._board.settled, self._board.schedule[0]
-        # without the lock another is taking its turn just now
-        starting, leaving, turns = self._board.others(self._slot) if self._locked else (0, sys.maxsize, 1)
+        # without the lock another is taking its turn just now; with a supervisor there are none, unless the kernel is faster
+        counts = self._locked and (out or not looked)
+        starting, leaving, turns = self._board.others(self._slot) if counts else (0, sys.maxsize, 1)
         if looked:
             abandoned = abandoned or time.monotonic() - looked > LOOKS_EVERY
         return Pool(starting + leaving, turns, short, out, leaving, bool(looked), abandoned, order, self.boot, settled)

@@ -197,7 +197,7 @@ def test_a_supervisor_decides_who_goes(policy: Policy, limits: Limits, used: int
     abandoned = decide(policy, limits, Snapshot(used, used), history, pool._replace(abandoned=True), NOW)
 
     assert unordered.action is not RECYCLE
-    assert abandoned.action is SERVE
+    assert abandoned.action in (SERVE, RECLAIM)
 
 
 @given(policies, limits, memory, histories, pools, st.floats(0, 9.99))
