@@ -42,6 +42,13 @@ def until(condition: Callable[[], T], what: str, seconds: float = 20) -> T:
     return found
 
 
+def memory_of(board: str) -> bytes:
+    """The bytes of a scoreboard, which its file has, or names: a root supervisor's are in a descriptor of its."""
+    raw = Path(board).read_bytes()
+    named = re.fullmatch(rb"oomsafe memory of (\d+) \d+ is (\d+)\n", raw)
+    return raw if named is None else Path(f"/proc/{int(named[1])}/fd/{int(named[2])}").read_bytes()
+
+
 def ask(connection: http.client.HTTPConnection, path: str) -> tuple[int, str | None, bytes]:
     """One request on an open connection: status, "close" if that was the last on it, body."""
     connection.request("GET", path)

@@ -234,6 +234,9 @@ class _Stopping:
     def __init__(self, stop: Callable[[], None]) -> None:
         self.close = stop
 
+    async def wait_closed(self) -> None:
+        """What it has accepted is a connection by now."""
+
 
 def _end_tornado(worker: Any) -> None:
     worker.alive = False

@@ -179,9 +179,9 @@ def _decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, po
         return Decision(Action.SERVE, Reason.YOUNG)
     if history.breached_since is None or now - history.breached_since < policy.sustain:
         return Decision(Action.SERVE, Reason.SUSTAIN)
-    no_use = pool.settled >= SETTLED_WORKERS and has_settled(policy, limits, seen.used, history, now)
-    if no_use and not pool.short and not history.stays:
-        return Decision(Action.SERVE, Reason.SETTLED)
+    if pool.settled >= SETTLED_WORKERS and not pool.short and not history.stays and stays_put(limits, seen.used, history):
+        settled = has_settled(policy, limits, seen.used, history, now)
+        return Decision(Action.SERVE, Reason.SETTLED if settled else Reason.SUSTAIN)  # until it has shown that it has
     return _leave(Reason.SOFT, pool)
 
 
@@ -223,11 +223,16 @@ def has_settled(policy: Policy, limits: Limits, used: int | None, history: Histo
     An app that loads its models with its first work does that, and so does one that a single heavy request has passed
     through. A leak climbs. Once may be chance; when one worker after the other settles, recycling them is of no use.
     """
-    if used is None or limits.soft is None or history.breached_since is None or history.breached_with is None:
-        return False
-    if not history.breached_by_step or now - history.ready_at < policy.min_lifetime:
+    if history.breached_since is None or now - history.ready_at < policy.min_lifetime:
         return False
     if history.climbed and now - history.breached_since < STAYS_FOR:
+        return False
+    return stays_put(limits, used, history)
+
+
+def stays_put(limits: Limits, used: int | None, history: History) -> bool:
+    """Whether this worker went over its soft limit in one step, and has not grown since."""
+    if used is None or limits.soft is None or history.breached_with is None or not history.breached_by_step:
         return False
     return used - history.breached_with < limits.soft * SETTLED
 

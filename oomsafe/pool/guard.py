@@ -111,7 +111,7 @@ class Guard(Meter):
         self._poke = poke
         self._unit = unit
         self._board = board
-        self._neighbours = Neighbours(board, self.slot, parent, siblings)
+        self._neighbours = Neighbours(board, self.slot, parent, siblings, asks=recycle is not None)
         self._deciding = allocate_lock()
         self._gauge = Gauge()
         self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours)

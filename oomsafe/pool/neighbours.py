@@ -24,10 +24,13 @@ class Neighbours:
     """Looks at the scoreboard for the worker that owns `slot`. `board` None: there are none, or none that can be seen.
 
     `parent` is the process that brings up another worker in this one's place; None: that is not known, or no process.
-    Without a board, `siblings` are its other workers; None: there are none.
+    Without a board, `siblings` are its other workers; None: there are none. One that can't be recycled asks nobody (`asks`).
     """
 
-    def __init__(self, board: Scoreboard | None, slot: Slot, parent: int | None = None, siblings: Siblings | None = None) -> None:
+    def __init__(
+        self, board: Scoreboard | None, slot: Slot, parent: int | None = None, siblings: Siblings | None = None, asks: bool = True
+    ) -> None:
+        self._asks = asks
         self._board = board
         self._slot = slot
         self._parent = parent
@@ -45,7 +48,7 @@ class Neighbours:
     @property
     def supervised(self) -> bool:
         """Whether a supervisor decides who goes, and when."""
-        return self._board is not None and self._board.schedule[0] > 0
+        return self._asks and self._board is not None and self._board.schedule[0] > 0
 
     @contextmanager
     def look(self, short: bool, out: bool) -> Iterator[Pool]:
@@ -73,15 +76,20 @@ class Neighbours:
     def _pool(self, short: bool, out: bool) -> Pool:
         abandoned = self._parent is not None and os.getppid() != self._parent
         if self._board is None and self._siblings is not None:
-            # None: nothing is known of them, as on a host without /proc
-            away = 0 if out else self._siblings.away() or 0
-            return Pool(away if away or self._siblings.take_turn() else sys.maxsize, short=short, out=out, abandoned=abandoned)
+            return Pool(0 if abandoned else self._siblings_away(out), short=short, out=out, abandoned=abandoned)
         if self._board is None:
             return Pool(short=short, out=out, abandoned=abandoned)
-        order, settled, looked = self._slot.order, self._board.settled, self._board.schedule[0]
+        order, settled, looked = self._slot.order, self._board.settled, self._board.schedule[0] if self._asks else 0.0
         # without the lock another is taking its turn just now; with a supervisor there are none, unless the kernel is faster
         counts = self._locked and (out or not looked)
         starting, leaving, turns = self._board.others(self._slot) if counts else (0, sys.maxsize, 1)
         if looked:
             abandoned = abandoned or time.monotonic() - looked > LOOKS_EVERY
         return Pool(starting + leaving, turns, short, out, leaving, bool(looked), abandoned, order, self.boot, settled)
+
+    def _siblings_away(self, out: bool) -> int:
+        """How many of them are; too many to go where another has the turn."""
+        assert self._siblings is not None
+        # None: nothing is known of them
+        away = 0 if out else self._siblings.away() or 0
+        return away if away or self._siblings.take_turn() else sys.maxsize

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from clients import Load
 from needs import need
-from serving import Gunicorn, until
+from serving import Gunicorn, memory_of, until
 
 from oomsafe.kernel.sandbox import Sandbox
 from oomsafe.policy.victims import badness
@@ -133,7 +133,7 @@ def test_a_killed_worker_leaves_its_request_on_the_scoreboard(pool):
 
     killed = until(lambda: [pid for pid in workers if state(pid) == "Z"], "a worker is dead, and nobody has reaped it")[0]
     at = layout.HEADER_SIZE + workers[killed] * layout.SLOT_SIZE
-    slot = path.read_bytes()[at : at + layout.SLOT_SIZE]
+    slot = memory_of(str(path))[at : at + layout.SLOT_SIZE]
     (worker,) = view_alone(slot).workers
     assert (worker.pid, [work.name for work in worker.in_flight]) == (killed, ["GET /hog"])
     gunicorn.signal(signal.SIGCONT)

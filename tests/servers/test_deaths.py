@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from clients import Load, Watch
-from serving import CLASSES, board_of, until
+from serving import CLASSES, board_of, memory_of, until
 from versions import reaps_later
 
 from oomsafe.pool import layout
@@ -16,7 +16,7 @@ from oomsafe.pool import layout
 
 def slots_in_use(path: str) -> int:
     """How many slots of a scoreboard are not free."""
-    raw = Path(path).read_bytes()
+    raw = memory_of(path)
     offsets = range(layout.HEADER_SIZE, len(raw), layout.SLOT_SIZE)
     return sum(layout.STATE.unpack_from(raw, at)[0] != layout.FREE for at in offsets)
 

@@ -55,8 +55,8 @@ def test_leaking_workers_are_recycled_under_load(serve, worker_class):
     assert not gunicorn.lines("no worker serves")
 
 
-def test_a_sync_worker_ends_right_after_the_request_that_took_it_over_its_limit(serve):
-    """Alone in its pool, it waits for nobody: its peak is the limit, and one request."""
+def test_a_sync_worker_that_need_not_wait_ends_as_soon_as_it_is_told(serve):
+    """Alone in its pool, it waits for no replacement: its peak is the limit, and what it serves while it asks."""
     gunicorn = serve("sync", 1, soft_limit="80MiB", min_lifetime=0, surge=False, settings=WORKER_EXIT).serving(1)
 
     with Load(gunicorn, "/leak?kib=512") as load:
@@ -65,7 +65,7 @@ def test_a_sync_worker_ends_right_after_the_request_that_took_it_over_its_limit(
     assert load.failed == []
     peaks = [int(peak) for peak in re.findall(r"peak (\d+)", gunicorn.log())]
     assert peaks
-    assert max(peaks) <= SOFT + 2 * MIB
+    assert max(peaks) <= SOFT * 1.25
 
 
 @pytest.mark.parametrize(("worker_class", "turns"), [("gthread", 1), ("gthread", 2), ("gevent", 1), ("asgi", 1), (CLASSES[-1], 1)])

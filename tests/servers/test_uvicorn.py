@@ -37,7 +37,7 @@ def test_leaking_workers_are_recycled_under_load(serve_uvicorn, loop):
 
 
 def test_the_replacement_comes_first(serve_uvicorn):
-    """With a slow leak two workers serve at any moment, and three is the most that there are."""
+    """With a slow leak two workers serve at any moment, and never are there more than twice as many."""
     uvicorn = serve_uvicorn(soft_limit="120MiB", min_lifetime=0, reclaim=False).serving()
 
     def look():
@@ -50,7 +50,8 @@ def test_the_replacement_comes_first(serve_uvicorn):
 
     assert load.failed == []
     serving, running = zip(*watch.seen, strict=True)
-    assert (min(serving), max(running)) == (2, 3)
+    assert min(serving) == 2
+    assert max(running) in (3, 4)
 
 
 def test_what_a_worker_has_taken_is_answered(serve_uvicorn):

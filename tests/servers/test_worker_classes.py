@@ -178,6 +178,7 @@ def test_a_class_that_can_t_be_ended_is_only_measured(start):
     gunicorn.wait_for("should be recycled, and nothing here can")
     assert gunicorn.get("/pid")[2] == b"%d" % pid
     assert gunicorn.worker(pid).state == "serving"
+    assert gunicorn.workers() == [pid]
     os.kill(pid, signal.SIGKILL)
 
 
