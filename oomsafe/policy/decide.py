@@ -37,7 +37,10 @@ ASKS_FROM = 0.5
 ENDS_WITHIN = 1.0
 
 #: Seconds for which what grows fast just now is taken to go on so.
-MOMENT = 0.3
+GOES_ON_FOR = 0.3
+
+#: Seconds that a worker which has nothing to do takes to end, at the least.
+GONE_WITHIN = 0.2
 
 #: Seconds by which a replacement is taken to be late: a machine on which a worker leaks at full speed boots more slowly.
 BOOTS_LATE = 0.3
@@ -112,6 +115,8 @@ class Snapshot(NamedTuple):
     rss: int | None
     speed: float = 0.0
     """Bytes a second that `used` grows by, steadily; 0 while that is not known."""
+    burst: float = 0.0
+    """The same over the last moment."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,7 @@ def _decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, po
     if pool.order is Order.GO:
         return Decision(Action.RECYCLE, Reason.HARD if far_over else Reason.SOFT if over or history.asks else Reason.REPLACED)
     if far_over:
-        return _leave(Reason.HARD, pool)
+        return _leave(Reason.HARD, pool, outruns(limits.hard, seen.burst))
     if seen.used is None or limits.soft is None or limits.early is None:
         return Decision(Action.SERVE, Reason.UNKNOWN)
     if history.refused:
@@ -182,14 +187,14 @@ def _decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, po
     if pool.settled >= SETTLED_WORKERS and not pool.short and not history.stays and stays_put(limits, seen.used, history):
         settled = has_settled(policy, limits, seen.used, history, now)
         return Decision(Action.SERVE, Reason.SETTLED if settled else Reason.SUSTAIN)  # until it has shown that it has
-    return _leave(Reason.SOFT, pool)
+    return _leave(Reason.SOFT, pool, outruns(limits.soft, seen.burst))
 
 
-def _leave(reason: Reason, pool: Pool) -> Decision:
+def _leave(reason: Reason, pool: Pool, fast: bool) -> Decision:
     """This worker should go: when a supervisor says so, or when fewer than may be are away."""
     if pool.supervised:
-        # a supervisor may be slow, or of another user and can't be woken; the kernel is not
-        goes = pool.order is not Order.NONE or (pool.out and not pool.leaving)
+        # a supervisor may be slow, or of another user and can't be woken; a worker that fills the memory within a moment is not
+        goes = pool.order is not Order.NONE or (pool.short and fast) or (pool.out and not pool.leaving)
         return Decision(Action.RECYCLE if goes else Action.ASK, reason)
     return Decision(Action.RECYCLE, reason) if pool.away < pool.turns else Decision(Action.SERVE, Reason.TURN)
 
@@ -214,7 +219,17 @@ def is_short(used: int | None, bound: int | None, growth: Growth, boot: float) -
     """
     if used is None or bound is None:
         return False
-    return used + max(growth.steady * min(replaced_within(boot), ENDS_WITHIN), growth.burst * MOMENT) > bound
+    return used + max(growth.steady * min(replaced_within(boot), ENDS_WITHIN), growth.burst * GOES_ON_FOR) > bound
+
+
+def is_out(used: int | None, limit: int | None, growth: Growth) -> bool:
+    """Whether a pool that uses so many bytes, and grows so fast, meets the kernel's limit before the next worker that drains is gone."""
+    return used is not None and limit is not None and used + growth.burst * GONE_WITHIN > limit
+
+
+def outruns(soft: int | None, burst: float) -> bool:
+    """Whether a worker grows by more than a tenth of its soft limit while another ends: it can't wait for that."""
+    return soft is not None and burst * GONE_WITHIN > soft * SETTLED
 
 
 def has_settled(policy: Policy, limits: Limits, used: int | None, history: History, now: float) -> bool:

@@ -58,7 +58,7 @@ class Room(NamedTuple):
     short: bool = False
     """Whether the pool is over its budget, or will be before a replacement could help."""
     out: bool = False
-    """Whether the kernel's limit will be met before a replacement could help."""
+    """Whether that can't wait for a worker that is on its way: the kernel's limit is near, or they grow too fast."""
     least: int = 0
     """How many workers must serve whatever happens, unless memory is short."""
     wanted: int = 0

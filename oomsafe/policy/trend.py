@@ -7,6 +7,9 @@ from typing import NamedTuple
 #: Seconds between two samples, at least: over less, one piece of work looks like a trend.
 SAMPLE_EVERY = 0.2
 
+#: Seconds over which growth is told apart from noise, at least.
+MOMENT = 0.05
+
 #: So many spans between samples are remembered.
 SPANS = 3
 
@@ -76,8 +79,9 @@ class Trend:
             most = max(spans, key=lambda span: span[1].used - span[0].used)
             others = [span for span in spans if span is not most]
             steady = sum(later.used - earlier.used for earlier, later in others) / sum(later.at - earlier.at for earlier, later in others)
-        if self._samples and at - self._samples[0].at >= SAMPLE_EVERY:
-            burst = _pace(self._samples[0], Sample(at, used))
+        recent = next((sample for sample in reversed(self._samples) if at - sample.at >= MOMENT), None)
+        if recent is not None:
+            burst = _pace(recent, Sample(at, used))
         return Growth(max(0.0, steady), max(0.0, burst))
 
 

@@ -28,6 +28,7 @@ from oomsafe.policy.decide import (
     came_by_a_step,
     decide,
     has_settled,
+    is_out,
     is_short,
 )
 from oomsafe.policy.limits import Capacity, Limits
@@ -256,7 +257,7 @@ class Guard(Meter):
         growth = self._trend.growth(now, self.rss)
         self._measure_pool(now, growth)
         with self._neighbours.look(self._short, self._out) as pool:
-            decision = decide(self.policy, self.limits, Snapshot(used, rss, growth.steady), self._history, pool, now)
+            decision = decide(self.policy, self.limits, Snapshot(used, rss, *growth), self._history, pool, now)
             leaves = decision.action is Action.RECYCLE and not self.policy.dry_run and self._recycle is not None
             if leaves:
                 self._neighbours.leaves(has_settled(self.policy, self.limits, used, self._history, now))
@@ -270,7 +271,7 @@ class Guard(Meter):
                 "nobody would bring up another worker in its place", self,
             )  # fmt: skip
         if leaves and pool.supervised and pool.order is Order.NONE:
-            log.warning("%s goes before anybody has told it to: the memory that the kernel allows the pool is about to run out", self)
+            log.warning("%s goes before its supervisor has told it to: it grows so fast that the pool's memory is about to run out", self)
         if not leaves:
             self._ask(decision.action is Action.ASK, now, used)
         return decision
@@ -307,7 +308,7 @@ class Guard(Meter):
             # the others are taken to grow as this one does
             together, boot = growth.times(self._neighbours.workers or 1), self._neighbours.boot
             self._short = is_short(used, budget, together, boot)
-            self._out = is_short(capacity.working_set, capacity.limit, together, boot)
+            self._out = is_out(capacity.working_set, capacity.limit, together)
 
     def _reclaim(self, over: int) -> bool:
         from oomsafe.pool.reclaim import collect  # here: only a worker over its limit pays for it
@@ -332,8 +333,9 @@ class Guard(Meter):
     def _reclaimed(self, before: int, over: int) -> None:
         trim()
         self._gauge.forget()
-        self._trend.forget()
         freed = max(0, before - self.measure())
+        if freed >= MIB:
+            self._trend.forget()
         # from its end, for one that took long must not be followed by another at once
         futile = futile_after(self._history.futile, over, freed)
         self._history = replace(self._history, reclaimed_at=time.monotonic(), futile=futile)
@@ -378,12 +380,19 @@ class Guard(Meter):
         pace = self._trend.pace
         return pace is None or (pace > 0 and self.rss + pace * LOOKS_AHEAD > self._thresholds.alert)
 
+    def _look_within(self, now: float) -> float:
+        """Seconds until the next look: a quarter of those that are left until it is over its limit, as fast as it grows."""
+        if self._trend.pace is None:
+            return SAMPLE_EVERY
+        burst, left = self._trend.growth(now, self.rss).burst, self._thresholds.alert - self.rss
+        return max(SHORT_EVERY, left / burst / 4) if burst > 0 else PUBLISH_EVERY
+
     def _used(self, now: float) -> int | None:
         """The figure that the soft limit is compared with."""
         return self._gauge.read(self.limits.metric, self.rss, self._alert, now) if self.rss_known else None
 
     def _publish(self, now: float) -> None:
-        self._publish_at = now + (ASK_EVERY if self._asking else SAMPLE_EVERY if self._grows_fast else PUBLISH_EVERY)
+        self._publish_at = now + min(ASK_EVERY if self._asking else PUBLISH_EVERY, self._look_within(now))
         rss, peak = (self.rss, self.peak_rss) if self.rss_known else (None, None)
         gauge, hard = self._gauge, self.limits.hard
         try:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from oomsafe.policy.decide import Order, is_short
+from oomsafe.policy.decide import Order, is_out, is_short, outruns
 from oomsafe.policy.limits import Capacity, resolve_limits, turns
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.surge import Do, Ledger, Room, Seen, Stage, Step, failed, gone, plan, recovered, spawned
@@ -27,6 +27,12 @@ _STAGES = {
 
 #: Why a worker goes before its replacement where its user wants it so: that needs no line.
 NO_SURGE = "surge is off"
+
+#: Seconds after which it is said that no worker serves.
+UNSERVED_FOR = 0.5
+
+#: Seconds for which a pool is taken to grow as fast as it did.
+LATELY = 2.0
 
 #: Seconds that a boot is taken to last before one has been seen.
 BOOT = 1.0
@@ -58,7 +64,8 @@ class Monitor:
         """When each worker that boots was seen first, by its generation."""
         self._boot = BOOT
         """Seconds that the last boot took."""
-        self._has_served = False
+        self._has_served = self._said_unserved = False
+        self._paces: list[tuple[float, Growth]] = []
 
     def forget(self) -> None:
         """The server has replaced its workers itself: nothing is under way any more."""
@@ -135,20 +142,26 @@ class Monitor:
         budget = resolve_limits(policy, capacity)[0].budget
         # up to where there is room, it need not be told to the byte
         used = self._usage.of(policy, capacity, None if budget is None else max(0, budget - (size or 0)), self._board.read, now)
-        growth = sum((entry.growth for entry in entries if entry.state in (layout.SERVING, layout.WAITING)), Growth())
+        serving = [entry for entry in entries if entry.state in (layout.SERVING, layout.WAITING)]
+        growth = sum((entry.growth for entry in serving), Growth())
+        lately = self._lately(growth, now)
         # what a worker holds that is on its way out is free in a moment
         away = [entry for entry in entries if entry.state in (layout.DRAINING, layout.LEAVING)]
         leaving = sum(max(0, (entry.used or 0) - (entry.baseline or 0)) for entry in away)
         short = is_short(None if used is None else used - leaving, budget, growth, self._boot)
         held = capacity.working_set
-        out = short and is_short(None if held is None else held - leaving, capacity.limit, growth, self._boot)
+        share = None if budget is None else budget // max(1, capacity.workers)
+        fast = short and any(outruns(entry.soft or share, entry.growth.burst) for entry in entries)
+        out = fast or (short and not away and is_out(held, capacity.limit, growth))
         if size is None or budget is None or used is None:
             why = "what the pool or a fresh worker has is not known"
         elif short:
             why = (
                 f"of a budget of {format_size(budget)}, {format_size(used)} are used, and {format_size(int(max(growth)))} more each second"
             )
-        elif budget - used < size:
+        elif is_short(used + size, budget, lately if serving else Growth(), self._boot):
+            # here what leaves counts: it may take long, and the new worker gets the work that had the old one grow; but for nobody's
+            # growth does nobody serve
             why = f"a fresh worker has {format_size(size)}, {format_size(max(0, budget - used))} of the budget are free"
         elif not self._fleet.may_surge() or not self._board.has_room:
             why = "the server replaces its workers itself, or has as many as the scoreboard can hold"
@@ -160,6 +173,11 @@ class Monitor:
         room = Room(may_surge=not why, short=short, out=out, least=least, wanted=capacity.workers, boots=at_once)
         return room, why
 
+    def _lately(self, growth: Growth, now: float) -> Growth:
+        """How fast the pool has grown at most, within the last moments: who drains grows no more, and what comes next will."""
+        self._paces = [(at, pace) for at, pace in self._paces if now - at < LATELY] + [(now, growth)]
+        return Growth(*map(max, zip(*(pace for _, pace in self._paces), strict=True)))
+
     def _note_boots(self, entries: Sequence[Entry], now: float) -> None:
         booting = {entry.generation for entry in entries if entry.state == layout.STARTING}
         for entry in entries:
@@ -169,18 +187,22 @@ class Monitor:
         self._boots = {generation: self._boots.get(generation, now) for generation in booting}
 
     def _note_unserved(self, entries: Sequence[Entry], now: float) -> None:
-        """That nobody serves is said at once, and for how long when it is over. Until a worker has served, it is no news."""
+        """Count the time in which nobody serves; what lasts is said, and for how long when it is over. Not before a worker has served."""
         serving = sum(entry.state in (layout.SERVING, layout.WAITING) for entry in entries)
         since, before = self._board.unserved
         if serving:
             self._has_served = True
             if since:
                 self._board.unserved = (0.0, before + now - since)
+            if self._said_unserved:
+                self._said_unserved = False
                 log.warning("a worker serves again: for %.1f s none did", now - since)
         elif self._has_served and not since and self._board.workers:
             self._board.unserved = (now, before)
+        elif since and now - since >= UNSERVED_FOR and not self._said_unserved:
+            self._said_unserved = True
             starting = sum(entry.state == layout.STARTING for entry in entries)
-            log.warning("no worker serves: %d start, %d drain or leave", starting, len(entries) - starting)
+            log.warning("no worker serves, for %.1f s now: %d start, %d drain or leave", now - since, starting, len(entries) - starting)
 
 
 def _seen(entry: Entry) -> Seen:

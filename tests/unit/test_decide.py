@@ -96,6 +96,16 @@ def at(used: int | None, rss: int | None = None, speed: float = 0) -> Snapshot:
         pytest.param({}, LIMITS, at(91), OLD, PERMIT, RECYCLE, Reason.SOFT, id="may go, and is over"),
         pytest.param({}, LIMITS, at(91), OLD, SUPERVISED._replace(out=True), RECYCLE, Reason.SOFT, id="the kernel is about to kill"),
         pytest.param({}, LIMITS, at(91), OLD, SUPERVISED._replace(out=True, leaving=1), ASK, Reason.SOFT, id="and another leaves"),
+        pytest.param(
+            {},
+            LIMITS,
+            at(91)._replace(burst=51 * MIB),
+            OLD,
+            SUPERVISED._replace(short=True, leaving=1),
+            RECYCLE,
+            Reason.SOFT,
+            id="too fast",
+        ),
         pytest.param({}, LIMITS, at(90), OLD, SUPERVISED._replace(out=True), SERVE, Reason.WITHIN, id="and it is not over"),
         pytest.param({}, LIMITS, at(90), OLD, PERMIT, SERVE, Reason.WITHIN, id="may go, and is not over"),
         pytest.param({}, LIMITS, at(80, speed=11), OLD, SUPERVISED, ASK, Reason.SOON, id="soon over"),
@@ -202,7 +212,7 @@ def test_refused_never_recycles_on_soft(policy: Policy, limits: Limits, used: in
 @given(policies, limits, memory, histories, pools)
 def test_a_supervisor_decides_who_goes(policy: Policy, limits: Limits, used: int, history: History, pool: Pool) -> None:
     """Law: where there is one, nobody goes without its order until the kernel is about to kill; and whoever has lost it stays."""
-    alone = pool._replace(supervised=True, order=Order.NONE, out=False)
+    alone = pool._replace(supervised=True, order=Order.NONE, out=False)  # nor is a burst known
     unordered = decide(policy, limits, Snapshot(used, used), history, alone, NOW)
     abandoned = decide(policy, limits, Snapshot(used, used), history, pool._replace(abandoned=True), NOW)
 

@@ -17,7 +17,7 @@ from oomsafe.kernel.oom_score import read_score, write_score
 from oomsafe.policy.decide import Order
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.trend import Growth
-from oomsafe.pool import layout
+from oomsafe.pool import layout, monitor
 from oomsafe.pool.layout import Counters
 from oomsafe.pool.scoreboard import Entry
 from oomsafe.pool.slot import Figures, Slot, comm_of
@@ -282,8 +282,9 @@ def test_a_worker_without_a_slot_is_nobody_else(pool: Any) -> None:
     assert [slot.order for slot in slots] == [Order.NONE, Order.NONE]
 
 
-def test_that_nobody_serves_is_said_and_counted(pool: Any, said: Said) -> None:
-    """Not before somebody has; at once when it begins, and for how long when it is over."""
+def test_that_nobody_serves_is_said_and_counted(pool: Any, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before somebody has; when it lasts, and for how long when it is over."""
+    monkeypatch.setattr(monitor, "UNSERVED_FOR", 0)
     _, supervisor, slots = pool(2)
     for slot in slots:
         slot.set_state(layout.DRAINING)
@@ -293,7 +294,7 @@ def test_that_nobody_serves_is_said_and_counted(pool: Any, said: Said) -> None:
     slots[0].set_state(layout.SERVING)
     supervisor.tick()
 
-    assert meanwhile == ["no worker serves: 0 start, 2 drain or leave"]
+    assert meanwhile == ["no worker serves, for 0.0 s now: 0 start, 2 drain or leave"]
     assert [line for line in said() if "serve" in line][1:] == ["a worker serves again: for 0.0 s none did"]
     assert supervisor.board.read().unserved > 0
 
