@@ -294,7 +294,7 @@ def test_that_nobody_serves_is_said_and_counted(pool: Any, said: Said, monkeypat
     slots[0].set_state(layout.SERVING)
     supervisor.tick()
 
-    assert meanwhile == ["no worker serves, for 0.0 s now: 0 start, 2 drain or leave"]
+    assert meanwhile == ["no worker serves, for 0.0 s now: 1 start, 2 drain or leave"]
     assert [line for line in said() if "serve" in line][1:] == ["a worker serves again: for 0.0 s none did"]
     assert supervisor.board.read().unserved > 0
 
