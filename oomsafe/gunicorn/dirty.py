@@ -99,13 +99,15 @@ class DirtyPool:
 
     def _tick_with_arbiter(self) -> None:
         """The arbiter manages its workers once a second, and whenever one has ended or has poked it."""
-        manage = self._arbiter.manage_workers
+        manage, one_at_a_time = self._arbiter.manage_workers, asyncio.Lock()
 
         async def managing() -> None:
-            attempt("the dirty pool's tick", "gunicorn", self.tick)
-            if self._forks_in() > 0:
-                await asyncio.sleep(self._forks_in())
-            await manage()
+            # it counts by a number of workers that it has read at its begin, and would end the one that is one more by then
+            async with one_at_a_time:
+                attempt("the dirty pool's tick", "gunicorn", self.tick)
+                if self._forks_in() > 0:
+                    await asyncio.sleep(self._forks_in())
+                await manage()
 
         self._arbiter.manage_workers = managing
 

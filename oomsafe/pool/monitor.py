@@ -162,7 +162,8 @@ class Monitor:
         elif is_short(used + size, budget, lately if serving else Growth(), self._boot):
             # here what leaves counts: it may take long, and the new worker gets the work that had the old one grow; but for nobody's
             # growth does nobody serve
-            why = f"a fresh worker has {format_size(size)}, {format_size(max(0, budget - used))} of the budget are free"
+            free, pace = format_size(max(0, budget - used)), format_size(int(max(lately)))
+            why = f"a fresh worker has {format_size(size)}, {free} of the budget are free, and {pace} more are used each second"
         elif not self._fleet.may_surge() or not self._board.has_room:
             why = "the server replaces its workers itself, or has as many as the scoreboard can hold"
         else:

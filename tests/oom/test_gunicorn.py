@@ -183,7 +183,8 @@ def test_over_its_budget_nobody_waits_for_a_replacement(cgroup, serve):
         gunicorn.wait_for(" recycling: ", times=4, seconds=60)
 
     assert load.failed == []
-    assert gunicorn.lines("may go before its replacement is there: of a budget of 414 MiB, ")
+    # by its supervisor's word, or by itself where it grows faster than that comes
+    assert gunicorn.lines("may go before its replacement is there: ") or gunicorn.lines("goes before its supervisor")
     assert (sandbox.cgroup.oom_kills(), gunicorn.lines("SIGKILL")) == (0, [])
 
 
