@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-import weakref
 from _thread import allocate_lock, get_ident
 
+from oomsafe.pool.forks import own
 from oomsafe.pool.log import log
-
-_locks: weakref.WeakSet[PoolLock] = weakref.WeakSet()
-_watching_forks = False
 
 
 class Kept:
@@ -78,11 +75,11 @@ class PoolLock:
         self.lost = False
         """Whether nobody can have it from this process any more: the descriptor was closed, and the file can't be opened."""
         self._file = file
-        self.begin_anew()
-        _watch_forks(self)
+        self.leave()
 
-    def begin_anew(self) -> None:
-        """In a fork: whoever had it, it was a thread of the parent."""
+    def leave(self) -> None:
+        """In a fork, and in a fork of that: whoever had it, it was a thread of the parent."""
+        own(self)
         self._gate = allocate_lock()
         self._owner: int | None = None
         self._depth = 0
@@ -133,16 +130,3 @@ class PoolLock:
                 "process %d has lost the pool's lock: the application has closed its descriptor, and the file can't be opened anew; "
                 "its worker is recycled only when the supervisor tells it to, and its new routes are counted as other", os.getpid(),
             )  # fmt: skip
-
-
-def _watch_forks(lock: PoolLock) -> None:
-    global _watching_forks
-    _locks.add(lock)
-    if not _watching_forks:
-        _watching_forks = True
-        os.register_at_fork(after_in_child=_begin_anew)
-
-
-def _begin_anew() -> None:
-    for lock in _locks:
-        lock.begin_anew()
