@@ -12,8 +12,7 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
             96  server, 32 bytes of text
            128  24 names of routes, 64 bytes of text each: what any worker may count under
           1664  totals: the counters of all workers that are gone
-          5632  the schedule of a supervisor that brings replacements first:
-                f64 when it looked last, on the machine's monotonic clock · u64 how many workers in a row have died before they served
+          5632  f64 when a supervisor that decides who goes looked last, on the machine's monotonic clock; 0: it gives no orders
           5648  f64 since when no worker has served, on the same clock; 0: one does · f64 seconds without one, before that
 
     slot     0  u32 state · u32 order (the supervisor writes it), 1: drain, 2: drain when over the limit
@@ -65,7 +64,7 @@ SUPERVISOR_AT, SUPERVISOR = 32, struct.Struct("<QQd")
 POOL_AT, POOL = 56, struct.Struct("<Q4q32s")
 NAMES_AT = 128
 TOTALS_AT = 1664
-SCHEDULE_AT, SCHEDULE = 5632, struct.Struct("<dQ")
+LOOKED_AT, LOOKED = 5632, struct.Struct("<d")
 UNSERVED_AT, UNSERVED = 5648, struct.Struct("<dd")
 
 STATE = struct.Struct("<I")
@@ -119,8 +118,8 @@ STATES = ("free", "starting", "serving", "waiting", "draining", "leaving")
 UNMATCHED, OTHER = "unmatched", "other"
 
 assert NAMES_AT + ROUTES * ROUTE_NAME <= TOTALS_AT
-assert TOTALS_AT + COUNTERS_SIZE <= SCHEDULE_AT
-assert SCHEDULE_AT + SCHEDULE.size <= UNSERVED_AT <= HEADER_SIZE - UNSERVED.size
+assert TOTALS_AT + COUNTERS_SIZE <= LOOKED_AT
+assert LOOKED_AT + LOOKED.size <= UNSERVED_AT <= HEADER_SIZE - UNSERVED.size
 assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= SLOT_SIZE

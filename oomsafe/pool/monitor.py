@@ -108,7 +108,7 @@ class Monitor:
                 for step in steps:
                     self._do(step, entries, why)
         # in a dry run each worker decides by itself, and says what it would do
-        self._board.schedule = (0.0 if policy.dry_run else now, self.ledger.failures)
+        self._board.looked = 0.0 if policy.dry_run else now
 
     def _do(self, step: Step, entries: Sequence[Entry], why: str) -> None:
         if step.do is Do.SPAWN:

@@ -48,7 +48,7 @@ class Neighbours:
     @property
     def supervised(self) -> bool:
         """Whether a supervisor decides who goes, and when."""
-        return self._asks and self._board is not None and self._board.schedule[0] > 0
+        return self._asks and self._board is not None and self._board.looked > 0
 
     @contextmanager
     def look(self, short: bool, out: bool) -> Iterator[Pool]:
@@ -79,7 +79,7 @@ class Neighbours:
             return Pool(0 if abandoned else self._siblings_away(out), short=short, out=out, abandoned=abandoned)
         if self._board is None:
             return Pool(short=short, out=out, abandoned=abandoned)
-        order, settled, looked = self._slot.order, self._board.settled, self._board.schedule[0] if self._asks else 0.0
+        order, settled, looked = self._slot.order, self._board.settled, self._board.looked if self._asks else 0.0
         # without the lock another is taking its turn just now; with a supervisor there are none, unless the kernel is faster
         counts = self._locked and (out or not looked)
         starting, leaving, turns = self._board.others(self._slot) if counts else (0, sys.maxsize, 1)

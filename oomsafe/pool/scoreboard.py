@@ -360,14 +360,13 @@ class Scoreboard:
         return not self._is_of(number, generation) or layout.TOLD.unpack_from(self._memory, at)[0] != ticket
 
     @property
-    def schedule(self) -> tuple[float, int]:
-        """(looked, failures): when the supervisor looked last for who may go, and how many workers in a row have failed to boot."""
-        looked, failures = layout.SCHEDULE.unpack_from(self._memory, layout.SCHEDULE_AT)
-        return looked, failures
+    def looked(self) -> float:
+        """When the supervisor looked last for who may go, on the monotonic clock; 0: it gives no orders."""
+        return float(layout.LOOKED.unpack_from(self._memory, layout.LOOKED_AT)[0])
 
-    @schedule.setter
-    def schedule(self, schedule: tuple[float, int]) -> None:
-        layout.write(self._memory, layout.SCHEDULE_AT, layout.SCHEDULE, *schedule)
+    @looked.setter
+    def looked(self, now: float) -> None:
+        layout.write(self._memory, layout.LOOKED_AT, layout.LOOKED, now)
 
     @property
     def unserved(self) -> tuple[float, float]:

@@ -449,7 +449,7 @@ def test_what_a_worker_writes_takes_no_slot(board: Scoreboard, byte: bytes) -> N
     _spoil(board, byte)
 
     board.describe(workers=2, turns=1, limit=None, budget=None)
-    board.schedule = (1.0, 2)
+    board.looked = 1.0
     assert len(board.roll()) in (0, board.slots)
     board.read()
     board.in_hand()
