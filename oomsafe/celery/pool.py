@@ -49,8 +49,11 @@ class Seating(Enforcing):
         return process
 
     def process_flush_queues(self, worker: Any) -> None:
-        """For each child that billiard has joined."""
+        """For each child that billiard has joined, and by Celery for the same child once more: it has died but once."""
         super().process_flush_queues(worker)  # type: ignore[misc]
+        if worker.exitcode is None or getattr(worker, "oomsafe_gone", False):
+            return
+        worker.oomsafe_gone = True
         seat = self._seats.pop(worker.pid, None)
         attempt("the death of a child", "Celery", lambda: self.gone(worker, seat))
         if seat is not None:

@@ -1,0 +1,69 @@
+"""What MainProcess makes of its children's ends."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("celery")
+
+from oomsafe.celery.pool import Seating
+from oomsafe.celery.redelivery import Redelivery
+from oomsafe.kernel.oom_kills import Kills
+from oomsafe.policy.settings import Policy
+from oomsafe.policy.verdicts import Verdict
+from oomsafe.pool.deaths import Deaths
+
+
+class Billiard:
+    """As much of its pool as tells of an end."""
+
+    def __init__(self) -> None:
+        self._cache: dict[int, Any] = {}
+        self._pool: list[Any] = []
+
+    def process_flush_queues(self, worker: Any) -> None:
+        """It has nothing to flush."""
+
+
+class Pool(Seating, Billiard):
+    """One without seats: a child's slot tells nothing."""
+
+
+@pytest.fixture
+def pool() -> Any:
+    supervisor: Any = SimpleNamespace(board=None, policy=Policy())
+    limits: Any = None
+    made = Pool(oomsafe=supervisor, limits=limits, redelivery=Redelivery(lambda: None, 2, "", False))
+    counted = [0]
+    made._deaths = Deaths(lambda: Kills(counted[0], own=True))
+    made.counted = counted  # type: ignore[attr-defined]
+    return made
+
+
+def child(pid: int, exitcode: int | None) -> Any:
+    return SimpleNamespace(pid=pid, exitcode=exitcode)
+
+
+def test_a_death_that_is_told_twice_counts_once(pool: Any) -> None:
+    """Celery's on_process_down tells of a child that billiard has told of; the second must not use up another's kill."""
+    pool.counted[0] = 2
+    first, second = child(11, -9), child(12, -9)
+    for worker in (first, first):
+        pool.process_flush_queues(worker)
+    pool._settle()
+    pool.process_flush_queues(second)
+    pool._settle()
+
+    assert [(gone.pid, gone.verdict) for gone in pool._gone.values()] == [(11, Verdict.CONFIRMED), (12, Verdict.CONFIRMED)]
+    assert pool.fallen.counts == {"confirmed": 2}
+
+
+def test_a_child_whose_queues_are_flushed_while_it_lives_keeps_its_seat(pool: Any) -> None:
+    pool._seats[11] = seat = object()
+    pool.process_flush_queues(child(11, None))
+
+    assert pool._seats == {11: seat}
+    assert not pool._gone
