@@ -115,7 +115,7 @@ class Guard(Meter):
         self._neighbours = Neighbours(board, self.slot, parent, siblings, asks=recycle is not None)
         self._deciding = allocate_lock()
         self._gauge = Gauge()
-        self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours)
+        self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours, measure=read_capacity)
         self._history = History(ready_at=time.monotonic())
         self._trend = Trend()
         self._usage: Usage | None = None
@@ -219,7 +219,7 @@ class Guard(Meter):
         """Once a second, more often while it grows: the memory, the limits, and what the others see of both."""
         try:
             self.measure()
-            self._thresholds.follow_pool(now)
+            self._thresholds.follow(now)
             self._trend.add(now, self.rss)
             self._take_limits()
             self.slot.need(self._used(now), self._trend.growth(now, self.rss))
@@ -299,11 +299,11 @@ class Guard(Meter):
         if self._history.breached_since is None:
             self._short = self._out = False
         elif now >= self._short_at:
-            from oomsafe.pool.usage import Usage  # here: most workers are never over their limit
+            from oomsafe.pool.usage import Usage, pids_of, resident  # here: most workers are never over their limit
 
             self._short_at = now + SHORT_EVERY
             self._usage = self._usage or Usage()
-            budget, capacity = self._thresholds.budget, read_capacity()
+            budget, capacity = self._thresholds.budget, read_capacity(held=lambda: resident(pids_of(self.pool())))
             used = self._usage.of(self.policy, capacity, budget, self.pool, now)
             # the others are taken to grow as this one does
             together, boot = growth.times(self._neighbours.workers or 1), self._neighbours.boot
