@@ -110,7 +110,7 @@ class Guard(Meter):
         self._neighbours = Neighbours(board, self.slot, parent, siblings, asks=recycle is not None)
         self._deciding = allocate_lock()
         self._gauge = Gauge()
-        self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours)
+        self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours, measure=read_capacity)
         self._history = History(ready_at=time.monotonic())
         self._trend = Trend()
         self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self.pool)
@@ -220,7 +220,7 @@ class Guard(Meter):
         """Once a second, more often while it grows: the memory, the limits, and what the others see of both."""
         try:
             self.measure()
-            self._thresholds.follow_pool(now)
+            self._thresholds.follow(now)
             self._trend.add(now, self.rss)
             self._take_limits()
             self.slot.need(self._used(now), self._trend.growth(now, self.rss))
