@@ -107,6 +107,20 @@ class Guarded:
 
         self.wait_for_job = between_two_tasks
 
+    def workloop(self, *args: Any, **options: Any) -> Any:
+        """Until it ends by itself (its tasks are done, worker_max_tasks_per_child) or is ended: then no wait comes after the last task."""
+        try:
+            return super().workloop(*args, **options)  # type: ignore[misc]
+        finally:
+            attempt("a child's end", "Celery", self._ends)
+
+    def _ends(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            work.meter.end(work)
+        if self._guard is not None:
+            self._guard.retire()
+
     def _idle(self) -> None:
         """Until a task comes. billiard would sleep in its read, and what this child has left would not be seen, nor would it end."""
         guard = self._guard

@@ -40,6 +40,18 @@ def test_leaking_children_are_recycled_between_tasks(celery: Start, broker: str)
     assert node.process.poll() is None
 
 
+def test_a_child_s_last_task_is_counted(celery: Start) -> None:
+    """With worker_max_tasks_per_child=1 each task is one, and what it grew its child by is counted, too."""
+    node = celery(argv=("--max-tasks-per-child", "1"), soft_limit="1GiB").ready()
+
+    assert node.ask(LEAKING.format(tasks=4, kib=2048)) == list(range(4))
+
+    until(lambda: node.pool().totals.work == 4, "all are counted")
+    routes = node.pool().totals.routes.values()  # two children that meet at the list of names count under another, this once
+    assert sum(sum(row[1:]) for row in routes) == 4
+    assert sum(row[0] for row in routes) > 6 * MIB
+
+
 @pytest.mark.parametrize("broker", BROKERS)
 def test_children_die_before_mainprocess(celery: Start, broker: str) -> None:
     """Each child's score is 300 above its parent's, and its name is one that the kernel's report can be matched by."""
