@@ -54,17 +54,13 @@ def installed(app: Any) -> Installed:
 
 
 def worker_process_init(**_: Any) -> None:
-    """For ``worker_process_init.connect``: this child's score is raised, and its memory measured.
+    """For ``worker_process_init.connect``: this child's score is raised, it is measured, and recycled between two tasks.
 
-    It can't be recycled from here, nor is it seen by a pool: that takes install(). Never raises.
+    The policy is that of the environment. What MainProcess has to do, tasks' own limits among it, takes install(). Never raises.
     """
     try:
-        from oomsafe.pool.current import guard_for
-        from oomsafe.pool.seat import raise_own_score
+        from oomsafe.celery.by_hand import guard_child  # here: who only sends tasks needs none of it
 
-        policy, _warnings = load_policy(os.environ, {})
-        raise_own_score(policy)
-        if guard_for({}, "tasks") is not None:
-            log.info("oomsafe measures this child; to have it recycled, call oomsafe.celery.install(app)")
+        guard_child()
     except Exception as error:
         log.log(logging.ERROR, "oomsafe failed in worker_process_init (Celery goes on): %r", error)
