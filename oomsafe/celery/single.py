@@ -50,12 +50,12 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
-        self.enabled = type(consumer.pool).__module__ in POOLS
+        self.enabled = runs_in_one_process(consumer.pool)
         self._timer: Any = None
         self._guard: Guard | None = None
         self._flying: dict[int, Work] = {}
         guard = attempt("the guard", "Celery", lambda: self._guard_process(consumer)) if self.enabled else None
-        if guard is not None and type(consumer.pool).__module__ == SOLO:
+        if guard is not None and _is_solo(consumer.pool):
             soft = _soft_limits(consumer.app, guard)
             if soft is not None:
                 consumer.pool.on_apply = soft.telling(consumer.pool.on_apply)
@@ -64,7 +64,7 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
         found = installed(consumer.app)
         for warning in found.warnings:
             log.warning("%s", warning)
-        idle = _cannot_act(consumer.app, found.policy, type(consumer.pool).__module__ == SOLO)
+        idle = _cannot_act(consumer.app, found.policy, _is_solo(consumer.pool))
         if idle:
             log.warning(
                 "settings that can't act in a node of one process, where to stop a task is to stop all: %s; "
@@ -104,6 +104,15 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
         work = self._flying.pop(id(sender.request_stack.top), None) if sender is not None else None
         if work is not None:
             work.end()
+
+
+def runs_in_one_process(pool: Any) -> bool:
+    """Whether all tasks of this pool, which may be derived from one of Celery's, do."""
+    return any(kind.__module__ in POOLS for kind in type(pool).__mro__)
+
+
+def _is_solo(pool: Any) -> bool:
+    return any(kind.__module__ == SOLO for kind in type(pool).__mro__)
 
 
 def _soft_limits(app: Any, guard: Guard) -> SoftLimits | None:

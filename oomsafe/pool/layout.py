@@ -1,6 +1,7 @@
 """The bytes of a scoreboard. Version 5, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
-A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, one slot a worker::
+A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, one slot a worker. It is mapped with room for SLOTS_MAX
+of them, and the supervisor makes `slots` more when it needs them::
 
     header   0  magic "oomsafe\\0" · u32 version · u32 slots · u32 slot size
             20  u16 bits of what a worker has said for all: 1 soft limit refused, 2 hard limit refused, 4 it stays above its soft limit

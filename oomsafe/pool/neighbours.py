@@ -42,8 +42,10 @@ class Neighbours:
 
     @property
     def workers(self) -> int | None:
-        """How many workers the supervisor wants now; None where there is no telling."""
-        return None if self._board is None else self._board.workers
+        """How many workers the supervisor wants now, or, where it does not tell, has; None where there is no telling."""
+        if self._board is not None:
+            return self._board.workers
+        return None if self._siblings is None else self._siblings.counted
 
     @property
     def allowed(self) -> Allowed | None:

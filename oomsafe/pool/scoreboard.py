@@ -96,6 +96,7 @@ class Scoreboard:
         self._mmap = memory
         self._memory = memoryview(memory)
         self.slots = int(layout.IDENTITY.unpack_from(self._memory)[2])
+        """How many there are: the supervisor makes more when it needs them."""
         self._owner = supervisor
         self._file = Kept(where.file, where.path)
         self._named = None if where.memory == where.file else Kept(where.memory, None)
@@ -111,17 +112,17 @@ class Scoreboard:
     def create(cls, workers: int, server: str) -> tuple[Scoreboard, list[str]]:
         """A new scoreboard of this process's pool, and warnings to log when it could not lie where it should.
 
-        It has room for twice the workers and some more, for replacements and for SIGTTIN.
+        It has slots for twice the workers and some more, for replacements and for SIGTTIN, and grows beyond that.
         """
         size, header = backing.blank(min(max(32, 2 * workers + 8), layout.SLOTS_MAX), workers, server)
-        where, warnings = backing.allocate(size, header)
-        return cls(where, mmap.mmap(where.memory, size), os.getpid()), warnings
+        where, warnings = backing.allocate(size, header, layout.SIZE_MAX)
+        return cls(where, mmap.mmap(where.memory, 0), os.getpid()), warnings  # as long as it is
 
     @classmethod
     def private(cls, slots: int = 1) -> Scoreboard:
         """One that only this process sees, and what it forks."""
         size, header = backing.blank(slots, slots, "")
-        fd = backing.in_memory(size, header)
+        fd = backing.in_memory(size, header, size)
         return cls(Backing(fd, fd, None), mmap.mmap(fd, size), os.getpid())
 
     @classmethod
@@ -230,7 +231,7 @@ class Scoreboard:
         return [name for name in names if name]
 
     def reserve(self) -> Slot | None:
-        """In the supervisor, before a fork: a slot for the new worker; None when all are taken.
+        """In the supervisor, before a fork: a slot for the new worker; None when all are taken, and there is no memory for more.
 
         That of a dead worker only when no other is free: its supervisor, which may reap others first,
         still has to read there what it died with.
@@ -238,6 +239,8 @@ class Scoreboard:
         number = next((number for number in range(self.slots) if number not in self._tenants), None)
         if number is None:
             number = next((number for number, tenant in self._tenants.items() if self._has_gone(number, tenant)), None)
+        if number is None:
+            number = self._first_of_more()
         if number is None:
             return None
         self.release(number)
@@ -250,6 +253,30 @@ class Scoreboard:
         layout.write(self._memory, at + layout.OWNER_AT, layout.OWNER, 0, 0, tenant.generation, tenant.reserved)
         layout.write(self._memory, at, layout.STATE, layout.STARTING)
         return Slot(self._memory, at, number, tenant.generation)
+
+    def _first_of_more(self) -> int | None:
+        """Twice as many slots, in the room that everybody has mapped already: the first new one; None where there can't be more."""
+        before, slots = self.slots, min(2 * self.slots, self._most)
+        memory = (self._named or self._file).get()
+        if slots == before or memory is None:
+            return None
+        try:
+            backing.enlarge(memory, self._offset(slots))
+        except OSError:
+            return None
+        layout.write(self._memory, 0, layout.IDENTITY, layout.MAGIC, layout.VERSION, slots, layout.SLOT_SIZE)
+        self.slots = slots
+        return before
+
+    @property
+    def _most(self) -> int:
+        """So many slots have room in what is mapped."""
+        return (len(self._memory) - layout.HEADER_SIZE) // layout.SLOT_SIZE
+
+    def _learn(self) -> None:
+        """In a worker: there may be more slots than when it was forked."""
+        if os.getpid() != self._owner:
+            self.slots = max(self.slots, min(layout.IDENTITY.unpack_from(self._memory)[2], self._most))
 
     def born(self, number: int, generation: int, pid: int) -> None:
         """In the supervisor, once it has started a process for this slot, and as often as it likes."""
@@ -313,6 +340,7 @@ class Scoreboard:
         """The whole pool, as one consistent copy."""
         from oomsafe.pool.view import read_pool  # here: most workers are never asked
 
+        self._learn()
         if os.getpid() != self._owner:
             return read_pool(self._fetch, self.slots)
         return replace(read_pool(self._fetch, self.slots, self._identity), supervisor=self._owner)
@@ -365,7 +393,7 @@ class Scoreboard:
     @property
     def has_room(self) -> bool:
         """Whether a slot is left for one more worker."""
-        return len(self._tenants) < self.slots
+        return len(self._tenants) < self._most
 
     def in_hand(self) -> list[InHand]:
         """In the supervisor: the workers that are inside a piece of work which has a ticket."""
@@ -420,6 +448,7 @@ class Scoreboard:
 
     def others(self, slot: Slot) -> tuple[int, int, int]:
         """(starting, leaving, turns): how many living workers beside `slot` start, drain or leave, and how many may be away at once."""
+        self._learn()
         starting = leaving = 0
         for number in range(self.slots):
             at = self._offset(number)

@@ -76,7 +76,7 @@ class Supervisor:
         """What it reckons with now, and what it has told its workers."""
         self._monitor: Monitor | None = None
         self._look_at = 0.0
-        self._refused = False
+        self._refused = self._full = False
         self._gone: deque[Slot] = deque()
         self._busy = False
         try:
@@ -112,7 +112,8 @@ class Supervisor:
             attempt("freezing what is preloaded", "the server", self.preload.before_fork)
         with self._alone():
             slot = self.board.reserve() if self.board else None
-        if slot is None and self.board is not None:
+        full, self._full = self._full, slot is None
+        if slot is None and self.board is not None and not full:
             log.warning("all %d slots of the scoreboard are taken: the new worker is not seen by the pool", self.board.slots)
         return slot
 
