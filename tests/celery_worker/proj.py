@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging.config
 import os
 import time
 
@@ -20,6 +21,8 @@ KEPT = []
 
 if "POLICY" in os.environ:
     oomsafe.celery.install(app, **json.loads(os.environ["POLICY"]))
+if "LOGGING" in os.environ:
+    logging.config.dictConfig(json.loads(os.environ["LOGGING"]))
 if "LEASE" in os.environ:
     from oomsafe.celery import poison
 
