@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 
 from oomsafe.errors import ConfigError
-from oomsafe.policy.settings import Policy, load_policy
+from oomsafe.policy.settings import Policy, load_policy, misplaced
 from oomsafe.pool.log import log
 
 POOL = "oomsafe.celery.pool:TaskPool"
@@ -21,6 +22,9 @@ STEPS = ("oomsafe.celery.node:Node", "oomsafe.celery.single:Single")
 #: What Celery calls its own process pool.
 PREFORK = ("prefork", "processes", "celery.concurrency.prefork:TaskPool")
 
+#: How one gives a setting.
+INSTEAD = "write oomsafe.celery.install(app, {field}=...), or set {variable} in the environment"
+
 
 @dataclass(frozen=True)
 class Installed:
@@ -28,6 +32,7 @@ class Installed:
 
     policy: Policy
     warnings: tuple[str, ...]
+    keywords: Mapping[str, Any]
 
 
 def install(app: Any, **policy: Any) -> None:
@@ -42,19 +47,25 @@ def install(app: Any, **policy: Any) -> None:
         raise ImproperlyConfigured(f"oomsafe: {error}") from None
     import oomsafe.celery.remote  # noqa: F401  its commands are there for the node and for those who ask it
 
-    app.oomsafe = Installed(checked, tuple(warnings))
+    app.oomsafe = Installed(checked, tuple(warnings), policy)
     app.steps["consumer"].update(STEPS)
     if app.conf.worker_pool in PREFORK:
         app.conf.worker_pool = POOL
 
 
 def installed(app: Any) -> Installed:
-    """What install() has left; without it, the policy of the environment."""
+    """What install()'s keywords make with the environment as it is now, when the node starts: the app may have set variables since.
+
+    Without install() that of the environment alone. Raises ImproperlyConfigured.
+    """
     found = getattr(app, "oomsafe", None)
-    if isinstance(found, Installed):
-        return found
-    policy, warnings = load_policy(os.environ, {})
-    return Installed(policy, tuple(warnings))
+    keywords = found.keywords if isinstance(found, Installed) else {}
+    try:
+        policy, warnings = load_policy(os.environ, keywords)
+    except ConfigError as error:
+        raise ImproperlyConfigured(f"oomsafe: {error}") from None
+    ours = misplaced(app.conf if app is not None else (), "Celery's configuration", INSTEAD)
+    return Installed(policy, (*warnings, *ours), keywords)
 
 
 def worker_process_init(**_: Any) -> None:

@@ -23,6 +23,9 @@ if "POLICY" in os.environ:
     oomsafe.celery.install(app, **json.loads(os.environ["POLICY"]))
 if "LOGGING" in os.environ:
     logging.config.dictConfig(json.loads(os.environ["LOGGING"]))
+if "SET_LATE" in os.environ:
+    variable, _, text = os.environ["SET_LATE"].partition("=")
+    os.environ[variable] = text
 if "LEASE" in os.environ:
     from oomsafe.celery import poison
 
