@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 
 from oomsafe.errors import ConfigError
-from oomsafe.policy.settings import Policy, load_policy
+from oomsafe.policy.settings import Policy, load_policy, misplaced
 from oomsafe.pool.log import log
 
 #: Of a node, and of its consumer; by name: those who only send tasks don't import them.
 WORKER_STEP = "oomsafe.celery.pool_choice:PoolChoice"
 CONSUMER_STEPS = ("oomsafe.celery.node:Node", "oomsafe.celery.single:Single")
+
+#: How one gives a setting.
+INSTEAD = "write oomsafe.celery.install(app, {field}=...), or set {variable} in the environment"
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Installed:
 
     policy: Policy
     warnings: tuple[str, ...]
+    keywords: Mapping[str, Any]
 
 
 def install(app: Any, **policy: Any) -> None:
@@ -38,19 +43,25 @@ def install(app: Any, **policy: Any) -> None:
         raise ImproperlyConfigured(f"oomsafe: {error}") from None
     import oomsafe.celery.remote  # noqa: F401  its commands are there for the node and for those who ask it
 
-    app.oomsafe = Installed(checked, tuple(warnings))
+    app.oomsafe = Installed(checked, tuple(warnings), policy)
     # not by app.conf.worker_pool: to look there would load a configuration that is not there yet, which would then replace what is set here
     app.steps["worker"].add(WORKER_STEP)
     app.steps["consumer"].update(CONSUMER_STEPS)
 
 
 def installed(app: Any) -> Installed:
-    """What install() has left; without it, the policy of the environment."""
+    """What install()'s keywords make with the environment as it is now, when the node starts: the app may have set variables since.
+
+    Without install() that of the environment alone. Raises ImproperlyConfigured.
+    """
     found = getattr(app, "oomsafe", None)
-    if isinstance(found, Installed):
-        return found
-    policy, warnings = load_policy(os.environ, {})
-    return Installed(policy, tuple(warnings))
+    keywords = found.keywords if isinstance(found, Installed) else {}
+    try:
+        policy, warnings = load_policy(os.environ, keywords)
+    except ConfigError as error:
+        raise ImproperlyConfigured(f"oomsafe: {error}") from None
+    ours = misplaced(app.conf if app is not None else (), "Celery's configuration", INSTEAD)
+    return Installed(policy, (*warnings, *ours), keywords)
 
 
 def worker_process_init(**_: Any) -> None:

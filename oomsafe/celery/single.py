@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.log import attempt, log
+from oomsafe.pool.log import attempt, log, log_with
 from oomsafe.pool.meter import PUBLISH_EVERY, Work
 
 #: There a task has the main thread, and can be told of its soft limit.
@@ -61,6 +62,7 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
                 consumer.pool.on_apply = soft.telling(consumer.pool.on_apply)
 
     def _guard_process(self, consumer: Any) -> Guard:
+        log_with(logging.getLogger("celery"))
         found = installed(consumer.app)
         for warning in found.warnings:
             log.warning("%s", warning)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging.config
 import os
 import time
 
@@ -25,6 +26,11 @@ KEPT = []
 
 if "POLICY" in os.environ and "INSTALL_FIRST" not in os.environ:
     oomsafe.celery.install(app, **json.loads(os.environ["POLICY"]))
+if "LOGGING" in os.environ:
+    logging.config.dictConfig(json.loads(os.environ["LOGGING"]))
+if "SET_LATE" in os.environ:
+    variable, _, text = os.environ["SET_LATE"].partition("=")
+    os.environ[variable] = text
 if "LEASE" in os.environ:
     from oomsafe.celery import poison
 
