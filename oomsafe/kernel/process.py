@@ -82,13 +82,13 @@ class OwnMemory:
             self._fd = -1
 
     def _ask_psutil(self) -> int | None:
-        if self._psutil is None or self._psutil.pid != os.getpid():
-            import psutil  # here: a worker that has /proc should not pay for it
+        import psutil  # here: a worker that has /proc should not pay for it
 
-            self._psutil = psutil.Process()
         try:
+            if self._psutil is None or self._psutil.pid != os.getpid():
+                self._psutil = psutil.Process()
             return int(self._psutil.memory_info().rss)
-        except OSError:
+        except (OSError, psutil.Error):  # Linux without /proc: there it knows no process at all
             return None
 
 
