@@ -163,6 +163,15 @@ class Guard(Meter):
 
     def pool(self) -> PoolView:
         """The pool that this worker is in, as it stands on the scoreboard; without one, this worker alone."""
+        view = self._view()
+        if self._board is not None:
+            return view
+        capacity = read_capacity()
+        return replace(
+            view, limit=capacity.limit, budget=self.limits.budget, held=capacity.held, others=capacity.others, source=capacity.source
+        )
+
+    def _view(self) -> PoolView:
         from oomsafe.pool.view import view_alone  # here: most workers are never asked
 
         return self._board.read() if self._board is not None else view_alone(self.slot.copy())
@@ -303,8 +312,8 @@ class Guard(Meter):
 
             self._short_at = now + SHORT_EVERY
             self._usage = self._usage or Usage()
-            budget, capacity = self._thresholds.budget, read_capacity(held=lambda: resident(pids_of(self.pool())))
-            used = self._usage.of(self.policy, capacity, budget, self.pool, now)
+            budget, capacity = self._thresholds.budget, read_capacity(held=lambda: resident(pids_of(self._view())))
+            used = self._usage.of(self.policy, capacity, budget, self._view, now)
             # the others are taken to grow as this one does
             together, boot = growth.times(self._neighbours.workers or 1), self._neighbours.boot
             self._short = is_short(used, budget, together, boot)
