@@ -156,6 +156,14 @@ def children_of(pid: int, proc: str = "/proc") -> list[int]:
         return []
 
 
+def descendants_of(pid: int, proc: str = "/proc") -> list[int]:
+    """The pids of a process's children, of theirs, and so on; none when it is gone."""
+    found = children_of(pid, proc)
+    for child in found:
+        found.extend(children_of(child, proc))
+    return found
+
+
 def shared_out(pid: int | str = "self", proc: str = "/proc") -> tuple[int, int] | None:
     """(pss, uss) in bytes from smaps_rollup (Linux 4.14); None when it may not be read (needs ptrace-read).
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 from clients import Load
+from needs import need
 from serving import Gunicorn, until
 
 from oomsafe.kernel.sandbox import Sandbox
@@ -75,6 +76,18 @@ def test_what_a_sibling_uses_is_not_the_pools(cgroup, serve):
         with Load(gunicorn, LEAK, clients=2) as load:
             gunicorn.wait_for(" recycling: ", times=3, seconds=60)
         assert (own.cgroup.oom_kills(), beside.cgroup.oom_kills(), load.failed) == (0, 0, [])
+
+
+def test_a_namespace_of_its_own_over_the_host_s_cgroups(cgroup, serve):
+    """To itself it seems to be at the root of what is mounted: its cgroup is found, below that root, and not the machine's memory used."""
+    sandbox = cgroup(300 * MIB)
+    alone = ["unshare", "--cgroup"]
+    need(subprocess.run([*alone, "true"], check=False).returncode == 0, "no cgroup namespace can be made")
+    gunicorn = serve("sync", 1, wrap=lambda command: sandbox.command([*alone, *command])).serving(1)
+
+    (line,) = gunicorn.lines("oomsafe guards 1 workers")
+    assert f"budget 270 MiB of 300 MiB (cgroup v{sandbox.cgroup.version} {sandbox.cgroup.path})" in line
+    assert gunicorn.pool().held < 100 * MIB
 
 
 def test_a_sibling_that_comes_later_is_seen(cgroup, serve):
