@@ -138,7 +138,14 @@ def _find(text: str, proc: str, pid: int) -> Cgroup | None:
             # one without the controller has no memory files, nor has the root of all
             charged = next((folder for folder in found.ancestry() if os.path.exists(f"{folder}/memory.current")), None)
             return None if charged is None else found._replace(path=charged)
+    if _is_below_the_root(lines) and not mounts:
+        say_once("no cgroups", "no memory cgroups are mounted here, and this process is in one: its limit can't be seen")
     return None
+
+
+def _is_below_the_root(lines: list[list[str]]) -> bool:
+    """Whether a limit may hold for a process: the root has none. In a namespace each is at a root, and who knows of which."""
+    return any(len(parts) == 3 and parts[2] != "/" and ("memory" in parts[1].split(",") or parts[:2] == ["0", ""]) for parts in lines)
 
 
 class _Mount(NamedTuple):

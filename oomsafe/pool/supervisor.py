@@ -16,7 +16,7 @@ from functools import partial
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.oom_score import read_score, write_score
-from oomsafe.kernel.process import anonymous_of, is_alive, rss_of
+from oomsafe.kernel.process import anonymous_of, descendants_of, is_alive, rss_of
 from oomsafe.policy.decide import Order
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
 from oomsafe.policy.readers import SCORE_MAX
@@ -55,14 +55,23 @@ class Supervisor:
     """Made once in the supervising process, before its first worker; workers inherit it over the fork."""
 
     def __init__(
-        self, policy: Policy, server: str, workers: int, fleet: Fleet | None = None, *, forks: bool = False, beside: int = 0
+        self,
+        policy: Policy,
+        server: str,
+        workers: int,
+        fleet: Fleet | None = None,
+        *,
+        forks: bool = False,
+        beside: int = 0,
+        top: int | None = None,
     ) -> None:
         """`fleet` None: the server can't bring a replacement first, so its workers take turns among themselves.
 
         `forks`: its workers are forks of this process, and share what it has loaded. `beside`: how many workers another pool has
-        that lives on the same budget.
+        that lives on the same budget, and `top` the pid of the process that has started both; None: it is this one.
         """
         self._beside = beside
+        self._top = top or os.getpid()
         self.policy = policy
         self.pid = os.getpid()
         self.board: Scoreboard | None = None
@@ -274,7 +283,8 @@ class Supervisor:
 
     def _held(self) -> int:
         """What the pool's processes hold, in bytes, where no cgroup tells it: to the byte where much may be shared with this one."""
-        pids = [self.pid, *(self.board.pids if self.board is not None else ())]
+        own = self.board.pids if self.board is not None else []
+        pids = [self._top, *(descendants_of(self._top) if self._beside else own)]
         shares = self.preload is not None and (anonymous_of(self.pid) or 0) >= SHARED_MUCH
         return self._processes.of_processes(pids, 0 if shares else math.inf, time.monotonic())
 

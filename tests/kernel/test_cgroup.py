@@ -176,6 +176,15 @@ def test_what_begins_above_its_namespace_and_is_not_found(tree: Tree, said: Said
     assert line.endswith("its limits and what it uses are not known")
 
 
+@pytest.mark.parametrize("line", ["0::/app\n", "4:memory:/app\n"])
+def test_no_cgroups_are_mounted(tree: Tree, said: Said, line: str) -> None:
+    """Somebody else may have limited it: one line says that it can't be seen."""
+    tree.at(line)
+
+    assert [find_cgroup(proc=tree.proc), find_cgroup(proc=tree.proc)] == [None, None]
+    assert said() == ["no memory cgroups are mounted here, and this process is in one: its limit can't be seen"]
+
+
 def level(limit: int, used: int | None) -> Level:
     """One of no matter where."""
     return Level(limit, f"{limit} of which {used}", used)
