@@ -29,6 +29,7 @@ class Seating(Enforcing):
     """What both of Celery's pools have in common here: each child gets a seat, and gives it back when it is gone."""
 
     _worker: Any
+    _processes: int
 
     def __init__(self, *args: Any, oomsafe: Supervisor, **options: Any) -> None:
         self._seat: Seat | None = None
@@ -40,6 +41,23 @@ class Seating(Enforcing):
         """What billiard makes a child of: it looks this up for each."""
         lasting = self._redelivery.says_so and self._watcher is not None
         return partial(self._worker, seat=self._seat, notes_first=not lasting)
+
+    def grow(self, n: int = 1) -> Any:
+        """By `worker --autoscale` or `control pool_grow`: from now on each child has a smaller share, those that are there too."""
+        try:
+            return super().grow(n)  # type: ignore[misc]
+        finally:
+            self._resized()
+
+    def shrink(self, n: int = 1) -> Any:
+        """The reverse; what can't be spared stays, and then this raises ValueError."""
+        try:
+            return super().shrink(n)  # type: ignore[misc]
+        finally:
+            self._resized()
+
+    def _resized(self) -> None:
+        attempt("the pool's size", "Celery", lambda: self._supervisor.change(self._processes))
 
     def _create_worker_process(self, i: int) -> Any:
         self._seat = attempt("seat", "Celery", lambda: self._supervisor.seat(self._supervisor.reserve()))

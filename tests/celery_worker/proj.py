@@ -205,10 +205,10 @@ def balloon_told(catches):
 
 
 @app.task(memory_limit="200MiB", memory_absolute=True)
-def whole(mib):
+def whole(mib, seconds=1):
     """Whose child counts."""
     kept = b"x" * (mib * MIB)
-    time.sleep(1)
+    time.sleep(seconds)
     return len(kept)
 
 
