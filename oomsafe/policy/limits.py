@@ -11,6 +11,9 @@ from oomsafe.policy.units import Percent, Size, format_size
 #: Where a soft limit is put below a hard one when the machine's size has turned their order round.
 BELOW_HARD = 0.9
 
+#: What each metric is without what a worker shares with a preloading supervisor.
+OWN: dict[Metric, Metric] = {"anon": "private", "rss": "uss"}
+
 
 @dataclass(frozen=True)
 class Capacity:
@@ -27,6 +30,8 @@ class Capacity:
     workers: int = 1
     beside: int = 0
     """Workers of another pool that lives on the same budget."""
+    supervisor_held: int | None = None
+    """Its rss without file pages; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,8 @@ class Limits:
     """The pool's."""
     early: int | None = None
     """This worker's own soft limit, lowered by its share of jitter: from here it asks for its turn."""
-    metric: Metric = "rss"
-    """What `soft` and `early` are compared with; `hard` is always compared with rss."""
+    metric: Metric = "anon"
+    """What `soft` and `early` are compared with; `hard` is compared with rss where that counts clean file pages, else with anon."""
 
 
 def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0) -> tuple[Limits, list[str]]:
@@ -89,7 +94,7 @@ def turns(policy: Policy, workers: int) -> int:
 
 def _soft_limit(policy: Policy, capacity: Capacity, budget: int | None, warnings: list[str]) -> tuple[int | None, Metric]:
     # an equal share is one of a worker's own memory: what it shares with a preloading supervisor is the supervisor's
-    own: Metric = "uss" if policy.metric == "rss" else policy.metric
+    own: Metric = OWN.get(policy.metric, policy.metric)
     if policy.soft_limit == "auto":
         return _auto(capacity, budget, warnings), own
     soft = _bytes(policy.soft_limit, capacity.limit)
@@ -107,10 +112,11 @@ def _auto(capacity: Capacity, budget: int | None, warnings: list[str]) -> int | 
     if budget is None:
         warnings.append("no memory limit could be read, so soft_limit auto can't be worked out: set soft_limit to recycle workers")
         return None
-    left = budget - (capacity.supervisor_rss or 0)
+    supervisor = capacity.supervisor_rss if capacity.supervisor_held is None else capacity.supervisor_held
+    left = budget - (supervisor or 0)
     if left <= 0:
         warnings.append(
-            f"soft_limit auto can't be worked out: the supervisor alone has {format_size(capacity.supervisor_rss)}, "
+            f"soft_limit auto can't be worked out: the supervisor alone has {format_size(supervisor)}, "
             f"the budget is {format_size(budget)}; raise the memory limit, or set soft_limit"
         )
         return None

@@ -1,4 +1,4 @@
-"""The bytes of a scoreboard. Version 4, little-endian; sizes in bytes; -1 in a figure is None, never 0.
+"""The bytes of a scoreboard. Version 5, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
 A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, one slot a worker::
 
@@ -20,13 +20,14 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
             40  u64 sequence: odd while the worker publishes
             48  i64 rss · peak rss · baseline · soft limit · hard limit · pss · uss · oom_score_adj · in flight
            120  f64 published, seconds since 1970
-           128  u64 ticket of the work in hand, 0: none · i64 rss when it began
+           128  u64 ticket of the work in hand, 0: none · i64 what was held when it began
            144  u64 ticket of the work that is over its soft limit · i64 what it uses · i64 the limit (the supervisor writes them,
                the worker zeros once it has heeded)
-           168  i64 what the soft limit is compared with: rss, pss or uss · i64 bytes a second that it grows by, steadily
+           168  i64 what the soft limit is compared with, as the policy's metric says · i64 bytes a second that it grows by, steadily
                · i64 the same over the last moment
            192  counters
           3968  16 cells of 128: what is in flight
+          6016  i64 anon · private
 
     counters 0  u64 work done · reclaims · bytes reclaimed · recycles by reason (8 of them)
             88  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets
@@ -35,8 +36,8 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
             24  name, 103 bytes as they came from outside: made printable by whoever reads them
            127  u8 1 while in use: written last
 
-Each slot has one writer, its worker, but for the order and what stands at 144; the header and the totals have one, the supervisor (at
-20, 22 and 128 write the workers, under the lock). Whoever reads takes a copy, and again if a sequence was odd or has moved meanwhile.
+Each slot has one writer, its worker, but for the order and what stands at 144; the header and the totals have one, the supervisor
+(at 20, 22 and 128 write the workers, under the lock). Whoever reads takes a copy, and again if a sequence was odd or has moved meanwhile.
 
 Every worker can write every byte, and may run as another user than its supervisor. So the supervisor only writes what it knows for
 itself (who has which slot, the totals), and whatever is read here is checked against its range.
@@ -52,7 +53,7 @@ from dataclasses import dataclass, field
 from oomsafe.policy.text import without_controls
 
 MAGIC = b"oomsafe\0"
-VERSION = 4
+VERSION = 5
 
 HEADER_SIZE = 6144
 SLOT_SIZE = 6144
@@ -79,6 +80,7 @@ NEED_AT, NEED = 168, struct.Struct("<3q")
 COUNTERS_AT = 192
 CELLS_AT = 3968
 CELL_SIZE, CELLS = 128, 16
+MORE_AT, MORE = 6016, struct.Struct("<2q")
 CELL_NAME = 103
 CELL = struct.Struct(f"<xB6xdq{CELL_NAME}sB")
 #: Where in a cell it says whether it is in use.
@@ -122,7 +124,7 @@ assert TOTALS_AT + COUNTERS_SIZE <= LOOKED_AT
 assert LOOKED_AT + LOOKED.size <= UNSERVED_AT <= HEADER_SIZE - UNSERVED.size
 assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
-assert CELLS_AT + CELLS * CELL_SIZE <= SLOT_SIZE
+assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SLOT_SIZE - MORE.size
 assert CELL.size == CELL_SIZE
 assert len(REASONS) <= 8
 

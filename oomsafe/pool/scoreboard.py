@@ -41,6 +41,7 @@ class Entry(NamedTuple):
     generation: int
     state: int
     rss: int | None
+    anon: int | None
     baseline: int | None
     soft: int | None
     hard: int | None
@@ -58,7 +59,7 @@ class InHand(NamedTuple):
     pid: int
     started: int
     ticket: int
-    rss: int
+    held: int
     """What it held when that began, in bytes."""
 
 
@@ -295,9 +296,10 @@ class Scoreboard:
         at = self._offset(number)
         rss, _, baseline, soft, hard, *_, published = layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)
         used, *paces = layout.NEED.unpack_from(self._memory, at + layout.NEED_AT)
+        anon, _ = layout.MORE.unpack_from(self._memory, at + layout.MORE_AT)
         order = order_of(layout.ORDER.unpack_from(self._memory, at + layout.ORDER_AT)[0])
         return Entry(
-            number, generation, state, optional(rss), optional(baseline), optional(soft), optional(hard),
+            number, generation, state, optional(rss), optional(anon), optional(baseline), optional(soft), optional(hard),
             # before the first time it has published, the zeros are no figures
             optional(used) if published else None,
             Growth(*(float(max(0, pace)) for pace in paces)), order,
@@ -332,22 +334,22 @@ class Scoreboard:
         found = []
         for number in range(self.slots):
             at = self._offset(number)
-            ticket, rss = layout.HAND.unpack_from(self._memory, at + layout.HAND_AT)
+            ticket, held = layout.HAND.unpack_from(self._memory, at + layout.HAND_AT)
             who = self._identity(number) if ticket else None
             if who is not None and who[0]:
                 pid, started, generation = who
-                found.append(InHand(number, generation, pid, started, ticket, optional(rss) or 0))
+                found.append(InHand(number, generation, pid, started, ticket, optional(held) or 0))
         return found
 
     def hand(self, number: int, generation: int) -> tuple[int, int]:
-        """(ticket, rss): of the work that this worker is inside of, or was when it died, and what it held in bytes when that began.
+        """(ticket, held): of the work that this worker is inside of, or was when it died, and what it held in bytes when that began.
 
         Zeros: of none.
         """
         if not self._is_of(number, generation):
             return 0, 0
-        ticket, rss = layout.HAND.unpack_from(self._memory, self._offset(number) + layout.HAND_AT)
-        return ticket, optional(rss) or 0
+        ticket, held = layout.HAND.unpack_from(self._memory, self._offset(number) + layout.HAND_AT)
+        return ticket, optional(held) or 0
 
     def tell_of_limit(self, number: int, generation: int, ticket: int, used: int, limit: int) -> None:
         """In the supervisor: this work is over its soft limit; both figures in bytes."""

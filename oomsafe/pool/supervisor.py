@@ -16,7 +16,7 @@ from functools import partial
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.oom_score import read_score, write_score
-from oomsafe.kernel.process import is_alive, rss_of
+from oomsafe.kernel.process import is_alive, sizes_of
 from oomsafe.policy.decide import Order
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
 from oomsafe.policy.readers import SCORE_MAX
@@ -243,7 +243,8 @@ class Supervisor:
         return self.capacity
 
     def _measure(self, workers: int) -> Capacity:
-        return replace(read_capacity(supervisor_rss=rss_of(os.getpid()), workers=workers), beside=self._beside)
+        rss, held = sizes_of() or (None, None)
+        return replace(read_capacity(supervisor_rss=rss, workers=workers), supervisor_held=held, beside=self._beside)
 
     def _step(self) -> int:
         step = self.policy.worker_oom_score_adj
@@ -262,7 +263,7 @@ class Supervisor:
 
     def _effective(self, limits: Limits) -> str:
         """The limits in force, with where they come from: once at boot, and at a reload."""
-        metric = "" if limits.metric == "rss" else f" of {limits.metric}"
+        metric = "" if limits.metric == "anon" else f" of {limits.metric}"
         auto = f"{metric} (auto)" if self.policy.soft_limit == "auto" else metric
         hard = "" if limits.hard is None else f", hard limit {format_size(limits.hard)}"
         dry = "; dry run: nothing will be done" if self.policy.dry_run else ""

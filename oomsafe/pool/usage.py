@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from oomsafe.kernel.capacity import MACHINE
-from oomsafe.kernel.process import is_alive, rss_of, shared_out
+from oomsafe.kernel.process import held_of, is_alive, rss_of, shared_out
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.shedding import RESUME_AT
@@ -32,23 +32,23 @@ class Usage:
 
         In a cgroup with a limit it is the cgroup's working set, for the kernel kills by that. On a machine
         without, a budget that is a share of the machine is one of all that is in use on it, and one in
-        bytes is the pool's own: its processes, what they share counted once.
+        bytes is the pool's own: its processes without file pages, what they share counted once.
         """
         if capacity.source != MACHINE or isinstance(policy.budget, Percent):
             return capacity.working_set
         pool = look()
         # a worker without a scoreboard has no supervisor
         pids = [pid for pid in (pool.supervisor, *(worker.pid for worker in pool.workers)) if pid]
-        resident = sum(rss_of(pid) or 0 for pid in pids)
-        if budget is None or resident < budget * RESUME_AT:
-            return resident  # at most that: shared pages are counted more than once
+        together = sum(held_of(pid) or 0 for pid in pids)
+        if budget is None or together < budget * RESUME_AT:
+            return together  # at most that: shared pages are counted more than once
         if pids != self._pids or now - self._read_at >= SHARED_FOR:
-            figures = [(rss, shared_out(pid)) for pid in pids if (rss := rss_of(pid))]
-            resident = sum(rss for rss, _ in figures)
+            figures = [(held, shared_out(pid)) for pid in pids if (held := held_of(pid))]
+            together = sum(held for held, _ in figures)
             # of one that may not be read, all is taken to be its own
-            self._shared = max(0, resident - sum(rss if shares is None else shares[0] for rss, shares in figures))
+            self._shared = max(0, together - sum(held if shares is None else shares.held for held, shares in figures))
             self._pids, self._read_at = pids, now
-        return resident - self._shared
+        return together - self._shared
 
 
 def present_rss(worker: WorkerView) -> int | None:

@@ -57,7 +57,7 @@ def test_a_private_board_is_nobody_else_s() -> None:
 
     assert board.path is None
     assert board.reserve() is None
-    assert [(work.ticket, work.rss, work.pid) for work in board.in_hand()] == [(7, 100, os.getpid())]
+    assert [(work.ticket, work.held, work.pid) for work in board.in_hand()] == [(7, 100, os.getpid())]
     board.close()
 
 

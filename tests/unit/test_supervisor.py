@@ -200,7 +200,7 @@ def holds(slot: Slot, used: int | None, state: int, rss: int | None = None, hard
     sizes = (None if size is None else size * MIB for size in (used if rss is None else rss, 30, 100, hard))
     rss, baseline, soft, hard = sizes
     slot.need(None if used is None else used * MIB, Growth())
-    slot.publish(Figures(rss=rss, baseline=baseline, soft=soft, hard=hard), Counters())
+    slot.publish(Figures(rss=rss, anon=rss, baseline=baseline, soft=soft, hard=hard), Counters())
     slot.set_state(state)
 
 
