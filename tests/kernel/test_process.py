@@ -17,11 +17,12 @@ from needs import need
 from unit.children import Child, Line, in_child
 
 from oomsafe.errors import ScoreRefused
-from oomsafe.kernel import files, malloc, oom_score
+from oomsafe.kernel import files, malloc, oom_score, process
 from oomsafe.kernel.oom_score import raise_score, read_score, write_score
 from oomsafe.kernel.process import (
     COMM_LENGTH,
     PAGE,
+    TRIES,
     OwnMemory,
     Shares,
     anonymous_of,
@@ -143,6 +144,30 @@ def test_captured_file_pages(tmp_path: Path) -> None:
     # dirty: 5300, of which 5000 are anonymous or shared memory
     expected = Shares(pss=7000 * 1024, uss=5500 * 1024, private=3500 * 1024, held=3500 * 1024, file_dirty=300 * 1024)
     assert shared_out(42, proc) == expected
+
+
+@pytest.mark.parametrize(("right_at", "believed"), [(1, True), (2, True), (TRIES, True), (TRIES + 1, False)])
+def test_a_rollup_that_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right_at: int, believed: bool) -> None:
+    """Linux 6.1 leaves mappings out while a thread maps memory: it is held against statm and read again, so many times."""
+
+    def rollup(rss: int) -> str:
+        return f"55d0-7ffd ---p 00 00:00 0 [rollup]\nRss: {rss} kB\nPss: {rss} kB\nShared_Dirty: 4 kB\nPrivate_Dirty: {rss} kB\n"
+
+    proc = captured(tmp_path, 42, statm="90000 75000 900 1 0 700 0\n", smaps_rollup=rollup(9000))
+    reads: list[str] = []
+    plain = process.read_keyed
+
+    def reading(path: str, factor: int = 1) -> dict[str, int]:
+        reads.append(path)
+        if len(reads) == right_at:
+            captured(tmp_path, 42, smaps_rollup=rollup(299_000))
+        return plain(path, factor)
+
+    monkeypatch.setattr(process, "read_keyed", reading)
+    shares = shared_out(42, proc)
+
+    assert len(reads) == min(right_at, TRIES)
+    assert (shares.uss if shares else None) == (299_000 * 1024 if believed else None)
 
 
 def test_what_a_fork_shares() -> None:
