@@ -164,6 +164,11 @@ class Guard(Meter):
             except Exception as error:
                 self.failed("tick", error)
 
+    @property
+    def pause(self) -> float:
+        """Seconds that a server's loop may sleep until tick() has something to look at: a second at most."""
+        return min(PUBLISH_EVERY, max(SHORT_EVERY, self._publish_at - time.monotonic()))
+
     def pool(self) -> PoolView:
         """The pool that this worker is in, as it stands on the scoreboard; without one, this worker alone."""
         from oomsafe.pool.view import view_alone  # here: most workers are never asked

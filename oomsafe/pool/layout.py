@@ -28,6 +28,8 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
            192  counters
           3968  16 cells of 128: what is in flight
           6016  i64 anon · private
+          6032  f64 when the supervisor has looked at a worker that says nothing, seconds since 1970 · i64 rss · anon · what the soft
+               limit is compared with (the supervisor writes them)
 
     counters 0  u64 work done · reclaims · bytes reclaimed · recycles by reason (8 of them)
             88  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets
@@ -36,7 +38,7 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
             24  name, 103 bytes as they came from outside: made printable by whoever reads them
            127  u8 1 while in use: written last
 
-Each slot has one writer, its worker, but for the order and what stands at 144; the header and the totals have one, the supervisor
+Each slot has one writer, its worker, but for the order and what stands at 144 and 6032; the header and the totals have one, the supervisor
 (at 20, 22 and 128 write the workers, under the lock). Whoever reads takes a copy, and again if a sequence was odd or has moved meanwhile.
 
 Every worker can write every byte, and may run as another user than its supervisor. So the supervisor only writes what it knows for
@@ -81,6 +83,7 @@ COUNTERS_AT = 192
 CELLS_AT = 3968
 CELL_SIZE, CELLS = 128, 16
 MORE_AT, MORE = 6016, struct.Struct("<2q")
+SEEN_AT, SEEN = 6032, struct.Struct("<d3q")
 CELL_NAME = 103
 CELL = struct.Struct(f"<xB6xdq{CELL_NAME}sB")
 #: Where in a cell it says whether it is in use.
@@ -124,7 +127,8 @@ assert TOTALS_AT + COUNTERS_SIZE <= LOOKED_AT
 assert LOOKED_AT + LOOKED.size <= UNSERVED_AT <= HEADER_SIZE - UNSERVED.size
 assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
-assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SLOT_SIZE - MORE.size
+assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size
+assert SEEN_AT + SEEN.size <= SLOT_SIZE
 assert CELL.size == CELL_SIZE
 assert len(REASONS) <= 8
 
@@ -205,6 +209,15 @@ def write(memory: memoryview, at: int, form: struct.Struct, *values: object) -> 
 def optional(figure: int) -> int | None:
     """A figure as it is read: -1 is None, and so is every other that is no size."""
     return None if figure < 0 else figure
+
+
+def seen_since(slot: bytes | memoryview, published: float, at: int = 0) -> tuple[int | None, int | None, int | None] | None:
+    """(rss, anon, what the soft limit is compared with) where the supervisor has looked after the worker has `published`; else None."""
+    when, *sizes = SEEN.unpack_from(slot, at + SEEN_AT)
+    if not (seconds(when) or 0.0) > published:
+        return None
+    rss, anon, used = map(optional, sizes)
+    return rss, anon, used
 
 
 def seconds(figure: float) -> float | None:

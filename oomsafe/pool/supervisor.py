@@ -27,6 +27,7 @@ from oomsafe.pool import layout
 from oomsafe.pool.guard import Background, Guard, Recycle
 from oomsafe.pool.log import attempt, log
 from oomsafe.pool.monitor import Fleet, Monitor
+from oomsafe.pool.onlooker import Onlooker
 from oomsafe.pool.preload import Preload
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.seat import Seat, enlist
@@ -54,6 +55,7 @@ class Supervisor:
         self.board: Scoreboard | None = None
         self.preload = Preload(policy) if forks else None
         self._monitor: Monitor | None = None
+        self._onlooker: Onlooker | None = None
         self._look_at = 0.0
         self._refused = False
         self._gone: deque[Slot] = deque()
@@ -63,6 +65,7 @@ class Supervisor:
             for warning in warnings:
                 log.warning("%s", warning)
             self._monitor = None if fleet is None else Monitor(self.board, fleet)
+            self._onlooker = Onlooker(self.board)
             # for processes that are spawned, and for `oomsafe status` beside them
             os.environ.pop("OOMSAFE_SCOREBOARD", None)
             if self.board.path:
@@ -203,6 +206,8 @@ class Supervisor:
         if self.board is None or os.getpid() != self.pid:
             return
         with self._alone():
+            if self._onlooker is not None:
+                self._onlooker.tick(self.policy, now)
             if self._monitor is not None:
                 self._monitor.tick(self.policy, lambda: self._measure(self.capacity.workers), now)
             if now >= self._look_at and not self.policy.dry_run:

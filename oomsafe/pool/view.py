@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from oomsafe.kernel.process import is_alive
 from oomsafe.policy.text import printable
@@ -167,6 +167,10 @@ def _worker(copy: bytes, number: int, who: tuple[int, int, int]) -> WorkerView:
     state_name = layout.STATES[state if state < len(layout.STATES) else layout.FREE]
     ordered = layout.ORDER.unpack_from(copy, layout.ORDER_AT)[0] != 0
     used = optional(layout.NEED.unpack_from(copy, layout.NEED_AT)[0]) if published else None
+    seen = layout.seen_since(copy, published or 0.0)
+    if seen is not None:
+        figures = replace(figures, rss=seen[0], anon=seen[1])
+        used = seen[2]
     return WorkerView(number, *who, state_name, figures, published or None, used, counters, _cells(copy), ordered)
 
 

@@ -7,6 +7,7 @@ import mmap
 import os
 import sys
 import tempfile
+import threading
 import time
 from urllib.parse import parse_qs
 
@@ -26,8 +27,9 @@ def leak(kib: int) -> None:
     KEPT.append(b"x" * (kib << 10))
 
 
-def fill(size: int) -> None:
-    """Grow until so many bytes are held, and not any further."""
+def fill(size: int, after: float = 0) -> None:
+    """Grow until so many bytes are held, and not any further; begin `after` seconds."""
+    time.sleep(after)
     while held() < size:
         leak(1024)
 
@@ -52,6 +54,8 @@ def answer(path: str, query: str) -> bytes:
         leak(int(asked["kib"]))
     if path == "/fill":
         fill(int(asked["mib"]) << 20)
+    if path == "/later":
+        threading.Thread(target=fill, args=(int(asked["mib"]) << 20, 0.5), daemon=True).start()
     if path == "/map":
         map_pages(int(asked["mib"]) << 20, asked["kind"])
     if path == "/hog":

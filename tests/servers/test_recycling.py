@@ -116,6 +116,30 @@ def test_an_idle_worker_over_its_limit_ends_too(serve, worker_class):
     assert gunicorn.serving(1).get("/")[0] == 200
 
 
+def test_an_idle_sync_worker_that_grows(serve):
+    """A thread of its app fills the memory while nobody comes: gunicorn has it sleep for half of `timeout`, and it looks each second."""
+    gunicorn = serve("sync", 1, soft_limit="80MiB", min_lifetime=0, reclaim=False, settings="timeout = 60").serving(1)
+    (pid,) = gunicorn.workers()
+
+    assert gunicorn.get("/later?mib=100")[0] == 200
+
+    until(lambda: gunicorn.pool().totals.work, "what it has counted is told", 5)
+    gunicorn.wait_for(f"worker {pid} (slot 0) recycling: ", seconds=8)
+    until(lambda: pid not in gunicorn.workers(), "it hears its order", 5)
+
+
+def test_a_worker_inside_a_long_request_is_seen(serve):
+    """It says what it holds between two requests: until then its supervisor looks."""
+    gunicorn = serve("sync", 1, soft_limit="1GiB").serving(1)
+
+    gunicorn.get("/later?mib=150")
+    with Load(gunicorn, "/slow?s=6", clients=1):
+        (worker,) = until(lambda: [w for w in gunicorn.pool().workers if (w.used or 0) >= 150 * MIB], "it is seen", 5)
+        assert worker.in_flight
+
+    assert (worker.figures.rss or 0) > (worker.figures.anon or 0) >= 150 * MIB
+
+
 @pytest.mark.parametrize("over", [False, True])
 def test_a_budget_in_bytes_is_the_pool_s_own(serve, over):
     """What else runs on the machine is none of its business: a worker that is over its limit while it is young waits for its time."""
@@ -143,7 +167,7 @@ def test_a_budget_in_bytes_is_the_pool_s_own(serve, over):
 def test_what_a_worker_maps(serve):
     """Clean pages of a file are no reason to recycle it: the kernel drops them by itself. Shared memory is, and so are dirty pages."""
     need(not on_tmpfs("/var/tmp"), "/var/tmp is in memory: pages of its files are shared memory")
-    gunicorn = serve("sync", 1, soft_limit="80MiB", min_lifetime=0, jitter=0, reclaim=False, settings="timeout = 2").serving(1)
+    gunicorn = serve("sync", 1, soft_limit="80MiB", min_lifetime=0, jitter=0, reclaim=False).serving(1)
 
     for _ in range(8):
         assert gunicorn.get("/map?mib=25&kind=clean")[0] == 200
