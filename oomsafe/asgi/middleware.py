@@ -18,7 +18,7 @@ from oomsafe.asgi.drain import closed_websocket, open_websocket
 from oomsafe.asgi.uvicorn_server import own_recycle, serves_here
 from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
-from oomsafe.pool.current import KEY, carried, get_guard, guard_for
+from oomsafe.pool.current import KEY, carried, get_guard, guard_for, own_guard
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.layout import UNMATCHED
 from oomsafe.pool.log import attempt
@@ -120,15 +120,27 @@ class MemoryMiddleware:
             closed_websocket(send)
 
     def _begin_later(self, seconds: float) -> None:
-        """Under a uvicorn without an adapter, be measured before there is a request: its other workers wait to see it boot."""
+        """Under a uvicorn without an adapter, be measured before there is a request: its other workers wait to see it boot.
+
+        And while none comes: what grows then, nobody else would see.
+        """
+        loop = asyncio.get_running_loop()
 
         def begin() -> None:
             if get_guard() is None and attempt("looking for uvicorn's server", "the server", serves_here):
                 self._find_guard()
+            guard = own_guard()
+            if guard is not None:
+                tick(guard)
             elif get_guard() is None and seconds < LAST_TRY:
                 self._begin_later(seconds * 2)
 
-        asyncio.get_running_loop().call_later(seconds, begin)
+        def tick(guard: Guard) -> None:
+            if guard.here:
+                guard.tick()
+                loop.call_later(guard.pause, tick, guard)
+
+        loop.call_later(seconds, begin)
 
     def _announcing(self, scope: Scope, send: Send, work: Work) -> Send:
         """`send` that says, once, what there is to say: the memory headers for who may see them, and that the worker leaves.

@@ -87,14 +87,14 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
         before = self._intake
         self._intake, victim = shed(before, used, budget, [self._child(worker) for worker in workers], now)
         known = {worker.generation for worker in workers}
-        self._fresh = {generation: rss for generation, rss in self._fresh.items() if generation in known}
+        self._fresh = {generation: held for generation, held in self._fresh.items() if generation in known}
         self._act(supervisor, before, f"{format_size(used)}, its budget is {format_size(budget)}", int((budget or 0) * RESUME_AT))
         for worker in workers:
             if worker.generation == victim:
                 log.info(
-                    "the node is above its budget: its biggest idle child, %d (rss %s), is recycled",
+                    "the node is above its budget: its biggest idle child, %d (anon %s), is recycled",
                     worker.pid,
-                    format_size(worker.figures.rss),
+                    format_size(worker.figures.anon),
                 )
                 if not supervisor.policy.dry_run:
                     supervisor.tell_to_drain(worker.slot, worker.generation)
@@ -118,7 +118,7 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
             self._gate.open()
 
     def _child(self, worker: WorkerView) -> Child:
-        rss, serves = worker.figures.rss or 0, worker.state == "serving"
-        if serves and rss:
-            self._fresh[worker.generation] = min(rss, self._fresh.get(worker.generation, rss))
-        return Child(worker.generation, rss, self._fresh.get(worker.generation, rss), serves, not worker.in_flight)
+        held, serves = worker.figures.anon or 0, worker.state == "serving"
+        if serves and held:
+            self._fresh[worker.generation] = min(held, self._fresh.get(worker.generation, held))
+        return Child(worker.generation, held, self._fresh.get(worker.generation, held), serves, not worker.in_flight)

@@ -37,7 +37,7 @@ def memory_recycle(state: Any) -> dict[str, Any]:
     workers = [worker for worker in supervisor.board.read().workers if worker.state == "serving"]
     if not workers:
         return {"error": "no child serves just now"}
-    biggest = max(workers, key=lambda worker: worker.figures.rss or 0)
+    biggest = max(workers, key=lambda worker: worker.figures.anon or 0)
     supervisor.tell_to_drain(biggest.slot, biggest.generation)
     return {"ok": f"child {biggest.pid} is recycled once its current task is done"}
 

@@ -59,7 +59,8 @@ class SoftLimits:
         self._last += 1
         self._name, self._ticket = name, self._last
         self._watcher.watch(self._last, ceiling._replace(hard=None))
-        self._slot.take_up(self._last, self._guard.measure())
+        self._guard.measure()
+        self._slot.take_up(self._last, self._guard.without_files)
 
     def _put_down(self) -> None:
         if self._ticket:

@@ -65,7 +65,7 @@ def render(pool: PoolView) -> Table:
         caption += f" · no worker served for {pool.unserved:.1f} s"
     # what another user has written is text, never markup
     table = Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left", expand=False)
-    for column in ("slot", "pid", "state", "rss", "soft limit", "", "requests"):
+    for column in ("slot", "pid", "state", "rss", "used", "soft limit", "", "requests"):
         table.add_column(column, justify="left" if column in ("state", "") else "right", no_wrap=True)
     table.add_column("in flight", overflow="fold")
     for worker in pool.workers:
@@ -83,10 +83,11 @@ def _memory(pool: PoolView) -> str:
 def _row(worker: WorkerView) -> list[str | Text]:
     figures = worker.figures
     soft = "none" if figures.soft is None else format_size(figures.soft)
-    bar = memory_bar(figures.rss, figures.soft, width=12)
+    bar = memory_bar(worker.used, figures.soft, width=12)
+    sizes = (format_size(figures.rss), format_size(worker.used), soft)
     # what a client sent is text, never markup
     doing = Text("\n".join(_doing(worker)))
-    return [str(worker.slot), str(worker.pid), worker.state, format_size(figures.rss), soft, bar, str(worker.counters.work), doing]
+    return [str(worker.slot), str(worker.pid), worker.state, *sizes, bar, str(worker.counters.work), doing]
 
 
 def _doing(worker: WorkerView) -> list[str]:

@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from oomsafe.kernel.capacity import read_capacity
-from oomsafe.kernel.process import rss_of
+from oomsafe.kernel.process import held_of, rss_of
 from oomsafe.policy.limits import resolve_limits
 from oomsafe.policy.readers import SCORE_MAX
 from oomsafe.policy.settings import Policy
@@ -181,7 +181,7 @@ class DirtyPool:
         if self._exchange is None and time.monotonic() >= self._not_before and self._forks_in() <= 0:
             over = [worker for worker in pool.workers if worker.state == "draining" and worker.pid in self._arbiter.workers]
             if over:
-                old = max(over, key=lambda worker: rss_of(worker.pid) or 0).pid
+                old = max(over, key=lambda worker: held_of(worker.pid) or 0).pid
                 first = self._policy.surge and self._holds_one_more(pool)
                 new = self._spawn_beside(old) if first else None
                 if new is not None or not first:

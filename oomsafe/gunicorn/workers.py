@@ -284,7 +284,22 @@ def tick_with(worker: Any, guard: Guard) -> None:
 
     worker.notify = ticking
     kind = kind_of(worker)
-    if kind == "uvicorn":
+    if kind == "sync":
+        _wait_less(worker, guard)
+    elif kind == "uvicorn":
         worker.config.timeout_notify = min(HEARTBEAT, worker.config.timeout_notify)
     elif kind == "tornado":
         guard.ready()  # its first heartbeat comes when it has served for a second: by then it may hold anything
+
+
+def _wait_less(worker: Any, guard: Guard) -> None:
+    """An idle sync worker sleeps for `timeout` / 2: a thread of its app may fill the memory meanwhile, and an order waits for that long.
+
+    It wakes when the guard has something to look at, as if nobody had come for so long.
+    """
+    wait = worker.wait
+
+    def waiting(timeout: float) -> Any:
+        return wait(min(timeout, guard.pause))
+
+    worker.wait = waiting

@@ -94,11 +94,16 @@ def _beside(pool: PoolView) -> dict[str, PoolView]:
 
 
 def _workers(pools: dict[str, PoolView]) -> Iterator[Metric]:
-    memory = GaugeMetricFamily("oomsafe_worker_memory_bytes", "Memory of one worker, by slot.", labels=["worker", "kind"])
+    memory = GaugeMetricFamily(
+        "oomsafe_worker_memory_bytes",
+        "Memory of one worker, by slot; used is what its soft limit is compared with.",
+        labels=["worker", "kind"],
+    )
     limits = GaugeMetricFamily("oomsafe_worker_limit_bytes", "Limits of one worker, jitter included.", labels=["worker", "kind"])
     for name, worker in ((name, worker) for name, pool in pools.items() for worker in pool.workers):
         seen, slot = worker.figures, f"{name}-{worker.slot}" if name else str(worker.slot)
-        _add(memory, slot, {"rss": seen.rss, "peak_rss": seen.peak_rss, "baseline": seen.baseline, "pss": seen.pss, "uss": seen.uss})
+        sizes = {"rss": seen.rss, "anon": seen.anon, "private": seen.private, "pss": seen.pss, "uss": seen.uss}
+        _add(memory, slot, {**sizes, "peak_rss": seen.peak_rss, "baseline": seen.baseline, "used": worker.used})
         _add(limits, slot, {"soft": seen.soft, "hard": seen.hard})
     yield memory
     yield limits

@@ -22,7 +22,7 @@ class Ceiling(NamedTuple):
     hard: int | None = None
     """Above it the work is stopped."""
     absolute: bool = False
-    """Whether both are compared with the process's whole rss, and not with what it has grown by since the work began."""
+    """Whether both are compared with all that the process holds, and not with what it has grown by since the work began."""
 
 
 class Step(Enum):
@@ -45,12 +45,12 @@ class Look(NamedTuple):
     """Seconds until the next look."""
 
 
-def judge(ceiling: Ceiling, before: int, rss: int, speed: float, told: bool) -> Look:
-    """One look at work that began when its process held `before` bytes, and now holds `rss`.
+def judge(ceiling: Ceiling, before: int, held: int, speed: float, told: bool) -> Look:
+    """One look at work that began when its process held `before` bytes, and now holds `held`.
 
     `speed` is what it grew by since the last look, in bytes a second; `told`, whether its soft limit is behind it.
     """
-    used = rss if ceiling.absolute else max(0, rss - before)
+    used = held if ceiling.absolute else max(0, held - before)
     if ceiling.hard is not None and used > ceiling.hard:
         return Look(Step.STOP, used, ceiling.hard, OFTEN)
     if ceiling.soft is not None and used > ceiling.soft and not told:

@@ -111,8 +111,9 @@ class Snapshot(NamedTuple):
     """One worker's memory, measured now. Bytes; None is a figure that could not be read."""
 
     used: int | None
-    """What the soft limit is compared with: rss, pss or uss, as Limits.metric says."""
-    rss: int | None
+    """What the soft limit is compared with, as Limits.metric says."""
+    held: int | None
+    """What the hard limit is compared with: rss or anon."""
     speed: float = 0.0
     """Bytes a second that `used` grows by, steadily; 0 while that is not known."""
     burst: float = 0.0
@@ -163,7 +164,7 @@ def decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, poo
 
 def _decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, pool: Pool, now: float) -> Decision:
     over = seen.used is not None and limits.early is not None and seen.used > limits.early and not history.refused
-    far_over = seen.rss is not None and limits.hard is not None and seen.rss > limits.hard
+    far_over = seen.held is not None and limits.hard is not None and seen.held > limits.hard
     if pool.order is Order.GO:
         return Decision(Action.RECYCLE, Reason.HARD if far_over else Reason.SOFT if over or history.asks else Reason.REPLACED)
     if far_over:
@@ -276,14 +277,14 @@ def came_by_a_step(limits: Limits, began_with: int | None, growth: int | None) -
     return growth >= STEP * (limits.early - began_with)
 
 
-def within_reach(limits: Limits, baseline: int | None, rss: int | None) -> Limits:
+def within_reach(limits: Limits, baseline: int | None, held: int | None) -> Limits:
     """The same limits without those that a worker is above right after boot: recycling would never end.
 
-    `baseline` is what it then held by the limits' metric, `rss` what it had resident.
+    `baseline` is what it then held by the limits' metric, `held` what the hard limit is compared with.
     """
     if baseline is not None and limits.soft is not None and baseline >= limits.soft:
         limits = replace(limits, soft=None, early=None)
-    return replace(limits, hard=None) if rss is not None and limits.hard is not None and rss >= limits.hard else limits
+    return replace(limits, hard=None) if held is not None and limits.hard is not None and held >= limits.hard else limits
 
 
 def above_baseline(limits: Limits, baseline: int | None) -> Limits:

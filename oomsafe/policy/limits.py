@@ -13,6 +13,9 @@ from oomsafe.policy.units import Percent, Size, format_size
 #: Where a soft limit is put below a hard one when the machine's size has turned their order round.
 BELOW_HARD = 0.9
 
+#: What each metric is without what a worker shares with a preloading supervisor.
+OWN: dict[Metric, Metric] = {"anon": "private", "rss": "uss"}
+
 
 #: Two levels whose headrooms differ by less than this share of their limit are as tight as each other: they are read one after the other.
 AS_TIGHT = 1 / 64
@@ -48,6 +51,13 @@ class Capacity:
     """The smallest limit of all levels, whoever uses what; None: `limit` is."""
     unseen: str = ""
     """What can't be known of all this, for the log; empty for nothing."""
+    supervisor_held: int | None = None
+    """Its rss without file pages; None: not known."""
+
+    @property
+    def supervisor(self) -> int | None:
+        """What the supervisor has that counts: clean file pages the kernel drops."""
+        return self.supervisor_rss if self.supervisor_held is None else self.supervisor_held
 
     @property
     def room(self) -> int | None:
@@ -84,8 +94,8 @@ class Limits:
     """The pool's: what itself may hold."""
     early: int | None = None
     """This worker's own soft limit, lowered by its share of jitter: from here it asks for its turn."""
-    metric: Metric = "rss"
-    """What `soft` and `early` are compared with; `hard` is always compared with rss."""
+    metric: Metric = "anon"
+    """What `soft` and `early` are compared with; `hard` is compared with rss where that counts clean file pages, else with anon."""
 
 
 def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0) -> tuple[Limits, list[str]]:
@@ -153,7 +163,7 @@ def _budget(policy: Policy, capacity: Capacity, warnings: list[str]) -> int | No
 
 def _soft_limit(policy: Policy, capacity: Capacity, budget: int | None, warnings: list[str]) -> tuple[int | None, Metric]:
     # an equal share is one of a worker's own memory: what it shares with a preloading supervisor is the supervisor's
-    own: Metric = "uss" if policy.metric == "rss" else policy.metric
+    own: Metric = OWN.get(policy.metric, policy.metric)
     if policy.soft_limit == "auto":
         return _auto(capacity, budget, warnings), own
     soft = _bytes(policy.soft_limit, capacity.effective)
@@ -171,11 +181,11 @@ def _auto(capacity: Capacity, budget: int | None, warnings: list[str]) -> int | 
     if budget is None:
         warnings.append("no memory limit could be read, so soft_limit auto can't be worked out: set soft_limit to recycle workers")
         return None
-    left = budget - (capacity.supervisor_rss or 0)
+    left = budget - (capacity.supervisor or 0)
     if left <= 0:
         others = f" (others use {format_size(capacity.others)} of {format_size(capacity.limit)})" if capacity.others else ""
         warnings.append(
-            f"soft_limit auto can't be worked out: the supervisor alone has {format_size(capacity.supervisor_rss)}, "
+            f"soft_limit auto can't be worked out: the supervisor alone has {format_size(capacity.supervisor)}, "
             f"the budget is {format_size(budget)}{others}; raise the memory limit, or set soft_limit"
         )
         return None

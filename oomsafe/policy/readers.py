@@ -11,8 +11,11 @@ from typing import Literal
 
 from oomsafe.policy.units import Percent, Size, parse_size, refused
 
-Metric = Literal["rss", "pss", "uss"]
-METRICS: tuple[Metric, ...] = ("rss", "pss", "uss")
+Metric = Literal["anon", "private", "rss", "pss", "uss"]
+METRICS: tuple[Metric, ...] = ("anon", "private", "rss", "pss", "uss")
+
+#: Those that count clean file pages, which the kernel drops before it kills anybody.
+COUNT_CLEAN = frozenset({"rss", "pss", "uss"})
 
 _YES = frozenset({"1", "true", "yes", "on"})
 _NO = frozenset({"0", "false", "no", "off"})
@@ -44,11 +47,11 @@ def read_hard_limit(field: str, value: object) -> Size | None:
 
 
 def read_metric(field: str, value: object) -> Metric:
-    """One of the three ways to count a process's memory."""
+    """One of the ways to count a process's memory."""
     for metric in METRICS:
         if value == metric:
             return metric
-    raise refused(field, value, "is not one of rss, pss or uss", "rss")
+    raise refused(field, value, "is not one of anon, private, rss, pss or uss", "anon")
 
 
 def read_seconds(field: str, value: object) -> float:

@@ -46,15 +46,17 @@ class Policy:
     soft_limit: Size | Literal["auto"]
     """A worker above it is recycled when its current work is done. auto: (budget - supervisor) / workers."""
     hard_limit: Size | None
-    """A worker above it waits neither for `sustain` nor `min_lifetime`, nor for its replacement where enough others serve. None: there
-    is no such limit."""
+    """A worker above it waits neither for `sustain` nor `min_lifetime`, nor for its replacement where enough others serve. Compared with
+    anon where `metric` is anon or private, else with rss. None: there is no such limit."""
     budget: Size
     """What the whole pool may hold; `soft_limit` auto is a share of it. A share is one of what others leave of the limit. It is compared
     with the working set of the pool's cgroup; where no cgroup limits the pool, with what its own processes hold."""
     metric: Metric
-    """What the soft limit is compared with. pss and uss don't count shared pages whole, but reading them
-    stalls the process (2.5 ms a GiB), so they are read only while rss is over the limit, every few seconds.
-    soft_limit auto is a share of uss where this is rss: what is shared with the supervisor is the supervisor's."""
+    """What the soft limit is compared with. anon: anonymous and shared memory and dirty file pages, all but what the kernel drops
+    before it kills anybody. private: the same without what another process has mapped, too. rss, pss and uss count clean file
+    pages. private, pss and uss stall the process (2.5 ms a GiB): they are read only while anon or rss is over the limit, every few
+    seconds. soft_limit auto is a share of private where this is anon, of uss where this is rss: what is shared with the supervisor
+    is the supervisor's."""
     sustain: float
     """Seconds that a breach must last before a recycle."""
     reclaim: bool
@@ -87,7 +89,8 @@ class Policy:
     task_memory_limit: Size | None
     """Celery: a task that uses more is stopped, and fails with MemoryLimitExceeded. None: as above."""
     task_memory_absolute: bool
-    """Celery: compare both with the child's whole rss; else with what it has grown by since the task began."""
+    """Celery: compare both with all that the child holds (anon, without dirty file pages); else with what it has grown by since the task
+    began."""
     max_oom_redeliveries: int
     """Celery, acks_late: how many deaths by the OOM killer a task survives; the next one fails it for good."""
     dry_run: bool
@@ -99,7 +102,7 @@ class Policy:
         soft_limit: SizeLike = "auto",
         hard_limit: SizeLike | None = None,
         budget: SizeLike = "90%",
-        metric: Metric = "rss",
+        metric: Metric = "anon",
         sustain: float = 0,
         reclaim: bool = True,
         freeze_preload: bool = True,

@@ -20,7 +20,7 @@ class Child(NamedTuple):
     """One child at this moment; sizes in bytes."""
 
     generation: int
-    rss: int
+    held: int
     fresh: int
     """What it had resident when it had just begun to serve."""
     serves: bool
@@ -65,5 +65,5 @@ def shed(intake: Intake, used: int | None, budget: int | None, children: Sequenc
 
 def biggest_idle(children: Sequence[Child]) -> int | None:
     """The generation of the idle child that holds most, of those that would give something back; None: there is none."""
-    able = [child for child in children if child.serves and child.idle and child.rss - child.fresh > child.fresh * WORTH]
-    return max(able, key=lambda child: child.rss).generation if able else None
+    able = [child for child in children if child.serves and child.idle and child.held - child.fresh > child.fresh * WORTH]
+    return max(able, key=lambda child: child.held).generation if able else None

@@ -62,6 +62,11 @@ def get_guard() -> Guard | None:
     return _guard if _guard is not None and _guard.here else None
 
 
+def own_guard() -> Guard | None:
+    """The same, where no server's adapter has made it: then none ticks."""
+    return None if _by_server else get_guard()
+
+
 def guard_for(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None = None) -> Guard | None:
     """This process's guard. Where no adapter has made one, a pool of one, with this policy.
 

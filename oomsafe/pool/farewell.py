@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from oomsafe.policy.decide import Reason
 from oomsafe.policy.limits import Limits
+from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_change, format_size
 
 
-def farewell(limits: Limits, reason: Reason, used: int | None, rss: int, seconds: float) -> str:
-    """``rss 812 MiB > soft limit 768 MiB for 2.0 s``: the figure, the limit that it is over, and for how long; bytes and seconds.
+def farewell(limits: Limits, reason: Reason, used: int | None, held: int, seconds: float) -> str:
+    """``anon 812 MiB > soft limit 768 MiB for 2.0 s``: the figure, the limit that it is over, and for how long; bytes and seconds.
 
-    ``rss 742 MiB, growing towards soft limit 768 MiB``: one whose replacement is there before it is over its limit.
+    ``anon 742 MiB, growing towards soft limit 768 MiB``: one whose replacement is there before it is over its limit.
     """
+    whole = "rss" if limits.metric in COUNT_CLEAN else "anon"
     if reason is Reason.REPLACED:
-        return f"rss {format_size(rss)}; it was over its limit, or one worker too many, and another serves in its place"
+        return f"{whole} {format_size(held)}; it was over its limit, or one worker too many, and another serves in its place"
     if reason is Reason.HARD:
-        return f"rss {format_size(rss)} > hard limit {format_size(limits.hard)} for {seconds:.1f} s"
+        return f"{whole} {format_size(held)} > hard limit {format_size(limits.hard)} for {seconds:.1f} s"
     jitter = "" if limits.early == limits.soft else f" (of {format_size(limits.soft)}, jitter)"
     if used is not None and limits.early is not None and used <= limits.early:
         return f"{limits.metric} {format_size(used)}, growing towards soft limit {format_size(limits.early)}{jitter}"

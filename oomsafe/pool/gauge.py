@@ -1,38 +1,60 @@
-"""The figure that a soft limit is compared with: rss, or pss or uss, which cost too much to be read often."""
+"""The figure that a soft limit is compared with: anon or rss, or private, pss or uss, which cost too much to be read often."""
 
 from __future__ import annotations
 
-from oomsafe.kernel.process import shared_out
+from oomsafe.kernel.process import Shares, awaits_writing, shared_out
 from oomsafe.policy.readers import Metric
 
-#: Seconds between two samples of pss and uss: one holds the process's mmap_lock for 2.5 ms a GiB.
+#: Seconds between two samples of private, pss and uss: one holds the process's mmap_lock for 2.5 ms a GiB.
 SAMPLE_EVERY = 5.0
+
+#: Seconds until one that could not be had, or not be believed, is tried again.
+TRY_AGAIN = 0.5
 
 
 class Gauge:
     """One process's memory, by one metric or another."""
 
     def __init__(self) -> None:
-        self.pss: int | None = None
-        self.uss: int | None = None
-        """At the last sample, in bytes; None before there is one."""
-        self._rss = 0
-        self._sampled_at = float("-inf")
+        self.shares: Shares | None = None
+        """At the last sample; None before there is one, and where none can be had."""
+        self._before = 0
+        """What was held at it, without dirty file pages."""
+        self._dirty = 0
+        self._sample_at = float("-inf")
 
-    def read(self, metric: Metric, rss: int, at_least: float, now: float) -> int:
-        """Bytes by `metric`. Neither pss nor uss is ever above rss, so up to `at_least` rss says enough.
+    def read(self, metric: Metric, held: int, at_least: float, now: float) -> int:
+        """Bytes by `metric`. `held` is rss or anon, whichever this metric is a part of: up to `at_least` that says enough.
 
-        Between two samples, what rss has grown by is taken to be the process's own. Where
-        smaps_rollup may not be read it is rss.
+        Between two samples, what `held` has grown by is taken to be the process's own. Where
+        smaps_rollup may not be read it is `held`.
         """
-        if metric == "rss" or rss <= at_least:
-            return rss
-        if now - self._sampled_at >= SAMPLE_EVERY:
-            self._sampled_at, self._rss = now, rss
-            self.pss, self.uss = shared_out() or (None, None)
-        figure = self.pss if metric == "pss" else self.uss
-        return rss if figure is None else max(0, figure + rss - self._rss)
+        if metric in ("anon", "rss") or held <= at_least:
+            return held
+        shares = self._sample(held, now)
+        if shares is None:
+            return held
+        figure = shares.private if metric == "private" else shares.pss if metric == "pss" else shares.uss
+        return max(0, figure + held - self._dirty - self._before)
+
+    def file_dirty(self, held: int, rss: int, at_least: float, now: float) -> int:
+        """Bytes of the process's file pages that must be written before they can be dropped; `held` counts what it gave before.
+
+        0 where they can't lift that above `at_least`: what is resident bounds them, and what the whole machine has to write,
+        which costs no walk.
+        """
+        held -= self._dirty
+        bound = awaits_writing() if rss > at_least else 0
+        shares = None if bound is not None and held + bound <= at_least else self._sample(held + self._dirty, now)
+        self._dirty = 0 if shares is None else shares.file_dirty
+        return self._dirty
 
     def forget(self) -> None:
         """Memory was given back: the next read samples anew."""
-        self._sampled_at = float("-inf")
+        self._sample_at = float("-inf")
+
+    def _sample(self, held: int, now: float) -> Shares | None:
+        if now >= self._sample_at:
+            self._before, self.shares = held - self._dirty, shared_out()
+            self._sample_at = now + (SAMPLE_EVERY if self.shares else TRY_AGAIN)
+        return self.shares

@@ -30,6 +30,7 @@ from oomsafe.policy.decide import (
     has_settled,
 )
 from oomsafe.policy.limits import Capacity, Limits
+from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.reclaim import futile_after
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.trend import SAMPLE_EVERY, Trend
@@ -93,6 +94,7 @@ class Guard(Meter):
     ) -> None:
         super().__init__(slot or Slot.private(), memory)
         self.policy = policy or Policy()
+        self.counts_clean = self.policy.metric in COUNT_CLEAN
         self.pid = os.getpid()
         self.here = True
         """Whether this is the process that it guards: False in a fork of it."""
@@ -122,11 +124,12 @@ class Guard(Meter):
         """The worker serves from now on: what it has now is what it needs. Later calls change nothing."""
         if self._ready or not self._is_here():
             return
-        rss, now = self.measure(), time.monotonic()
+        now = time.monotonic()
+        self.measure()
         if self._board is not None:
             self._neighbours.boot = self.slot.age
         self._history = History(ready_at=now)
-        self._thresholds.set(rss if self.rss_known else None, now, say=self._board is None)
+        self._thresholds.set(self.held if self.rss_known else None, now, say=self._board is None)
         self._take_limits()
         self._history = replace(self._history, ready_with=self.baseline)
         self._ready = True  # last: what has failed above is tried again at the next call
@@ -153,6 +156,11 @@ class Guard(Meter):
                 self._look(now)
             except Exception as error:
                 self.failed("tick", error)
+
+    @property
+    def pause(self) -> float:
+        """Seconds that a server's loop may sleep until tick() has something to look at: a second at most."""
+        return min(PUBLISH_EVERY, max(SHORT_EVERY, self._publish_at - time.monotonic()))
 
     def pool(self) -> PoolView:
         """The pool that this worker is in, as it stands on the scoreboard; without one, this worker alone."""
@@ -218,7 +226,7 @@ class Guard(Meter):
                 self._refresh(now)
                 if self._asking:
                     self._wake_supervisor()  # it may have been asleep, or have had nobody to spare
-            due = self.rss > self._alert or self._asking or self._history.breached_since is not None
+            due = self.held > self._alert or self._asking or self._history.breached_since is not None
             if not self._decided and (due or self.slot.order is not Order.NONE):
                 release = self._consider(now)
         finally:
@@ -228,11 +236,13 @@ class Guard(Meter):
     def _refresh(self, now: float) -> None:
         """Once a second, more often while it grows: the memory, the limits, and what the others see of both."""
         try:
+            if not self.counts_clean:
+                self.file_dirty = self._gauge.file_dirty(self.held, self.rss, self._alert, now)
             self.measure()
             self._thresholds.follow(now)
-            self._trend.add(now, self.rss)
+            self._trend.add(now, self.held)
             self._take_limits()
-            self.slot.need(self._used(now), self._trend.growth(now, self.rss))
+            self.slot.need(self._used(now), self._trend.growth(now, self.held))
         except Exception as error:
             self.failed("tick", error)
         self._publish(now)
@@ -255,22 +265,22 @@ class Guard(Meter):
         if used is None or self.limits.early is None or used <= self.limits.early:
             self._history = replace(self._history, breached_since=None, breached_with=None)
         elif self._history.breached_since is None:
-            growth, pace = self._trend.step(now, self.rss)
+            growth, pace = self._trend.step(now, self.held)
             step = came_by_a_step(self.limits, self._history.ready_with, growth)
             climbed = pace is None or pace * SAMPLE_EVERY >= self.limits.early * SETTLED
             self._history = replace(self._history, breached_since=now, breached_with=used, breached_by_step=step, climbed=climbed)
-        self._trend.add(now, self.rss)
+        self._trend.add(now, self.held)
 
     def _decide(self, now: float, used: int | None) -> Decision:
         """decide(), and if this worker is to leave, it is on its way before another can ask."""
-        rss = self.rss if self.rss_known else None
-        growth = self._trend.growth(now, self.rss)
+        held = self.held if self.rss_known else None
+        growth = self._trend.growth(now, self.held)
         if self._history.breached_since is None:
             self._pressure.forget()
         else:
             self._pressure.look(now, growth)
         with self._neighbours.look(self._pressure.short, self._pressure.out) as pool:
-            decision = decide(self.policy, self.limits, Snapshot(used, rss, *growth), self._history, pool, now)
+            decision = decide(self.policy, self.limits, Snapshot(used, held, *growth), self._history, pool, now)
             leaves = decision.action is Action.RECYCLE and not self.policy.dry_run and self._recycle is not None
             if leaves:
                 self._neighbours.leaves(has_settled(self.policy, self.limits, used, self._history, now))
@@ -294,7 +304,7 @@ class Guard(Meter):
         if asking is not self._asking:
             self._asking = asking
             self._history = replace(self._history, asks=asking)
-            self.slot.need(used, self._trend.growth(now, self.rss))
+            self.slot.need(used, self._trend.growth(now, self.held))
             self._publish(now)
             self.slot.set_state(layout.WAITING if asking else layout.SERVING)
             if asking:
@@ -361,7 +371,7 @@ class Guard(Meter):
     def _farewell(self, reason: Reason, now: float, used: int | None) -> str:
         dry, here = self.policy.dry_run, self._recycle is not None
         doing = "would be recycled (dry run)" if dry else "recycling" if here else "should be recycled, and nothing here can"
-        why = farewell(self.limits, reason, used, self.rss, now - (self._history.breached_since or now))
+        why = farewell(self.limits, reason, used, self.held, now - (self._history.breached_since or now))
         return f"{self} {doing}: {why}, {history(self.counters.work, self._unit, self.largest)}"
 
     def _take_limits(self) -> None:
@@ -375,25 +385,27 @@ class Guard(Meter):
     def _grows_fast(self) -> bool:
         """Whether it will soon be over its limit, at the pace of the last moment; also right after boot, when that is not known."""
         pace = self._trend.pace
-        return pace is None or (pace > 0 and self.rss + pace * LOOKS_AHEAD > self._thresholds.alert)
+        return pace is None or (pace > 0 and self.held + pace * LOOKS_AHEAD > self._thresholds.alert)
 
     def _look_within(self, now: float) -> float:
         """Seconds until the next look: a quarter of those that are left until it is over its limit, as fast as it grows."""
         if self._trend.pace is None:
             return SAMPLE_EVERY
-        burst, left = self._trend.growth(now, self.rss).burst, self._thresholds.alert - self.rss
+        burst, left = self._trend.growth(now, self.held).burst, self._thresholds.alert - self.held
         return max(SHORT_EVERY, left / burst / 4) if burst > 0 else PUBLISH_EVERY
 
     def _used(self, now: float) -> int | None:
         """The figure that the soft limit is compared with."""
-        return self._gauge.read(self.limits.metric, self.rss, self._alert, now) if self.rss_known else None
+        return self._gauge.read(self.limits.metric, self.held, self._alert, now) if self.rss_known else None
 
     def _publish(self, now: float) -> None:
         self._publish_at = now + min(ASK_EVERY if self._asking else PUBLISH_EVERY, self._look_within(now))
-        rss, peak = (self.rss, self.peak_rss) if self.rss_known else (None, None)
-        gauge, hard = self._gauge, self.limits.hard
+        rss, peak, anon = (self.rss, self.peak_rss, self.anon) if self.rss_known else (None, None, None)
+        pss, uss, private, *_ = self._gauge.shares or (None, None, None)
         try:
-            figures = Figures(rss, peak, self.baseline, self.soft_limit, hard, gauge.pss, gauge.uss, read_score(), self.in_flight)
+            figures = Figures(
+                rss, peak, self.baseline, self.soft_limit, self.limits.hard, pss, uss, read_score(), self.in_flight, anon, private
+            )
             with self._lock:
                 self.slot.publish(figures, self.counters)
         except Exception as error:  # whether others can see it or not, this worker protects itself

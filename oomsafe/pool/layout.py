@@ -16,7 +16,7 @@ of them, and the supervisor makes `slots` more when it needs them::
           5632  f64 when a supervisor that decides who goes looked last, on the machine's monotonic clock; 0: it gives no orders
           5648  f64 since when no worker has served, on the same clock; 0: one does · f64 seconds without one, before that
           5664  u64 how often what the kernel allows has changed · i64 limit · smallest limit · what others use below the
-               limit · supervisor's rss: what limits are worked out from
+               limit · what the supervisor has: what limits are worked out from
           5704  i64 what the pool holds, as its budget counts it
           5712  where the limit comes from, 192 bytes of text
 
@@ -25,13 +25,16 @@ of them, and the supervisor makes `slots` more when it needs them::
             40  u64 sequence: odd while the worker publishes
             48  i64 rss · peak rss · baseline · soft limit · hard limit · pss · uss · oom_score_adj · in flight
            120  f64 published, seconds since 1970
-           128  u64 ticket of the work in hand, 0: none · i64 rss when it began
+           128  u64 ticket of the work in hand, 0: none · i64 what was held when it began
            144  u64 ticket of the work that is over its soft limit · i64 what it uses · i64 the limit (the supervisor writes them,
                the worker zeros once it has heeded)
-           168  i64 what the soft limit is compared with: rss, pss or uss · i64 bytes a second that it grows by, steadily
+           168  i64 what the soft limit is compared with, as the policy's metric says · i64 bytes a second that it grows by, steadily
                · i64 the same over the last moment
            192  counters
           3968  16 cells of 128: what is in flight
+          6016  i64 anon · private
+          6032  f64 when the supervisor has looked at a worker that says nothing, seconds since 1970 · i64 rss · anon · what the soft
+               limit is compared with (the supervisor writes them)
 
     counters 0  u64 work done · reclaims · bytes reclaimed · recycles by reason (8 of them)
             88  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets
@@ -40,8 +43,8 @@ of them, and the supervisor makes `slots` more when it needs them::
             24  name, 103 bytes as they came from outside: made printable by whoever reads them
            127  u8 1 while in use: written last
 
-Each slot has one writer, its worker, but for the order and what stands at 144; the header and the totals have one, the supervisor (at
-20, 22 and 128 write the workers, under the lock). Whoever reads takes a copy, and again if a sequence was odd or has moved meanwhile.
+Each slot has one writer, its worker, but for the order and what stands at 144 and 6032; the header and the totals have one, the supervisor
+(at 20, 22 and 128 write the workers, under the lock). Whoever reads takes a copy, and again if a sequence was odd or has moved meanwhile.
 
 Every worker can write every byte, and may run as another user than its supervisor. So the supervisor only writes what it knows for
 itself (who has which slot, the totals), and whatever is read here is checked against its range.
@@ -87,6 +90,8 @@ NEED_AT, NEED = 168, struct.Struct("<3q")
 COUNTERS_AT = 192
 CELLS_AT = 3968
 CELL_SIZE, CELLS = 128, 16
+MORE_AT, MORE = 6016, struct.Struct("<2q")
+SEEN_AT, SEEN = 6032, struct.Struct("<d3q")
 CELL_NAME = 103
 CELL = struct.Struct(f"<xB6xdq{CELL_NAME}sB")
 #: Where in a cell it says whether it is in use.
@@ -132,7 +137,8 @@ assert ALLOWED_AT + ALLOWED.size <= HELD_AT <= SOURCE_AT - HELD.size
 assert SOURCE_AT + SOURCE.size <= HEADER_SIZE
 assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
-assert CELLS_AT + CELLS * CELL_SIZE <= SLOT_SIZE
+assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size
+assert SEEN_AT + SEEN.size <= SLOT_SIZE
 assert CELL.size == CELL_SIZE
 assert len(REASONS) <= 8
 
@@ -213,6 +219,15 @@ def write(memory: memoryview, at: int, form: struct.Struct, *values: object) -> 
 def optional(figure: int) -> int | None:
     """A figure as it is read: -1 is None, and so is every other that is no size."""
     return None if figure < 0 else figure
+
+
+def seen_since(slot: bytes | memoryview, published: float, at: int = 0) -> tuple[int | None, int | None, int | None] | None:
+    """(rss, anon, what the soft limit is compared with) where the supervisor has looked after the worker has `published`; else None."""
+    when, *sizes = SEEN.unpack_from(slot, at + SEEN_AT)
+    if not (seconds(when) or 0.0) > published:
+        return None
+    rss, anon, used = map(optional, sizes)
+    return rss, anon, used
 
 
 def seconds(figure: float) -> float | None:

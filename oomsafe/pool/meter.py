@@ -36,6 +36,9 @@ SAME_BREATH = 0.05
 #: Seconds after a response's headers in which nothing is read at the end of its work: what has grown is the server's sending.
 AT_ONCE = 0.0001
 
+#: Bytes that file pages and shared memory may grow by together until it is looked at which of them it was, for 5 us.
+WEIGHED_EVERY = 1 << 20
+
 #: Seconds between two publications of a worker's figures.
 PUBLISH_EVERY = 1.0
 
@@ -101,18 +104,26 @@ class Meter:
         self.slot = slot
         self.memory = memory or OwnMemory()
         self.counters = Counters()
-        rss = self.memory.rss()
-        self.rss_known = rss is not None
-        self.rss = rss or 0
+        sizes = self.memory.sizes()
+        self.rss_known = sizes is not None
+        self.rss, shared = sizes or (0, 0)
         """Resident bytes at the last look."""
         self.peak_rss = self.rss
+        self.counts_clean = False
+        """Whether what is held is all that is resident, with the clean file pages that the kernel drops by itself."""
+        self.file_dirty = 0
+        """Bytes of file pages that it can't drop yet, as far as is known."""
+        self._kept = self._weighed_at = 0
+        self._weigh(shared)
+        self.held = self.anon = self.rss - shared + self._kept
+        """What the limits are compared with, and works' growth is one of, in bytes; the same without clean file pages."""
         self.leaving = False
         """Whether this worker has been told to end, and finishes what it has in flight."""
         self.soft_limit: int | None = None
         """In bytes; None while there is none."""
         self.largest = (0, b"")
         """The most that one piece of work has grown the process by, and its name."""
-        self.clock = GrowthClock(self.rss)
+        self.clock = GrowthClock(self.held)
         self._faults = -1
         # a finalizer or a signal's handler may run while it is held, and end a piece of work in the same thread
         self._lock = RLock()
@@ -197,7 +208,7 @@ class Meter:
                     growth = int(value - mark)
                     self._count(row, growth, work.name)
             self._same_breath = now + SAME_BREATH
-            if now >= self._publish_at or (self.rss > self._alert and now >= self._look_at):
+            if now >= self._publish_at or (self.held > self._alert and now >= self._look_at):
                 self._look(now)
         except Exception as error:
             self.failed("end", error)
@@ -207,6 +218,11 @@ class Meter:
     def in_flight(self) -> int:
         """How many pieces of work are."""
         return self.clock.in_flight + self._unmeasured
+
+    @property
+    def without_files(self) -> int:
+        """Bytes of anonymous and shared memory at the last look: as kernel.process.held_of() counts."""
+        return max(0, self.anon - self.file_dirty)
 
     def _count(self, row: list[int], growth: int, name: bytes) -> None:
         bucket, grown = 1 + bisect_left(BOUNDS, growth), max(0, growth)  # no call between a read and its write
@@ -286,19 +302,34 @@ class Meter:
 
     def _read(self) -> None:
         """Take in the memory as it is now. Callers hold the lock."""
-        rss = self.memory.rss()
-        if rss is None:
+        sizes = self.memory.sizes()
+        if sizes is None:
             return
-        self.rss = rss
+        self.rss, shared = sizes
+        rss = self.rss
         self._still = False
         if rss > self.peak_rss:
             self.peak_rss = rss
-        self.clock.advance(rss)
+        if not 0 <= shared - self._weighed_at < WEIGHED_EVERY:
+            self._weigh(shared)
+        self.anon = anon = rss - shared + self._kept
+        self.held = held = rss if self.counts_clean else anon
+        self.clock.advance(held)
+
+    def _weigh(self, shared: int) -> None:
+        """How much of what has a file or shared memory behind it the kernel can't drop. Where that can't be told, all of it."""
+        if shared:
+            shmem = self.memory.shmem()
+            self._kept = shared if shmem is None else min(shared, shmem + self.file_dirty)
+        else:
+            self._kept = 0
+        self._weighed_at = shared
 
     def measure(self) -> int:
-        """Read the memory whatever the faults say; the last figure when it can't be read. Bytes."""
+        """Read the memory whatever the faults say; the last figure when it can't be read. Resident bytes."""
         with self._lock:
             self.memory.check()
+            self._weighed_at = sys.maxsize  # weigh anew
             self._read()
             return self.rss
 

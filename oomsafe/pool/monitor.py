@@ -8,6 +8,7 @@ from typing import Protocol
 
 from oomsafe.policy.decide import Order, is_out, is_short, outruns
 from oomsafe.policy.limits import Capacity, resolve_limits, turns
+from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.surge import Do, Ledger, Room, Seen, Stage, Step, failed, gone, plan, recovered, spawned
 from oomsafe.policy.trend import Growth
@@ -99,18 +100,18 @@ class Monitor:
         self._note_boots(entries, now)
         self._note_unserved(entries, now)
         if not policy.dry_run:
-            workers = [_seen(entry) for entry in entries]
+            workers = [_seen(entry, policy) for entry in entries]
             self.ledger = recovered(self.ledger, workers)
             if self.ledger.handovers or any(worker.stage in (Stage.WAITING, Stage.DRAINING) for worker in workers):
                 capacity = measure()
                 room, why = self._room(policy, capacity, entries, now)
                 self.ledger, steps = plan(self.ledger, workers, room, now)
                 for step in steps:
-                    self._do(step, entries, why)
+                    self._do(step, entries, policy, why)
         # in a dry run each worker decides by itself, and says what it would do
         self._board.looked = 0.0 if policy.dry_run else now
 
-    def _do(self, step: Step, entries: Sequence[Entry], why: str) -> None:
+    def _do(self, step: Step, entries: Sequence[Entry], policy: Policy, why: str) -> None:
         if step.do is Do.SPAWN:
             replacement = self._fleet.spawn()
             if replacement is not None:
@@ -118,14 +119,14 @@ class Monitor:
         elif step.do is Do.SHRINK:
             self._fleet.shrink()
         else:
-            self._order(step, entries, why)
+            self._order(step, entries, policy, why)
 
-    def _order(self, step: Step, entries: Sequence[Entry], why: str) -> None:
+    def _order(self, step: Step, entries: Sequence[Entry], policy: Policy, why: str) -> None:
         for entry in entries:
             if entry.generation == step.generation:
                 self._board.give_order(entry.number, entry.generation, Order.GO if step.do is Do.GO else Order.PERMIT)
                 if step.do is Do.PERMIT and why != NO_SURGE:
-                    others = sum(_seen(other).serves for other in entries if other is not entry)
+                    others = sum(_seen(other, policy).serves for other in entries if other is not entry)
                     log.warning(
                         "the worker in slot %d (%s) may go before its replacement is there: %s; %s",
                         entry.number, format_size(entry.used), why or "it is over its hard limit",
@@ -206,7 +207,8 @@ class Monitor:
             log.warning("no worker serves, for %.1f s now: %d start, %d drain or leave", now - since, starting, len(entries) - starting)
 
 
-def _seen(entry: Entry) -> Seen:
+def _seen(entry: Entry, policy: Policy) -> Seen:
     excess = None if entry.used is None or entry.soft is None else entry.used - entry.soft
-    urgent = entry.rss is not None and entry.hard is not None and entry.rss > entry.hard
+    held = entry.rss if policy.metric in COUNT_CLEAN else entry.anon
+    urgent = held is not None and entry.hard is not None and held > entry.hard
     return Seen(entry.generation, _STAGES.get(entry.state, Stage.STARTING), excess, entry.order, urgent)

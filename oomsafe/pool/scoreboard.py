@@ -42,6 +42,7 @@ class Entry(NamedTuple):
     generation: int
     state: int
     rss: int | None
+    anon: int | None
     baseline: int | None
     soft: int | None
     hard: int | None
@@ -59,7 +60,8 @@ class Allowed(NamedTuple):
     limit: int | None = None
     smallest: int | None = None
     others: int | None = None
-    supervisor_rss: int | None = None
+    supervisor: int | None = None
+    """What the supervisor has."""
 
 
 class InHand(NamedTuple):
@@ -70,7 +72,7 @@ class InHand(NamedTuple):
     pid: int
     started: int
     ticket: int
-    rss: int
+    held: int
     """What it held when that began, in bytes."""
 
 
@@ -157,7 +159,7 @@ class Scoreboard:
 
     def allow(self, capacity: Capacity) -> None:
         """The supervisor says what limits are worked out from, for workers that live."""
-        figures = tuple(map(stored, (capacity.limit, capacity.smallest, capacity.others, capacity.supervisor_rss)))
+        figures = tuple(map(stored, (capacity.limit, capacity.smallest, capacity.others, capacity.supervisor)))
         changes, *before = layout.ALLOWED.unpack_from(self._memory, layout.ALLOWED_AT)
         layout.write(self._memory, layout.SOURCE_AT, layout.SOURCE, capacity.source.encode("utf-8", "replace"))
         if not changes or tuple(before) != figures:
@@ -361,15 +363,44 @@ class Scoreboard:
 
     def _entry(self, number: int, generation: int, state: int) -> Entry:
         at = self._offset(number)
-        rss, _, baseline, soft, hard, *_, published = layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)
-        used, *paces = layout.NEED.unpack_from(self._memory, at + layout.NEED_AT)
+        _, _, baseline, soft, hard, *_, published = layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)
+        paces = layout.NEED.unpack_from(self._memory, at + layout.NEED_AT)[1:]
+        rss, anon, used = layout.seen_since(self._memory, published, at) or self._said(at)
         order = order_of(layout.ORDER.unpack_from(self._memory, at + layout.ORDER_AT)[0])
         return Entry(
-            number, generation, state, optional(rss), optional(baseline), optional(soft), optional(hard),
-            # before the first time it has published, the zeros are no figures
-            optional(used) if published else None,
+            number, generation, state, rss, anon, optional(baseline), optional(soft), optional(hard), used,
             Growth(*(float(max(0, pace)) for pace in paces)), order,
         )  # fmt: skip
+
+    def _said(self, at: int) -> tuple[int | None, int | None, int | None]:
+        """(rss, anon, what the soft limit is compared with) by the worker's own word."""
+        rss, *_, published = layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)
+        if not published:  # before, the zeros are no figures
+            return None, None, None
+        anon, used = (
+            layout.MORE.unpack_from(self._memory, at + layout.MORE_AT)[0],
+            layout.NEED.unpack_from(self._memory, at + layout.NEED_AT)[0],
+        )
+        return optional(rss), optional(anon), optional(used)
+
+    def silent(self, before: float) -> list[tuple[int, int, int]]:
+        """In the supervisor: (slot, pid, start time) of the workers that have published nothing since `before`, seconds since 1970."""
+        found = []
+        for number in self._tenants:
+            published = layout.FIGURES.unpack_from(self._memory, self._offset(number) + layout.FIGURES_AT)[-1]
+            who = None if published >= before else self._identity(number)
+            if who is not None and who[0]:
+                found.append((number, who[0], who[1]))
+        return found
+
+    def saw(self, number: int, rss: int, anon: int, *, counts_clean: bool) -> None:
+        """In the supervisor: what the worker of this slot has resident at this moment, and what of it is no file; `counts_clean` is the
+        policy's metric's. What it has grown by since it has published is taken to be its own."""
+        at = self._offset(number)
+        rss_said, anon_said, used = self._said(at)
+        said, now = (rss_said, rss) if counts_clean else (anon_said, anon)
+        used = None if used is None or said is None else max(0, used + now - said)
+        layout.write(self._memory, at + layout.SEEN_AT, layout.SEEN, time.time(), rss, anon, stored(used))
 
     def _claimed(self, number: int) -> int:
         """The pid that a worker has written into this slot; 0: none has yet."""
@@ -400,22 +431,22 @@ class Scoreboard:
         found = []
         for number in range(self.slots):
             at = self._offset(number)
-            ticket, rss = layout.HAND.unpack_from(self._memory, at + layout.HAND_AT)
+            ticket, held = layout.HAND.unpack_from(self._memory, at + layout.HAND_AT)
             who = self._identity(number) if ticket else None
             if who is not None and who[0]:
                 pid, started, generation = who
-                found.append(InHand(number, generation, pid, started, ticket, optional(rss) or 0))
+                found.append(InHand(number, generation, pid, started, ticket, optional(held) or 0))
         return found
 
     def hand(self, number: int, generation: int) -> tuple[int, int]:
-        """(ticket, rss): of the work that this worker is inside of, or was when it died, and what it held in bytes when that began.
+        """(ticket, held): of the work that this worker is inside of, or was when it died, and what it held in bytes when that began.
 
         Zeros: of none.
         """
         if not self._is_of(number, generation):
             return 0, 0
-        ticket, rss = layout.HAND.unpack_from(self._memory, self._offset(number) + layout.HAND_AT)
-        return ticket, optional(rss) or 0
+        ticket, held = layout.HAND.unpack_from(self._memory, self._offset(number) + layout.HAND_AT)
+        return ticket, optional(held) or 0
 
     def tell_of_limit(self, number: int, generation: int, ticket: int, used: int, limit: int) -> None:
         """In the supervisor: this work is over its soft limit; both figures in bytes."""

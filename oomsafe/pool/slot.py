@@ -31,13 +31,17 @@ class Figures:
     rss: int | None = None
     peak_rss: int | None = None
     baseline: int | None = None
-    """rss right after boot."""
+    """What the soft limit is compared with, right after boot."""
     soft: int | None = None
     hard: int | None = None
     pss: int | None = None
     uss: int | None = None
     oom_score_adj: int | None = None
     in_flight: int = 0
+    anon: int | None = None
+    """rss without clean file pages, which the kernel drops by itself."""
+    private: int | None = None
+    """uss without them."""
 
     def stored(self) -> tuple[int, ...]:
         """As they stand in a slot, but for the time."""
@@ -52,6 +56,7 @@ class Figures:
         return cls(
             optional(rss), optional(peak), optional(baseline), optional(soft), optional(hard), optional(pss), optional(uss),
             score if abs(score) <= SCORE_MAX else None, optional(in_flight) or 0,
+            *map(optional, layout.MORE.unpack_from(slot, layout.MORE_AT)),
         )  # fmt: skip
 
 
@@ -125,9 +130,9 @@ class Slot:
         paces = (min(int(pace), layout.LARGEST) for pace in growth)
         layout.write(self._memory, self._at + layout.NEED_AT, layout.NEED, stored(used), *paces)
 
-    def take_up(self, ticket: int, rss: int) -> None:
+    def take_up(self, ticket: int, held: int) -> None:
         """This worker is inside the work with this ticket from now on, and held so many bytes before."""
-        self._memory[self._hand] = _pack_hand(ticket, rss)
+        self._memory[self._hand] = _pack_hand(ticket, held)
 
     def put_down(self) -> None:
         """It is out of it."""
@@ -154,6 +159,7 @@ class Slot:
         packed = counters.pack()
         self._sequence += 1
         layout.write(memory, at + layout.SLOT_SEQUENCE_AT, layout.SEQUENCE, self._sequence)
+        layout.write(memory, at + layout.MORE_AT, layout.MORE, stored(figures.anon), stored(figures.private))
         layout.write(memory, at + layout.FIGURES_AT, layout.FIGURES, *figures.stored(), time.time())
         memory[at + layout.COUNTERS_AT : at + layout.COUNTERS_AT + len(packed)] = packed
         self._sequence += 1

@@ -11,12 +11,13 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.oom_score import read_score, write_score
-from oomsafe.kernel.process import anonymous_of, descendants_of, is_alive, rss_of
+from oomsafe.kernel.process import anonymous_of, descendants_of, is_alive, sizes_of
 from oomsafe.policy.decide import Order
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
 from oomsafe.policy.readers import SCORE_MAX
@@ -29,6 +30,7 @@ from oomsafe.pool import layout
 from oomsafe.pool.guard import Background, Guard, Recycle
 from oomsafe.pool.log import attempt, log
 from oomsafe.pool.monitor import Fleet, Monitor
+from oomsafe.pool.onlooker import Onlooker
 from oomsafe.pool.preload import Preload
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.seat import Seat, enlist
@@ -84,6 +86,7 @@ class Supervisor:
         self.capacity = self._told = self._measure(workers)
         """What it reckons with now, and what it has told its workers."""
         self._monitor: Monitor | None = None
+        self._onlooker: Onlooker | None = None
         self._look_at = 0.0
         self._refused = self._full = False
         self._gone: deque[Slot] = deque()
@@ -93,6 +96,7 @@ class Supervisor:
             for warning in warnings:
                 log.warning("%s", warning)
             self._monitor = None if fleet is None else Monitor(self.board, fleet)
+            self._onlooker = Onlooker(self.board)
             # for processes that are spawned, and for `oomsafe status` beside them
             os.environ.pop("OOMSAFE_SCOREBOARD", None)
             if self.board.path:
@@ -237,6 +241,8 @@ class Supervisor:
             if now >= self._follow_at:
                 self._follow_at = now + FOLLOW_EVERY
                 attempt("the look at the memory limit", "the server", lambda: self._follow(now))
+            if self._onlooker is not None:
+                self._onlooker.tick(self.policy, now)
             if self._monitor is not None:
                 self._monitor.tick(self.policy, self.measure, now)
             if now >= self._look_at and not self.policy.dry_run:
@@ -277,7 +283,9 @@ class Supervisor:
 
     def _measure(self, workers: int) -> Capacity:
         """What the pool reckons with. A limit that is lowered holds at once, here and at the next look of each worker."""
-        seen = read_capacity(supervisor_rss=rss_of(self.pid), workers=workers, beside=self._beside, held=self._held)
+        rss, held = sizes_of() or (None, None)
+        seen = read_capacity(supervisor_rss=rss, workers=workers, beside=self._beside, held=self._held)
+        seen = replace(seen, supervisor_held=held)
         self._standing = Standing(seen) if self._standing is None else follow(self._standing, seen, time.monotonic())
         return in_force(self._standing, seen)
 
@@ -319,7 +327,7 @@ class Supervisor:
 
     def _effective(self, limits: Limits) -> str:
         """The limits in force, with where they come from: once at boot, and at a reload."""
-        metric = "" if limits.metric == "rss" else f" of {limits.metric}"
+        metric = "" if limits.metric == "anon" else f" of {limits.metric}"
         auto = f"{metric} (auto)" if self.policy.soft_limit == "auto" else metric
         hard = "" if limits.hard is None else f", hard limit {format_size(limits.hard)}"
         dry = "; dry run: nothing will be done" if self.policy.dry_run else ""

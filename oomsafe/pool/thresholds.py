@@ -40,7 +40,7 @@ class Thresholds:
         self._look_at = 0.0
         self._gauge = gauge
         self._neighbours = neighbours
-        self._boot_rss: int | None = None
+        self._boot_held: int | None = None
         self._stays_until = math.inf
         self._jitter_share = random.random()  # noqa: S311  it spreads load, it guards nothing
 
@@ -56,7 +56,7 @@ class Thresholds:
 
     @property
     def alert(self) -> float:
-        """rss from which there is something to decide."""
+        """Bytes held from which there is something to decide."""
         return min((limit for limit in (self.soft, self.limits.hard) if limit is not None), default=sys.maxsize)
 
     @property
@@ -64,20 +64,20 @@ class Thresholds:
         """The pool's, in bytes."""
         return self.limits.budget
 
-    def set(self, rss: int | None, now: float, say: bool) -> None:
-        """Work them out for a worker that has just booted, and has `rss` bytes; None: that is not known."""
+    def set(self, held: int | None, now: float, say: bool) -> None:
+        """Work them out for a worker that has just booted, and holds so many bytes; None: that is not known."""
         limits, warnings = resolve_limits(self._policy, self._capacity, self._jitter_share)
         for warning in warnings if say else ():
             log.warning("%s", warning)
-        if rss is not None:
-            self._boot_rss, self.baseline = rss, self._gauge.read(limits.metric, rss, 0, now)
-        self.limits = above_baseline(within_reach(limits, self.baseline, self._boot_rss), self.baseline)
+        if held is not None:
+            self._boot_held, self.baseline = held, self._gauge.read(limits.metric, held, 0, now)
+        self.limits = above_baseline(within_reach(limits, self.baseline, self._boot_held), self.baseline)
         self.refused, self._stays_until = False, math.inf
         if self.limits.soft != limits.soft:
             self.limits = replace(self.limits, soft=limits.soft, early=limits.soft)
             self._refuse(self.baseline)
         if limits.hard is not None and self.limits.hard is None and self._neighbours.first_to_refuse(layout.REFUSES_HARD):
-            log.error("hard limit %s is not used: a worker has %s right after boot", *map(format_size, (limits.hard, self._boot_rss)))
+            log.error("hard limit %s is not used: a worker has %s right after boot", *map(format_size, (limits.hard, self._boot_held)))
 
     def _refuse(self, needed: int | None) -> None:
         """Do without the soft limit; the first worker of the pool that must says so."""
@@ -123,8 +123,8 @@ class Thresholds:
         workers, told = self._neighbours.workers, self._neighbours.allowed
         capacity = self._capacity if workers is None else replace(self._capacity, workers=workers)
         if told is not None:
-            _, limit, smallest, others, supervisor_rss = told
-            return replace(capacity, limit=limit, smallest=smallest, others=others, supervisor_rss=supervisor_rss)
+            _, limit, smallest, others, supervisor = told
+            return replace(capacity, limit=limit, smallest=smallest, others=others, supervisor_held=supervisor)
         if self._measure is None or not self._neighbours.alone or now < self._look_at:
             return capacity
         self._look_at = now + LOOK_EVERY
@@ -132,4 +132,11 @@ class Thresholds:
         self._standing = follow(self._standing, seen, now)
         force = in_force(self._standing, seen)
         # what it uses is asked where something is decided by it
-        return replace(force, working_set=None, supervisor_rss=capacity.supervisor_rss, workers=capacity.workers, beside=capacity.beside)
+        return replace(
+            force,
+            working_set=None,
+            supervisor_rss=capacity.supervisor_rss,
+            supervisor_held=capacity.supervisor_held,
+            workers=capacity.workers,
+            beside=capacity.beside,
+        )

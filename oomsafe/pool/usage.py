@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from oomsafe.kernel.capacity import MACHINE
-from oomsafe.kernel.process import is_alive, rss_of, shared_out
+from oomsafe.kernel.process import held_of, is_alive, rss_of, shared_out
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.shedding import RESUME_AT
@@ -32,8 +32,8 @@ class Usage:
         """Bytes, or None when they can't be told. `look` gives the pool, where its processes have to be asked one by one.
 
         Where a cgroup's limit is the tightest it is what the pool's own cgroup holds, for the kernel kills by that. Where the
-        machine's memory is, it is what the pool's processes hold; a budget that is given in bytes is compared with
-        that to the byte: what they share is counted once.
+        machine's memory is, it is what the pool's processes hold, file pages not counted; a budget that is given in bytes is compared
+        with that to the byte: what they share is counted once.
         """
         if capacity.source != MACHINE or isinstance(policy.budget, Percent):
             return capacity.held
@@ -41,14 +41,14 @@ class Usage:
 
     def of_processes(self, pids: Sequence[int], exact_from: float, now: float) -> int:
         """What these processes hold, in bytes. Below `exact_from` that is at most this: shared pages are counted more than once."""
-        total = resident(pids)
+        total = together(pids)
         if total < exact_from:
             return total
         if pids != self._pids or now - self._read_at >= self._shared_for:
-            figures = [(rss, shared_out(pid)) for pid in pids if (rss := rss_of(pid))]
-            total = sum(rss for rss, _ in figures)
+            figures = [(held, shared_out(pid)) for pid in pids if (held := held_of(pid))]
+            total = sum(held for held, _ in figures)
             # of one that may not be read, all is taken to be its own
-            self._shared = max(0, total - sum(rss if shares is None else shares[0] for rss, shares in figures))
+            self._shared = max(0, total - sum(held if shares is None else shares.held for held, shares in figures))
             self._pids, self._read_at = pids, now
         return max(0, total - self._shared)
 
@@ -58,9 +58,9 @@ def pids_of(pool: PoolView) -> list[int]:
     return [pid for pid in (pool.supervisor, *(worker.pid for worker in pool.workers)) if pid]
 
 
-def resident(pids: Iterable[int]) -> int:
-    """What they hold in bytes; what they share is counted for each of them."""
-    return sum(rss_of(pid) or 0 for pid in pids)
+def together(pids: Iterable[int]) -> int:
+    """What they hold in bytes, file pages not counted; what they share is counted for each of them."""
+    return sum(held_of(pid) or 0 for pid in pids)
 
 
 def present_rss(worker: WorkerView) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from oomsafe.kernel.process import is_alive
 from oomsafe.policy.text import printable
@@ -51,6 +51,8 @@ class WorkerView:
     figures: Figures
     published: float | None
     """Seconds since 1970; None before the first time."""
+    used: int | None
+    """What the soft limit is compared with, in bytes, as the policy's metric says."""
     counters: Counters
     in_flight: list[InFlight]
     ordered: bool = False
@@ -179,7 +181,12 @@ def _worker(copy: bytes, number: int, who: tuple[int, int, int]) -> WorkerView:
     counters = Counters.unpack(copy[layout.COUNTERS_AT : layout.COUNTERS_AT + layout.COUNTERS_SIZE])
     state_name = layout.STATES[state if state < len(layout.STATES) else layout.FREE]
     ordered = layout.ORDER.unpack_from(copy, layout.ORDER_AT)[0] != 0
-    return WorkerView(number, *who, state_name, figures, published or None, counters, _cells(copy), ordered)
+    used = optional(layout.NEED.unpack_from(copy, layout.NEED_AT)[0]) if published else None
+    seen = layout.seen_since(copy, published or 0.0)
+    if seen is not None:
+        figures = replace(figures, rss=seen[0], anon=seen[1])
+        used = seen[2]
+    return WorkerView(number, *who, state_name, figures, published or None, used, counters, _cells(copy), ordered)
 
 
 def _cells(copy: bytes) -> list[InFlight]:

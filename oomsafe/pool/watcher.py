@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from oomsafe.kernel.process import rss_of
+from oomsafe.kernel.process import sizes_of
 from oomsafe.kernel.target import Target
 from oomsafe.policy.ceilings import Ceiling, Step, judge
 from oomsafe.policy.units import format_size
@@ -39,7 +39,7 @@ AGAIN = 0.02
 class _Watched:
     """One piece of work that has limits and has begun."""
 
-    rss: int
+    held: int
     at: float
     look_at: float = 0.0
     tell_at: float = 0.0
@@ -65,11 +65,13 @@ class Watcher:
         self.stopped: dict[int, tuple[int, int]] = {}
         """Work that was stopped, by its ticket: the bytes that it used, and its limit. Whoever has heard of it removes it."""
         self.seen: dict[int, int] = {}
-        """What each worker held when it was last seen with work, in bytes, by its generation."""
+        """What each worker had resident when it was last seen with work, in bytes, by its generation."""
         self._board = board
         self._busy = busy
         self._wanted = wanted
         self._lasting = lasting
+        self._held: dict[int, int] = {}
+        """The same without file pages, which its limits don't count: the kernel drops clean ones by itself."""
         self._in_hand: set[int] = set()
         self._lasts_at = 0.0
         self._dry_run = dry_run
@@ -117,7 +119,7 @@ class Watcher:
 
     def _glance(self) -> None:
         for work in self._board.in_hand():
-            self._rss(work)
+            self._measure(work)
 
     def _lasts(self) -> None:
         now = time.monotonic()
@@ -125,15 +127,17 @@ class Watcher:
             self._lasts_at = now + CASUAL
             work = self._board.in_hand()
             before, self._in_hand = self._in_hand, {one.ticket for one in work}
-            lasting = {one.ticket: max(0, self.seen.get(one.generation, 0) - one.rss) for one in work if one.ticket in before}
+            lasting = {one.ticket: max(0, self._held.get(one.generation, 0) - one.held) for one in work if one.ticket in before}
             if lasting:
                 self._lasting(lasting)
 
-    def _rss(self, work: InHand) -> int | None:
-        rss = rss_of(work.pid)
-        if rss:
-            self.seen[work.generation] = rss
-        return rss or None
+    def _measure(self, work: InHand) -> int | None:
+        """What its worker holds, in bytes; None when it is gone."""
+        rss, held = sizes_of(work.pid) or (0, 0)
+        if not rss:
+            return None
+        self.seen[work.generation], self._held[work.generation] = rss, held
+        return held
 
     def _look(self) -> float:
         """Look at each piece of work that is due. Returns the seconds until the next is."""
@@ -145,7 +149,7 @@ class Watcher:
         for work in self._board.in_hand():
             ceiling = self._limited.get(work.ticket)
             if ceiling is None:
-                self._rss(work)
+                self._measure(work)
                 continue
             running += 1
             pause = min(pause, self._look_at(work, ceiling))
@@ -155,15 +159,15 @@ class Watcher:
         now = time.monotonic()
         watched = self._watched.get(work.ticket)
         if watched is None:
-            watched = self._watched[work.ticket] = _Watched(work.rss, now - BEGINS)
+            watched = self._watched[work.ticket] = _Watched(work.held, now - BEGINS)
         elif now < watched.look_at:
             return watched.look_at - now
-        rss = self._rss(work)
-        if rss is None:
+        held = self._measure(work)
+        if held is None:
             return CASUAL  # it is gone
         told = watched.tell_at > 0 and (now < watched.tell_at or self._board.has_heeded(work.number, work.generation, work.ticket))
-        look = judge(ceiling, work.rss, rss, (rss - watched.rss) / max(0.0001, now - watched.at), told)
-        watched.rss, watched.at, watched.look_at = rss, now, now + look.again
+        look = judge(ceiling, work.held, held, (held - watched.held) / max(0.0001, now - watched.at), told)
+        watched.held, watched.at, watched.look_at = held, now, now + look.again
         if look.step is not Step.LEAVE and self._dry_run:
             self._limited.pop(work.ticket, None)
             log.warning("a limit would be met (dry run): %s > %s, worker %d", format_size(look.used), format_size(look.limit), work.pid)
@@ -195,7 +199,7 @@ class Watcher:
             with Target(work.pid, work.started) as worker:
                 try:
                     worker.stop()
-                    look = judge(ceiling, work.rss, self._rss(work) or 0, 0, True)
+                    look = judge(ceiling, work.held, self._measure(work) or 0, 0, True)
                     if look.step is Step.STOP and self._board.hand(work.number, work.generation)[0] == work.ticket:
                         self.stopped[work.ticket] = (look.used, look.limit or 0)
                         worker.send(signal.SIGKILL)

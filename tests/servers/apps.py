@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import sys
+import tempfile
+import threading
 import time
 from urllib.parse import parse_qs
 
@@ -12,10 +15,11 @@ KEPT = []
 PART = b"0123456789abcdef" * 4096
 
 
-def rss() -> int:
-    """Resident bytes of this worker."""
+def held() -> int:
+    """Resident bytes of this worker that have no file behind them, as its limits count."""
     with open("/proc/self/statm", "rb") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        _, resident, shared, *_ = statm.read().split()
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def leak(kib: int) -> None:
@@ -23,10 +27,24 @@ def leak(kib: int) -> None:
     KEPT.append(b"x" * (kib << 10))
 
 
-def fill(size: int) -> None:
-    """Grow to `size` bytes resident, and not any further."""
-    while rss() < size:
+def fill(size: int, after: float = 0) -> None:
+    """Grow until so many bytes are held, and not any further; begin `after` seconds."""
+    time.sleep(after)
+    while held() < size:
         leak(1024)
+
+
+def map_pages(size: int, kind: str) -> None:
+    """Map so many bytes and keep them: `clean` pages of a file on a disk, `dirty` ones, or `shared` memory."""
+    with tempfile.TemporaryFile(dir="/var/tmp") as file:
+        file.truncate(size)
+        pages = mmap.mmap(-1 if kind == "shared" else file.fileno(), size)
+    for at in range(0, size, mmap.PAGESIZE):
+        if kind == "clean":
+            _ = pages[at]
+        else:
+            pages[at] = 1
+    KEPT.append(pages)
 
 
 def answer(path: str, query: str) -> bytes:
@@ -36,11 +54,15 @@ def answer(path: str, query: str) -> bytes:
         leak(int(asked["kib"]))
     if path == "/fill":
         fill(int(asked["mib"]) << 20)
+    if path == "/later":
+        threading.Thread(target=fill, args=(int(asked["mib"]) << 20, 0.5), daemon=True).start()
+    if path == "/map":
+        map_pages(int(asked["mib"]) << 20, asked["kind"])
     if path == "/hog":
         fill(sys.maxsize)
     if path == "/raise":
         raise ValueError("the app's own error")
-    bodies = {"/pid": str(os.getpid()), "/memory": str(rss())}
+    bodies = {"/pid": str(os.getpid()), "/memory": str(held())}
     return bodies.get(path, f"{path}?{query}").encode()
 
 

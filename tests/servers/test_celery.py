@@ -112,7 +112,7 @@ def test_auto_is_of_a_child_s_own_memory(celery: Start) -> None:
     assert node.ask(LEAKING.format(tasks=250, kib=1024)) == list(range(250))
 
     assert node.lines("is not used") == []
-    assert any("uss" in line for line in node.lines(" recycling: "))
+    assert any("private" in line for line in node.lines(" recycling: "))
 
 
 def test_a_killed_child_gives_its_slot_back(celery: Start) -> None:

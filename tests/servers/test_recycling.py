@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from clients import Load, Watch
@@ -27,7 +28,7 @@ def worker_exit(server, worker):
 """
 
 RECYCLING = re.compile(
-    r"worker (?P<pid>\d+) \(slot \d+\) recycling: rss [\d.]+ MiB( >|, growing towards) soft limit [\d.]+ MiB( \(of 80\.0 MiB, jitter\))?"
+    r"worker (?P<pid>\d+) \(slot \d+\) recycling: anon [\d.]+ MiB( >|, growing towards) soft limit [\d.]+ MiB( \(of 80\.0 MiB, jitter\))?"
     r"( for \d+\.\d s)?, after (?P<work>\d+) requests; largest growth in one of them: GET /leak \(\+[\d.]+ [KM]iB\)"
 )
 
@@ -115,6 +116,30 @@ def test_an_idle_worker_over_its_limit_ends_too(serve, worker_class):
     assert gunicorn.serving(1).get("/")[0] == 200
 
 
+def test_an_idle_sync_worker_that_grows(serve):
+    """A thread of its app fills the memory while nobody comes: gunicorn has it sleep for half of `timeout`, and it looks each second."""
+    gunicorn = serve("sync", 1, soft_limit="80MiB", min_lifetime=0, reclaim=False, settings="timeout = 60").serving(1)
+    (pid,) = gunicorn.workers()
+
+    assert gunicorn.get("/later?mib=100")[0] == 200
+
+    until(lambda: gunicorn.pool().totals.work, "what it has counted is told", 5)
+    gunicorn.wait_for(f"worker {pid} (slot 0) recycling: ", seconds=8)
+    until(lambda: pid not in gunicorn.workers(), "it hears its order", 5)
+
+
+def test_a_worker_inside_a_long_request_is_seen(serve):
+    """It says what it holds between two requests: until then its supervisor looks."""
+    gunicorn = serve("sync", 1, soft_limit="1GiB").serving(1)
+
+    gunicorn.get("/later?mib=150")
+    with Load(gunicorn, "/slow?s=6", clients=1):
+        (worker,) = until(lambda: [w for w in gunicorn.pool().workers if (w.used or 0) >= 150 * MIB], "it is seen", 5)
+        assert worker.in_flight
+
+    assert (worker.figures.rss or 0) > (worker.figures.anon or 0) >= 150 * MIB
+
+
 @pytest.mark.parametrize("over", [False, True])
 def test_a_budget_in_bytes_is_the_pool_s_own(serve, over):
     """What else runs on the machine is none of its business: a worker that is over its limit while it is young waits for its time."""
@@ -127,7 +152,7 @@ def test_a_budget_in_bytes_is_the_pool_s_own(serve, over):
 
     gunicorn.get("/fill?mib=90")
     if over:
-        gunicorn.wait_for(" recycling: rss ")
+        gunicorn.wait_for(" recycling: anon ")
         until(lambda: pid not in gunicorn.workers(), "it is replaced")
         return
 
@@ -137,3 +162,28 @@ def test_a_budget_in_bytes_is_the_pool_s_own(serve, over):
     until(lambda: served_by() and gunicorn.pool().workers[0].figures.rss > 90 * MIB, "it has looked at itself")
     assert {served_by() for _ in range(20)} == {str(pid).encode()}
     assert gunicorn.lines(" recycling: ") == []
+
+
+def test_what_a_worker_maps(serve):
+    """Clean pages of a file are no reason to recycle it: the kernel drops them by itself. Shared memory is, and so are dirty pages."""
+    need(not on_tmpfs("/var/tmp"), "/var/tmp is in memory: pages of its files are shared memory")
+    gunicorn = serve("sync", 1, soft_limit="80MiB", min_lifetime=0, jitter=0, reclaim=False).serving(1)
+
+    for _ in range(8):
+        assert gunicorn.get("/map?mib=25&kind=clean")[0] == 200
+    (worker,) = until(lambda: [w for w in gunicorn.pool().workers if (w.figures.rss or 0) > 200 * MIB], "it is measured")
+    assert (worker.used or 0) < 60 * MIB
+    assert gunicorn.lines(" recycling: ") == []
+
+    for times, kind in enumerate(("shared", "dirty"), 1):
+        gunicorn.get(f"/map?mib=100&kind={kind}")
+        gunicorn.wait_for(" recycling: anon ", times=times, seconds=10)
+        until(lambda pid=worker.pid: pid not in gunicorn.workers(), "it is gone")
+        (worker,) = gunicorn.serving(1).pool().workers
+
+
+def on_tmpfs(path: str) -> bool:
+    """Whether files there are memory."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    inside = [fields for fields in mounts if path == fields[1] or path.startswith(fields[1].rstrip("/") + "/")]
+    return max(inside, key=lambda fields: len(fields[1]))[2] in ("tmpfs", "ramfs")

@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as websocket
 
 RECYCLING = re.compile(
-    r"worker \d+ \(slot \d+\) recycling: rss [\d.]+ MiB(; it was over its limit, and its replacement serves"
+    r"worker \d+ \(slot \d+\) recycling: anon [\d.]+ MiB(; it was over its limit, and its replacement serves"
     r"| > soft limit [\d.]+ MiB( \(of 130 MiB, jitter\))? for \d+\.\d s), after \d+ requests; "
     r"largest growth in one of them: GET /leak \(\+[\d.]+ [KM]iB\)"
 )

@@ -71,6 +71,15 @@ def test_a_reloaded_app_is_measured_and_stays(serve_uvicorn):
     assert uvicorn.lines("oomsafe failed") == []
 
 
+def test_an_idle_worker_of_a_plain_uvicorn_that_grows(serve_uvicorn):
+    """Nobody comes, and it looks at itself all the same."""
+    uvicorn = serve_uvicorn(workers=2, soft_limit="130MiB", min_lifetime=0, reclaim=False, **PLAIN).up()
+
+    assert uvicorn.get("/later?mib=140")[0] == 200
+
+    uvicorn.wait_for(" recycling: ", seconds=10)
+
+
 def test_a_plain_uvicorn_loses_nothing_either(serve_uvicorn):
     """Its workers drain by themselves, and its supervisor brings up others; the middleware is all there is of ours."""
     uvicorn = serve_uvicorn(**PLAIN, soft_limit="130MiB", min_lifetime=0).up()

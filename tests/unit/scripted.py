@@ -10,15 +10,22 @@ MIB = 1 << 20
 
 
 class Memory(OwnMemory):
-    """An OwnMemory whose figure is given. A new figure comes with a real page fault, as growth does: without, nobody looks."""
+    """An OwnMemory whose figures are given. A new one comes with a real page fault, as growth does: without, nobody looks."""
 
     def __init__(self, rss: int | None) -> None:
         super().__init__()
         self.now = rss
+        self.clean = 0
+        """What of it are clean file pages, in bytes."""
+        self.shared_memory: int | None = 0
 
-    def rss(self) -> int | None:
-        """The figure of this moment."""
-        return self.now
+    def sizes(self) -> tuple[int, int] | None:
+        """The figures of this moment."""
+        return None if self.now is None else (self.now, self.clean + (self.shared_memory or 0))
+
+    def shmem(self) -> int | None:
+        """None: the kernel does not tell it apart."""
+        return self.shared_memory
 
     def be(self, rss: int | None) -> None:
         """From now on, this."""

@@ -12,7 +12,7 @@ from unit.scripted import MIB, Clock, Memory
 
 from oomsafe.kernel.capacity import MACHINE
 from oomsafe.kernel.oom_score import read_score
-from oomsafe.kernel.process import rss_of
+from oomsafe.kernel.process import Shares, held_of
 from oomsafe.policy.decide import SETTLED_FOR, SETTLED_WORKERS
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.reclaim import RECLAIM_EVERY
@@ -73,7 +73,7 @@ def test_recycles_once(guarded: Any, clock: Clock, recycled: list[str], said: Sa
     assert (recycled, guard.should_recycle) == (["now"], True)
     assert guard.counters.recycles[0] == 1
     (line,) = said()
-    assert "recycling: rss 200 MiB > soft limit 100 MiB for 0.0 s, after 2 pieces of work" in line
+    assert "recycling: anon 200 MiB > soft limit 100 MiB for 0.0 s, after 2 pieces of work" in line
     assert "largest growth in one of them: GET /leak (+100 MiB)" in line
 
 
@@ -247,7 +247,7 @@ def test_hard_waits_for_nothing(guarded: Any, clock: Clock, recycled: list[str],
 
     assert recycled == ["now"]
     assert guard.counters.recycles[:2] == [0, 1]
-    assert "rss 151 MiB > hard limit 150 MiB" in said()[0]
+    assert "anon 151 MiB > hard limit 150 MiB" in said()[0]
 
 
 def test_dry_run(guarded: Any, clock: Clock, recycled: list[str], said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ def test_a_soft_limit_below_what_boot_needs(guarded: Any, clock: Clock, recycled
 
     assert recycled == []
     (line,) = said()
-    assert "soft limit 100 MiB is not used: a worker needs 120 MiB (rss) right after boot" in line
+    assert "soft limit 100 MiB is not used: a worker needs 120 MiB (anon) right after boot" in line
     assert all(guard.soft_limit is None for guard, _ in guards)
 
 
@@ -292,7 +292,7 @@ def test_a_hard_limit_below_what_boot_needs(
     guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch, metric: str
 ) -> None:
     """The hard limit is of rss, whatever the metric: a worker that is above it right after boot is not recycled for ever."""
-    monkeypatch.setattr(gauge, "shared_out", lambda: (60 * MIB, 40 * MIB))
+    monkeypatch.setattr(gauge, "shared_out", lambda: Shares(60 * MIB, 40 * MIB, 40 * MIB, 60 * MIB))
     guard, memory = guarded(rss=400 * MIB, metric=metric, hard_limit="300MiB")
 
     do(guard, memory, 401 * MIB, clock)
@@ -303,7 +303,7 @@ def test_a_hard_limit_below_what_boot_needs(
 @pytest.mark.parametrize(("metric", "expected"), [("rss", ["now"]), ("pss", []), ("uss", [])])
 def test_metric(guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch, metric: str, expected: list[str]) -> None:
     """Shared pages count whole in rss, and not in pss and uss."""
-    monkeypatch.setattr(gauge, "shared_out", lambda: (30 * MIB, 20 * MIB))
+    monkeypatch.setattr(gauge, "shared_out", lambda: Shares(30 * MIB, 20 * MIB, 10 * MIB, 30 * MIB))
     guard, memory = guarded(metric=metric)
 
     do(guard, memory, 110 * MIB, clock)
@@ -311,11 +311,82 @@ def test_metric(guarded: Any, clock: Clock, recycled: list[str], monkeypatch: py
     assert expected == recycled
 
 
+@pytest.mark.parametrize(("metric", "expected"), [("anon", []), ("private", []), ("rss", ["now"]), ("uss", ["now"])])
+def test_clean_file_pages(
+    guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch, metric: str, expected: list[str]
+) -> None:
+    """A worker that maps a big file for reading holds what the kernel drops before it kills anybody: no limit is about that."""
+    monkeypatch.setattr(gauge, "shared_out", lambda: Shares(300 * MIB, 300 * MIB, 50 * MIB, 50 * MIB))
+    guard, memory = guarded(metric=metric, hard_limit="200MiB")
+    with guard.work("reads an index"):
+        memory.clean = 250 * MIB
+        memory.be(300 * MIB)
+    clock.go(1.0)
+    guard.tick()
+
+    assert expected == recycled
+    assert (guard.rss, guard.anon, guard.counters.routes["unmatched"][0] > 0) == (300 * MIB, 50 * MIB, bool(expected))
+
+
+@pytest.mark.parametrize("told_apart", [True, False])
+def test_shared_memory_counts(guarded: Any, clock: Clock, recycled: list[str], told_apart: bool) -> None:
+    """The kernel can't drop it. Where it does not say what is shared memory and what is a file, all of it counts."""
+    guard, memory = guarded()
+    memory.shared_memory, memory.clean = (60 * MIB, 0) if told_apart else (None, 60 * MIB)
+
+    do(guard, memory, 110 * MIB, clock)
+
+    assert (recycled, guard.anon) == (["now"], 110 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("to_write", "dirty", "expected"),
+    [
+        pytest.param(200, 80, ["now"], id="dirty"),
+        pytest.param(200, 0, [], id="another process's"),
+        pytest.param(None, 80, ["now"], id="not known how much the machine has to write"),
+        pytest.param(20, 80, [], id="the machine has little to write, so nobody need walk all pages"),
+    ],
+)
+def test_dirty_file_pages_count(
+    guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch, to_write: int | None, dirty: int, expected: list[str]
+) -> None:
+    """They must be written before they can be dropped. Looked at once a second, by those that could be over their limit with them."""
+    monkeypatch.setattr(gauge, "shared_out", lambda: Shares(130 * MIB, 130 * MIB, 130 * MIB, 50 * MIB, file_dirty=dirty * MIB))
+    monkeypatch.setattr(gauge, "awaits_writing", lambda: None if to_write is None else to_write * MIB)
+    guard, memory = guarded()
+    memory.clean = 80 * MIB
+
+    do(guard, memory, 130 * MIB, clock)
+    clock.go(1.0)
+    guard.tick()
+
+    assert expected == recycled
+
+
+def test_a_private_figure_counts_dirty_file_pages_once(
+    guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in the sample already, and found again at the next tick."""
+    monkeypatch.setattr(gauge, "shared_out", lambda: Shares(130 * MIB, 90 * MIB, 90 * MIB, 50 * MIB, file_dirty=40 * MIB))
+    monkeypatch.setattr(gauge, "awaits_writing", lambda: 200 * MIB)
+    guard, memory = guarded(metric="private")
+    memory.clean = 50 * MIB
+    clock.go(gauge.SAMPLE_EVERY)
+
+    do(guard, memory, 130 * MIB, clock)
+    for _ in range(8):
+        clock.go(1.0)
+        guard.tick()
+
+    assert recycled == []
+
+
 @pytest.mark.parametrize("metric", ["pss", "uss"])
 def test_growth_between_two_samples(guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch, metric: str) -> None:
     """A sample is dear, so what rss has grown by since the last one counts as the worker's own."""
     asked: list[float] = []
-    monkeypatch.setattr(gauge, "shared_out", lambda: asked.append(clock()) or (30 * MIB, 30 * MIB))
+    monkeypatch.setattr(gauge, "shared_out", lambda: asked.append(clock()) or Shares(30 * MIB, 30 * MIB, 30 * MIB, 30 * MIB))
     guard, memory = guarded(metric=metric)
 
     do(guard, memory, 125 * MIB, clock)
@@ -488,7 +559,7 @@ def test_workers_that_load_lazily(guarded: Any, clock: Clock, recycled: list[str
 
     assert len(recycled) == 3
     (line,) = [line for line in said() if "settled" in line]
-    assert line.startswith("soft limit 100 MiB is 146 MiB for 10 min for a worker that has settled at 121 MiB (rss): 3 before it")
+    assert line.startswith("soft limit 100 MiB is 146 MiB for 10 min for a worker that has settled at 121 MiB (anon): 3 before it")
 
 
 @pytest.mark.parametrize("age", [0.5, 100.0], ids=["young", "old"])
@@ -586,7 +657,7 @@ def test_what_a_budget_is_compared_with(
     """A worker that is over its limit while it is young stays, unless the pool is over its budget. Of a real process: this one."""
     capacity = Capacity(1000 * MIB, source, working_set=950 * MIB)
     monkeypatch.setattr(pressure, "read_capacity", lambda **_: capacity)
-    own = rss_of(os.getpid())
+    own = held_of(os.getpid())
     assert own is not None
     guard, memory = guarded(min_lifetime=10, budget=budget if isinstance(budget, str) else int(own * budget))
 
@@ -645,7 +716,7 @@ def test_a_worker_that_could_not_be_ready_is_so_later(monkeypatch: pytest.Monkey
         raise RuntimeError("blocking call")
 
     with monkeypatch.context() as while_it_fails:
-        while_it_fails.setattr(memory, "rss", broken)
+        while_it_fails.setattr(memory, "sizes", broken)
         with pytest.raises(RuntimeError):
             guard.ready()
     before = slot.state

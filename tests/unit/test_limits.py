@@ -61,7 +61,8 @@ def test_auto_shares_out_the_budget(policy: Policy, capacity: Capacity) -> None:
 
     if limits.soft is not None:
         assert limits.budget is not None
-        assert limits.soft * (capacity.workers + capacity.beside) + (capacity.supervisor_rss or 0) <= limits.budget
+        supervisor = capacity.supervisor_rss if capacity.supervisor_held is None else capacity.supervisor_held
+        assert limits.soft * (capacity.workers + capacity.beside) + (supervisor or 0) <= limits.budget
 
 
 @given(policies(), capacities)
@@ -85,17 +86,25 @@ def test_more_workers_have_less_each(limit: int, few: int, more: int) -> None:
 @pytest.mark.parametrize(
     ("policy", "capacity", "expected"),
     [
-        pytest.param({}, Capacity(1000 * MIB, "here", workers=3), Limits(300 * MIB, None, 900 * MIB, 300 * MIB, "uss"), id="auto"),
+        pytest.param({}, Capacity(1000 * MIB, "here", workers=3), Limits(300 * MIB, None, 900 * MIB, 300 * MIB, "private"), id="auto"),
         pytest.param(
             {},
             Capacity(1000 * MIB, "here", supervisor_rss=100 * MIB, workers=4),
-            Limits(200 * MIB, None, 900 * MIB, 200 * MIB, "uss"),
+            Limits(200 * MIB, None, 900 * MIB, 200 * MIB, "private"),
             id="preloaded",
         ),
         pytest.param({"soft_limit": "50%"}, Capacity(GIB, "here"), Limits(GIB // 2, None, int(GIB * 0.9), GIB // 2), id="share"),
         pytest.param({"soft_limit": "2MiB"}, Capacity(None, "nowhere"), Limits(2 * MIB, None, None, 2 * MIB), id="bytes-anywhere"),
-        pytest.param({}, Capacity(1000 * MIB, "", workers=2, beside=1), Limits(300 * MIB, None, 900 * MIB, 300 * MIB, "uss"), id="beside"),
-        pytest.param({}, Capacity(None, "nowhere"), Limits(None, None, None, None, "uss"), id="auto-of-nothing"),
+        pytest.param(
+            {},
+            Capacity(1000 * MIB, "", supervisor_rss=800 * MIB, supervisor_held=200 * MIB, workers=2),
+            Limits(350 * MIB, None, 900 * MIB, 350 * MIB, "private"),
+            id="a-supervisor-that-maps-a-file",
+        ),
+        pytest.param(
+            {}, Capacity(1000 * MIB, "", workers=2, beside=1), Limits(300 * MIB, None, 900 * MIB, 300 * MIB, "private"), id="beside"
+        ),
+        pytest.param({}, Capacity(None, "nowhere"), Limits(None, None, None, None, "private"), id="auto-of-nothing"),
         pytest.param({"soft_limit": "50%"}, Capacity(None, "nowhere"), Limits(None, None, None, None), id="share-of-nothing"),
         pytest.param(
             {"hard_limit": "80%", "soft_limit": "2MiB"},
@@ -106,7 +115,7 @@ def test_more_workers_have_less_each(limit: int, few: int, more: int) -> None:
         pytest.param(
             {"hard_limit": "100MiB"},
             Capacity(GIB, "here"),
-            Limits(90 * MIB, 100 * MIB, int(GIB * 0.9), 90 * MIB, "uss"),
+            Limits(90 * MIB, 100 * MIB, int(GIB * 0.9), 90 * MIB, "private"),
             id="auto-gives-way-to-hard",
         ),
     ],

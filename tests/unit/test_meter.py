@@ -163,15 +163,15 @@ def test_a_reading_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     """At the begin or at the end: the work is counted and over, the failure is said once, and the next look reads again."""
     memory = Memory(100 * MIB)
     guard = measuring(memory)
-    plain = memory.rss
+    plain = memory.sizes
     for _ in range(3):
-        memory.rss = broken  # type: ignore[method-assign]
+        memory.sizes = broken  # type: ignore[method-assign]
         guard._same_breath = 0.0
         memory.be(100 * MIB)
         work = guard.begin(b"x")
         memory.be(102 * MIB)
         work.end()
-    memory.rss = plain  # type: ignore[method-assign]
+    memory.sizes = plain  # type: ignore[method-assign]
     guard.begin(b"y").end()
 
     assert (guard.counters.work, guard.in_flight, len(guard._cells)) == (4, 0, CELLS)
@@ -191,7 +191,7 @@ def test_an_end_that_is_interrupted(error: type[BaseException]) -> None:
     def interrupted() -> int:
         raise error
 
-    memory.rss = interrupted  # type: ignore[method-assign]
+    memory.sizes = interrupted  # type: ignore[method-assign]
     memory.be(101 * MIB)
     try:
         work.end()
@@ -217,8 +217,8 @@ def test_work_that_ends_while_memory_is_read() -> None:
     memory = Memory(MIB)
     guard = measuring(memory)
     work = guard.begin(b"in a generator that nobody closed")
-    plain = memory.rss
-    memory.rss = lambda: (work.end(), plain())[1]  # type: ignore[method-assign]
+    plain = memory.sizes
+    memory.sizes = lambda: (work.end(), plain())[1]  # type: ignore[method-assign]
 
     thread = threading.Thread(target=guard.measure, daemon=True)
     thread.start()
@@ -231,10 +231,10 @@ def test_nobody_waits_for_another_thread_that_reads() -> None:
     """Two switches between threads would cost more than the reading; what has grown is seen at the next look."""
     memory = Memory(100 * MIB)
     guard = measuring(memory)
-    plain, reading, go = memory.rss, threading.Event(), threading.Event()
+    plain, reading, go = memory.sizes, threading.Event(), threading.Event()
     guard.begin(b"the first of its route").end()
     work = guard.begin(b"x")
-    memory.rss = lambda: (reading.set(), go.wait(5), plain())[2]  # type: ignore[method-assign]
+    memory.sizes = lambda: (reading.set(), go.wait(5), plain())[2]  # type: ignore[method-assign]
     thread = threading.Thread(target=guard.measure)
     thread.start()
     reading.wait(5)
@@ -243,7 +243,7 @@ def test_nobody_waits_for_another_thread_that_reads() -> None:
     ended = work.end(), thread.is_alive()
     go.set()
     thread.join()
-    memory.rss = plain  # type: ignore[method-assign]
+    memory.sizes = plain  # type: ignore[method-assign]
     memory.be(102 * MIB)
     guard.begin(b"y").end()
 

@@ -18,7 +18,7 @@ DEFAULTS: dict[str, Any] = {
     "soft_limit": "auto",
     "hard_limit": None,
     "budget": Percent(90.0),
-    "metric": "rss",
+    "metric": "anon",
     "sustain": 0.0,
     "reclaim": True,
     "freeze_preload": True,

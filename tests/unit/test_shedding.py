@@ -33,9 +33,9 @@ def test_only_an_idle_child_that_gives_something_back_goes(children: list[Child]
     if gone is None:
         assert biggest_idle(children) is None or not all(child.serves for child in children)
         return
-    able = [child for child in children if child.idle and child.rss > child.fresh * 1.1]
+    able = [child for child in children if child.idle and child.held > child.fresh * 1.1]
     assert all(child.serves for child in children)
-    assert next(child.rss for child in children if child.generation == gone) == max(child.rss for child in able)
+    assert next(child.held for child in children if child.generation == gone) == max(child.held for child in able)
 
 
 @given(CHILDREN, st.sampled_from([(None, BUDGET), (2000, None), (None, None)]))

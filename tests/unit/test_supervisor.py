@@ -18,11 +18,12 @@ from unit.children import in_child
 
 from oomsafe.errors import ConfigError
 from oomsafe.kernel.oom_score import read_score, write_score
+from oomsafe.kernel.process import sizes_of
 from oomsafe.policy.decide import Order
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.trend import Growth
-from oomsafe.pool import layout, monitor
+from oomsafe.pool import layout, monitor, onlooker
 from oomsafe.pool import supervisor as module
 from oomsafe.pool.layout import Counters
 from oomsafe.pool.scoreboard import Entry
@@ -260,7 +261,7 @@ def holds(slot: Slot, used: int | None, state: int, rss: int | None = None, hard
     sizes = (None if size is None else size * MIB for size in (used if rss is None else rss, 30, 100, hard))
     rss, baseline, soft, hard = sizes
     slot.need(None if used is None else used * MIB, Growth())
-    slot.publish(Figures(rss=rss, baseline=baseline, soft=soft, hard=hard), Counters())
+    slot.publish(Figures(rss=rss, anon=rss, baseline=baseline, soft=soft, hard=hard), Counters())
     slot.set_state(state)
 
 
@@ -371,3 +372,30 @@ def test_over_its_budget_the_worst_goes_at_once(pool: Any, said: Said) -> None:
     (line,) = [line for line in said() if "may go" in line]
     assert line.startswith("the worker in slot 1 (180 MiB) may go before its replacement is there: of a budget of 1.0 MiB, ")
     assert line.endswith("1 others serve")
+
+
+@pytest.mark.parametrize("metric", ["anon", "rss"])
+def test_a_worker_that_says_nothing_is_looked_at(pool: Any, monkeypatch: pytest.MonkeyPatch, metric: str) -> None:
+    """What it holds by its limit's metric is what it said, and what it has grown by since; when it says something itself, that counts."""
+    monkeypatch.setattr(onlooker, "SILENT_FOR", 0.0)
+    monkeypatch.setattr(onlooker, "LOOK_EVERY", 0.0)
+    _, supervisor, (first, _) = pool(2)
+    supervisor.policy = Policy(metric=metric)
+    # this process stands for the worker: half of what it says is what it shares
+    rss, anon = sizes_of(os.getpid()) or (0, 0)
+    first.need((rss if metric == "rss" else anon) // 2, Growth())
+    first.publish(Figures(rss=rss, anon=anon), Counters())
+    grown = bytearray(b"x") * (64 * MIB)
+
+    supervisor.tick()
+    seen = next(worker for worker in supervisor.board.read().workers if worker.slot == first.number)
+    entry = next(entry for entry in supervisor.board.roll() if entry.number == first.number)
+    first.publish(Figures(rss=7, anon=5), Counters())
+    said = next(worker for worker in supervisor.board.read().workers if worker.slot == first.number)
+
+    assert len(grown) == 64 * MIB
+    for figures in (seen.figures, entry):
+        assert figures.rss == pytest.approx(rss + 64 * MIB, abs=8 * MIB)
+        assert figures.anon == pytest.approx(anon + 64 * MIB, abs=8 * MIB)
+    assert seen.used == entry.used == pytest.approx((rss if metric == "rss" else anon) // 2 + 64 * MIB, abs=8 * MIB)
+    assert (said.figures.rss, said.figures.anon) == (7, 5)

@@ -14,7 +14,7 @@ from serving import until
 
 from oomsafe.celery.child import GuardedBlockingWorker
 from oomsafe.errors import SoftMemoryLimitExceeded
-from oomsafe.kernel.process import rss_of, start_time
+from oomsafe.kernel.process import held_of, start_time
 from oomsafe.kernel.target import Target
 from oomsafe.policy.ceilings import Ceiling
 from oomsafe.pool import layout
@@ -41,9 +41,9 @@ class Worker:
                 before = count()
                 signal.signal(TELL, lambda *_: told(slot, next(before)))
                 slot.claim()
-                rss = rss_of(os.getpid()) or 0
+                held = held_of(os.getpid()) or 0
                 kept = b"x" * (mib * MIB)
-                slot.take_up(ticket, rss)
+                slot.take_up(ticket, held)
                 os.write(says, b".")
                 time.sleep(60)
                 os._exit(len(kept) and 0)
@@ -142,7 +142,7 @@ def test_one_that_has_other_work_by_now_goes_on(board: Scoreboard, workers: list
     """The look was at ticket 5; by the time of the signal there is ticket 7."""
     watcher = Watcher(board, lambda: True, lambda ticket: True)
     seen = workers[0].work
-    workers[0].slot.take_up(7, seen.rss)
+    workers[0].slot.take_up(7, seen.held)
 
     watcher._stop(seen, Ceiling(hard=20 * MIB))
 
