@@ -41,7 +41,7 @@ def until(condition: Callable[[], T], what: str, seconds: float = 150) -> T:
     while not (found := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s: {what}")
-        time.sleep(0.1)
+        time.sleep(0.2)
     return found
 
 
@@ -50,6 +50,8 @@ class Unit:
 
     def __init__(self, name: str, command: list[str], **properties: str) -> None:
         self.name = f"{name}.service"
+        self._pid = 0
+        self._cgroup: Path | None = None
         self._log = Path(f"/run/{name}.log")
         given = {"WorkingDirectory": str(HERE), "StandardOutput": f"append:{self._log}", "StandardError": f"append:{self._log}"}
         words = [f"--property={key}={value}" for key, value in {**given, **properties}.items()]
@@ -68,14 +70,19 @@ class Unit:
     @property
     def pid(self) -> int:
         """The main process's; 0 where none runs."""
-        return int(self.show("MainPID"))
+        # systemctl costs a tenth of a second of a processor that qemu emulates
+        if not (self._pid and os.path.exists(f"/proc/{self._pid}")):
+            self._pid = int(self.show("MainPID"))
+        return self._pid
 
     @property
     def cgroup(self) -> Path:
-        """Its folder."""
-        folder = self.show("ControlGroup")
-        assert folder, f"{self.name} does not run: {self.log().strip().splitlines()[-1:]}"
-        return CGROUPS / folder.lstrip("/")
+        """Its folder. Raises AssertionError where it has none any more."""
+        if not (self._cgroup and self._cgroup.exists()):
+            folder = self.show("ControlGroup")
+            assert folder, f"{self.name} does not run: {self.log().strip().splitlines()[-1:]}"
+            self._cgroup = CGROUPS / folder.lstrip("/")
+        return self._cgroup
 
     @property
     def kills(self) -> int:
