@@ -17,7 +17,7 @@ from oomsafe.celery.installation import installed
 from oomsafe.celery.limits import limits_of
 from oomsafe.celery.poison import Poison
 from oomsafe.celery.redelivery import Redelivery
-from oomsafe.policy.limits import resolve_limits
+from oomsafe.policy.limits import Capacity, Limits, resolve_limits
 from oomsafe.policy.settings import Policy
 from oomsafe.pool.log import attempt, log
 from oomsafe.pool.seat import Seat
@@ -99,6 +99,10 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
             "redelivery": self.redelivery,
         }
         super().on_start()
+
+    def follow(self, capacity: Capacity, limits: Limits) -> None:
+        """What the kernel allows may have moved."""
+        self.options["limits"].follow(capacity, limits)
 
     @property
     def fallen(self) -> Fallen:

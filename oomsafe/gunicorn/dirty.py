@@ -79,7 +79,7 @@ class DirtyPool:
         self._extra = 0
         """How many more workers the arbiter has been told to have than its user wants."""
         log.addFilter(_say_whose)
-        self._supervisor = Supervisor(self._scored(), "gunicorn dirty", self._wanted, beside=http_workers)
+        self._supervisor = Supervisor(self._scored(), "gunicorn dirty", self._wanted, beside=http_workers, top=arbiter.ppid)
         atexit.register(self._supervisor.close)
         if not self._recycles:
             log.warning("before gunicorn 25.1 a dirty worker that ends removes its arbiter's socket: none is recycled, all are measured")
@@ -267,7 +267,7 @@ class DirtyPool:
         step = self._policy.worker_oom_score_adj
         if step == "auto":
             biggest = max(rss_of(os.getpid()) or 0, rss_of(self._arbiter.ppid) or 0)
-            step = auto_step(biggest, read_capacity().limit)
+            step = auto_step(biggest, read_capacity().effective)
         return replace(self._policy, worker_oom_score_adj=min(SCORE_MAX, step + MARGIN) if step > 0 else step)
 
     # In a worker.

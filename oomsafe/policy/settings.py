@@ -49,8 +49,8 @@ class Policy:
     """A worker above it waits neither for `sustain` nor `min_lifetime`, nor for its replacement where enough others serve. None: there
     is no such limit."""
     budget: Size
-    """The working set that the whole pool may have; `soft_limit` auto is a share of it. Where no cgroup limits the pool, a size in
-    bytes is compared with what its own processes hold, a share with what is in use on the whole machine."""
+    """What the whole pool may hold; `soft_limit` auto is a share of it. A share is one of what others leave of the limit. It is compared
+    with the working set of the pool's cgroup; where no cgroup limits the pool, with what its own processes hold."""
     metric: Metric
     """What the soft limit is compared with. pss and uss don't count shared pages whole, but reading them
     stalls the process (2.5 ms a GiB), so they are read only while rss is over the limit, every few seconds.

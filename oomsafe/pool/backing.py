@@ -54,6 +54,7 @@ def blank(slots: int, workers: int, server: str) -> tuple[int, bytearray]:
     layout.IDENTITY.pack_into(header, 0, layout.MAGIC, layout.VERSION, slots, layout.SLOT_SIZE)
     layout.SUPERVISOR.pack_into(header, layout.SUPERVISOR_AT, os.getpid(), start_time() or 0, time.time())
     layout.POOL.pack_into(header, layout.POOL_AT, 0, workers, 1, -1, -1, server.encode()[:32])
+    layout.HELD.pack_into(header, layout.HELD_AT, -1)
     return layout.HEADER_SIZE + slots * layout.SLOT_SIZE, header
 
 

@@ -115,7 +115,7 @@ class Guard(Meter):
         self._neighbours = Neighbours(board, self.slot, parent, siblings, asks=recycle is not None)
         self._deciding = allocate_lock()
         self._gauge = Gauge()
-        self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours)
+        self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours, measure=read_capacity)
         self._history = History(ready_at=time.monotonic())
         self._trend = Trend()
         self._usage: Usage | None = None
@@ -163,6 +163,15 @@ class Guard(Meter):
 
     def pool(self) -> PoolView:
         """The pool that this worker is in, as it stands on the scoreboard; without one, this worker alone."""
+        view = self._view()
+        if self._board is not None:
+            return view
+        capacity = read_capacity()
+        return replace(
+            view, limit=capacity.limit, budget=self.limits.budget, held=capacity.held, others=capacity.others, source=capacity.source
+        )
+
+    def _view(self) -> PoolView:
         from oomsafe.pool.view import view_alone  # here: most workers are never asked
 
         return self._board.read() if self._board is not None else view_alone(self.slot.copy())
@@ -219,7 +228,7 @@ class Guard(Meter):
         """Once a second, more often while it grows: the memory, the limits, and what the others see of both."""
         try:
             self.measure()
-            self._thresholds.follow_pool(now)
+            self._thresholds.follow(now)
             self._trend.add(now, self.rss)
             self._take_limits()
             self.slot.need(self._used(now), self._trend.growth(now, self.rss))
@@ -299,12 +308,12 @@ class Guard(Meter):
         if self._history.breached_since is None:
             self._short = self._out = False
         elif now >= self._short_at:
-            from oomsafe.pool.usage import Usage  # here: most workers are never over their limit
+            from oomsafe.pool.usage import Usage, pids_of, resident  # here: most workers are never over their limit
 
             self._short_at = now + SHORT_EVERY
             self._usage = self._usage or Usage()
-            budget, capacity = self._thresholds.budget, read_capacity()
-            used = self._usage.of(self.policy, capacity, budget, self.pool, now)
+            budget, capacity = self._thresholds.budget, read_capacity(held=lambda: resident(pids_of(self._view())))
+            used = self._usage.of(self.policy, capacity, budget, self._view, now)
             # the others are taken to grow as this one does
             together, boot = growth.times(self._neighbours.workers or 1), self._neighbours.boot
             self._short = is_short(used, budget, together, boot)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import is_alive, start_of_child, start_time
 from oomsafe.policy.decide import Order
+from oomsafe.policy.limits import Capacity
 from oomsafe.policy.trend import Growth
 from oomsafe.pool import backing, layout, places
 from oomsafe.pool.backing import Backing
@@ -48,6 +49,17 @@ class Entry(NamedTuple):
     """What the soft limit is compared with."""
     growth: Growth
     order: Order
+
+
+class Allowed(NamedTuple):
+    """What the supervisor has found that the kernel allows. Sizes in bytes; None is a figure that is not known."""
+
+    changes: int
+    """How often it has changed; 0: the supervisor has not said it."""
+    limit: int | None = None
+    smallest: int | None = None
+    others: int | None = None
+    supervisor_rss: int | None = None
 
 
 class InHand(NamedTuple):
@@ -130,14 +142,42 @@ class Scoreboard:
         with Scoreboard.open(path) as board:
             return board.read()
 
-    def describe(self, *, workers: int, turns: int, limit: int | None, budget: int | None) -> None:
-        """The supervisor says what the pool is; all but `workers` and `turns` in bytes."""
+    def describe(self, *, workers: int, turns: int, limit: int | None, budget: int | None, anew: bool = True) -> None:
+        """The supervisor says what the pool is; all but `workers` and `turns` in bytes.
+
+        `anew`: its limits are others, and what workers have learnt under the old ones is forgotten.
+        """
         server = layout.POOL.unpack_from(self._memory, layout.POOL_AT)[-1]
         figures = (self._generations, workers, turns, stored(limit), stored(budget), server)
         layout.write(self._memory, layout.POOL_AT, layout.POOL, *figures)
-        # new limits deserve a new verdict
-        layout.write(self._memory, layout.REFUSED_AT, layout.REFUSED, 0)
-        layout.write(self._memory, layout.SETTLED_AT, layout.SETTLED, 0)
+        if anew:  # new limits deserve a new verdict
+            layout.write(self._memory, layout.REFUSED_AT, layout.REFUSED, 0)
+            layout.write(self._memory, layout.SETTLED_AT, layout.SETTLED, 0)
+
+    def allow(self, capacity: Capacity) -> None:
+        """The supervisor says what limits are worked out from, for workers that live."""
+        figures = tuple(map(stored, (capacity.limit, capacity.smallest, capacity.others, capacity.supervisor_rss)))
+        changes, *before = layout.ALLOWED.unpack_from(self._memory, layout.ALLOWED_AT)
+        layout.write(self._memory, layout.SOURCE_AT, layout.SOURCE, capacity.source.encode("utf-8", "replace"))
+        if not changes or tuple(before) != figures:
+            layout.write(self._memory, layout.ALLOWED_AT, layout.ALLOWED, layout.count(changes + 1) or 1, *figures)
+
+    @property
+    def allowed(self) -> Allowed | None:
+        """What allow() has said; None while it is being written."""
+        found = layout.ALLOWED.unpack_from(self._memory, layout.ALLOWED_AT)
+        if found != layout.ALLOWED.unpack_from(self._memory, layout.ALLOWED_AT):
+            return None
+        return Allowed(found[0], *map(optional, found[1:]))
+
+    def hold(self, held: int | None) -> None:
+        """The supervisor says what the pool holds, in bytes, as its budget counts it."""
+        layout.write(self._memory, layout.HELD_AT, layout.HELD, stored(held))
+
+    @property
+    def pids(self) -> list[int]:
+        """In the supervisor: of the workers that it has started, or that have said which they are; not all need live."""
+        return [pid for number, tenant in self._tenants.items() if (pid := tenant.pid or self._claimed(number))]
 
     @property
     def workers(self) -> int:

@@ -36,7 +36,7 @@ def recycled() -> list[str]:
 def guarded(recycled: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Guard, Memory]]:
     """Makes a guard of 50 MiB with a soft limit of 100 MiB, and the memory that it sees."""
     # the pool's working set is not this machine's
-    monkeypatch.setattr(module, "read_capacity", lambda: HERE)
+    monkeypatch.setattr(module, "read_capacity", lambda **_: HERE)
 
     def make(*, rss: int | None = 50 * MIB, board: Scoreboard | None = None, alone: bool = False, **policy: Any) -> tuple[Guard, Memory]:
         memory = Memory(rss)
@@ -415,6 +415,63 @@ def test_a_pool_that_changes(guarded: Any, clock: Clock, board: Scoreboard) -> N
     assert guard.pool().workers[0].figures.soft == 180 * MIB
 
 
+def test_a_limit_that_moves(guarded: Any, clock: Clock, board: Scoreboard, said: Said) -> None:
+    """What the supervisor finds holds for a worker that lives, from its next tick."""
+    board.describe(workers=2, turns=1, limit=None, budget=None)
+    guard, memory = guarded(board=board, soft_limit="auto")
+    board.allow(Capacity(400 * MIB, "here", supervisor_rss=40 * MIB, others=100 * MIB))
+    clock.go(1)
+    guard.tick()
+
+    assert guard.soft_limit == (270 - 40) * MIB // 2
+    do(guard, memory, 130 * MIB, clock)
+    assert guard.should_recycle
+
+
+def test_a_limit_below_what_a_worker_needs(guarded: Any, clock: Clock, board: Scoreboard, said: Said, recycled: list[str]) -> None:
+    """Refused once for the pool, with both figures; one that can be kept to again is."""
+    board.describe(workers=2, turns=1, limit=None, budget=None)
+    guard, memory = guarded(board=board, soft_limit="auto")
+    for limit in (80 * MIB, 81 * MIB):
+        board.allow(Capacity(limit, "here"))
+        clock.go(1)
+        guard.tick()
+        do(guard, memory, 60 * MIB, clock)
+
+    (line,) = said()
+    assert "soft limit 36.0 MiB is not used: a worker needs " in line
+    assert (guard.soft_limit, recycled) == (None, [])
+    board.allow(Capacity(200 * MIB, "here"))
+    clock.go(1)
+    guard.tick()
+    assert guard.soft_limit == 90 * MIB
+
+
+def test_a_worker_that_has_settled_stays_whatever_others_use(guarded: Any, clock: Clock, board: Scoreboard) -> None:
+    """Its limit was raised for a while, and is not lowered because a neighbour breathes."""
+    board.allow(Capacity(1000 * MIB, "here"))
+    guard, _ = guarded(board=board, soft_limit="auto")
+    guard._thresholds.stay(500 * MIB, clock())
+    raised = guard.limits.early
+    board.allow(Capacity(1000 * MIB, "here", others=100 * MIB))
+    clock.go(1)
+    guard.tick()
+
+    assert guard.limits.early == raised
+
+
+def test_a_worker_whom_nobody_tells(guarded: Any, clock: Clock, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a supervisor it asks the kernel itself, and says so."""
+    guard, _ = guarded(soft_limit="auto")
+    assert guard.soft_limit == 450 * MIB
+    monkeypatch.setattr(guard._thresholds, "_measure", lambda: Capacity(500 * MIB, "here", working_set=60 * MIB))
+    clock.go(2)
+    guard.tick()
+
+    assert guard.soft_limit == 225 * MIB
+    assert said() == ["the memory limit is another: soft limit 225 MiB, budget 450 MiB of 500 MiB (here)"]
+
+
 def settle(guarded: Any, clock: Clock, board: Scoreboard, workers: int = SETTLED_WORKERS) -> None:
     """So many workers, one after the other, go over their limit of 100 MiB with their first work, and stay where they came to."""
     for _ in range(workers):
@@ -503,7 +560,7 @@ def test_a_leak_in_a_pool_over_budget_is_no_lazy_load(
     guarded: Any, clock: Clock, recycled: list[str], said: Said, board: Scoreboard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over its budget the pool waits for nobody's age; a worker that went at once has not shown that it does not leak."""
-    monkeypatch.setattr(module, "read_capacity", lambda: Capacity(1000 * MIB, "here", working_set=950 * MIB))
+    monkeypatch.setattr(module, "read_capacity", lambda **_: Capacity(1000 * MIB, "here", working_set=950 * MIB))
     for _ in range(6):
         guard, memory = guarded(board=board, min_lifetime=10)
         for size in (70, 90, 110, 130):
@@ -528,7 +585,7 @@ def test_what_a_budget_is_compared_with(
 ) -> None:
     """A worker that is over its limit while it is young stays, unless the pool is over its budget. Of a real process: this one."""
     capacity = Capacity(1000 * MIB, source, working_set=950 * MIB)
-    monkeypatch.setattr(module, "read_capacity", lambda: capacity)
+    monkeypatch.setattr(module, "read_capacity", lambda **_: capacity)
     own = rss_of(os.getpid())
     assert own is not None
     guard, memory = guarded(min_lifetime=10, budget=budget if isinstance(budget, str) else int(own * budget))
@@ -566,7 +623,7 @@ def test_what_fails_once_a_second_keeps_nothing_from_being_decided(
     def broken(*_: object) -> None:
         raise RuntimeError("blocking call")
 
-    monkeypatch.setattr(guard._thresholds, "follow_pool", broken)
+    monkeypatch.setattr(guard._thresholds, "follow", broken)
     monkeypatch.setattr(module, "read_score", broken)
     for _ in range(3):
         clock.go(1)

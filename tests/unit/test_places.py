@@ -360,7 +360,7 @@ def test_what_is_no_scoreboard(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     before = len(os.listdir("/proc/self/fd"))
 
-    with pytest.raises(ScoreboardError, match=r"1-1\.board is not a scoreboard of version 4"):
+    with pytest.raises(ScoreboardError, match=r"1-1\.board is not a scoreboard of version 5"):
         Scoreboard.open(str(path))
 
     assert before == len(os.listdir("/proc/self/fd"))
