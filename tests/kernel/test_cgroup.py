@@ -241,6 +241,22 @@ def test_memory_high_is_named(tree: Tree) -> None:
     assert read_capacity(proc=tree.proc).source == f"memory.high of cgroup v2 {tree.root}/cg/a"
 
 
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [({}, None), ({"a": 0, "a/b": 0}, None), ({"a/b": 1}, "a/b"), ({"a": 1}, "a"), ({"a": 1, "a/b": 1}, "a/b")],
+    ids=str,
+)
+def test_who_dies_whole(tree: Tree, groups: dict[str, int], expected: str | None) -> None:
+    """The nearest level with memory.oom.group; the root has no such file, nor has a kernel before 4.19."""
+    tree.at("0::/a/b\n", v2_mount(point="{root}/cg"))
+    tree.v2("cg/a")
+    tree.v2("cg/a/b", 300 * MIB)
+    for folder, group in groups.items():
+        tree.write(f"cg/{folder}/memory.oom.group", f"{group}\n")
+
+    assert found(tree).dies_whole() == (expected and f"{tree.root}/cg/{expected}")
+
+
 def test_a_limit_above_what_is_mounted(tree: Tree) -> None:
     """v1 tells the smallest limit of all ancestors, also of those that a container does not see; who else is below it, it does not."""
     tree.at("4:memory:/docker/abc\n", v1_mount(root="/docker/abc"))

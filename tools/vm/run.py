@@ -17,7 +17,7 @@ import machine
 SCENARIOS = machine.HERE / "guest" / "scenarios"
 
 #: Seconds for one boot, from the kernel's start to the power's end.
-PATIENCE = 600
+PATIENCE = 1200
 
 
 def main() -> int:

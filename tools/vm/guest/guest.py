@@ -35,7 +35,7 @@ LEAK = "/leak?kib=512&s=0.05"
 GUNICORN = {"bind": "127.0.0.1:0", "workers": 2, "worker_class": "sync", "control_socket_disable": True, "graceful_timeout": 5}
 
 
-def until(condition: Callable[[], T], what: str, seconds: float = 150) -> T:
+def until(condition: Callable[[], T], what: str, seconds: float = 200) -> T:
     """Poll until `condition()` is true, and return what it gave; after `seconds`, fail and say `what` did not happen."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -113,14 +113,14 @@ class Unit:
         """The lines of its log that hold `text`."""
         return [line for line in self.log().splitlines() if text in line]
 
-    def recycled(self, times: int, seconds: float = 150) -> int:
+    def recycled(self, times: int, seconds: float = 300) -> int:
         """Wait until so many workers were recycled, or the kernel has killed one, or that long. Returns how many were."""
         deadline = time.monotonic() + seconds
         while len(self.lines(" recycling: ")) < times and not self.kills and time.monotonic() < deadline:
             time.sleep(0.5)
         return len(self.lines(" recycling: "))
 
-    def wait_for(self, text: str, times: int = 1, seconds: float = 150) -> list[str]:
+    def wait_for(self, text: str, times: int = 1, seconds: float = 200) -> list[str]:
         """Wait until `times` lines of its log hold `text`."""
         return until(lambda: len(self.lines(text)) >= times and self.lines(text), f"{times} lines {text!r} of {self.name}", seconds)
 

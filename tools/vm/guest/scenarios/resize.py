@@ -13,7 +13,7 @@ def run(vm):
         living = set(pool.workers())
         vm.note("in use when it is resized, MiB", pool.usage // MIB)
         pool.set(MemoryMax="300M")
-        vm.check("recycled after it", pool.recycled(6), 6, least=True)
+        vm.check("recycled after it", pool.recycled(4), 4, least=True)
 
     after = pool.pool()
     vm.check("kernel kills", pool.kills, 0)

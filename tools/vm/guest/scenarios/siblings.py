@@ -14,7 +14,7 @@ def run(vm):
     vm.note("soft limits, MiB", [worker.figures.soft // MIB for worker in pool.pool().workers])
 
     with Load(pool):
-        vm.check("recycled", pool.recycled(6), 6, least=True)
+        vm.check("recycled", pool.recycled(4), 4, least=True)
 
     vm.check("kernel kills in the slice", keyed(CGROUPS / "shared.slice/memory.events")["oom_kill"], 0)
     vm.check("the pool's limit, MiB", pool.pool().limit // MIB, 400)
