@@ -3,6 +3,9 @@
 from guest import MIB, Load, until
 
 
+MEMORY = 1024
+
+
 def run(vm):
     """A leak goes on before and after."""
     pool = vm.gunicorn("pool", {"jitter": 0}, MemoryMax="600M", OOMPolicy="continue")
