@@ -46,7 +46,7 @@ def _unseen(cgroup: Cgroup | None, level: Level, in_use: int | None) -> str:
         return "what others use below that limit can't be seen"
     if in_use is None:
         return "what is in use on this machine can't be read"
-    return "limits above that can't be seen" if cgroup is not None and cgroup.is_cut_off else ""
+    return f"limits above {cgroup.mount} can't be seen" if cgroup is not None and cgroup.is_cut_off else ""
 
 
 def _own_rss() -> int | None:

@@ -257,6 +257,14 @@ def test_who_dies_whole(tree: Tree, groups: dict[str, int], expected: str | None
     assert found(tree).dies_whole() == (expected and f"{tree.root}/cg/{expected}")
 
 
+def test_what_a_container_does_not_see(tree: Tree) -> None:
+    """Its own cgroup is the root of all that it sees, and only the real root has no limit: there may be others above."""
+    container_v2(tree)
+    tree.write("proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n")
+
+    assert read_capacity(proc=tree.proc).whence == f"cgroup v2 {tree.root}/cg; limits above {tree.root}/cg can't be seen"
+
+
 def test_a_limit_above_what_is_mounted(tree: Tree) -> None:
     """v1 tells the smallest limit of all ancestors, also of those that a container does not see; who else is below it, it does not."""
     tree.at("4:memory:/docker/abc\n", v1_mount(root="/docker/abc"))

@@ -2,7 +2,6 @@
 
 from guest import MIB, Load, until
 
-
 MEMORY = 1024
 
 
