@@ -37,8 +37,8 @@ def web(vm, unit):
     until(lambda: workers - set(unit.workers()), "a worker is gone")
     vm.check("kernel kills", unit.kills, 1)
     unit.pool()
-    judge(vm, unit, supervisor, limit)
     vm.holds("it serves", unit.get("/"), "GET /")
+    judge(vm, unit, supervisor, limit)
 
 
 def celery(vm, unit):
