@@ -97,6 +97,10 @@ class Cgroup(NamedTuple):
         name = "memory.oom_control" if self.version == 1 else "memory.events"
         return read_keyed(f"{self.path}/{name}").get("oom_kill")
 
+    def dies_whole(self) -> str | None:
+        """The nearest cgroup it is in whose processes the kernel kills all at once (memory.oom.group, v2 since 4.19); None for none."""
+        return next((folder for folder in self.ancestry() if read_int(f"{folder}/memory.oom.group") == 1), None)
+
     def ancestry(self) -> list[str]:
         """Its folder, and those above it up to the mount, nearest first."""
         folders = [self.path]

@@ -16,6 +16,7 @@ from functools import partial
 
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
+from oomsafe.kernel.cgroup import find_cgroup
 from oomsafe.kernel.oom_score import read_score, write_score
 from oomsafe.kernel.process import anonymous_of, descendants_of, is_alive, sizes_of
 from oomsafe.policy.decide import Order
@@ -105,6 +106,7 @@ class Supervisor:
             log.error("no scoreboard (%s): each worker protects itself, and nobody sees the pool", error)
         self._set_own_score()
         self._describe(say=True)
+        attempt("asking who dies", "the server", self._say_who_dies)
 
     def change(self, workers: int, policy: Policy | None = None) -> None:
         """The number of workers, or with a reload the policy, has changed; a reload also replaces all workers."""
@@ -336,6 +338,16 @@ class Supervisor:
             f"budget {format_size(limits.budget)} of {format_size(self.capacity.limit)} ({self.capacity.whence}), "
             f"supervisor {format_size(self.capacity.supervisor_rss)}, workers' oom_score_adj +{self._step()}{dry}"
         )
+
+    def _say_who_dies(self) -> None:
+        cgroup = find_cgroup()
+        folder = None if cgroup is None else cgroup.dies_whole()
+        if folder is not None:
+            log.info(
+                "memory.oom.group is set in %s: when memory runs out there the kernel kills all processes at once, this supervisor too, "
+                "whatever their oom_score_adj: only recycling in time helps",
+                folder,
+            )
 
     def _set_own_score(self) -> None:
         wanted = self.policy.supervisor_oom_score_adj

@@ -241,6 +241,22 @@ def test_memory_high_is_named(tree: Tree) -> None:
     assert read_capacity(proc=tree.proc).source == f"memory.high of cgroup v2 {tree.root}/cg/a"
 
 
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [({}, None), ({"a": 0, "a/b": 0}, None), ({"a/b": 1}, "a/b"), ({"a": 1}, "a"), ({"a": 1, "a/b": 1}, "a/b")],
+    ids=str,
+)
+def test_who_dies_whole(tree: Tree, groups: dict[str, int], expected: str | None) -> None:
+    """The nearest level with memory.oom.group; the root has no such file, nor has a kernel before 4.19."""
+    tree.at("0::/a/b\n", v2_mount(point="{root}/cg"))
+    tree.v2("cg/a")
+    tree.v2("cg/a/b", 300 * MIB)
+    for folder, group in groups.items():
+        tree.write(f"cg/{folder}/memory.oom.group", f"{group}\n")
+
+    assert found(tree).dies_whole() == (expected and f"{tree.root}/cg/{expected}")
+
+
 def test_what_a_container_does_not_see(tree: Tree) -> None:
     """Its own cgroup is the root of all that it sees, and only the real root has no limit: there may be others above."""
     container_v2(tree)
