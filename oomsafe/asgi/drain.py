@@ -15,7 +15,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from oomsafe.asgi.stalled import Owed, Stalled, Wait
+from oomsafe.pool.current import get_guard
 from oomsafe.pool.log import log
+from oomsafe.pool.pressure import IDLE_MOMENT
 
 #: Seconds between two looks at whether a connection is left. The first comes after one: who was accepted just now is counted then.
 LOOK_EVERY = 0.05
@@ -26,6 +28,9 @@ CHECK_EVERY = 0.25
 #: Seconds that a client has for what it has begun: its TLS handshake, the head of a request, its own end of a connection.
 #: A packet that is lost comes again within a second at the first try (RFC 6298).
 HEAD_MOMENT = 1.0
+
+#: Seconds between two looks in a hurry, at least; a look takes longer where there are thousands of connections.
+HURRY_EVERY = 0.01
 
 #: Seconds for which none of a body may come while the app waits for it: two or three losses of the same packet.
 BODY_MOMENT = 5.0
@@ -43,6 +48,7 @@ class Drain:
     `listeners()` are the server's asyncio.Servers, `connections()` the protocols of those that are open, `left()` is the number of
     these, and of what else must be done before the end; `wait_of` says what a connection waits for from its client, which
     has a moment for it. `finish(late)` has the server end; `late` says that something is left, for which it must not wait.
+    Where its memory keeps the pool from serving, it does not wait for connections that are kept alive and idle, either.
     """
 
     def __init__(
@@ -60,7 +66,8 @@ class Drain:
         self._listeners = listeners
         self._left = left
         self._finish = finish
-        self._stalled = Stalled(connections, wait_of, {Owed.HEAD: HEAD_MOMENT, Owed.BODY: BODY_MOMENT, Owed.CLOSE: HEAD_MOMENT})
+        moments = {Owed.HEAD: HEAD_MOMENT, Owed.NEXT: IDLE_MOMENT, Owed.BODY: BODY_MOMENT, Owed.CLOSE: HEAD_MOMENT}
+        self._stalled = Stalled(connections, wait_of, moments)
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -90,15 +97,18 @@ class Drain:
     async def _wait(self, gone: list[asyncio.Task[None]], deadline: float) -> tuple[int, int]:
         """Until nothing is left, or the deadline: the connections then, and the listeners with something that is not even one."""
         began = check_at = self._loop.time()
+        pause = LOOK_EVERY
         while True:
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(pause)
             now = self._loop.time()
             left, shaking = self._left(), sum(not task.done() for task in gone)
             if not (left or (shaking and now - began < HEAD_MOMENT)) or now >= deadline:
                 break
-            if now >= check_at:
+            hurry = _holds_up()
+            if now >= check_at or hurry:
                 check_at = now + CHECK_EVERY
-                self._stalled.close_overdue(now)
+                self._stalled.close_overdue(now, hurry)
+            pause = min(LOOK_EVERY, max(HURRY_EVERY, 10 * (self._loop.time() - now))) if hurry else LOOK_EVERY
         for task in gone:
             task.cancel()
         if self._stalled.closed:
@@ -121,6 +131,11 @@ class Drain:
         for listener in listeners:
             listener.close()
         return gone
+
+
+def _holds_up() -> bool:
+    guard = get_guard()
+    return guard is not None and guard.holds_up()
 
 
 def _is_asyncio(listener: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import select
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,9 @@ class Owed(enum.Enum):
     """What a server waits for from a client."""
 
     HEAD = enum.auto()
-    """The first byte of a request, or the rest of its head. A connection that is kept alive and idle owes none."""
+    """The first byte of a request, or the rest of its head."""
+    NEXT = enum.auto()
+    """Nothing: the connection is kept alive and idle, and its client may send another request at any time, or none."""
     BODY = enum.auto()
     """More of a body, for which the app waits before it answers."""
     CLOSE = enum.auto()
@@ -43,7 +46,8 @@ class Stalled:
     """The clients of one draining server that owe it something: since when, and who has had the time for it.
 
     `connections()` are the protocols of those that are open, `wait_of` says what one waits for from its client, and is
-    not asked once its transport is closing; `moments` are the seconds for each.
+    not asked once its transport is closing; `moments` are the seconds for each. An idle one is closed only in a hurry, and when
+    nothing has come on it: a request that its client sends at that very moment is lost, as on any server that closes what it kept alive.
     """
 
     def __init__(self, connections: Callable[[], Iterable[Any]], wait_of: Callable[[Any], Wait | None], moments: dict[Owed, float]) -> None:
@@ -54,28 +58,33 @@ class Stalled:
         self.closed = 0
         """Connections that were closed before they had sent a whole request."""
 
-    def close_overdue(self, now: float) -> None:
-        """To be called now and then, by the server's own loop."""
+    def close_overdue(self, now: float, hurry: bool = False) -> None:
+        """To be called now and then, by the server's own loop; in a `hurry`, those that are idle go as well."""
         before, self._since = self._since, {}
         for protocol in list(self._connections()):
             try:
-                self._close_if_overdue(protocol, before.get(protocol), now)
+                self._close_if_overdue(protocol, before.get(protocol), now, hurry)
             except Exception as error:  # then it is waited for
                 log.log(logging.DEBUG, "what a connection waits for can't be known: %r", error)
 
-    def _close_if_overdue(self, protocol: Any, known: tuple[Wait, float] | None, now: float) -> None:
+    def _close_if_overdue(self, protocol: Any, known: tuple[Wait, float] | None, now: float, hurry: bool) -> None:
         transport = protocol.transport
         wait = _closing(transport) if transport.is_closing() else self._wait_of(protocol)
         if wait is None:
             return
         since = now if known is None or known[0] != wait else known[1]
         self._since[protocol] = (wait, since)
+        if wait.owed is Owed.NEXT and (not hurry or _has_come(transport)):
+            return
         if now - since >= self._moments[wait.owed]:
             self._close(transport, wait)
 
     def _close(self, transport: Any, wait: Wait) -> None:
         if wait.owed is Owed.CLOSE:
             transport.abort()
+            return
+        if wait.owed is Owed.NEXT:
+            transport.close()
             return
         self.closed += 1
         if wait.begun:
@@ -86,3 +95,11 @@ class Stalled:
 def _closing(transport: Any) -> Wait | None:
     """What a connection waits for that its server has closed: None where something is still to be sent."""
     return None if transport.get_write_buffer_size() else Wait(Owed.CLOSE)
+
+
+def _has_come(transport: Any) -> bool:
+    """Whether anything has come on this connection that its server has not read yet, or its client's end of it."""
+    sock = transport.get_extra_info("socket")
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(0))

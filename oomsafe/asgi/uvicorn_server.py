@@ -104,7 +104,7 @@ def log_with_uvicorn() -> None:
 
 
 def _wait_of(protocol: Any) -> Wait | None:
-    """What an open connection waits for; None for work, an idle connection, and where it can't be known."""
+    """What an open connection waits for; None for work, and where it can't be known."""
     if not hasattr(protocol, "cycle"):
         return None  # a websocket, HTTP/2
     cycle = protocol.cycle
@@ -112,7 +112,9 @@ def _wait_of(protocol: Any) -> Wait | None:
         # its timer runs from the end of a response until more comes
         idle = protocol.timeout_keep_alive_task is not None
         begun = _next_has_begun(protocol)
-        return None if idle and not begun else Wait(Owed.HEAD, begun or cycle is not None)
+        if idle and not begun:
+            return Wait(Owed.NEXT, token=protocol.timeout_keep_alive_task)
+        return Wait(Owed.HEAD, begun or cycle is not None)
     # the future on which the app waits in receive(): another one after each part
     waiting = getattr(cycle.message_event, "_waiters", None)
     if not waiting or not cycle.more_body or cycle.body or cycle.response_started:

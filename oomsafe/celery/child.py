@@ -1,31 +1,26 @@
-"""A child of Celery's prefork pool: measured from task to task, recycled between two of them."""
+"""A child of our prefork pool: it has a seat in the pool, and its tasks have limits."""
 
 from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from billiard.pool import EX_RECYCLE
 from billiard.pool import Worker as BlockingWorker
 from celery import current_app
 from celery.concurrency.asynpool import Worker as AsynWorker
 
-from oomsafe.celery.contained import in_words, memory_error_in
-from oomsafe.celery.errors import info_of
 from oomsafe.celery.limits import heed
 from oomsafe.celery.meta import Meta
 from oomsafe.celery.poison import Poison
+from oomsafe.celery.task_loop import TaskLoop
 from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.log import attempt, failed, log, log_with
-from oomsafe.pool.meter import PUBLISH_EVERY, Work
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.seat import Seat
 from oomsafe.pool.slot import Slot
@@ -35,17 +30,13 @@ from oomsafe.pool.watcher import TELL
 class Guarded:
     """What both of billiard's workers have in common here. Everything below runs in the child."""
 
-    inq: Any
-    wait_for_job: Callable[[], Any]
-
     def __init__(self, *args: Any, seat: Seat | None = None, notes_first: bool = True, **options: Any) -> None:
         """`notes_first`: note tasks that come for the first time, too: nobody else does."""
         self._seat = seat
         self._notes_first = notes_first
         self._guard: Guard | None = None
-        self._work: Work | None = None
         self._slot: Slot | None = None
-        self._pipe: select.poll | None = None
+        self._loop = TaskLoop(self, self._begins)
         self._ticket, self._name, self._late = 0, "", ""
         self._is_late: dict[str, bool] = {}
         self._poison: Poison | None = None
@@ -75,7 +66,7 @@ class Guarded:
         # billiard has reset all signals by now
         signal.signal(TELL, self._told)
         # nothing to be called when it is to end: it asks before each task
-        self._guard = attempt("guard", "Celery", partial(seat.guard, board, slot, _nothing, None, "tasks"))
+        self._guard = self._loop.guard = attempt("guard", "Celery", partial(seat.guard, board, slot, _nothing, None, "tasks"))
         if self._guard is not None:
             set_guard(self._guard)
             if current_app.conf.result_extended:
@@ -83,51 +74,11 @@ class Guarded:
 
     def _make_child_methods(self, *args: Any, **options: Any) -> None:
         super()._make_child_methods(*args, **options)  # type: ignore[misc]
-        wait_for_job, reader = self.wait_for_job, getattr(self.inq, "_reader", None)
-        if reader is not None:
-            # billiard's own reader.poll() makes a new one each time, for ten times the price
-            self._pipe = select.poll()
-            self._pipe.register(reader.fileno(), select.POLLIN)
+        self._loop.run_in(self)
 
-        # what every task pays is written out here and below: each call of ours costs a child three times what it costs in a loop
-        def between_two_tasks() -> Any:
-            work, self._work = self._work, None
-            if work is not None:
-                work.meter.end(work)
-            elif self._guard is not None:
-                attempt("the first idle moment", "Celery", self._guard.ready)  # what it has now is what it needs
-            self._idle()
-            request = wait_for_job()
-            if request:
-                try:
-                    return self._begun(request)
-                except Exception as error:
-                    failed("the begin of a task", "Celery", error)
-            return request
-
-        self.wait_for_job = between_two_tasks
-
-    def _idle(self) -> None:
-        """Until a task comes. billiard would sleep in its read, and what this child has left would not be seen, nor would it end."""
-        guard = self._guard
-        while guard is not None:
-            if guard.leaving:
-                guard.retire()
-                # not a bare SystemExit: what billiard has put in its place tells the parent why
-                sys.exit(EX_RECYCLE)
-            if self._pipe is None or self._pipe.poll(PUBLISH_EVERY * 1000):
-                return  # or the pipe is closed: billiard's own read finds that out
-            guard.tick()
-
-    def _begun(self, request: Any) -> Any:
-        """A task has come: it is in flight from now on, and a MemoryError of its stays in this process."""
-        kind, (job, i, function, args, kwargs) = request
-        name, task_id = (str(args[0]), str(args[1])) if len(args) > 1 else ("?", "?")
+    def _begins(self) -> None:
         if self._guard is not None:
-            self._work = self._guard.begin(f"{name}[{task_id}]".encode("utf-8", "replace"))
-            self._work.route = name
-        # job numbers begin with 0, which is no ticket
-        return kind, (job, i, _Contained(function, name, self, job + 1, task_id), args, kwargs)
+            self._guard.ready()  # what it has now is what it needs
 
     def take_up(self, name: str, ticket: int, task_id: str, args: tuple[Any, ...]) -> None:
         """Inside of a task from now on: only there may its limits be enforced. `args` are those of Celery's tracer."""
@@ -173,36 +124,6 @@ class GuardedAsynWorker(Guarded, AsynWorker):  # type: ignore[misc]
 
 class GuardedBlockingWorker(Guarded, BlockingWorker):  # type: ignore[misc]
     """Of billiard's own Pool."""
-
-
-class _Contained:
-    """A task's tracer, out of which no MemoryError comes."""
-
-    def __init__(self, function: Callable[..., Any], name: str, child: Guarded, ticket: int, task_id: str) -> None:
-        self._function = function
-        self._name = name
-        self._child = child
-        self._ticket = ticket
-        self._task_id = task_id
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            self._child.take_up(self._name, self._ticket, self._task_id, args)
-            of_its_own = False
-            try:
-                result = self._function(*args, **kwargs)
-                of_its_own = True
-            except Exception:
-                of_its_own = True
-                raise
-            finally:
-                self._child.put_down(of_its_own)
-        except MemoryError as error:
-            problem = in_words(self._name, error)
-        else:
-            found = memory_error_in(result)
-            return result if found is None else (result[0], info_of(in_words(self._name, found)), *result[2:])
-        raise problem
 
 
 def _nothing() -> None:

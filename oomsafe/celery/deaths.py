@@ -184,7 +184,7 @@ class Enforcing:
         capacity = self._supervisor.capacity
         return WorkerOutOfMemory(
             f"task {name}[{task_id}]: the kernel's OOM killer took its child {gone.pid} ({gone.verdict.value}): "
-            f"rss {format_size(gone.rss)} when last seen, limit {format_size(capacity.limit)} ({capacity.source}); "
+            f"rss {format_size(gone.rss)} when last seen, limit {format_size(capacity.limit)} ({capacity.whence}); "
             "raise the limit, or set memory_limit for the task"
         )
 

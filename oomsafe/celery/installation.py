@@ -1,25 +1,25 @@
-"""install(): a Celery app whose prefork pool is ours. Also imported by those who only send tasks, so it costs them nothing."""
+"""install(): a Celery app whose nodes are guarded. Also imported by those who only send tasks, so it costs them nothing."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 
 from oomsafe.errors import ConfigError
-from oomsafe.policy.settings import Policy, load_policy
+from oomsafe.policy.settings import Policy, load_policy, misplaced
 from oomsafe.pool.log import log
 
-POOL = "oomsafe.celery.pool:TaskPool"
+#: Of a node, and of its consumer; by name: those who only send tasks don't import them.
+WORKER_STEP = "oomsafe.celery.pool_choice:PoolChoice"
+CONSUMER_STEPS = ("oomsafe.celery.node:Node", "oomsafe.celery.single:Single")
 
-#: By name: those who only send tasks don't import it.
-STEPS = ("oomsafe.celery.node:Node", "oomsafe.celery.single:Single")
-
-#: What Celery calls its own process pool.
-PREFORK = ("prefork", "processes", "celery.concurrency.prefork:TaskPool")
+#: How one gives a setting.
+INSTEAD = "write oomsafe.celery.install(app, {field}=...), or set {variable} in the environment"
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,14 @@ class Installed:
 
     policy: Policy
     warnings: tuple[str, ...]
+    keywords: Mapping[str, Any]
 
 
 def install(app: Any, **policy: Any) -> None:
     """Guard the children of `app`'s workers. Keywords are those of Policy.
 
-    Raises Celery's ImproperlyConfigured, in one line, for a setting that can't be right. A pool of another
-    kind (threads, gevent, solo) is measured, and left as it is.
+    It may be called before `app` is configured, or after: the conf is not read here. A pool of another kind (threads, gevent,
+    solo) is measured, and left as it is. Raises Celery's ImproperlyConfigured, in one line, for a setting that can't be right.
     """
     try:
         checked, warnings = load_policy(os.environ, policy)
@@ -42,33 +43,35 @@ def install(app: Any, **policy: Any) -> None:
         raise ImproperlyConfigured(f"oomsafe: {error}") from None
     import oomsafe.celery.remote  # noqa: F401  its commands are there for the node and for those who ask it
 
-    app.oomsafe = Installed(checked, tuple(warnings))
-    app.steps["consumer"].update(STEPS)
-    if app.conf.worker_pool in PREFORK:
-        app.conf.worker_pool = POOL
+    app.oomsafe = Installed(checked, tuple(warnings), policy)
+    # not by app.conf.worker_pool: to look there would load a configuration that is not there yet, which would then replace what is set here
+    app.steps["worker"].add(WORKER_STEP)
+    app.steps["consumer"].update(CONSUMER_STEPS)
 
 
 def installed(app: Any) -> Installed:
-    """What install() has left; without it, the policy of the environment."""
+    """What install()'s keywords make with the environment as it is now, when the node starts: the app may have set variables since.
+
+    Without install() that of the environment alone. Raises ImproperlyConfigured.
+    """
     found = getattr(app, "oomsafe", None)
-    if isinstance(found, Installed):
-        return found
-    policy, warnings = load_policy(os.environ, {})
-    return Installed(policy, tuple(warnings))
+    keywords = found.keywords if isinstance(found, Installed) else {}
+    try:
+        policy, warnings = load_policy(os.environ, keywords)
+    except ConfigError as error:
+        raise ImproperlyConfigured(f"oomsafe: {error}") from None
+    ours = misplaced(app.conf if app is not None else (), "Celery's configuration", INSTEAD)
+    return Installed(policy, (*warnings, *ours), keywords)
 
 
 def worker_process_init(**_: Any) -> None:
-    """For ``worker_process_init.connect``: this child's score is raised, and its memory measured.
+    """For ``worker_process_init.connect``: this child's score is raised, it is measured, and recycled between two tasks.
 
-    It can't be recycled from here, nor is it seen by a pool: that takes install(). Never raises.
+    The policy is that of the environment. What MainProcess has to do, tasks' own limits among it, takes install(). Never raises.
     """
     try:
-        from oomsafe.pool.current import guard_for
-        from oomsafe.pool.seat import raise_own_score
+        from oomsafe.celery.by_hand import guard_child  # here: who only sends tasks needs none of it
 
-        policy, _warnings = load_policy(os.environ, {})
-        raise_own_score(policy)
-        if guard_for({}, "tasks") is not None:
-            log.info("oomsafe measures this child; to have it recycled, call oomsafe.celery.install(app)")
+        guard_child()
     except Exception as error:
         log.log(logging.ERROR, "oomsafe failed in worker_process_init (Celery goes on): %r", error)

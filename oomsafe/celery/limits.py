@@ -77,12 +77,13 @@ class TaskLimits:
             return None
 
     def _bytes(self, size: Any) -> int | None:
-        return in_bytes(size, self._capacity.limit)
+        return in_bytes(size, self._capacity.effective)
 
     def _warn(self, where: str, ceiling: Ceiling) -> None:
+        effective = self._capacity.effective
         for field, size in ((SOFT, ceiling.soft), (HARD, ceiling.hard)):
-            if size is not None and self._capacity.limit is not None and size > self._capacity.limit:
-                above = f"the effective limit {format_size(self._capacity.limit)} ({self._capacity.source}): the kernel kills first"
+            if size is not None and effective is not None and size > effective:
+                above = f"the effective limit {format_size(effective)}: the kernel kills first"
             elif size is not None and self._limits.hard is not None and size > self._limits.hard:
                 above = f"the pool's hard_limit {format_size(self._limits.hard)}: the child is recycled after each task that meets that one"
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from oomsafe.celery.poison import Poison
 from oomsafe.celery.redelivery import Redelivery
 from oomsafe.policy.limits import resolve_limits
 from oomsafe.policy.settings import Policy
-from oomsafe.pool.log import attempt, log
+from oomsafe.pool.log import attempt, log, log_with
 from oomsafe.pool.seat import Seat
 from oomsafe.pool.supervisor import Supervisor
 
@@ -81,6 +82,7 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
 
     def on_start(self) -> None:
         """Before the first child."""
+        log_with(logging.getLogger("celery"))
         found = installed(self.app)
         for warning in found.warnings:
             log.warning("%s", warning)

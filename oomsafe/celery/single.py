@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.log import attempt, log
+from oomsafe.pool.log import attempt, log, log_with
 from oomsafe.pool.meter import PUBLISH_EVERY, Work
 
 #: There a task has the main thread, and can be told of its soft limit.
@@ -50,21 +51,22 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
-        self.enabled = type(consumer.pool).__module__ in POOLS
+        self.enabled = runs_in_one_process(consumer.pool)
         self._timer: Any = None
         self._guard: Guard | None = None
         self._flying: dict[int, Work] = {}
         guard = attempt("the guard", "Celery", lambda: self._guard_process(consumer)) if self.enabled else None
-        if guard is not None and type(consumer.pool).__module__ == SOLO:
+        if guard is not None and _is_solo(consumer.pool):
             soft = _soft_limits(consumer.app, guard)
             if soft is not None:
                 consumer.pool.on_apply = soft.telling(consumer.pool.on_apply)
 
     def _guard_process(self, consumer: Any) -> Guard:
+        log_with(logging.getLogger("celery"))
         found = installed(consumer.app)
         for warning in found.warnings:
             log.warning("%s", warning)
-        idle = _cannot_act(consumer.app, found.policy, type(consumer.pool).__module__ == SOLO)
+        idle = _cannot_act(consumer.app, found.policy, _is_solo(consumer.pool))
         if idle:
             log.warning(
                 "settings that can't act in a node of one process, where to stop a task is to stop all: %s; "
@@ -104,6 +106,15 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
         work = self._flying.pop(id(sender.request_stack.top), None) if sender is not None else None
         if work is not None:
             work.end()
+
+
+def runs_in_one_process(pool: Any) -> bool:
+    """Whether all tasks of this pool, which may be derived from one of Celery's, do."""
+    return any(kind.__module__ in POOLS for kind in type(pool).__mro__)
+
+
+def _is_solo(pool: Any) -> bool:
+    return any(kind.__module__ == SOLO for kind in type(pool).__mro__)
 
 
 def _soft_limits(app: Any, guard: Guard) -> SoftLimits | None:

@@ -17,7 +17,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from oomsafe.errors import ConfigError
 from oomsafe.policy.headers import TOKEN_WSGI, may_see
-from oomsafe.policy.settings import Policy, load_policy
+from oomsafe.policy.settings import Policy, load_policy, misplaced
 from oomsafe.pool.current import KEY, carried, guard_for
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.log import log
@@ -26,6 +26,9 @@ from oomsafe.pool.meter import Work
 if TYPE_CHECKING:
     from django.http import HttpRequest
     from django.http.response import HttpResponseBase
+
+#: How one gives a setting.
+INSTEAD = 'write OOMSAFE = {{"{field}": ...}}, or set {variable} in the environment of the server'
 
 
 class MemoryMiddleware:
@@ -41,6 +44,8 @@ class MemoryMiddleware:
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         self._keywords, policy = _configured()
+        for line in misplaced(dir(settings), "the settings", INSTEAD):
+            log.warning("%s", line)
         self._headers = policy.headers
         self._ignored = sorted(set(self._keywords) - {"headers"})
         self._guard: Guard | None = None

@@ -116,7 +116,7 @@ def _note_connections(worker: Any) -> set[Any]:
 
 
 def _wait_of(protocol: Any) -> Wait | None:
-    """What an open connection waits for; None for work, an idle connection, and where it can't be known: uWSGI, gunicorn 24.
+    """What an open connection waits for; None for work, and where it can't be known: uWSGI, gunicorn 24.
 
     One that speaks HTTP/2 is brought to its end.
     """
@@ -130,7 +130,7 @@ def _wait_of(protocol: Any) -> Wait | None:
     if protocol._current_request is None:
         begun = bool(getattr(parser, "_buffer", b"")) or getattr(parser, "_state", "request_line") != "request_line"
         # later ones have a timer from the end of a response until the next head is whole, which is idle as long as nothing comes
-        return Wait(Owed.HEAD, begun) if begun or protocol.req_count <= 1 else None
+        return Wait(Owed.HEAD, begun) if begun or protocol.req_count <= 1 else Wait(Owed.NEXT, token=protocol.req_count)
     receiver = protocol._body_receiver
     waiter = getattr(receiver, "_waiter", None)
     return None if waiter is None or receiver._complete else Wait(Owed.BODY, token=waiter)

@@ -267,7 +267,7 @@ class DirtyPool:
         step = self._policy.worker_oom_score_adj
         if step == "auto":
             biggest = max(rss_of(os.getpid()) or 0, rss_of(self._arbiter.ppid) or 0)
-            step = auto_step(biggest, read_capacity().limit)
+            step = auto_step(biggest, read_capacity().effective)
         return replace(self._policy, worker_oom_score_adj=min(SCORE_MAX, step + MARGIN) if step > 0 else step)
 
     # In a worker.

@@ -16,7 +16,7 @@ from oomsafe.gunicorn import workers
 from oomsafe.gunicorn.chain import chain
 from oomsafe.gunicorn.fleet import GunicornFleet
 from oomsafe.kernel.net import migrates_requests
-from oomsafe.policy.settings import Policy, load_policy
+from oomsafe.policy.settings import PREFIX, Policy, came_too_late, load_policy, set_in
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.log import log, log_with
 from oomsafe.pool.slot import Slot
@@ -24,6 +24,9 @@ from oomsafe.pool.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from oomsafe.gunicorn.dirty import DirtyPool
+
+#: How one gives gunicorn a variable in time.
+GIVE_IT = "give it to gunicorn, in the environment that it is started with or with its -e (raw_env), or to install()"
 
 _plugin: Plugin | None = None
 
@@ -38,27 +41,37 @@ def install(namespace: dict[str, Any], **policy: Any) -> None:
     global _plugin
     running = _plugin is not None and _plugin.running
     try:
-        checked, warnings = load_policy(os.environ, policy)
+        loaded = Loaded(policy)
     except ConfigError as error:
-        print(f"oomsafe: {error}{' (the policy stays as it was)' if running else ''}", file=sys.stderr, flush=True)
-        if not running:
-            raise SystemExit(1) from None
+        _refuse(error, running)
     else:
         if _plugin is None or not running:
-            _plugin = Plugin(checked, warnings)
+            _plugin = Plugin(loaded)
         else:
-            _plugin.policy, _plugin.warnings = checked, warnings
+            _plugin.next = loaded
     assert _plugin is not None
     for name, (hook, first) in _plugin.hooks().items():
         namespace[name] = chain(hook, namespace.get(name), first=first, failed=_plugin.failed)
 
 
+class Loaded:
+    """The policy that install()'s keywords make with the environment, and with what gunicorn is about to add to it."""
+
+    def __init__(self, keywords: dict[str, Any], more: dict[str, str] | None = None) -> None:
+        """`more` is what gunicorn's raw_env says. Raises ConfigError."""
+        environ = {**os.environ, **(more or {})}
+        self.keywords = keywords
+        self.variables = set_in(environ)
+        self.policy, self.warnings = load_policy(environ, keywords)
+
+
 class Plugin:
     """One gunicorn: its policy, and its Supervisor once the arbiter has started."""
 
-    def __init__(self, policy: Policy, warnings: list[str]) -> None:
-        self.policy = policy
-        self.warnings = warnings
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self.next: Loaded | None = None
+        """What a configuration that is read anew asks for, until gunicorn has read all of it."""
         self._supervisor: Supervisor | None = None
         self._fleet: GunicornFleet | None = None
         self._dirty: DirtyPool | None = None
@@ -69,6 +82,11 @@ class Plugin:
         self._first_age = 1
         """Of the first worker that is forked after a load: it speaks for all."""
         self._said: set[str] = set()
+
+    @property
+    def policy(self) -> Policy:
+        """In force."""
+        return self._loaded.policy
 
     @property
     def running(self) -> bool:
@@ -109,7 +127,7 @@ class Plugin:
             log.warning("reuse_port: connections that wait for a worker that is recycled are lost; set sysctl net.ipv4.tcp_migrate_req=1")
         self._tick_with(server)
         self._outlive_failed_forks(server)
-        self._loaded(server)
+        self._has_loaded(server)
 
     def _tick_with(self, server: Any) -> None:
         """The arbiter's loop calls manage_workers at least once a second: a tick without a thread."""
@@ -149,14 +167,19 @@ class Plugin:
 
     def on_reload(self, server: Any) -> None:
         """In the arbiter, after SIGHUP has loaded the configuration anew."""
+        loaded, self.next = self.next, None
+        if loaded is not None:
+            self._take_over(loaded, server)
         if self._supervisor is not None and self._fleet is not None:
             self._reloading = True
             self._fleet.forget()
             self._supervisor.change(server.num_workers, self.policy)
-        self._loaded(server)
+        self._has_loaded(server)
 
     def nworkers_changed(self, server: Any, new: int, old: int | None) -> None:
-        """In the arbiter: SIGTTIN, SIGTTOU, SIGWINCH, our own replacements, and once before on_starting."""
+        """In the arbiter: SIGTTIN, SIGTTOU, SIGWINCH, our own replacements, and before on_starting, when all options have been read."""
+        if self._supervisor is None:
+            self._take_over(self._loaded, server)
         if self._supervisor is None or self._fleet is None or new == old:
             return
         if not new:
@@ -190,6 +213,9 @@ class Plugin:
         workers.tick_with(worker, guard)
         if worker.age == self._first_age:
             _say_what_is_missing(worker, left_alone, recycle is not None)
+            late = came_too_late(self._loaded.variables, os.environ, GIVE_IT)
+            if late:
+                log.warning("%s", late)
         set_guard(guard)
         worker.oomsafe_guard = guard
 
@@ -237,13 +263,37 @@ class Plugin:
             self._said.add(hook)
             log.error("oomsafe failed in %s (gunicorn goes on): %r", hook, error, exc_info=error)
 
-    def _loaded(self, server: Any) -> None:
-        for warning in self.warnings:
+    def _take_over(self, loaded: Loaded, server: Any) -> None:
+        """Put this policy in force, with what gunicorn's -e and raw_env say: that is known only after install()."""
+        try:
+            more = {name: text for name, text in server.cfg.env.items() if name.startswith(PREFIX)}
+        except RuntimeError:
+            more = {}  # not of the form that gunicorn wants, as it will say itself
+        try:
+            self._loaded = Loaded(loaded.keywords, more) if more else loaded
+        except ConfigError as error:
+            _refuse(error, self.running)
+            self._loaded.variables = set_in({**os.environ, **more})  # what has been said is not to be said again
+        if "OOMSAFE_GUNICORN_CONF" in more:
+            self._loaded.warnings.append(
+                "OOMSAFE_GUNICORN_CONF does nothing in -e or raw_env, which gunicorn reads after its configuration; "
+                "set it in the environment that gunicorn is started with"
+            )
+
+    def _has_loaded(self, server: Any) -> None:
+        for warning in self._loaded.warnings:
             log.warning("%s", warning)
-        self.warnings = []
+        self._loaded.warnings = []
         self._first_age = server.worker_age + 1
         # gunicorn imports a python: configuration once; without this, SIGHUP would not read it anew
         sys.modules.pop("oomsafe.gunicorn.conf", None)
+
+
+def _refuse(error: ConfigError, running: bool) -> None:
+    """One line on stderr. Raises SystemExit, unless that would take a whole service down."""
+    print(f"oomsafe: {error}{' (the policy stays as it was)' if running else ''}", file=sys.stderr, flush=True)
+    if not running:
+        raise SystemExit(1) from None
 
 
 def _wake(arbiter: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from oomsafe.pool.guard import Background, Guard
 from oomsafe.pool.log import attempt
+from oomsafe.pool.pressure import IDLE_MOMENT
 
 #: Seconds between two heartbeats of UvicornWorker, and so between two ticks; its own are timeout / 2 apart.
 HEARTBEAT = 1
@@ -75,7 +76,7 @@ def recycle_of(worker: Any, grace_period: float) -> Callable[[], None] | None:
     def recycle() -> None:
         worker.alive = False
         if kind == "gthread" and hasattr(worker, "method_queue"):
-            worker.method_queue.defer(lambda: None)  # out of its select, as its own SIGTERM handler does
+            worker.method_queue.defer(lambda: _close_idle(worker))  # out of its select, as its own SIGTERM handler does
         elif kind == "sync" and worker.PIPE:
             os.write(worker.PIPE[1], b"1")  # likewise: an idle one sleeps for timeout / 2
         elif wake is not None:
@@ -84,6 +85,15 @@ def recycle_of(worker: Any, grace_period: float) -> Callable[[], None] | None:
             wake()
 
     return recycle
+
+
+def _close_idle(worker: Any) -> None:
+    """In gthread's own thread: where its memory keeps the pool from serving, it waits for what is kept alive and idle no longer than
+    others; by itself gunicorn does for two seconds."""
+    guard = getattr(worker, "oomsafe_guard", None)
+    cap = getattr(worker, "_cap_keepalive", None)  # since gunicorn 27.0.1
+    if cap is not None and guard is not None and guard.holds_up():
+        cap(time.monotonic() + IDLE_MOMENT)
 
 
 def _recycle_as_gunicorn_would() -> Callable[[], None] | None:

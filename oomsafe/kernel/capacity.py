@@ -1,27 +1,60 @@
-"""What the kernel allows a pool: the cgroup's effective limit, else the machine's memory."""
+"""What the kernel allows a pool: the tightest of its cgroup's limits, its ancestors' and the machine's memory."""
 
 from __future__ import annotations
 
-from oomsafe.kernel.cgroup import find_cgroup
-from oomsafe.kernel.files import read_keyed
-from oomsafe.policy.limits import Capacity
+import os
+from collections.abc import Callable
 
-#: A capacity's source where no cgroup limits it.
+from oomsafe.kernel.cgroup import Cgroup, find_cgroup
+from oomsafe.kernel.files import read_keyed, say_once
+from oomsafe.kernel.process import rss_of
+from oomsafe.policy.limits import Capacity, Level, tightest
+
+#: A capacity's source where the machine's memory is what limits it.
 MACHINE = "this machine's memory"
 
 
-def read_capacity(proc: str = "/proc", supervisor_rss: int | None = None, workers: int = 1) -> Capacity:
-    """The capacity as it is now. Where there is neither a cgroup nor /proc/meminfo, psutil is asked."""
-    total, in_use = _machine(proc)
+def read_capacity(
+    proc: str = "/proc", supervisor_rss: int | None = None, workers: int = 1, beside: int = 0, held: Callable[[], int | None] | None = None
+) -> Capacity:
+    """The capacity as it is now. Where there is neither a cgroup nor /proc/meminfo, psutil is asked.
+
+    `held` tells what the pool's processes hold in bytes, where no cgroup does; without, that is what this process has.
+    """
     cgroup = find_cgroup(proc=proc)
-    limit = cgroup.limit() if cgroup else None
-    if cgroup is not None and limit is not None and (total is None or limit <= total):
-        return Capacity(limit, f"cgroup v{cgroup.version} {cgroup.path}", cgroup.working_set(), supervisor_rss, workers)
-    return Capacity(total, MACHINE, in_use, supervisor_rss, workers)
+    own = cgroup.working_set() if cgroup is not None else None
+    levels = cgroup.levels(own) if cgroup is not None else []
+    total, in_use = _machine(proc)
+    if total is not None:
+        levels.append(Level(total, MACHINE, in_use))
+    # where a level's use can't be read, the pool's own is the least that it is
+    level = tightest(levels, own or 0)
+    if level is None:
+        return Capacity(None, MACHINE, in_use, supervisor_rss, workers, beside)
+    if level.source == MACHINE:
+        own = (held or _own_rss)()
+    others = None if own is None or level.used is None else max(0, level.used - own)
+    return Capacity(
+        level.limit, level.source, own if level.used is None else level.used, supervisor_rss, workers, beside,
+        others=others, smallest=min(each.limit for each in levels), unseen=_unseen(cgroup, level, in_use),
+    )  # fmt: skip
+
+
+def _unseen(cgroup: Cgroup | None, level: Level, in_use: int | None) -> str:
+    """What of all that counts can't be known from here; empty for nothing."""
+    if level.used is None and level.source != MACHINE:
+        return "what others use below that limit can't be seen"
+    if in_use is None:
+        return "what is in use on this machine can't be read"
+    return "limits above that can't be seen" if cgroup is not None and cgroup.is_cut_off else ""
+
+
+def _own_rss() -> int | None:
+    return rss_of(os.getpid())
 
 
 def _machine(proc: str) -> tuple[int | None, int | None]:
-    """(MemTotal, MemTotal - MemAvailable) in bytes."""
+    """(MemTotal, MemTotal - MemAvailable) in bytes; None where they are not shown, as under systemd's ProcSubset=pid."""
     table = read_keyed(f"{proc}/meminfo", factor=1024)
     total = table.get("MemTotal")
     if total is not None:
@@ -29,7 +62,21 @@ def _machine(proc: str) -> tuple[int | None, int | None]:
         return total, None if available is None else total - available
     if proc != "/proc":
         return None, None
+    if os.path.isdir(f"{proc}/self"):
+        say_once(
+            "meminfo", f"{proc}/meminfo can't be read (systemd's ProcSubset=pid hides it): what is in use on this machine is not known"
+        )
+        return _total(), None
     import psutil  # here: only a host without /proc pays for it
 
     memory = psutil.virtual_memory()
     return memory.total, memory.total - memory.available
+
+
+def _total() -> int | None:
+    """The machine's memory without /proc (sysinfo(2)); None where the C library has another way."""
+    try:
+        pages = os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else None

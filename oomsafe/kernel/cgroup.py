@@ -1,15 +1,20 @@
-"""The memory cgroup that a process is in: its effective limit and its working set. v1, v2 and hybrid."""
+"""The memory cgroup that a process is in: its limits on the way up, and its working set. v1, v2 and hybrid."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from typing import NamedTuple
 
 from oomsafe.kernel.files import read_int, read_keyed, read_text, say_once
+from oomsafe.policy.limits import Level
 
 #: v1 writes "no limit" as the highest multiple of the page size below 2**63 (mm/page_counter.c).
 NO_LIMIT = 1 << 62
+
+#: Of so many folders it is asked at most whether this process is in them, where its cgroup's path does not say.
+SEARCHED = 2000
 
 
 class Cgroup(NamedTuple):
@@ -21,29 +26,70 @@ class Cgroup(NamedTuple):
     mount: str
     """Where the hierarchy is mounted: the highest ancestor that can be seen."""
 
+    def levels(self, own: int | None = None) -> list[Level]:
+        """Each limit that holds for it, its own and its ancestors', the nearest first; empty for none.
+
+        In v2 it is the smaller of memory.max and memory.high: above the latter the kernel throttles what it does not kill yet.
+        `own` is its own working set, where that was read already.
+        """
+        own = self.working_set() if own is None else own
+        return self._v1_levels(own) if self.version == 1 else self._v2_levels(own)
+
     def limit(self) -> int | None:
-        """The smallest limit of this cgroup and its visible ancestors; None for no limit."""
-        if self.version == 1:
-            limit = read_keyed(f"{self.path}/memory.stat").get("hierarchical_memory_limit")
-            return limit if limit is not None and limit < NO_LIMIT else None
-        limits = [limit for folder in self.ancestry() if (limit := _v2_limit(f"{folder}/memory.max")) is not None]
-        return min(limits, default=None)
+        """The smallest of its own and its ancestors' limits; None for no limit."""
+        return min((level.limit for level in self.levels()), default=None)
+
+    def _v2_levels(self, own: int | None) -> list[Level]:
+        levels = []
+        for folder in self.ancestry():
+            limits = [(limit, name) for name in ("memory.max", "memory.high") if (limit := _v2_limit(f"{folder}/{name}")) is not None]
+            if limits:
+                limit, name = min(limits)
+                of = f"cgroup v2 {folder}"
+                used = own if folder == self.path else self._working_set(folder)
+                levels.append(Level(limit, of if name == "memory.max" else f"{name} of {of}", used))
+        return levels
+
+    def _v1_levels(self, own: int | None) -> list[Level]:
+        smallest = read_keyed(f"{self.path}/memory.stat").get("hierarchical_memory_limit")
+        if smallest is None or smallest >= NO_LIMIT:
+            return []
+        levels = []
+        for folder in self.ancestry():
+            limit = read_int(f"{folder}/memory.limit_in_bytes")
+            # before Linux 5.11 a cgroup may be told not to count what its children use (memory.use_hierarchy): its limit is not theirs
+            if limit is not None and smallest <= limit < NO_LIMIT:
+                levels.append(Level(limit, f"cgroup v1 {folder}", own if folder == self.path else self._working_set(folder)))
+        if all(level.limit != smallest for level in levels):
+            levels.append(Level(smallest, f"a cgroup above {self.mount} that can't be seen", None))
+        return levels
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether it has ancestors that can't be seen, nor their limits: in a cgroup namespace of v2 (the root itself has no limit)."""
+        return self.version == 2 and os.path.exists(f"{self.mount}/memory.max")
 
     def usage(self) -> int | None:
         """Everything charged to it, page cache included."""
-        path = f"{self.path}/{'memory.usage_in_bytes' if self.version == 1 else 'memory.current'}"
-        usage = read_int(path)
-        if usage is None:
-            say_once(path, f"{path} can't be read: what the pool has in use is unknown")
-        return usage
+        return self._usage(self.path)
 
     def working_set(self) -> int | None:
         """usage - inactive_file, at least 0: what can't be dropped under pressure, as kubelet and cAdvisor count it."""
-        usage = self.usage()
+        return self._working_set(self.path)
+
+    def _usage(self, folder: str) -> int | None:
+        path = f"{folder}/{'memory.usage_in_bytes' if self.version == 1 else 'memory.current'}"
+        usage = read_int(path)
+        if usage is None:
+            say_once(path, f"{path} can't be read: what is in use there is unknown")
+        return usage
+
+    def _working_set(self, folder: str) -> int | None:
+        usage = self._usage(folder)
         if usage is None:
             return None
         key = "total_inactive_file" if self.version == 1 else "inactive_file"
-        inactive = read_keyed(f"{self.path}/memory.stat").get(key)
+        inactive = read_keyed(f"{folder}/memory.stat").get(key)
         return None if inactive is None else max(0, usage - inactive)
 
     def oom_kills(self) -> int | None:
@@ -59,22 +105,39 @@ class Cgroup(NamedTuple):
         return folders
 
 
-def find_cgroup(pid: int | str = "self", proc: str = "/proc") -> Cgroup | None:
-    """The memory cgroup of a process; None where no memory controller is mounted (or there are no cgroups at all).
+#: What was found for the /proc/PID/cgroup file at a path, while it holds the same text: mountinfo may be long, and is read once.
+_found: dict[str, tuple[str, Cgroup | None]] = {}
 
-    A hybrid machine has cgroup2 mounted beside v1 controllers: the v1 line with `memory` wins, and a
-    cgroup2 hierarchy counts only where its folder has the memory files (cgroups(7)).
+
+def find_cgroup(pid: int | str = "self", proc: str = "/proc") -> Cgroup | None:
+    """The memory cgroup that a process is charged to; None where no memory controller is mounted (or there are no cgroups at all).
+
+    A hybrid machine has cgroup2 mounted beside v1 controllers: the v1 line with `memory` wins (cgroups(7)). A v2 cgroup whose
+    parent does not share the memory controller out to it is charged to the nearest ancestor that has it.
     """
-    lines = [line.split(":", 2) for line in (read_text(f"{proc}/{pid}/cgroup") or "").splitlines()]
+    path = f"{proc}/{pid}/cgroup"
+    text = read_text(path) or ""
+    known = _found.get(path)
+    if known is not None and known[0] == text and (known[1] is None or os.path.isdir(known[1].path)):
+        return known[1]
+    found = _find(text, proc, os.getpid() if pid == "self" else int(pid))
+    if pid == "self":
+        _found[path] = text, found
+    return found
+
+
+def _find(text: str, proc: str, pid: int) -> Cgroup | None:
+    lines = [line.split(":", 2) for line in text.splitlines()]
     mounts = _mounts(proc)
     for parts in lines:
         if len(parts) == 3 and "memory" in parts[1].split(",") and (mount := mounts.get(1)):
-            return _at(1, mount, parts[2])
+            return Cgroup(1, _folder(mount, parts[2], pid), mount.point)
     for parts in lines:
         if len(parts) == 3 and parts[:2] == ["0", ""] and (mount := mounts.get(2)):
-            found = _at(2, mount, parts[2])
-            if os.path.exists(f"{found.path}/memory.current"):
-                return found
+            found = Cgroup(2, _folder(mount, parts[2], pid), mount.point)
+            # one without the controller has no memory files, nor has the root of all
+            charged = next((folder for folder in found.ancestry() if os.path.exists(f"{folder}/memory.current")), None)
+            return None if charged is None else found._replace(path=charged)
     return None
 
 
@@ -100,21 +163,53 @@ def _mounts(proc: str) -> dict[int, _Mount]:
     return found
 
 
-def _at(version: int, mount: _Mount, path: str) -> Cgroup:
-    """The folder of `path` below `mount`; the mount point where the two don't meet.
+def _folder(mount: _Mount, path: str, pid: int) -> str:
+    """The folder of the cgroup `path` below `mount`, which process `pid` is in; the mount point where it can't be found.
 
-    With a cgroup namespace the path may begin with /../..: then the cgroup is above what is mounted here.
+    Both paths begin at the root of this process's cgroup namespace (cgroup_namespaces(7)), and are /../.. above it. So where the
+    host's hierarchy is mounted in a namespace, the names on the way down to this process are not told: the folders are asked.
     """
-    inside = path
-    if mount.root != "/" and (path == mount.root or path.startswith(f"{mount.root}/")):
-        inside = path[len(mount.root) :]
-    folder = os.path.normpath(f"{mount.point}/{inside.lstrip('/')}")
-    above = ".." in path.split("/")
-    if above or not os.path.isdir(folder):
-        if above or inside not in ("", "/"):
-            say_once(f"cgroup {path}", f"the cgroup {path} can't be seen below {mount.point}: its figures are read at {mount.point}")
-        folder = mount.point
-    return Cgroup(version, folder, mount.point)
+    (rises, root), (climbs, names) = _steps(mount.root), _steps(path)
+    folder = None
+    if rises == climbs and names[: len(root)] == root:
+        folder = _join(mount.point, names[len(root) :])
+    elif not climbs and not rises:  # a container's own part is mounted under another name
+        folder = _join(mount.point, names)
+    if folder is not None and os.path.isdir(folder):
+        return folder
+    # one that is above what is mounted is not below it
+    found = None if folder is None and rises < climbs else _searched(mount.point, pid)
+    if found is None and (rises or climbs or names):
+        # what begins above this namespace is the host's, and its root's figures are everybody's
+        instead = "its limits and what it uses are not known" if rises else f"its figures are read at {mount.point}"
+        say_once(f"cgroup {path}", f"the cgroup {path} can't be seen below {mount.point}: {instead}")
+    return found or mount.point
+
+
+def _steps(path: str) -> tuple[int, list[str]]:
+    """How many levels a path goes up at its begin, and the names that follow."""
+    names = [name for name in path.split("/") if name not in ("", ".")]
+    climbs = next((number for number, name in enumerate(names) if name != ".."), len(names))
+    return climbs, names[climbs:]
+
+
+def _join(point: str, names: list[str]) -> str:
+    return os.path.normpath("/".join([point, *names]))
+
+
+def _searched(point: str, pid: int) -> str | None:
+    """The folder below `point` whose cgroup.procs names the process; None where none of the first that are met does."""
+    waiting, asked = deque([point]), 0
+    while waiting and asked < SEARCHED:
+        folder, asked = waiting.popleft(), asked + 1
+        if str(pid) in (read_text(f"{folder}/cgroup.procs") or "").split():
+            return folder
+        try:
+            with os.scandir(folder) as entries:
+                waiting.extend(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+        except OSError:
+            continue  # it has been removed meanwhile
+    return None
 
 
 def _v2_limit(path: str) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-_log = logging.getLogger("oomsafe.kernel")
+_log = logging.getLogger("oomsafe")
 _said: set[str] = set()
 
 

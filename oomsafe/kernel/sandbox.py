@@ -14,8 +14,13 @@ class Sandbox:
     Raises OSError where none can be made: no memory controller, not root, or not delegated.
     """
 
-    def __init__(self, name: str, limit: int) -> None:
-        self.cgroup = _make(name, limit)
+    def __init__(self, name: str, limit: int | None, inside: Sandbox | None = None) -> None:
+        """`limit` None: it has none of its own. `inside` of another, else of the cgroup of this process."""
+        self.cgroup: Cgroup = _make(name, limit, inside.cgroup if inside is not None else None)
+
+    def limit(self, size: int) -> None:
+        """Another limit, in bytes. Raises OSError where the kernel refuses it: v1 does below what is in use."""
+        _limit(self.cgroup, size)
 
     def command(self, argv: list[str]) -> list[str]:
         """`argv` run inside: only that process and its children are charged, not who starts it."""
@@ -32,13 +37,15 @@ class Sandbox:
         self.remove()
 
 
-def _make(name: str, limit: int) -> Cgroup:
-    own = find_cgroup()
+def _make(name: str, limit: int | None, inside: Cgroup | None) -> Cgroup:
+    own = inside or find_cgroup()
     if own is None:
         raise OSError("no memory controller is mounted")
+    if inside is not None and inside.version == 2:
+        _write(f"{inside.path}/cgroup.subtree_control", "+memory")
     refused: OSError | None = None
     # on v2 a cgroup with processes can't share its controllers out to children (cgroups(7)): its parent may
-    for parent in own.ancestry():
+    for parent in own.ancestry() if inside is None else [inside.path]:
         child = Cgroup(own.version, f"{parent}/{name}", own.mount)
         try:
             os.mkdir(child.path, 0o755)
@@ -46,7 +53,8 @@ def _make(name: str, limit: int) -> Cgroup:
             refused = error
             continue
         try:
-            _limit(child, limit)
+            if limit is not None:
+                _limit(child, limit)
             return child
         except OSError as error:
             refused = error
@@ -66,7 +74,7 @@ def _limit(cgroup: Cgroup, limit: int) -> None:
             _write(f"{cgroup.path}/{name}", value)
 
 
-def _write(path: str, value: int) -> None:
+def _write(path: str, value: int | str) -> None:
     # no O_CREAT: a controller that is not enabled has no such file, and must not seem to have
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from oomsafe.errors import ScoreboardError
-from oomsafe.kernel.capacity import read_capacity
 from oomsafe.pool.current import get_guard
 from oomsafe.pool.layout import BOUNDS, STATES
 from oomsafe.pool.places import boards_beside
@@ -124,11 +123,12 @@ def _pool(pool: PoolView) -> Iterator[Metric]:
     yield GaugeMetricFamily("oomsafe_inflight", "Requests in flight.", value=sum(w.figures.in_flight for w in pool.workers))
     sizes = {
         "oomsafe_pool_limit_bytes": (
-            "The effective limit: the smallest of the cgroup's and its ancestors', else the machine's.",
+            "The limit that leaves the pool least: of its cgroup, of an ancestor, or the machine's memory.",
             pool.limit,
         ),
-        "oomsafe_pool_budget_bytes": ("The working set that the pool may have.", pool.budget),
-        "oomsafe_pool_working_set_bytes": ("What is in use below that limit and can't be dropped.", read_capacity().working_set),
+        "oomsafe_pool_others_bytes": ("What others than the pool use below that limit.", pool.others),
+        "oomsafe_pool_budget_bytes": ("What the pool itself may hold.", pool.budget),
+        "oomsafe_pool_working_set_bytes": ("What the pool holds, as its budget counts it.", pool.held),
     }
     for name, (text, size) in sizes.items():
         if size is not None:

@@ -177,7 +177,9 @@ def _decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, po
     soon = pool.supervised and not young and not policy.sustain and will_be_over(limits, seen, pool)
     if not over and not soon:
         return Decision(Action.SERVE, Reason.WITHIN)
-    if policy.reclaim and due(history.reclaimed_at, history.futile, now):
+    fast = outruns(limits.soft, seen.burst)
+    # it takes as long as to end, and what grows so fast is not what lies about
+    if policy.reclaim and due(history.reclaimed_at, history.futile, now) and not (pool.short and fast):
         return Decision(Action.RECLAIM, Reason.SOFT)
     if not over:
         return Decision(Action.ASK, Reason.SOON)
@@ -188,7 +190,7 @@ def _decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, po
     if pool.settled >= SETTLED_WORKERS and not pool.short and not history.stays and stays_put(limits, seen.used, history):
         settled = has_settled(policy, limits, seen.used, history, now)
         return Decision(Action.SERVE, Reason.SETTLED if settled else Reason.SUSTAIN)  # until it has shown that it has
-    return _leave(Reason.SOFT, pool, outruns(limits.soft, seen.burst))
+    return _leave(Reason.SOFT, pool, fast)
 
 
 def _leave(reason: Reason, pool: Pool, fast: bool) -> Decision:
@@ -221,6 +223,11 @@ def is_short(used: int | None, bound: int | None, growth: Growth, boot: float) -
     if used is None or bound is None:
         return False
     return used + max(growth.steady * min(replaced_within(boot), ENDS_WITHIN), growth.burst * GOES_ON_FOR) > bound
+
+
+def holds_up(used: int | None, budget: int | None, growth: Growth, boot: float, fresh: int | None) -> bool:
+    """Whether a pool that uses so many bytes has no room for one more worker of `fresh` bytes, which grows as fast as those before."""
+    return is_short(None if used is None else used + (fresh or 0), budget, growth, boot)
 
 
 def is_out(used: int | None, limit: int | None, growth: Growth) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
@@ -49,8 +49,8 @@ class Policy:
     """A worker above it waits neither for `sustain` nor `min_lifetime`, nor for its replacement where enough others serve. Compared with
     anon where `metric` is anon or private, else with rss. None: there is no such limit."""
     budget: Size
-    """The working set that the whole pool may have; `soft_limit` auto is a share of it. Where no cgroup limits the pool, a size in
-    bytes is compared with what its own processes hold, a share with what is in use on the whole machine."""
+    """What the whole pool may hold; `soft_limit` auto is a share of it. A share is one of what others leave of the limit. It is compared
+    with the working set of the pool's cgroup; where no cgroup limits the pool, with what its own processes hold."""
     metric: Metric
     """What the soft limit is compared with. anon: anonymous and shared memory and dirty file pages, all but what the kernel drops
     before it kills anybody. private: the same without what another process has mapped, too. rss, pss and uss count clean file
@@ -156,6 +156,9 @@ READERS: dict[str, Callable[[str, object], Any]] = {
     "dry_run": read_switch,
 }
 
+#: By variable, the field that it sets.
+FIELD_OF = {PREFIX + name.upper(): name for name in READERS}
+
 
 def load_policy(environ: Mapping[str, str], keywords: Mapping[str, Any]) -> tuple[Policy, list[str]]:
     """The policy of keywords over `environ`'s OOMSAFE_ variables over the defaults, and warnings to log.
@@ -163,7 +166,7 @@ def load_policy(environ: Mapping[str, str], keywords: Mapping[str, Any]) -> tupl
     A misspelt keyword is a ConfigError; an unknown variable is only a warning, for an environment is
     shared with others and may be newer or older than this version. An empty variable counts as unset.
     """
-    known = {PREFIX + name.upper(): name for name in READERS}
+    known = FIELD_OF
     from_environment: dict[str, Any] = {}
     warnings = []
     for variable, text in environ.items():
@@ -174,6 +177,30 @@ def load_policy(environ: Mapping[str, str], keywords: Mapping[str, Any]) -> tupl
         elif text.strip():
             from_environment[known[variable]] = _from_text(variable, known[variable], text)
     return Policy(**{**from_environment, **keywords}), warnings
+
+
+def set_in(environ: Mapping[str, str]) -> dict[str, str]:
+    """What load_policy() takes from `environ`, by variable."""
+    return {variable: environ[variable] for variable in FIELD_OF if environ.get(variable, "").strip()}
+
+
+def came_too_late(read: Mapping[str, str], environ: Mapping[str, str], give_it: str) -> str | None:
+    """A line about the variables that were set after the policy had been read, when set_in() was `read`; None when there are none.
+
+    `give_it` says how the user of this server should give them.
+    """
+    late = sorted(variable for variable, text in set_in(environ).items() if text != read.get(variable))
+    if not late:
+        return None
+    come, do = ("it was", "does") if len(late) == 1 else ("they were", "do")
+    return f"{', '.join(late)} {do} nothing: {come} set by the app, which is loaded after the pool's policy has been read; {give_it}"
+
+
+def misplaced(names: Iterable[str], where: str, instead: str) -> list[str]:
+    """A line for each of `names`, settings of a framework's, that look like ours in a place where nobody reads them."""
+    known = {variable.lower(): field for variable, field in FIELD_OF.items()}
+    found = sorted(name for name in names if isinstance(name, str) and name.lower() in known)
+    return [f"{name} in {where} does nothing: {instead.format(field=known[name.lower()], variable=name.upper())}" for name in found]
 
 
 def _from_text(variable: str, field: str, text: str) -> Any:

@@ -16,6 +16,8 @@ import mmap
 import os
 import re
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from oomsafe.errors import ScoreboardError
@@ -54,15 +56,19 @@ def blank(slots: int, workers: int, server: str) -> tuple[int, bytearray]:
     layout.IDENTITY.pack_into(header, 0, layout.MAGIC, layout.VERSION, slots, layout.SLOT_SIZE)
     layout.SUPERVISOR.pack_into(header, layout.SUPERVISOR_AT, os.getpid(), start_time() or 0, time.time())
     layout.POOL.pack_into(header, layout.POOL_AT, 0, workers, 1, -1, -1, server.encode()[:32])
+    layout.HELD.pack_into(header, layout.HELD_AT, -1)
     return layout.HEADER_SIZE + slots * layout.SLOT_SIZE, header
 
 
-def allocate(size: int, header: bytearray) -> tuple[Backing, list[str]]:
-    """`size` bytes that are really there and begin with `header`, and what went wrong on the way."""
+def allocate(size: int, header: bytearray, room: int) -> tuple[Backing, list[str]]:
+    """`size` bytes that are really there and begin with `header`, and what went wrong on the way.
+
+    It has room for `room` bytes, if it may: those behind `size` are not there before enlarge(), and cost nothing.
+    """
     warnings: list[str] = []
     memory = None
     try:
-        memory = in_memory(size, header) if may_become_another_user() else None
+        memory = in_memory(size, header, room) if may_become_another_user() else None
     except OSError as error:
         warnings.append(
             f"no memory can be sealed ({error}): a worker of another user could end its supervisor by cutting the scoreboard short"
@@ -72,17 +78,17 @@ def allocate(size: int, header: bytearray) -> tuple[Backing, list[str]]:
     text = b"" if memory is None else b"oomsafe memory of %d %d is %d\n" % (pid, started, memory)
     for folder in places.folders():
         try:
-            file = _in_folder(folder, name, size, header, text)
+            file = _in_folder(folder, name, text, lambda fd: _fill(fd, size, header, room))
         except (ScoreboardError, OSError) as error:
             warnings.append(f"no scoreboard in {folder} ({error}): trying elsewhere")
         else:
             return Backing(file if memory is None else memory, file, os.path.join(folder, name), text), warnings
     warnings.append("the scoreboard is in memory only: `oomsafe status` can't see this pool")
-    memory = in_memory(size, header) if memory is None else memory
+    memory = in_memory(size, header, room) if memory is None else memory
     return Backing(memory, memory, None), warnings
 
 
-def in_memory(size: int, header: bytearray) -> int:
+def in_memory(size: int, header: bytearray, room: int) -> int:
     """The same without a file: its descriptor. Whoever has it can't cut it short."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
@@ -91,7 +97,7 @@ def in_memory(size: int, header: bytearray) -> int:
         fd = os.memfd_create(MEMORY, flags)
     try:
         os.fchmod(fd, 0o600)
-        _fill(fd, size, header)
+        _fill(fd, size, header, room)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except OSError:
         os.close(fd)
@@ -99,7 +105,7 @@ def in_memory(size: int, header: bytearray) -> int:
     return fd
 
 
-def _in_folder(folder: str, name: str, size: int, header: bytearray, text: bytes) -> int:
+def _in_folder(folder: str, name: str, text: bytes, fill: Callable[[int], None]) -> int:
     folder_fd = places.open_folder(folder, create=True)
     unfinished = name + places.UNFINISHED
     try:
@@ -110,7 +116,7 @@ def _in_folder(folder: str, name: str, size: int, header: bytearray, text: bytes
             if text:
                 os.write(fd, text)
             else:
-                _fill(fd, size, header)
+                fill(fd)
             # it gets its name when it is whole; unlike rename, link takes nobody else's
             os.link(unfinished, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd, follow_symlinks=False)
         except OSError:
@@ -123,10 +129,17 @@ def _in_folder(folder: str, name: str, size: int, header: bytearray, text: bytes
     return fd
 
 
-def _fill(fd: int, size: int, header: bytearray) -> None:
-    # ftruncate would promise pages that a full tmpfs does not have: writing to one is a SIGBUS
-    os.posix_fallocate(fd, 0, size)
+def _fill(fd: int, size: int, header: bytearray, room: int) -> None:
+    with suppress(OSError):  # RLIMIT_FSIZE: then it can't grow
+        os.ftruncate(fd, room)
+    enlarge(fd, size)
     os.pwrite(fd, header, 0)
+
+
+def enlarge(fd: int, size: int) -> None:
+    """Have `size` bytes be there, within its room. Raises OSError where there is no memory for them."""
+    # ftruncate promises pages that a full tmpfs does not have: writing to one is a SIGBUS
+    os.posix_fallocate(fd, 0, size)
 
 
 def join(path: str) -> tuple[Backing, mmap.mmap]:

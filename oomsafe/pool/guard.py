@@ -28,14 +28,12 @@ from oomsafe.policy.decide import (
     came_by_a_step,
     decide,
     has_settled,
-    is_out,
-    is_short,
 )
 from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.reclaim import futile_after
 from oomsafe.policy.settings import Policy
-from oomsafe.policy.trend import SAMPLE_EVERY, Growth, Trend
+from oomsafe.policy.trend import SAMPLE_EVERY, Trend
 from oomsafe.policy.units import MIB, format_size
 from oomsafe.pool import layout
 from oomsafe.pool.farewell import farewell, history
@@ -44,13 +42,13 @@ from oomsafe.pool.gauge import Gauge
 from oomsafe.pool.log import log
 from oomsafe.pool.meter import PUBLISH_EVERY, Meter
 from oomsafe.pool.neighbours import Neighbours
+from oomsafe.pool.pressure import SHORT_EVERY, Pressure
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Figures, Slot
 from oomsafe.pool.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from oomsafe.pool.siblings import Siblings
-    from oomsafe.pool.usage import Usage
     from oomsafe.pool.view import PoolView
 
 #: Seconds until a worker over its limit that may not go yet looks again.
@@ -58,9 +56,6 @@ LOOK_AGAIN = 0.005
 
 #: Seconds between two times that a worker which asks to be replaced says what it holds, and wakes its supervisor.
 ASK_EVERY = 0.1
-
-#: Seconds between two looks at whether the pool's memory is about to run out.
-SHORT_EVERY = 0.05
 
 #: A worker that will be over its limit within so many seconds, at the pace of the last moment, is measured more often.
 LOOKS_AHEAD = 2.0
@@ -117,12 +112,10 @@ class Guard(Meter):
         self._neighbours = Neighbours(board, self.slot, parent, siblings, asks=recycle is not None)
         self._deciding = allocate_lock()
         self._gauge = Gauge()
-        self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours)
+        self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours, measure=read_capacity)
         self._history = History(ready_at=time.monotonic())
         self._trend = Trend()
-        self._usage: Usage | None = None
-        self._short = self._out = False
-        self._short_at = 0.0
+        self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self.pool)
         self._ready = self._asking = False
         if board is None:
             self.ready()
@@ -174,6 +167,14 @@ class Guard(Meter):
         from oomsafe.pool.view import view_alone  # here: most workers are never asked
 
         return self._board.read() if self._board is not None else view_alone(self.slot.copy())
+
+    def holds_up(self) -> bool:
+        """While this worker leaves: whether the pool has no room for another until it is gone: then it must not wait for idle clients."""
+        try:
+            return not self.policy.dry_run and self._pressure.holds_up(time.monotonic())
+        except Exception as error:
+            self.failed("looking at the pool", error)
+            return False
 
     def _admit(self, route: str) -> str | None:
         return route if self._board is None or not self.here else self._board.admit(route)
@@ -229,7 +230,7 @@ class Guard(Meter):
             if not self.counts_clean:
                 self.file_dirty = self._gauge.file_dirty(self.held, self.rss, self._alert, now)
             self.measure()
-            self._thresholds.follow_pool(now)
+            self._thresholds.follow(now)
             self._trend.add(now, self.held)
             self._take_limits()
             self.slot.need(self._used(now), self._trend.growth(now, self.held))
@@ -265,8 +266,11 @@ class Guard(Meter):
         """decide(), and if this worker is to leave, it is on its way before another can ask."""
         held = self.held if self.rss_known else None
         growth = self._trend.growth(now, self.held)
-        self._measure_pool(now, growth)
-        with self._neighbours.look(self._short, self._out) as pool:
+        if self._history.breached_since is None:
+            self._pressure.forget()
+        else:
+            self._pressure.look(now, growth)
+        with self._neighbours.look(self._pressure.short, self._pressure.out) as pool:
             decision = decide(self.policy, self.limits, Snapshot(used, held, *growth), self._history, pool, now)
             leaves = decision.action is Action.RECYCLE and not self.policy.dry_run and self._recycle is not None
             if leaves:
@@ -303,22 +307,6 @@ class Guard(Meter):
                 self._poke()
         except OSError:
             pass  # it belongs to another user: it looks by itself within a second
-
-    def _measure_pool(self, now: float, growth: Growth) -> None:
-        """Whether the pool's memory is about to run out. Looked at only by who is over its limit, and not each time."""
-        if self._history.breached_since is None:
-            self._short = self._out = False
-        elif now >= self._short_at:
-            from oomsafe.pool.usage import Usage  # here: most workers are never over their limit
-
-            self._short_at = now + SHORT_EVERY
-            self._usage = self._usage or Usage()
-            budget, capacity = self._thresholds.budget, read_capacity()
-            used = self._usage.of(self.policy, capacity, budget, self.pool, now)
-            # the others are taken to grow as this one does
-            together, boot = growth.times(self._neighbours.workers or 1), self._neighbours.boot
-            self._short = is_short(used, budget, together, boot)
-            self._out = is_out(capacity.working_set, capacity.limit, together)
 
     def _reclaim(self, over: int) -> bool:
         from oomsafe.pool.reclaim import collect  # here: only a worker over its limit pays for it

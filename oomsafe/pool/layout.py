@@ -1,6 +1,7 @@
 """The bytes of a scoreboard. Version 5, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
-A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, one slot a worker::
+A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, one slot a worker. It is mapped with room for SLOTS_MAX
+of them, and the supervisor makes `slots` more when it needs them::
 
     header   0  magic "oomsafe\\0" · u32 version · u32 slots · u32 slot size
             20  u16 bits of what a worker has said for all: 1 soft limit refused, 2 hard limit refused, 4 it stays above its soft limit
@@ -8,12 +9,16 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
             24  u64 sequence: odd while the supervisor folds a slot into the totals
             32  u64 supervisor's pid · u64 its start time · f64 created, seconds since 1970
             56  u64 generations handed out · i64 workers wanted · i64 turns (who may recycle at once)
-            80  i64 effective limit · i64 budget
+            80  i64 limit that leaves least · i64 budget: what the pool itself may hold
             96  server, 32 bytes of text
            128  24 names of routes, 64 bytes of text each: what any worker may count under
           1664  totals: the counters of all workers that are gone
           5632  f64 when a supervisor that decides who goes looked last, on the machine's monotonic clock; 0: it gives no orders
           5648  f64 since when no worker has served, on the same clock; 0: one does · f64 seconds without one, before that
+          5664  u64 how often what the kernel allows has changed · i64 limit · smallest limit · what others use below the
+               limit · supervisor's rss: what limits are worked out from
+          5704  i64 what the pool holds, as its budget counts it
+          5712  where the limit comes from, 192 bytes of text
 
     slot     0  u32 state · u32 order (the supervisor writes it), 1: drain, 2: drain when over the limit
              8  u64 pid · u64 start time · u64 generation · f64 reserved, seconds since 1970
@@ -69,6 +74,9 @@ NAMES_AT = 128
 TOTALS_AT = 1664
 LOOKED_AT, LOOKED = 5632, struct.Struct("<d")
 UNSERVED_AT, UNSERVED = 5648, struct.Struct("<dd")
+ALLOWED_AT, ALLOWED = 5664, struct.Struct("<Q4q")
+HELD_AT, HELD = 5704, struct.Struct("<q")
+SOURCE_AT, SOURCE = 5712, struct.Struct("<192s")
 
 STATE = struct.Struct("<I")
 ORDER_AT, ORDER = 4, struct.Struct("<I")
@@ -124,7 +132,9 @@ UNMATCHED, OTHER = "unmatched", "other"
 
 assert NAMES_AT + ROUTES * ROUTE_NAME <= TOTALS_AT
 assert TOTALS_AT + COUNTERS_SIZE <= LOOKED_AT
-assert LOOKED_AT + LOOKED.size <= UNSERVED_AT <= HEADER_SIZE - UNSERVED.size
+assert LOOKED_AT + LOOKED.size <= UNSERVED_AT <= ALLOWED_AT - UNSERVED.size
+assert ALLOWED_AT + ALLOWED.size <= HELD_AT <= SOURCE_AT - HELD.size
+assert SOURCE_AT + SOURCE.size <= HEADER_SIZE
 assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size

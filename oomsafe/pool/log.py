@@ -3,20 +3,64 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
 
-log = logging.getLogger("oomsafe")
-
 _said: set[tuple[str, type]] = set()
 
 
+class Heard(logging.Logger):
+    """A logger whose lines go where the server's go, whatever the app does to logging.
+
+    ``dictConfig()`` and ``fileConfig()`` disable every logger that they find and don't name; the server's
+    handlers stay with its own loggers. What the user says of this logger by name holds: its level, its
+    handlers (then its lines go there, and not to the server's as well), ``disabled``.
+    """
+
+    server: logging.Logger | None = None
+
+    @property
+    def disabled(self) -> bool:
+        """Whether it says nothing."""
+        return bool(vars(self).get("disabled"))
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None:
+        if not value or sys._getframe(1).f_globals.get("__name__") != "logging.config":
+            vars(self)["disabled"] = value
+
+    @property
+    def parent(self) -> logging.Logger | None:
+        """Whose handlers have its lines, and whose level is its own where it has none."""
+        own: logging.Logger | None = vars(self).get("parent")
+        return own if self.server is None or self.handlers else self.server
+
+    @parent.setter
+    def parent(self, value: logging.Logger | None) -> None:
+        vars(self)["parent"] = value
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802  logging's name
+        """Not remembered, as Logger does it: the server's level may not be known yet."""
+        return not self.disabled and self.manager.disable < level and level >= self.getEffectiveLevel()
+
+
+def _heard(logger: logging.Logger) -> Heard:
+    """The same object, for others may hold it: the user may have set its level before we are imported."""
+    logger.disabled = False
+    logger.__class__ = type("Heard", (Heard, type(logger)), {})
+    assert isinstance(logger, Heard)
+    return logger
+
+
+log = _heard(logging.getLogger("oomsafe"))
+
+
 def log_with(theirs: logging.Logger) -> None:
-    """Have our lines go where the server's go, also when its log is set up anew; not if the user has handlers for us."""
-    if not log.handlers:
-        log.parent = theirs
+    """Have our lines go where the server's go, also when its log is set up anew; not while the user has handlers for us."""
+    log.server = theirs
 
 
 def attempt(what: str, server: str, function: Callable[[], T]) -> T | None:

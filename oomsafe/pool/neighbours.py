@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from oomsafe.policy.decide import Pool
-from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.pool.scoreboard import Allowed, Scoreboard
 from oomsafe.pool.slot import Slot
 
 if TYPE_CHECKING:
@@ -42,8 +42,21 @@ class Neighbours:
 
     @property
     def workers(self) -> int | None:
-        """How many workers the supervisor wants now; None where there is no telling."""
-        return None if self._board is None else self._board.workers
+        """How many workers the supervisor wants now, or, where it does not tell, has; None where there is no telling."""
+        if self._board is not None:
+            return self._board.workers
+        return None if self._siblings is None else self._siblings.counted
+
+    @property
+    def allowed(self) -> Allowed | None:
+        """What the supervisor has found that the kernel allows; None where nobody says."""
+        found = None if self._board is None else self._board.allowed
+        return found if found is not None and found.changes else None
+
+    @property
+    def alone(self) -> bool:
+        """Whether nobody would say it."""
+        return self._board is None
 
     @property
     def supervised(self) -> bool:

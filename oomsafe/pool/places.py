@@ -123,13 +123,13 @@ def boards_beside(supervisor: int) -> list[str]:
     return [path for path in living_boards() if int(os.path.basename(path).partition("-")[0]) in children]
 
 
-def hold(fd: int) -> None:
+def hold(fd: int, shared: bool = False) -> None:
     """This file's pool lives, for as long as this process or a fork of it does (flock(2): a lock of the open file, which forks share).
 
-    Containers may share the folder and not their pids: the name tells them nothing.
+    Containers may share the folder and not their pids: the name tells them nothing. `shared`: others hold it as well.
     """
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
         pass  # a file system without such locks: sweep() can't get one either, and lets it lie
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from oomsafe.errors import ScoreboardError
-from oomsafe.pool import backing
+from oomsafe.pool import backing, layout
 from oomsafe.pool.view import PATIENCE, PoolView, read_pool
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ class Reader:
 
     def read(self, patience: float = PATIENCE) -> PoolView:
         """The whole pool, as one consistent copy, for which it tries at most `patience` seconds. Raises ScoreboardError."""
+        slots = layout.IDENTITY.unpack(self._fetch(0, layout.IDENTITY.size))[2]  # a pool that grows has more of them
+        there = (min(os.fstat(self._fd).st_size, layout.SIZE_MAX) - layout.HEADER_SIZE) // layout.SLOT_SIZE
+        self._slots = max(self._slots, min(slots, there))
         return read_pool(self._fetch, self._slots, patience=patience)
 
     def close(self) -> None:

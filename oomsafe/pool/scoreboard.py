@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import is_alive, start_of_child, start_time
 from oomsafe.policy.decide import Order
+from oomsafe.policy.limits import Capacity
 from oomsafe.policy.trend import Growth
 from oomsafe.pool import backing, layout, places
 from oomsafe.pool.backing import Backing
@@ -49,6 +50,17 @@ class Entry(NamedTuple):
     """What the soft limit is compared with."""
     growth: Growth
     order: Order
+
+
+class Allowed(NamedTuple):
+    """What the supervisor has found that the kernel allows. Sizes in bytes; None is a figure that is not known."""
+
+    changes: int
+    """How often it has changed; 0: the supervisor has not said it."""
+    limit: int | None = None
+    smallest: int | None = None
+    others: int | None = None
+    supervisor_rss: int | None = None
 
 
 class InHand(NamedTuple):
@@ -85,6 +97,7 @@ class Scoreboard:
         self._mmap = memory
         self._memory = memoryview(memory)
         self.slots = int(layout.IDENTITY.unpack_from(self._memory)[2])
+        """How many there are: the supervisor makes more when it needs them."""
         self._owner = supervisor
         self._file = Kept(where.file, where.path)
         self._named = None if where.memory == where.file else Kept(where.memory, None)
@@ -100,17 +113,17 @@ class Scoreboard:
     def create(cls, workers: int, server: str) -> tuple[Scoreboard, list[str]]:
         """A new scoreboard of this process's pool, and warnings to log when it could not lie where it should.
 
-        It has room for twice the workers and some more, for replacements and for SIGTTIN.
+        It has slots for twice the workers and some more, for replacements and for SIGTTIN, and grows beyond that.
         """
         size, header = backing.blank(min(max(32, 2 * workers + 8), layout.SLOTS_MAX), workers, server)
-        where, warnings = backing.allocate(size, header)
-        return cls(where, mmap.mmap(where.memory, size), os.getpid()), warnings
+        where, warnings = backing.allocate(size, header, layout.SIZE_MAX)
+        return cls(where, mmap.mmap(where.memory, 0), os.getpid()), warnings  # as long as it is
 
     @classmethod
     def private(cls, slots: int = 1) -> Scoreboard:
         """One that only this process sees, and what it forks."""
         size, header = backing.blank(slots, slots, "")
-        fd = backing.in_memory(size, header)
+        fd = backing.in_memory(size, header, size)
         return cls(Backing(fd, fd, None), mmap.mmap(fd, size), os.getpid())
 
     @classmethod
@@ -131,14 +144,42 @@ class Scoreboard:
         with Scoreboard.open(path) as board:
             return board.read()
 
-    def describe(self, *, workers: int, turns: int, limit: int | None, budget: int | None) -> None:
-        """The supervisor says what the pool is; all but `workers` and `turns` in bytes."""
+    def describe(self, *, workers: int, turns: int, limit: int | None, budget: int | None, anew: bool = True) -> None:
+        """The supervisor says what the pool is; all but `workers` and `turns` in bytes.
+
+        `anew`: its limits are others, and what workers have learnt under the old ones is forgotten.
+        """
         server = layout.POOL.unpack_from(self._memory, layout.POOL_AT)[-1]
         figures = (self._generations, workers, turns, stored(limit), stored(budget), server)
         layout.write(self._memory, layout.POOL_AT, layout.POOL, *figures)
-        # new limits deserve a new verdict
-        layout.write(self._memory, layout.REFUSED_AT, layout.REFUSED, 0)
-        layout.write(self._memory, layout.SETTLED_AT, layout.SETTLED, 0)
+        if anew:  # new limits deserve a new verdict
+            layout.write(self._memory, layout.REFUSED_AT, layout.REFUSED, 0)
+            layout.write(self._memory, layout.SETTLED_AT, layout.SETTLED, 0)
+
+    def allow(self, capacity: Capacity) -> None:
+        """The supervisor says what limits are worked out from, for workers that live."""
+        figures = tuple(map(stored, (capacity.limit, capacity.smallest, capacity.others, capacity.supervisor_rss)))
+        changes, *before = layout.ALLOWED.unpack_from(self._memory, layout.ALLOWED_AT)
+        layout.write(self._memory, layout.SOURCE_AT, layout.SOURCE, capacity.source.encode("utf-8", "replace"))
+        if not changes or tuple(before) != figures:
+            layout.write(self._memory, layout.ALLOWED_AT, layout.ALLOWED, layout.count(changes + 1) or 1, *figures)
+
+    @property
+    def allowed(self) -> Allowed | None:
+        """What allow() has said; None while it is being written."""
+        found = layout.ALLOWED.unpack_from(self._memory, layout.ALLOWED_AT)
+        if found != layout.ALLOWED.unpack_from(self._memory, layout.ALLOWED_AT):
+            return None
+        return Allowed(found[0], *map(optional, found[1:]))
+
+    def hold(self, held: int | None) -> None:
+        """The supervisor says what the pool holds, in bytes, as its budget counts it."""
+        layout.write(self._memory, layout.HELD_AT, layout.HELD, stored(held))
+
+    @property
+    def pids(self) -> list[int]:
+        """In the supervisor: of the workers that it has started, or that have said which they are; not all need live."""
+        return [pid for number, tenant in self._tenants.items() if (pid := tenant.pid or self._claimed(number))]
 
     @property
     def workers(self) -> int:
@@ -191,7 +232,7 @@ class Scoreboard:
         return [name for name in names if name]
 
     def reserve(self) -> Slot | None:
-        """In the supervisor, before a fork: a slot for the new worker; None when all are taken.
+        """In the supervisor, before a fork: a slot for the new worker; None when all are taken, and there is no memory for more.
 
         That of a dead worker only when no other is free: its supervisor, which may reap others first,
         still has to read there what it died with.
@@ -199,6 +240,8 @@ class Scoreboard:
         number = next((number for number in range(self.slots) if number not in self._tenants), None)
         if number is None:
             number = next((number for number, tenant in self._tenants.items() if self._has_gone(number, tenant)), None)
+        if number is None:
+            number = self._first_of_more()
         if number is None:
             return None
         self.release(number)
@@ -211,6 +254,30 @@ class Scoreboard:
         layout.write(self._memory, at + layout.OWNER_AT, layout.OWNER, 0, 0, tenant.generation, tenant.reserved)
         layout.write(self._memory, at, layout.STATE, layout.STARTING)
         return Slot(self._memory, at, number, tenant.generation)
+
+    def _first_of_more(self) -> int | None:
+        """Twice as many slots, in the room that everybody has mapped already: the first new one; None where there can't be more."""
+        before, slots = self.slots, min(2 * self.slots, self._most)
+        memory = (self._named or self._file).get()
+        if slots == before or memory is None:
+            return None
+        try:
+            backing.enlarge(memory, self._offset(slots))
+        except OSError:
+            return None
+        layout.write(self._memory, 0, layout.IDENTITY, layout.MAGIC, layout.VERSION, slots, layout.SLOT_SIZE)
+        self.slots = slots
+        return before
+
+    @property
+    def _most(self) -> int:
+        """So many slots have room in what is mapped."""
+        return (len(self._memory) - layout.HEADER_SIZE) // layout.SLOT_SIZE
+
+    def _learn(self) -> None:
+        """In a worker: there may be more slots than when it was forked."""
+        if os.getpid() != self._owner:
+            self.slots = max(self.slots, min(layout.IDENTITY.unpack_from(self._memory)[2], self._most))
 
     def born(self, number: int, generation: int, pid: int) -> None:
         """In the supervisor, once it has started a process for this slot, and as often as it likes."""
@@ -274,6 +341,7 @@ class Scoreboard:
         """The whole pool, as one consistent copy."""
         from oomsafe.pool.view import read_pool  # here: most workers are never asked
 
+        self._learn()
         if os.getpid() != self._owner:
             return read_pool(self._fetch, self.slots)
         return replace(read_pool(self._fetch, self.slots, self._identity), supervisor=self._owner)
@@ -355,7 +423,7 @@ class Scoreboard:
     @property
     def has_room(self) -> bool:
         """Whether a slot is left for one more worker."""
-        return len(self._tenants) < self.slots
+        return len(self._tenants) < self._most
 
     def in_hand(self) -> list[InHand]:
         """In the supervisor: the workers that are inside a piece of work which has a ticket."""
@@ -410,6 +478,7 @@ class Scoreboard:
 
     def others(self, slot: Slot) -> tuple[int, int, int]:
         """(starting, leaving, turns): how many living workers beside `slot` start, drain or leave, and how many may be away at once."""
+        self._learn()
         starting = leaving = 0
         for number in range(self.slots):
             at = self._offset(number)

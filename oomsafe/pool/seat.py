@@ -72,7 +72,7 @@ def raise_own_score(policy: Policy) -> None:
     """In a worker whose supervisor knows nothing of us: by what ranks it above its parent."""
     capacity = read_capacity(supervisor_rss=rss_of(os.getppid()))
     step = policy.worker_oom_score_adj
-    enlist(policy, os.getppid(), auto_step(capacity.supervisor_rss, capacity.limit) if step == "auto" else step, None)
+    enlist(policy, os.getppid(), auto_step(capacity.supervisor_rss, capacity.effective) if step == "auto" else step, None)
 
 
 def enlist(policy: Policy, supervisor: int, step: int, slot: Slot | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import children_of, start_time
@@ -18,23 +19,58 @@ from oomsafe.pool.log import attempt
 #: Where in the file the turn is. No worker has this pid.
 TURN = 0
 
+#: Whose lock is taken to read and write what has been said. Above any pid.
+SAYING = 1 << 40
+
 
 class Siblings:
-    """The other workers of this process's parent, which wants `workers` in all. Made when this worker has booted."""
+    """The other workers of this process's parent, which wants `workers` in all. Made when this worker has booted.
 
-    def __init__(self, workers: int) -> None:
+    `workers` None: how many it wants nobody knows, but it brings up another at once for each that ends: they only take turns.
+    """
+
+    def __init__(self, workers: int | None) -> None:
         self._workers = workers
         self._parent = os.getppid()
         self._fd = attempt("meeting its siblings", "the server", self._open)
         if self._fd is not None:
-            self._lock(os.getpid())
+            for _ in range(50):  # one that asks whether this worker has booted has its lock for a moment
+                if self._lock(os.getpid()):
+                    break
+                time.sleep(0.001)
 
     def away(self) -> int | None:
         """How many of the others have not booted, or are missing; None where that can't be told: no folder could hold the file."""
-        if self._fd is None:
+        if self._fd is None or self._workers is None:
             return None
-        others = [pid for pid in children_of(self._parent) if pid != os.getpid()]
-        return max(0, self._workers - 1 - sum(map(self._has_booted, others)))
+        return max(0, self._workers - 1 - self._booted())
+
+    @property
+    def counted(self) -> int | None:
+        """How many have booted, this one included, where nobody knows how many there should be; else, and where none can be seen, None."""
+        return None if self._fd is None or self._workers is not None else 1 + self._booted()
+
+    def first_to_say(self, what: bytes) -> bool:
+        """Whether none of this parent's workers, those that are gone included, has said this before."""
+        fd = self._fd
+        if fd is None:
+            return True  # better said by each than by none
+        if not self._lock(SAYING):
+            return False  # another is saying something right now: the same, most likely
+        try:
+            said = os.pread(fd, 4096, 0)
+            if what in said.split(b"\n"):
+                return False
+            os.pwrite(fd, what + b"\n", len(said))
+        except OSError:
+            return True
+        finally:
+            self._unlock(SAYING)
+        return True
+
+    def _booted(self) -> int:
+        """How many of the others have."""
+        return sum(self._has_booted(pid) for pid in children_of(self._parent) if pid != os.getpid())
 
     def take_turn(self) -> bool:
         """Whether this worker may be the one that leaves. It keeps the turn until give_back(), or its end."""
@@ -73,7 +109,9 @@ class Siblings:
                 try:
                     places.sweep(folder)
                     name = places.turn_name(self._parent, start_time(self._parent) or 0)
-                    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+                    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+                    places.hold(fd, shared=True)
+                    return fd
                 finally:
                     os.close(folder)
             except (ScoreboardError, OSError) as error:

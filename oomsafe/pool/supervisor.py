@@ -5,6 +5,7 @@ Nothing here runs a thread or waits: a server's adapter calls it from the server
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
@@ -16,11 +17,13 @@ from functools import partial
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.oom_score import read_score, write_score
-from oomsafe.kernel.process import is_alive, sizes_of
+from oomsafe.kernel.process import anonymous_of, is_alive, sizes_of
 from oomsafe.policy.decide import Order
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
 from oomsafe.policy.readers import SCORE_MAX
+from oomsafe.policy.reclaim import SHARED_MUCH
 from oomsafe.policy.settings import Policy
+from oomsafe.policy.standing import Standing, follow, in_force, is_another_limit, reckons_as
 from oomsafe.policy.units import format_size
 from oomsafe.policy.victims import auto_step, clamp_score
 from oomsafe.pool import layout
@@ -32,9 +35,22 @@ from oomsafe.pool.preload import Preload
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.seat import Seat, enlist
 from oomsafe.pool.slot import Slot
+from oomsafe.pool.usage import Usage
 
 #: Seconds between two looks at whether the supervisor has grown.
 RESCORE_EVERY = 5.0
+
+#: Seconds between two looks at what the kernel allows: limits are set anew while processes live, and others use what they leave.
+FOLLOW_EVERY = 1.0
+
+#: Seconds between two looks at what a preloading supervisor's workers share with it, only to tell what others use of the machine.
+SHARED_SELDOM = 30.0
+
+#: A budget that has moved by this share since it was said last is said again, for it is others who have moved it,
+MOVED = 0.25
+
+#: but not within so many seconds.
+SAY_EVERY = 60.0
 
 
 class Supervisor:
@@ -51,13 +67,19 @@ class Supervisor:
         self._beside = beside
         self.policy = policy
         self.pid = os.getpid()
-        self.capacity = self._measure(workers)
         self.board: Scoreboard | None = None
         self.preload = Preload(policy) if forks else None
+        self._usage, self._processes = Usage(), Usage(SHARED_SELDOM)
+        self._standing: Standing | None = None
+        self._said: tuple[int | None, float] = (None, 0.0)
+        """The budget that was said last, and when."""
+        self._follow_at = 0.0
+        self.capacity = self._told = self._measure(workers)
+        """What it reckons with now, and what it has told its workers."""
         self._monitor: Monitor | None = None
         self._onlooker: Onlooker | None = None
         self._look_at = 0.0
-        self._refused = False
+        self._refused = self._full = False
         self._gone: deque[Slot] = deque()
         self._busy = False
         try:
@@ -94,7 +116,8 @@ class Supervisor:
             attempt("freezing what is preloaded", "the server", self.preload.before_fork)
         with self._alone():
             slot = self.board.reserve() if self.board else None
-        if slot is None and self.board is not None:
+        full, self._full = self._full, slot is None
+        if slot is None and self.board is not None and not full:
             log.warning("all %d slots of the scoreboard are taken: the new worker is not seen by the pool", self.board.slots)
         return slot
 
@@ -208,15 +231,17 @@ class Supervisor:
         with self._alone():
             if self._onlooker is not None:
                 self._onlooker.tick(self.policy, now)
+            if now >= self._follow_at:
+                self._follow_at = now + FOLLOW_EVERY
+                attempt("the look at the memory limit", "the server", lambda: self._follow(now))
             if self._monitor is not None:
-                self._monitor.tick(self.policy, lambda: self._measure(self.capacity.workers), now)
+                self._monitor.tick(self.policy, self.measure, now)
             if now >= self._look_at and not self.policy.dry_run:
                 self._rescore_all(now)
 
     def _rescore_all(self, now: float) -> None:
         """A worker whose user differs from the supervisor's can't raise its own score, so it is done from here."""
         self._look_at = now + RESCORE_EVERY
-        self.capacity = self._measure(self.capacity.workers)
         if self.board is not None:
             attempt("the scoreboard's file", "the server", self.board.mend)
         own = read_score()
@@ -248,20 +273,44 @@ class Supervisor:
         return self.capacity
 
     def _measure(self, workers: int) -> Capacity:
-        rss, held = sizes_of() or (None, None)
-        return replace(read_capacity(supervisor_rss=rss, workers=workers), supervisor_held=held, beside=self._beside)
+        """What the pool reckons with. A limit that is lowered holds at once, here and at the next look of each worker."""
+        rss, held = sizes_of(self.pid) or (None, None)
+        seen = read_capacity(supervisor_rss=rss, workers=workers, beside=self._beside, held=self._held)
+        seen = replace(seen, supervisor_held=held)
+        self._standing = Standing(seen) if self._standing is None else follow(self._standing, seen, time.monotonic())
+        return in_force(self._standing, seen)
+
+    def _held(self) -> int:
+        """What the pool's processes hold, in bytes, where no cgroup tells it: to the byte where much may be shared with this one."""
+        pids = [self.pid, *(self.board.pids if self.board is not None else ())]
+        shares = self.preload is not None and (anonymous_of(self.pid) or 0) >= SHARED_MUCH
+        return self._processes.of_processes(pids, 0 if shares else math.inf, time.monotonic())
+
+    def _follow(self, now: float) -> None:
+        """What the kernel allows has moved, or what others use of it: workers that live are told."""
+        self.capacity = self._measure(self.capacity.workers)
+        budget, (said, at) = resolve_limits(self.policy, self.capacity)[0].budget, self._said
+        if not reckons_as(self._told, self.capacity):
+            anew = is_another_limit(self._told, self.capacity)
+            drifted = said is None or budget is None or abs(budget - said) > said * MOVED
+            self._describe(say=anew or (drifted and now - at >= SAY_EVERY), anew=anew)
+        if self.board is not None:
+            self.board.hold(self._usage.of(self.policy, self.capacity, budget, self.board.read, now))
 
     def _step(self) -> int:
         step = self.policy.worker_oom_score_adj
-        return auto_step(self.capacity.supervisor_rss, self.capacity.limit) if step == "auto" else step
+        return auto_step(self.capacity.supervisor_rss, self.capacity.effective) if step == "auto" else step
 
-    def _describe(self, say: bool) -> None:
+    def _describe(self, say: bool, anew: bool = True) -> None:
+        self._told = self.capacity
         limits, warnings = resolve_limits(self.policy, self.capacity)
         if self.board is not None:
             workers = self.capacity.workers
             away = turns(self.policy, workers)
-            self.board.describe(workers=workers, turns=away, limit=self.capacity.limit, budget=limits.budget)
+            self.board.describe(workers=workers, turns=away, limit=self.capacity.limit, budget=limits.budget, anew=anew)
+            self.board.allow(self.capacity)
         if say:
+            self._said = limits.budget, time.monotonic()
             for warning in warnings:
                 log.warning("%s", warning)
             log.info("%s", self._effective(limits))
@@ -274,7 +323,7 @@ class Supervisor:
         dry = "; dry run: nothing will be done" if self.policy.dry_run else ""
         return (
             f"oomsafe guards {self.capacity.workers} workers: soft limit {format_size(limits.soft)} each{auto}{hard}, "
-            f"budget {format_size(limits.budget)} of {format_size(self.capacity.limit)} ({self.capacity.source}), "
+            f"budget {format_size(limits.budget)} of {format_size(self.capacity.limit)} ({self.capacity.whence}), "
             f"supervisor {format_size(self.capacity.supervisor_rss)}, workers' oom_score_adj +{self._step()}{dry}"
         )
 

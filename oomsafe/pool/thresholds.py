@@ -5,22 +5,29 @@ from __future__ import annotations
 import math
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 from oomsafe.policy.decide import SETTLED_FOR, SETTLED_WORKERS, above_baseline, settled_limits, within_reach
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits
 from oomsafe.policy.settings import Policy
+from oomsafe.policy.standing import Standing, follow, in_force, is_another_limit
 from oomsafe.policy.units import format_size
 from oomsafe.pool import layout
 from oomsafe.pool.gauge import Gauge
 from oomsafe.pool.log import log
 from oomsafe.pool.neighbours import Neighbours
 
+#: Seconds between two looks at what the kernel allows, for a worker whom no supervisor tells.
+LOOK_EVERY = 1.0
+
 
 class Thresholds:
-    """One worker's limits in force."""
+    """One worker's limits in force. `measure` is asked what the kernel allows, where no supervisor says it."""
 
-    def __init__(self, policy: Policy, capacity: Capacity, gauge: Gauge, neighbours: Neighbours) -> None:
+    def __init__(
+        self, policy: Policy, capacity: Capacity, gauge: Gauge, neighbours: Neighbours, measure: Callable[[], Capacity] | None = None
+    ) -> None:
         self.limits = Limits(soft=None)
         self.refused = False
         """The soft limit is below what a worker needs: recycling would never end."""
@@ -28,6 +35,9 @@ class Thresholds:
         """What the limits are compared with, right after boot; bytes, None where it can't be read."""
         self._policy = policy
         self._capacity = capacity
+        self._measure = measure
+        self._standing = Standing(capacity)
+        self._look_at = 0.0
         self._gauge = gauge
         self._neighbours = neighbours
         self._boot_held: int | None = None
@@ -91,11 +101,35 @@ class Thresholds:
                 SETTLED_WORKERS,
             )  # fmt: skip
 
-    def follow_pool(self, now: float) -> None:
-        """A share of the budget changes with the number of workers (SIGTTIN, SIGTTOU); a limit that was raised comes down again."""
-        workers = self._neighbours.workers
-        changed = workers is not None and workers != self._capacity.workers
-        if workers is not None and changed:
-            self._capacity = replace(self._capacity, workers=workers)
-        if changed or now >= self._stays_until:
+    def follow(self, now: float) -> None:
+        """A share of the budget changes with the number of workers (SIGTTIN, SIGTTOU) and with what the kernel allows.
+
+        And a limit that was raised comes down again.
+        """
+        before, self._capacity = self._capacity, self._present(now)
+        anew = is_another_limit(before, self._capacity)
+        moved = self._capacity != before and not self.stays
+        if anew or moved or self._capacity.workers != before.workers or now >= self._stays_until:
             self.set(None, now, say=False)
+        if anew and self._neighbours.alone:
+            soft, budget = format_size(self.soft), format_size(self.budget)
+            log.info(
+                "the memory limit is another: soft limit %s, budget %s of %s (%s)",
+                soft, budget, format_size(self._capacity.limit), self._capacity.source,
+            )  # fmt: skip
+
+    def _present(self, now: float) -> Capacity:
+        """What limits are worked out from now, in the supervisor's words, or without one in this worker's own."""
+        workers, told = self._neighbours.workers, self._neighbours.allowed
+        capacity = self._capacity if workers is None else replace(self._capacity, workers=workers)
+        if told is not None:
+            _, limit, smallest, others, supervisor_rss = told
+            return replace(capacity, limit=limit, smallest=smallest, others=others, supervisor_rss=supervisor_rss)
+        if self._measure is None or not self._neighbours.alone or now < self._look_at:
+            return capacity
+        self._look_at = now + LOOK_EVERY
+        seen = self._measure()
+        self._standing = follow(self._standing, seen, now)
+        force = in_force(self._standing, seen)
+        # what it uses is asked where something is decided by it
+        return replace(force, working_set=None, supervisor_rss=capacity.supervisor_rss, workers=capacity.workers, beside=capacity.beside)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from oomsafe.kernel.capacity import MACHINE
@@ -22,7 +22,8 @@ SHARED_FOR = 5.0
 class Usage:
     """Of one pool; used by one process, in one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared_for: float = SHARED_FOR) -> None:
+        self._shared_for = shared_for
         self._shared = 0
         self._pids: Sequence[int] = ()
         self._read_at = float("-inf")
@@ -30,25 +31,36 @@ class Usage:
     def of(self, policy: Policy, capacity: Capacity, budget: int | None, look: Callable[[], PoolView], now: float) -> int | None:
         """Bytes, or None when they can't be told. `look` gives the pool, where its processes have to be asked one by one.
 
-        In a cgroup with a limit it is the cgroup's working set, for the kernel kills by that. On a machine
-        without, a budget that is a share of the machine is one of all that is in use on it, and one in
-        bytes is the pool's own: its processes without file pages, what they share counted once.
+        Where a cgroup's limit is the tightest it is what the pool's own cgroup holds, for the kernel kills by that. Where the
+        machine's memory is, it is what the pool's processes hold without file pages; a budget that is given in bytes is compared with
+        that to the byte: what they share is counted once.
         """
         if capacity.source != MACHINE or isinstance(policy.budget, Percent):
-            return capacity.working_set
-        pool = look()
-        # a worker without a scoreboard has no supervisor
-        pids = [pid for pid in (pool.supervisor, *(worker.pid for worker in pool.workers)) if pid]
-        together = sum(held_of(pid) or 0 for pid in pids)
-        if budget is None or together < budget * RESUME_AT:
-            return together  # at most that: shared pages are counted more than once
-        if pids != self._pids or now - self._read_at >= SHARED_FOR:
+            return capacity.held
+        return self.of_processes(pids_of(look()), 0 if budget is None else budget * RESUME_AT, now)
+
+    def of_processes(self, pids: Sequence[int], exact_from: float, now: float) -> int:
+        """What these processes hold, in bytes. Below `exact_from` that is at most this: shared pages are counted more than once."""
+        total = resident(pids)
+        if total < exact_from:
+            return total
+        if pids != self._pids or now - self._read_at >= self._shared_for:
             figures = [(held, shared_out(pid)) for pid in pids if (held := held_of(pid))]
-            together = sum(held for held, _ in figures)
+            total = sum(held for held, _ in figures)
             # of one that may not be read, all is taken to be its own
-            self._shared = max(0, together - sum(held if shares is None else shares.held for held, shares in figures))
+            self._shared = max(0, total - sum(held if shares is None else shares.held for held, shares in figures))
             self._pids, self._read_at = pids, now
-        return together - self._shared
+        return max(0, total - self._shared)
+
+
+def pids_of(pool: PoolView) -> list[int]:
+    """Its processes; a worker without a scoreboard has no supervisor."""
+    return [pid for pid in (pool.supervisor, *(worker.pid for worker in pool.workers)) if pid]
+
+
+def resident(pids: Iterable[int]) -> int:
+    """What they hold in bytes, without file pages; what they share is counted for each of them."""
+    return sum(held_of(pid) or 0 for pid in pids)
 
 
 def present_rss(worker: WorkerView) -> int | None:

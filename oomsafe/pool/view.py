@@ -76,6 +76,12 @@ class PoolView:
     """Of all workers, those that are gone included: they only ever rise."""
     unserved: float = 0.0
     """Seconds in which no worker served, since the first one came to."""
+    held: int | None = None
+    """What the pool holds, as its budget counts it."""
+    others: int | None = None
+    """What others use below the limit; limit - others - held is what is left."""
+    source: str = ""
+    """Where the limit comes from; printable."""
 
 
 def read_pool(fetch: Fetch, slots: int, known: Known | None = None, patience: float = PATIENCE) -> PoolView:
@@ -119,8 +125,17 @@ def _read_once(fetch: Fetch, slots: int, known: Known | None, until: float) -> P
             workers.append(worker)
     return PoolView(
         printable(as_text(server)), pid, started, layout.seconds(created) or 0.0, max(0, wanted), max(0, turns),
-        optional(limit), optional(budget), workers, totals, _unserved(header),
+        optional(limit), optional(budget), workers, totals, _unserved(header), *_allowed(header),
     )  # fmt: skip
+
+
+def _allowed(header: bytes) -> tuple[int | None, int | None, str]:
+    """(held, others, source); before the supervisor has said it, the zeros are no figures."""
+    changes, _, _, others, _ = layout.ALLOWED.unpack_from(header, layout.ALLOWED_AT)
+    (held,) = layout.HELD.unpack_from(header, layout.HELD_AT)
+    if not changes:
+        return None, None, ""
+    return optional(held), optional(others), printable(as_text(layout.SOURCE.unpack_from(header, layout.SOURCE_AT)[0]), layout.SOURCE.size)
 
 
 def _unserved(header: bytes) -> float:

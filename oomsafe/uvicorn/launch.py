@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
-from oomsafe.errors import ConfigError
-from oomsafe.policy.settings import READERS, Policy, load_policy
-from oomsafe.pool.log import log
+from oomsafe.policy.settings import READERS
+from oomsafe.uvicorn.reading import read_policy
 
 
 def run(app: Any, **options: Any) -> None:
@@ -27,17 +25,7 @@ def main() -> None:
 
 def _guard(keywords: dict[str, Any]) -> Any:
     """uvicorn's main module, which makes from now on what is guarded."""
-    try:
-        policy, warnings = load_policy(os.environ, keywords)
-    except ConfigError as error:
-        print(f"oomsafe: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
-    for warning in warnings:
-        log.warning("%s", warning)
-    return _replace_names(policy)
-
-
-def _replace_names(policy: Policy) -> Any:
+    read_policy(keywords)  # what can't be right is said before anything is loaded
     try:
         from uvicorn import main as _  # noqa: F401  its module has the name of its function
     except ModuleNotFoundError:
@@ -48,6 +36,6 @@ def _replace_names(policy: Policy) -> Any:
 
     module: Any = sys.modules["uvicorn.main"]
     # classes: others patch them (sse-starlette does), subclass them, or ask what is one of them
-    GuardedServer.policy = GuardedMultiprocess.policy = policy
+    GuardedServer.keywords = GuardedMultiprocess.keywords = keywords
     module.Server, module.Multiprocess = GuardedServer, GuardedMultiprocess
     return module

@@ -49,7 +49,7 @@ class GuardedProcess(Process):
     def server(self) -> Server:
         """In the worker: made once."""
         if self._guarded is None:
-            self._guarded = GuardedServer(self.config, policy=self.seat.policy, seat=self.seat)
+            self._guarded = GuardedServer(self.config, seat=self.seat)
         return self._guarded
 
     def is_alive(self, timeout: float = 5) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from uvicorn.config import Config
@@ -10,11 +12,12 @@ from uvicorn.server import Server
 
 from oomsafe.asgi.middleware import MemoryMiddleware, in_thread
 from oomsafe.asgi.uvicorn_server import UvicornDrain, log_with_uvicorn, recycles_alone
-from oomsafe.policy.settings import Policy
+from oomsafe.policy.settings import came_too_late, set_in
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.log import attempt
+from oomsafe.pool.log import attempt, log
 from oomsafe.pool.seat import Seat
+from oomsafe.uvicorn.reading import GIVE_IT, read_policy
 
 
 class GuardedServer(Server):
@@ -23,12 +26,13 @@ class GuardedServer(Server):
     uvicorn's main module makes it under its own name for the class, as do those who subclass or patch that.
     """
 
-    policy: ClassVar[Policy | None] = None
-    """Of those that are made without one."""
+    keywords: ClassVar[Mapping[str, Any]] = {}
+    """Of the policy of those that have no seat."""
 
-    def __init__(self, config: Config, *, policy: Policy | None = None, seat: Seat | None = None) -> None:
+    def __init__(self, config: Config, *, seat: Seat | None = None) -> None:
         super().__init__(config)
-        self._policy = policy or self.policy or Policy()
+        self._policy, self._warnings = read_policy(self.keywords) if seat is None else (seat.policy, [])
+        self._variables = set_in(os.environ)
         self._seat = seat
         self._taken: Any = None
         self._guard: Guard | None = None
@@ -42,6 +46,7 @@ class GuardedServer(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """The app is loaded; afterwards it serves."""
         log_with_uvicorn()
+        self._warn()
         attempt("app", "uvicorn", self._wrap_app)
         await super().startup(sockets)
         if self.started and self._drain is not None:
@@ -60,6 +65,13 @@ class GuardedServer(Server):
         await super().shutdown(sockets)
         if self._guard is not None:
             self._guard.retire()
+
+    def _warn(self) -> None:
+        for warning in self._warnings:
+            log.warning("%s", warning)
+        late = came_too_late(self._variables, os.environ, GIVE_IT)
+        if late and (self._seat is None or self._seat.generation == 1):  # the first worker speaks for all
+            log.warning("%s", late)
 
     def _wrap_app(self) -> None:
         self._drain = UvicornDrain(self._policy.grace_period)

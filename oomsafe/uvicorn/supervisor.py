@@ -5,18 +5,18 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from uvicorn.config import Config
 from uvicorn.supervisors import multiprocess
 
 from oomsafe.asgi.uvicorn_server import log_with_uvicorn
-from oomsafe.policy.settings import Policy
-from oomsafe.pool.log import attempt
+from oomsafe.pool.log import attempt, log
 from oomsafe.pool.seat import Seat
 from oomsafe.pool.supervisor import Supervisor
 from oomsafe.uvicorn.process import GuardedProcess
+from oomsafe.uvicorn.reading import read_policy
 
 #: Seconds between two looks at the pool; uvicorn's own loop turns every half second.
 LOOK_EVERY = 0.1
@@ -32,15 +32,18 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
     they run.
     """
 
-    policy: ClassVar[Policy] = Policy()
+    keywords: ClassVar[Mapping[str, Any]] = {}
+    """Of its policy."""
 
     def __init__(self, config: Config, *arguments: Any, **more: Any) -> None:
         super().__init__(config, *arguments, **more)
         log_with_uvicorn()
         self.should_exit = Ticking(self._tick)
-        self._policy = policy = self.policy
+        self._policy, warnings = read_policy(self.keywords)
+        for warning in warnings:
+            log.warning("%s", warning)
         self._arguments, self._more = arguments, more
-        self._supervisor = Supervisor(policy, "uvicorn", self.processes_num, self)
+        self._supervisor = Supervisor(self._policy, "uvicorn", self.processes_num, self)
         atexit.register(self._supervisor.close)
         self._seated: list[GuardedProcess] = []
         self._retiring: dict[GuardedProcess, float] = {}

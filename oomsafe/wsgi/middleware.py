@@ -30,10 +30,9 @@ class MemoryMiddleware:
     """
 
     def __init__(self, app: WSGIApp, *, guard: Guard | None = None, **policy: Any) -> None:
-        checked, _ = load_policy(os.environ, policy)
         self.app = app
         self._keywords = policy
-        self._headers = guard.policy.headers if guard else checked.headers
+        self._headers = (guard.policy if guard is not None else load_policy(os.environ, policy)[0]).headers
         self._given = guard
         # read at once: with __getattr__, an attribute costs a request three times as much
         self._hot: tuple[Guard | None, bool | str] = (None, self._headers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging.config
 import os
 import time
 
@@ -12,14 +13,24 @@ from celery import Celery
 
 import oomsafe.celery
 
-app = Celery("proj", broker=os.environ["BROKER"], backend=os.environ["BACKEND"])
-app.conf.broker_connection_retry_on_startup = True
-app.conf.update(json.loads(os.environ.get("CELERY_CONF", "{}")))
+SETTINGS = {"broker_connection_retry_on_startup": True, **json.loads(os.environ.get("CELERY_CONF", "{}"))}
+if "INSTALL_FIRST" in os.environ:
+    app = Celery("proj")
+    oomsafe.celery.install(app, **json.loads(os.environ["POLICY"]))
+    app.config_from_object({"broker_url": os.environ["BROKER"], "result_backend": os.environ["BACKEND"], **SETTINGS})
+else:
+    app = Celery("proj", broker=os.environ["BROKER"], backend=os.environ["BACKEND"])
+    app.conf.update(SETTINGS)
 BALLAST = b"x" * (int(os.environ.get("BALLAST_MIB", "0")) << 20)
 KEPT = []
 
-if "POLICY" in os.environ:
+if "POLICY" in os.environ and "INSTALL_FIRST" not in os.environ:
     oomsafe.celery.install(app, **json.loads(os.environ["POLICY"]))
+if "LOGGING" in os.environ:
+    logging.config.dictConfig(json.loads(os.environ["LOGGING"]))
+if "SET_LATE" in os.environ:
+    variable, _, text = os.environ["SET_LATE"].partition("=")
+    os.environ[variable] = text
 if "LEASE" in os.environ:
     from oomsafe.celery import poison
 

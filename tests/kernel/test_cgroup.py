@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from needs import need
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.cgroup import Cgroup, find_cgroup
 from oomsafe.kernel.files import read_int, read_keyed
+from oomsafe.policy.limits import Level, tightest
 
 Said = Callable[[], list[str]]
 
@@ -88,6 +90,35 @@ def colons(tree: Tree) -> None:
     tree.v2("cg/a:b:c", 300 * MIB, kills=2)
 
 
+def without_the_controller(tree: Tree) -> None:
+    """It is charged to the nearest ancestor that has it."""
+    tree.at("0::/app/worker/deep\n", v2_mount(point="{root}/cg"))
+    tree.v2("cg/app", 300 * MIB, kills=2)
+    (tree.root / "cg/app/worker/deep").mkdir(parents=True)
+
+
+def of_the_host(tree: Tree) -> None:
+    """In a namespace of its own the names on the way down to it are not told: its folder is the one that names this process."""
+    tree.at("0::/\n", v2_mount(root="/../..", point="{root}/cg"))
+    tree.v2("cg/system/app", 300 * MIB, kills=2)
+    tree.v2("cg/system/other", 5 * MIB)
+    tree.write("cg/system/other/cgroup.procs", "1\n0\n")
+    tree.write("cg/system/app/cgroup.procs", f"0\n{os.getpid()}\n")
+
+
+def of_the_host_v1(tree: Tree) -> None:
+    """The same in v1, and the process is further below."""
+    tree.at("4:memory:/inner\n", v1_mount(root="/.."))
+    tree.v1("cg/memory/docker/inner", 300 * MIB, kills=2)
+    tree.write("cg/memory/docker/inner/cgroup.procs", f"{os.getpid()}\n")
+
+
+def moved_out(tree: Tree) -> None:
+    """Into a sibling of its namespace's root, and the mount shows both."""
+    tree.at("0::/../app\n", v2_mount(root="/..", point="{root}/cg"))
+    tree.v2("cg/app", 300 * MIB, kills=2)
+
+
 def ancestor(tree: Tree) -> None:
     """The smallest limit on the way up counts."""
     tree.at("0::/a/b/c\n", v2_mount(point="{root}/cg"))
@@ -96,7 +127,17 @@ def ancestor(tree: Tree) -> None:
     tree.v2("cg/a", 300 * MIB)
 
 
-SEEN = [v2, v1, joined, hybrid, container_v1, container_v2, inside_a_container, spaces, colons, ancestor]
+def throttled(tree: Tree) -> None:
+    """memory.high is a limit, wherever it is the smaller one."""
+    tree.at("0::/a/b\n", v2_mount(point="{root}/cg"))
+    tree.v2("cg/a/b", 400 * MIB, kills=2)
+    tree.v2("cg/a", 350 * MIB, high=300 * MIB)
+
+
+SEEN = [
+    v2, v1, joined, hybrid, container_v1, container_v2, inside_a_container, spaces, colons, ancestor, throttled,
+    without_the_controller, of_the_host, of_the_host_v1, moved_out,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", SEEN, ids=lambda make: make.__name__)
@@ -122,6 +163,125 @@ def test_above_what_is_mounted(tree: Tree, path: str, said: Said) -> None:
     assert [cgroup.limit() for cgroup in cgroups] == [300 * MIB] * 2
     (line,) = said()
     assert f"the cgroup {path} can't be seen" in line
+
+
+def test_what_begins_above_its_namespace_and_is_not_found(tree: Tree, said: Said) -> None:
+    """The root's figures are everybody's: it has none, and one line says so."""
+    tree.at("0::/\n", v2_mount(root="/../..", point="{root}/cg"))
+    tree.v2("cg/system/other", 5 * MIB)
+
+    assert [find_cgroup(proc=tree.proc), find_cgroup(proc=tree.proc)] == [None, None]
+    (line,) = said()
+    assert "the cgroup / can't be seen below" in line
+    assert line.endswith("its limits and what it uses are not known")
+
+
+def level(limit: int, used: int | None) -> Level:
+    """One of no matter where."""
+    return Level(limit, f"{limit} of which {used}", used)
+
+
+@pytest.mark.parametrize(
+    ("levels", "which"),
+    [
+        pytest.param([level(300, 100)], 0, id="one"),
+        pytest.param([level(300, 100), level(400, 250)], 1, id="what others leave of an ancestor's"),
+        pytest.param([level(300, 100), level(400, 150)], 0, id="they leave more"),
+        pytest.param([level(300, 100), level(300, 100)], 0, id="the nearest of equals"),
+        pytest.param([level(3000, 1000), level(3000, 1010)], 0, id="which are read one after the other"),
+        pytest.param([level(300, 100), level(290, None)], 1, id="where nobody knows, the pool's own is used"),
+    ],
+)
+def test_the_tightest_level(levels: list[Level], which: int) -> None:
+    """The one with the smallest headroom, whose limit need not be the smallest."""
+    assert tightest(levels, 100) == levels[which]
+
+
+def test_none_of_no_levels() -> None:
+    """Nothing limits it."""
+    assert tightest([], 0) is None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_ancestors_limit_goes_with_its_use(tree: Tree, version: int) -> None:
+    """A parent of 400 MiB, of which a sibling uses 290, leaves less than the cgroup's own 300: both figures are the parent's."""
+    if version == 1:
+        tree.at("4:memory:/a/b\n", v1_mount())
+        tree.v1("cg/memory/a/b", 300 * MIB)
+        tree.v1("cg/memory/a", 400 * MIB, usage=390 * MIB)
+        tree.v1("cg/memory", NO_LIMIT_V1, usage=1000 * MIB)
+    else:
+        tree.at("0::/a/b\n", v2_mount(point="{root}/cg/memory"))
+        tree.v2("cg/memory/a/b", 300 * MIB)
+        tree.v2("cg/memory/a", 400 * MIB, usage=390 * MIB)
+    tree.write("proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n")
+
+    capacity = read_capacity(proc=tree.proc)
+
+    assert capacity.source == f"cgroup v{version} {tree.root}/cg/memory/a"
+    assert (capacity.limit, capacity.working_set) == (400 * MIB, 360 * MIB)
+    assert (capacity.others, capacity.room, capacity.held) == (290 * MIB, 110 * MIB, 70 * MIB)
+    assert capacity.effective == 300 * MIB
+    assert capacity.whence == f"{capacity.source}, others use 290 MiB"
+
+
+def test_memory_high_is_named(tree: Tree) -> None:
+    """Who reads the line looks for the file that has the figure."""
+    throttled(tree)
+
+    assert read_capacity(proc=tree.proc).source == f"memory.high of cgroup v2 {tree.root}/cg/a"
+
+
+def test_a_limit_above_what_is_mounted(tree: Tree) -> None:
+    """v1 tells the smallest limit of all ancestors, also of those that a container does not see; who else is below it, it does not."""
+    tree.at("4:memory:/docker/abc\n", v1_mount(root="/docker/abc"))
+    tree.v1("cg/memory", 300 * MIB, own=NO_LIMIT_V1)
+
+    capacity = read_capacity(proc=tree.proc)
+
+    assert (capacity.limit, capacity.held, capacity.others) == (300 * MIB, 70 * MIB, None)
+    assert capacity.whence == (f"a cgroup above {tree.root}/cg/memory that can't be seen; what others use below that limit can't be seen")
+
+
+def test_an_ancestor_that_does_not_count_its_children(tree: Tree) -> None:
+    """Before Linux 5.11 (memory.use_hierarchy): a limit below the smallest that holds does not hold."""
+    tree.at("4:memory:/a/b\n", v1_mount())
+    tree.v1("cg/memory/a/b", 300 * MIB)
+    tree.v1("cg/memory/a", 5 * MIB)
+
+    assert found(tree).limit() == 300 * MIB
+
+
+def test_others_use_the_machine(tree: Tree) -> None:
+    """What is available and what the pool holds is its room, also for a pool whose cgroup would allow more."""
+    tree.at("0::/app\n", v2_mount(point="{root}/cg"))
+    tree.v2("cg/app", 900 * MIB)
+    tree.write("proc/meminfo", f"MemTotal: {1000 * 1024} kB\nMemAvailable: {200 * 1024} kB\n")
+
+    capacity = read_capacity(proc=tree.proc, held=lambda: 60 * MIB)
+
+    assert (capacity.limit, capacity.source, capacity.others) == (1000 * MIB, "this machine's memory", 740 * MIB)
+    assert (capacity.room, capacity.held, capacity.effective) == (260 * MIB, 60 * MIB, 900 * MIB)
+
+
+def test_a_pool_that_shares_much_has_no_more_than_the_machine(tree: Tree) -> None:
+    """What its processes share may be counted for each: then nothing is left for others, and no less."""
+    tree.write("proc/meminfo", f"MemTotal: {1000 * 1024} kB\nMemAvailable: {200 * 1024} kB\n")
+
+    capacity = read_capacity(proc=tree.proc, held=lambda: 5000 * MIB)
+
+    assert (capacity.room, capacity.held) == (1000 * MIB, 800 * MIB)
+
+
+def test_the_cgroup_is_found_again(tree: Tree) -> None:
+    """When the process has been moved to another, and when its own is gone."""
+    v2(tree)
+    assert found(tree).path.endswith("app.service")
+    tree.v2("cg/elsewhere")
+    tree.write("proc/self/cgroup", "0::/elsewhere\n")
+    assert found(tree).path.endswith("elsewhere")
+    shutil.rmtree(tree.root / "cg/elsewhere")
+    assert find_cgroup(proc=tree.proc) is None
 
 
 def nothing(tree: Tree) -> None:
@@ -173,12 +333,13 @@ def test_capacity(tree: Tree, limit: int | str, total: int | None, expected: int
     if total is not None:
         tree.write("proc/meminfo", f"MemTotal: {total * 1024} kB\n")
 
-    capacity = read_capacity(proc=tree.proc)
+    capacity = read_capacity(proc=tree.proc, held=lambda: 50 * MIB)
 
     assert expected == capacity.limit
     own = expected == limit
     assert (f"cgroup v2 {tree.root}/cg/app" if own else "this machine's memory") == capacity.source
-    assert (70 * MIB if own else None) == capacity.working_set
+    assert (70 * MIB if own else 50 * MIB) == capacity.held
+    assert (0 if own else None) == capacity.others
 
 
 def test_nothing_is_known(tree: Tree) -> None:
@@ -228,7 +389,7 @@ def test_files_that_vanish(tree: Tree, said: Said) -> None:
         path.unlink()
 
     assert (cgroup.limit(), cgroup.usage(), cgroup.working_set(), cgroup.oom_kills()) == (None, None, None, None)
-    assert said() == [f"{cgroup.path}/memory.current can't be read: what the pool has in use is unknown"]
+    assert said() == [f"{cgroup.path}/memory.current can't be read: what is in use there is unknown"]
 
 
 def test_statistics_that_vanish(tree: Tree) -> None:

@@ -27,15 +27,33 @@ class Tree:
         self.write("proc/self/cgroup", cgroup)
         self.write("proc/self/mountinfo", "22 1 254:1 / / rw,relatime - ext4 /dev/vda rw\n" + "\n".join(mounts) + "\n")
 
-    def v2(self, folder: str, limit: str | int = "max", usage: int = 100 * MIB, inactive: int = 30 * MIB, kills: int = 0) -> None:
+    def v2(
+        self,
+        folder: str,
+        limit: str | int = "max",
+        usage: int = 100 * MIB,
+        inactive: int = 30 * MIB,
+        kills: int = 0,
+        high: str | int = "max",
+    ) -> None:
         """The memory files of one v2 cgroup."""
         self.write(f"{folder}/memory.max", f"{limit}\n")
+        self.write(f"{folder}/memory.high", f"{high}\n")
         self.write(f"{folder}/memory.current", f"{usage}\n")
         self.write(f"{folder}/memory.stat", f"anon 1000\nfile 2000\ninactive_file {inactive}\nactive_file 5\n")
         self.write(f"{folder}/memory.events", f"low 0\nhigh 0\nmax 7\noom 3\noom_kill {kills}\noom_group_kill 0\n")
 
-    def v1(self, folder: str, limit: int = NO_LIMIT_V1, usage: int = 100 * MIB, inactive: int = 30 * MIB, kills: int = 0) -> None:
-        """The memory files of one v1 cgroup."""
+    def v1(
+        self,
+        folder: str,
+        limit: int = NO_LIMIT_V1,
+        usage: int = 100 * MIB,
+        inactive: int = 30 * MIB,
+        kills: int = 0,
+        own: int | None = None,
+    ) -> None:
+        """The memory files of one v1 cgroup; `own` is its own limit, where that is not the smallest of all."""
+        self.write(f"{folder}/memory.limit_in_bytes", f"{limit if own is None else own}\n")
         self.write(f"{folder}/memory.usage_in_bytes", f"{usage}\n")
         self.write(
             f"{folder}/memory.stat",

@@ -18,18 +18,21 @@ _numbers = itertools.count()
 
 
 @pytest.fixture
-def cgroup() -> Iterator[Callable[[int], Sandbox]]:
-    """cgroup(limit): a child memory cgroup with a limit in bytes, removed after the test. Ask for it before `serve`."""
+def cgroup() -> Iterator[Callable[..., Sandbox]]:
+    """cgroup(limit): a child memory cgroup with a limit in bytes, removed after the test. Ask for it before `serve`.
+
+    cgroup(limit, inside): one inside of another, whose limit may be None.
+    """
     need(os.geteuid() == 0, "only root makes cgroups")
     need(find_cgroup() is not None, "no memory controller is mounted")
     made: list[Sandbox] = []
 
-    def make(limit: int) -> Sandbox:
-        made.append(Sandbox(f"oomsafe-test-{os.getpid()}-{next(_numbers)}", limit))
+    def make(limit: int | None, inside: Sandbox | None = None) -> Sandbox:
+        made.append(Sandbox(f"oomsafe-test-{os.getpid()}-{next(_numbers)}", limit, inside))
         return made[-1]
 
     yield make
-    for sandbox in made:
+    for sandbox in reversed(made):
         until(lambda sandbox=sandbox: _removed(sandbox), f"{sandbox.cgroup.path} can be removed")
 
 

@@ -40,6 +40,18 @@ def test_leaking_children_are_recycled_between_tasks(celery: Start, broker: str)
     assert node.process.poll() is None
 
 
+def test_a_child_s_last_task_is_counted(celery: Start) -> None:
+    """With worker_max_tasks_per_child=1 each task is one, and what it grew its child by is counted, too."""
+    node = celery(argv=("--max-tasks-per-child", "1"), soft_limit="1GiB").ready()
+
+    assert node.ask(LEAKING.format(tasks=4, kib=2048)) == list(range(4))
+
+    until(lambda: node.pool().totals.work == 4, "all are counted")
+    routes = node.pool().totals.routes.values()  # two children that meet at the list of names count under another, this once
+    assert sum(sum(row[1:]) for row in routes) == 4
+    assert sum(row[0] for row in routes) > 6 * MIB
+
+
 @pytest.mark.parametrize("broker", BROKERS)
 def test_children_die_before_mainprocess(celery: Start, broker: str) -> None:
     """Each child's score is 300 above its parent's, and its name is one that the kernel's report can be matched by."""
@@ -132,14 +144,53 @@ def test_celery_s_own_setting_is_left_alone(celery: Start) -> None:
     assert len(node.lines("worker_max_memory_per_child=500000 is left alone")) == 1
 
 
-def test_connected_by_hand(celery: Start) -> None:
-    """Without install(), the child's score is raised, and what can't be done that way is said."""
+@pytest.mark.parametrize("broker", ["redis", "filesystem"])
+def test_connected_by_hand(celery: Start, broker: str) -> None:
+    """Celery's own signal, without install(): each child's score is raised, it is recycled between two tasks, and no task is lost.
+
+    What takes MainProcess is said once, whatever the number of children.
+    """
+    env = {"BY_HAND": "1", "OOMSAFE_SOFT_LIMIT": "120MiB", "OOMSAFE_MIN_LIFETIME": "0"}
+    node = celery(broker, install=False, env=env).ready()
+    _, score, _ = node.ask("result = proj.about.delay().get(timeout=30)")
+    assert score >= int(Path(f"/proc/{node.pid}/oom_score_adj").read_text()) + 300
+
+    assert node.ask(LEAKING.format(tasks=240, kib=1280), seconds=120) == list(range(240))
+
+    recycled = node.lines(" recycling: ")
+    assert len(recycled) >= 3
+    assert all("tasks; largest growth in one of them: proj.leak[" in line for line in recycled)
+    assert len(node.lines("oomsafe guards each child by itself: soft limit 120 MiB")) == 1
+    assert len(node.lines("] received")) == 241
+    assert not node.lines("oomsafe failed")
+
+
+def test_connected_by_hand_a_memory_error_is_the_task_s_own(celery: Start) -> None:
+    """So it does not end MainProcess."""
     node = celery(install=False, env={"BY_HAND": "1"}).ready()
 
-    _, score, _ = node.ask("result = proj.about.delay().get(timeout=30)")
+    asked = "one = proj.out_of_memory.delay('plain'); one.get(timeout=30, propagate=False); result = one.state"
+    assert node.ask(asked) == "FAILURE"
+    assert node.ask("result = proj.leak.delay(7, 1).get(timeout=30)") == 7
+    assert node.process.poll() is None
 
-    assert score >= int(Path(f"/proc/{node.pid}/oom_score_adj").read_text()) + 300
-    assert node.lines("to have it recycled, call oomsafe.celery.install(app)")
+
+def test_connected_by_hand_beside_install(celery: Start) -> None:
+    """The signal changes nothing: the score is raised once."""
+    node = celery(soft_limit="1GiB", env={"BY_HAND": "1"}).ready()
+
+    _, score, comm = node.ask("result = proj.about.delay().get(timeout=30)")
+
+    assert score == int(Path(f"/proc/{node.pid}/oom_score_adj").read_text()) + 300
+    assert comm.startswith("oomsafe-w")
+    assert not node.lines("by itself")
+
+
+def test_connected_by_hand_where_there_is_no_child(celery: Start) -> None:
+    """A solo node sends the signal, too: that nothing is measured there is said."""
+    node = celery(install=False, argv=("-P", "solo"), env={"BY_HAND": "1"}).ready()
+
+    assert node.lines("here nothing is measured: call oomsafe.celery.install(app)")
 
 
 def test_other_pools_are_left_alone(celery: Start) -> None:

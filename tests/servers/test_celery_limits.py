@@ -58,6 +58,14 @@ def test_a_balloon_is_stopped_at_its_limit(celery: Start, broker: str, how: str,
     assert node.ask("result = proj.leak.delay(7, 1).get(timeout=30)") == 7
 
 
+@pytest.mark.parametrize("pool", ["prefork", "processes"])
+def test_installed_before_the_app_is_configured(celery: Start, pool: str) -> None:
+    """As application factories do, and the pool asked for by either of its names: tasks are stopped at their limits all the same."""
+    node = celery(env={"INSTALL_FIRST": "1"}, argv=("-P", pool), soft_limit="1GiB").ready()
+
+    assert balloon(node)[:2] == ["FAILURE", "MemoryLimitExceeded"]
+
+
 @pytest.mark.parametrize("broker", BROKERS)
 def test_the_stopped_are_told_and_logged_with_task_and_child(celery: Start, broker: str) -> None:
     """How many, and the last eight, the latest first; an id that somebody chose is printable and short there."""

@@ -9,12 +9,16 @@ import socket
 import pytest
 from draining import ASYNCIO, CONCURRENT, alone, drain, ended, kept, sent
 from serving import APPS, CLASSES, until
-from versions import loses_none
+from versions import has_class, loses_none
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as websocket
 
 #: The user's own hook.
 WORKER_EXIT = 'def worker_exit(server, worker):\n    worker.log.info("[%d] the user\'s worker_exit", worker.pid)\n'
+
+#: It waits for what is idle by itself, for some time.
+LINGERS = "import gunicorn.workers.gthread\ngunicorn.workers.gthread.STOP_KEEPALIVE_LINGER = 30\ngraceful_timeout = 30"
+GTHREAD = pytest.param("gthread", LINGERS, id="gthread")
 
 REQUESTS = {
     "HTTP/1.1": b"GET /pid HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -38,6 +42,19 @@ def test_a_kept_alive_connection_is_open_until_its_next_request_is_answered(serv
         assert response.read().decode() == str(pid)
         assert response.getheader("Connection") == "close"
         ended(gunicorn, pid)
+
+
+@pytest.mark.parametrize(("worker_class", "settings"), [GTHREAD, *ASYNCIO])
+def test_an_idle_connection_is_closed_by_a_worker_whose_memory_holds_the_pool_up(serve, worker_class, settings):
+    """Over the budget, no other worker can be had until it is gone: it ends long before its grace period."""
+    has_class(worker_class)
+    loses_none(worker_class)
+    gunicorn = alone(serve, worker_class, f"{settings}\nkeepalive = 60", budget="120MiB")
+    with kept(gunicorn) as idle:
+        pid = drain(gunicorn)
+        ended(gunicorn, pid, seconds=10)
+
+        assert idle.sock.recv(1) == b""
 
 
 @pytest.mark.parametrize(("worker_class", "settings"), CONCURRENT)

@@ -178,3 +178,14 @@ def test_a_failure_is_said_once(guard: Guard, monkeypatch: pytest.MonkeyPatch, s
         serve(app, "/")
 
     assert len([line for line in said() if line.startswith("oomsafe failed in")]) == 1
+
+
+@override_settings(OOMSAFE={"jitter": 0}, OOMSAFE_SOFT_LIMIT="80MiB")
+def test_a_setting_by_the_variable_s_name(said: Callable[[], list[str]]) -> None:
+    """Nobody reads it, and a line says how to write it."""
+    WSGIHandler()
+
+    assert said() == [
+        'OOMSAFE_SOFT_LIMIT in the settings does nothing: write OOMSAFE = {"soft_limit": ...}, '
+        "or set OOMSAFE_SOFT_LIMIT in the environment of the server"
+    ]

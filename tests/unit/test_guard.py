@@ -17,7 +17,7 @@ from oomsafe.policy.decide import SETTLED_FOR, SETTLED_WORKERS
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.reclaim import RECLAIM_EVERY
 from oomsafe.policy.settings import Policy
-from oomsafe.pool import gauge, layout, reclaim
+from oomsafe.pool import gauge, layout, pressure, reclaim
 from oomsafe.pool import guard as module
 from oomsafe.pool.guard import LOOK_AGAIN, Guard
 from oomsafe.pool.scoreboard import Scoreboard
@@ -36,7 +36,7 @@ def recycled() -> list[str]:
 def guarded(recycled: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Guard, Memory]]:
     """Makes a guard of 50 MiB with a soft limit of 100 MiB, and the memory that it sees."""
     # the pool's working set is not this machine's
-    monkeypatch.setattr(module, "read_capacity", lambda: HERE)
+    monkeypatch.setattr(pressure, "read_capacity", lambda **_: HERE)
 
     def make(*, rss: int | None = 50 * MIB, board: Scoreboard | None = None, alone: bool = False, **policy: Any) -> tuple[Guard, Memory]:
         memory = Memory(rss)
@@ -574,7 +574,7 @@ def test_a_leak_in_a_pool_over_budget_is_no_lazy_load(
     guarded: Any, clock: Clock, recycled: list[str], said: Said, board: Scoreboard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over its budget the pool waits for nobody's age; a worker that went at once has not shown that it does not leak."""
-    monkeypatch.setattr(module, "read_capacity", lambda: Capacity(1000 * MIB, "here", working_set=950 * MIB))
+    monkeypatch.setattr(pressure, "read_capacity", lambda **_: Capacity(1000 * MIB, "here", working_set=950 * MIB))
     for _ in range(6):
         guard, memory = guarded(board=board, min_lifetime=10)
         for size in (70, 90, 110, 130):
@@ -599,7 +599,7 @@ def test_what_a_budget_is_compared_with(
 ) -> None:
     """A worker that is over its limit while it is young stays, unless the pool is over its budget. Of a real process: this one."""
     capacity = Capacity(1000 * MIB, source, working_set=950 * MIB)
-    monkeypatch.setattr(module, "read_capacity", lambda: capacity)
+    monkeypatch.setattr(pressure, "read_capacity", lambda **_: capacity)
     own = held_of(os.getpid())
     assert own is not None
     guard, memory = guarded(min_lifetime=10, budget=budget if isinstance(budget, str) else int(own * budget))
@@ -637,7 +637,7 @@ def test_what_fails_once_a_second_keeps_nothing_from_being_decided(
     def broken(*_: object) -> None:
         raise RuntimeError("blocking call")
 
-    monkeypatch.setattr(guard._thresholds, "follow_pool", broken)
+    monkeypatch.setattr(guard._thresholds, "follow", broken)
     monkeypatch.setattr(module, "read_score", broken)
     for _ in range(3):
         clock.go(1)

@@ -182,6 +182,33 @@ def test_the_machine_turns_soft_and_hard_round() -> None:
     assert warnings == ["soft_limit 922 MiB is not below hard_limit 500 MiB on this machine: 450 MiB is used in its place"]
 
 
+def test_others_are_in_the_way() -> None:
+    """Of 1000 MiB others use 400: a share of the budget is one of the rest; the limits of one worker are shares of what none can pass."""
+    capacity = Capacity(1000 * MIB, "here", supervisor_rss=40 * MIB, workers=2, others=400 * MIB, smallest=800 * MIB)
+
+    limits, warnings = resolve_limits(Policy(hard_limit="50%"), capacity)
+
+    assert (limits.budget, limits.soft, limits.hard) == (540 * MIB, 250 * MIB, 400 * MIB)
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected", "warned"), [("500MiB", 500 * MIB, 0), ("700MiB", int(600 * MIB * 0.9), 0), ("1GiB", int(600 * MIB * 0.9), 1)]
+)
+def test_a_budget_in_bytes_that_others_leave_no_room_for(budget: str, expected: int, warned: int) -> None:
+    """It is what there is; said only where it could never have been more."""
+    limits, warnings = resolve_limits(Policy(budget=budget, soft_limit="9MiB"), Capacity(1000 * MIB, "here", others=400 * MIB))
+
+    assert (limits.budget, len(warnings)) == (expected, warned)
+
+
+def test_others_that_leave_nothing_are_named() -> None:
+    """Who can't have auto is told why."""
+    _, warnings = resolve_limits(Policy(), Capacity(1000 * MIB, "here", supervisor_rss=95 * MIB, others=900 * MIB))
+
+    assert "the budget is 90.0 MiB (others use 900 MiB of 1000 MiB)" in warnings[0]
+
+
 @pytest.mark.parametrize(
     ("maximum", "workers", "expected"),
     [(1, 1, 1), (3, 10, 3), ("25%", 8, 2), ("25%", 9, 2), ("25%", 2, 1), ("100%", 5, 5), ("1%", 0, 1)],

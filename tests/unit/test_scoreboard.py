@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -245,8 +247,68 @@ def test_slots_of_the_dead_are_used_again(board: Scoreboard) -> None:
     assert board.read().totals.work == 2
 
 
-def test_no_room(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_grows(board: Scoreboard) -> None:
+    """Twice as many slots when all are taken by the living: for workers that are there already, for new ones, and for readers."""
+    first = taken(board)
+    reader = Scoreboard.open(str(board.path))
+    before = [taken(board) for _ in range(board.slots - 1)]
+
+    def see(line: Line) -> None:
+        line.say("forked before it grows")
+        line.hear()
+        line.say(str(board.others(first)[0] + len(board.read().workers)))
+
+    with Child(see) as child:
+        child.hear()
+        new = taken(board)
+        for slot in (first, *before, new):
+            slot.claim()
+        child.say("it has grown")
+
+        assert (new.number, new.generation, board.slots) == (32, 33, 64)
+        assert child.hear() == str(32 + 33)
+    assert len(reader.read().workers) == len(board.read().workers) == 33
+    joined = Scoreboard.join(str(board.path))
+    joined.slot(new.number, new.generation).take_up(7, 100)
+    assert [(work.number, work.ticket) for work in board.in_hand()] == [(32, 7)]
+    reader.close()
+    joined.close()
+
+
+def test_where_there_is_no_memory_it_does_not_grow(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor beyond what is mapped."""
+    for _ in range(board.slots):
+        taken(board)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoreboard.backing, "enlarge", full)
+        assert board.reserve() is None
+    assert board.has_room
+    while board.has_room:
+        taken(board)
+    assert board.reserve() is None
+    assert board.slots == layout.SLOTS_MAX
+
+
+def test_no_file_may_be_so_long() -> None:
+    """RLIMIT_FSIZE: then there are as many slots as at first."""
+
+    def make() -> tuple[list[str], str | None, int]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        board, warnings = Scoreboard.create(2, "test")
+        made = sum(board.reserve() is not None for _ in range(40))
+        board.remove()
+        return warnings, board.path, made
+
+    assert in_child(make) == ([], None, 32)
+
+
+def test_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """When all slots are taken by the living there is none; one that was never claimed is free after a minute."""
+    board = Scoreboard.private(3)
     slots = [taken(board) for _ in range(board.slots)]
     assert board.reserve() is None
 
@@ -458,7 +520,8 @@ def test_what_a_worker_writes_takes_no_slot(board: Scoreboard, byte: bytes) -> N
 
     again = [taken(board) for _ in range(board.slots)]
     assert [slot.generation for slot in again] == list(range(board.slots + 1, 2 * board.slots + 1))
-    assert board.reserve() is None
+    assert (taken(board).number, board.slots) == (32, 64)
+    assert Scoreboard.look(str(board.path)) is not None
 
 
 def test_totals_stay_at_their_end(board: Scoreboard) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from unit.test_units import check_error, example_in
 
 from oomsafe.errors import ConfigError
-from oomsafe.policy.settings import OTHER_VARIABLES, READERS, Policy, load_policy
+from oomsafe.policy.settings import OTHER_VARIABLES, READERS, Policy, came_too_late, load_policy, misplaced, set_in
 from oomsafe.policy.units import MIB, Percent
 
 DEFAULTS: dict[str, Any] = {
@@ -262,3 +262,33 @@ def test_a_policy_can_not_be_changed() -> None:
 
     assert Policy(jitter=0) == Policy(jitter=0)
     assert hash(Policy(jitter=0)) == hash(Policy(jitter=0))
+
+
+@pytest.mark.parametrize(
+    ("environ", "late"),
+    [
+        ({}, None),
+        ({"OOMSAFE_SOFT_LIMIT": "80MiB"}, None),
+        ({"OOMSAFE_SOFT_LIMIT": "80MiB", "OOMSAFE_BUDGET": " ", "OOMSAFE_SCOREBOARD": "/x", "SOFT_LIMIT": "1"}, None),
+        ({"OOMSAFE_SOFT_LIMIT": "90MiB"}, "OOMSAFE_SOFT_LIMIT does nothing: it was set by the app"),
+        ({"OOMSAFE_JITTER": "0", "OOMSAFE_BUDGET": "1GiB"}, "OOMSAFE_BUDGET, OOMSAFE_JITTER do nothing: they were set by the app"),
+    ],
+)
+def test_variables_that_come_too_late(environ: dict[str, str], late: str | None) -> None:
+    """What has been read already, what is empty, and what is no field is not late."""
+    read = set_in({"OOMSAFE_SOFT_LIMIT": "80MiB", "OOMSAFE_SINGLE": "exit", "OOMSAFE_BUDGET": ""})
+
+    line = came_too_late(read, environ, "give it to the server")
+
+    assert read == {"OOMSAFE_SOFT_LIMIT": "80MiB"}
+    assert line == (late and f"{late}, which is loaded after the pool's policy has been read; give it to the server")
+
+
+def test_settings_in_a_framework_s_place() -> None:
+    """In any case, but only what would be a setting; OOMSAFE itself is Django's."""
+    names: list[Any] = ["OOMSAFE", "OOMSAFE_SOFT_LIMIT", "oomsafe_budget", "oomsafe_x", "DEBUG", 3]
+
+    assert misplaced(names, "the settings", "write {field}, or {variable}") == [
+        "OOMSAFE_SOFT_LIMIT in the settings does nothing: write soft_limit, or OOMSAFE_SOFT_LIMIT",
+        "oomsafe_budget in the settings does nothing: write budget, or OOMSAFE_BUDGET",
+    ]

@@ -1,0 +1,65 @@
+"""A child of stock Celery's prefork pool, whose MainProcess knows nothing of us: what it can do by itself."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+from billiard.pool import Worker
+from billiard.process import current_process
+
+from oomsafe.celery.child import Guarded
+from oomsafe.celery.task_loop import TaskLoop
+from oomsafe.kernel.capacity import read_capacity
+from oomsafe.kernel.process import rss_of
+from oomsafe.policy.settings import Policy, load_policy
+from oomsafe.policy.units import format_size
+from oomsafe.pool.current import set_guard
+from oomsafe.pool.guard import Guard
+from oomsafe.pool.log import log
+from oomsafe.pool.seat import raise_own_score
+from oomsafe.pool.siblings import Siblings
+
+#: What is said once for all children of a node, whatever their number.
+SAID = b"celery"
+
+
+def guard_child() -> None:
+    """Called by Celery before billiard's loop begins: from its first idle moment on this child is measured, and recycled.
+
+    In a pool whose tasks run in this process there is no such loop: only its score is raised. Raises ConfigError.
+    """
+    worker = getattr(current_process(), "_target", None)
+    if isinstance(worker, Guarded):
+        return  # install() has been here
+    policy, warnings = load_policy(os.environ, {})
+    raise_own_score(policy)
+    if not isinstance(worker, Worker):
+        log.warning("worker_process_init guards children of the prefork pool; here nothing is measured: call oomsafe.celery.install(app)")
+        return
+    loop = TaskLoop(None, lambda: _begins(loop, policy, warnings))
+    loop.run_in(worker)
+
+
+def _begins(loop: TaskLoop, policy: Policy, warnings: Any) -> None:
+    """The child waits for its first task: what it has now is what it needs."""
+    siblings = Siblings(None)
+    parent = os.getppid()
+    capacity = read_capacity(supervisor_rss=rss_of(parent), workers=siblings.counted or 1)
+    # nothing to be called when it is to end: it asks before each task
+    make = partial(Guard, policy, recycle=_nothing, unit="tasks", capacity=capacity, parent=parent, siblings=siblings)
+    loop.guard = guard = make()
+    set_guard(guard)
+    if siblings.first_to_say(SAID):
+        for warning in warnings:
+            log.warning("%s", warning)
+        log.info(
+            "oomsafe guards each child by itself: soft limit %s, recycled between two tasks%s. Limits of tasks, the verdict on a death, "
+            "the end of poison loops, a budget and inspect memory take MainProcess: call oomsafe.celery.install(app)",
+            format_size(guard.limits.soft), "; dry run: nothing will be done" if policy.dry_run else "",
+        )  # fmt: skip
+
+
+def _nothing() -> None:
+    """What a guard calls where there is nothing to be done at once."""

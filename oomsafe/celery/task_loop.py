@@ -1,0 +1,137 @@
+"""The loop of one of billiard's workers: its child is measured from task to task, and recycled between two of them."""
+
+from __future__ import annotations
+
+import select
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+from billiard.pool import EX_RECYCLE
+
+from oomsafe.celery.contained import in_words, memory_error_in
+from oomsafe.celery.errors import info_of
+from oomsafe.pool.guard import Guard
+from oomsafe.pool.log import attempt, failed
+from oomsafe.pool.meter import PUBLISH_EVERY, Work
+
+
+class Tasks(Protocol):
+    """Who has to know in a child when a task begins and ends."""
+
+    def take_up(self, name: str, ticket: int, task_id: str, args: tuple[Any, ...]) -> None:
+        """Inside of a task from now on; `args` are those of Celery's tracer."""
+
+    def put_down(self, of_its_own: bool) -> None:
+        """Out of it; `of_its_own`: it has come to an end, a failure or another, and was not ended."""
+
+
+class TaskLoop:
+    """Of one child. `guard` None: it is not measured, and no MemoryError of a task leaves it all the same."""
+
+    def __init__(self, tasks: Tasks | None, begins: Callable[[], None]) -> None:
+        """`begins` is called at the first idle moment: all that is loaded before the first task is loaded by then."""
+        self.guard: Guard | None = None
+        self._tasks = tasks
+        self._begins: Callable[[], None] | None = begins
+        self._work: Work | None = None
+        self._pipe: select.poll | None = None
+
+    def run_in(self, worker: Any) -> None:
+        """Between two tasks of billiard's `worker`, and behind its last. In the child, before its loop begins."""
+        wait_for_job, reader = worker.wait_for_job, getattr(worker.inq, "_reader", None)
+        if reader is not None:
+            # billiard's own reader.poll() makes a new one each time, for ten times the price
+            self._pipe = select.poll()
+            self._pipe.register(reader.fileno(), select.POLLIN)
+
+        # what every task pays is written out here and below: each call of ours costs a child three times what it costs in a loop
+        def between_two_tasks() -> Any:
+            work, self._work = self._work, None
+            if work is not None:
+                work.meter.end(work)
+            elif self._begins is not None:
+                begins, self._begins = self._begins, None
+                attempt("the first idle moment", "Celery", begins)
+            self._idle()
+            request = wait_for_job()
+            if request:
+                try:
+                    return self._begun(request)
+                except Exception as error:
+                    failed("the begin of a task", "Celery", error)
+            return request
+
+        worker.wait_for_job = between_two_tasks
+        worker.workloop = partial(self._to_its_end, worker.workloop)
+
+    def _to_its_end(self, workloop: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """billiard's loop, which waits for no task behind its last (worker_max_tasks_per_child)."""
+        try:
+            return workloop(*args, **options)
+        finally:
+            attempt("a child's end", "Celery", self._ends)
+
+    def _ends(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            work.meter.end(work)
+        if self.guard is not None:
+            self.guard.retire()
+
+    def _idle(self) -> None:
+        """Until a task comes. billiard would sleep in its read, and what this child has left would not be seen, nor would it end."""
+        guard = self.guard
+        while guard is not None:
+            if guard.leaving:
+                guard.retire()
+                # not a bare SystemExit: what billiard has put in its place tells the parent why
+                sys.exit(EX_RECYCLE)
+            if self._pipe is None or self._pipe.poll(PUBLISH_EVERY * 1000):
+                return  # or the pipe is closed: billiard's own read finds that out
+            guard.tick()
+
+    def _begun(self, request: Any) -> Any:
+        """A task has come: it is in flight from now on, and a MemoryError of its stays in this process."""
+        kind, (job, i, function, args, kwargs) = request
+        name, task_id = (str(args[0]), str(args[1])) if len(args) > 1 else ("?", "?")
+        if self.guard is not None:
+            self._work = self.guard.begin(f"{name}[{task_id}]".encode("utf-8", "replace"))
+            self._work.route = name
+        # job numbers begin with 0, which is no ticket
+        return kind, (job, i, _Contained(function, name, self._tasks, job + 1, task_id), args, kwargs)
+
+
+class _Contained:
+    """A task's tracer, out of which no MemoryError comes."""
+
+    def __init__(self, function: Callable[..., Any], name: str, tasks: Tasks | None, ticket: int, task_id: str) -> None:
+        self._function = function
+        self._name = name
+        self._tasks = tasks
+        self._ticket = ticket
+        self._task_id = task_id
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        tasks = self._tasks
+        try:
+            if tasks is None:
+                result = self._function(*args, **kwargs)
+            else:
+                tasks.take_up(self._name, self._ticket, self._task_id, args)
+                of_its_own = False
+                try:
+                    result = self._function(*args, **kwargs)
+                    of_its_own = True
+                except Exception:
+                    of_its_own = True
+                    raise
+                finally:
+                    tasks.put_down(of_its_own)
+        except MemoryError as error:
+            problem = in_words(self._name, error)
+        else:
+            found = memory_error_in(result)
+            return result if found is None else (result[0], info_of(in_words(self._name, found)), *result[2:])
+        raise problem

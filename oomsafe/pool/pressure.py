@@ -1,0 +1,73 @@
+"""Whether the pool's memory is about to run out, as one of its workers sees it. Looked at only by who is over its limit, or leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from oomsafe.kernel.capacity import read_capacity
+from oomsafe.policy.decide import holds_up, is_out, is_short
+from oomsafe.policy.settings import Policy
+from oomsafe.policy.trend import Growth
+from oomsafe.pool.neighbours import Neighbours
+from oomsafe.pool.thresholds import Thresholds
+
+if TYPE_CHECKING:
+    from oomsafe.pool.usage import Usage
+    from oomsafe.pool.view import PoolView
+
+#: Seconds between two looks: the kernel is asked each time.
+SHORT_EVERY = 0.05
+
+#: Seconds for which a connection that is kept alive must have been idle, to be closed by a worker that holds the others up.
+IDLE_MOMENT = 0.03
+
+
+class Pressure:
+    """One worker's view; used under its guard's lock, and once it leaves by its drain alone."""
+
+    def __init__(self, policy: Policy, thresholds: Thresholds, neighbours: Neighbours, pool: Callable[[], PoolView]) -> None:
+        self._policy = policy
+        self._thresholds = thresholds
+        self._neighbours = neighbours
+        self._pool = pool
+        self._usage: Usage | None = None
+        self._again = self._holds_up_again = 0.0
+        self._growth = Growth()
+        self._holds_up = False
+        self.short = False
+        """The pool is over its budget, or about to be."""
+        self.out = False
+        """The kernel is about to kill."""
+
+    def look(self, now: float, growth: Growth) -> None:
+        """This worker is over its limit, and grows so fast."""
+        if now < self._again:
+            return
+        self._again = now + SHORT_EVERY
+        # the others are taken to grow as this one does
+        self._growth, boot = growth.times(self._neighbours.workers or 1), self._neighbours.boot
+        used, budget, held, limit = self._read(now)
+        self.short = is_short(used, budget, self._growth, boot)
+        self.out = is_out(held, limit, self._growth)
+
+    def forget(self) -> None:
+        """It is below its limit: nothing of the pool concerns it."""
+        self.short = self.out = False
+        self._growth = Growth()
+
+    def holds_up(self, now: float) -> bool:
+        """Whether what this worker holds while it leaves is what keeps the pool from serving: then it must not wait for what is no work."""
+        if now >= self._holds_up_again:
+            self._holds_up_again = now + SHORT_EVERY
+            used, budget, _, _ = self._read(now)
+            self._holds_up = holds_up(used, budget, self._growth, self._neighbours.boot, self._thresholds.baseline)
+        return self._holds_up
+
+    def _read(self, now: float) -> tuple[int | None, int | None, int | None, int | None]:
+        """(used, budget, held, limit), as the budget counts and as the kernel does; bytes, None for what is not known."""
+        from oomsafe.pool.usage import Usage, pids_of, resident  # here: most workers are never over their limit
+
+        self._usage = self._usage or Usage()
+        budget, capacity = self._thresholds.budget, read_capacity(held=lambda: resident(pids_of(self._pool())))
+        return self._usage.of(self._policy, capacity, budget, self._pool, now), budget, capacity.working_set, capacity.limit

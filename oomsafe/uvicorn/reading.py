@@ -1,0 +1,23 @@
+"""The policy of a uvicorn: read once it has its own configuration, whose --env-file has its part in the environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from oomsafe.errors import ConfigError
+from oomsafe.policy.settings import Policy, load_policy
+
+#: How one gives uvicorn a variable in time.
+GIVE_IT = "give it to uvicorn, in the environment that it is started with or in its --env-file, or to oomsafe.uvicorn.run()"
+
+
+def read_policy(keywords: Mapping[str, Any]) -> tuple[Policy, list[str]]:
+    """The policy, and warnings to log. A setting that can't be right is one line on stderr, and nothing starts: raises SystemExit."""
+    try:
+        return load_policy(os.environ, keywords)
+    except ConfigError as error:
+        print(f"oomsafe: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
