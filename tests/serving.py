@@ -136,6 +136,10 @@ class Server:
         )
         return self
 
+    def look_anew(self) -> None:
+        """Forget the scoreboard that was found: its process has another."""
+        self._board = None
+
     def pool(self) -> PoolView:
         """The pool as its scoreboard shows it; it can be read, too, after its file is gone."""
         if self._board is None:

@@ -107,6 +107,7 @@ class Plugin:
             "post_worker_init": (self.post_worker_init, False),
             "worker_exit": (self.worker_exit, False),
             "child_exit": (self.child_exit, False),
+            "on_exit": (self.on_exit, False),
             # gunicorn before 25 has none of these, and takes no notice
             "on_dirty_starting": (self.on_dirty_starting, True),
             "dirty_post_fork": (self.dirty_post_fork, True),
@@ -234,6 +235,13 @@ class Plugin:
         """In the arbiter, after it has reaped a worker."""
         if self._supervisor is not None:
             self._supervisor.release(_slot(worker))
+
+    def on_exit(self, server: Any) -> None:
+        """In the arbiter, at its end; its process may run another one afterwards."""
+        if self._supervisor is not None and self.running:
+            atexit.unregister(self._supervisor.close)
+            self._supervisor.close()
+            self._supervisor = None
 
     def on_dirty_starting(self, arbiter: Any) -> None:
         """In the dirty arbiter, a fork of the arbiter, before its first fork."""

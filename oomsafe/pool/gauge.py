@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oomsafe.kernel.process import Shares, awaits_writing, shared_out
+from oomsafe.kernel.process import Shares, awaits_writing, file_dirty_of, shared_out
 from oomsafe.policy.readers import Metric
 
 #: Seconds between two samples of private, pss and uss: one holds the process's mmap_lock for 2.5 ms a GiB.
@@ -19,8 +19,9 @@ class Gauge:
         self.shares: Shares | None = None
         """At the last sample; None before there is one, and where none can be had."""
         self._before = 0
-        """What was held at it, without dirty file pages."""
+        """What was held at it, without file pages."""
         self._dirty = 0
+        self._dirty_at = float("-inf")
         self._sample_at = float("-inf")
 
     def read(self, metric: Metric, held: int, at_least: float, now: float) -> int:
@@ -35,18 +36,20 @@ class Gauge:
         if shares is None:
             return held
         figure = shares.private if metric == "private" else shares.pss if metric == "pss" else shares.uss
-        return max(0, figure + held - self._dirty - self._before)
+        return max(0, figure + held - self._before)
 
     def file_dirty(self, held: int, rss: int, at_least: float, now: float) -> int:
-        """Bytes of the process's file pages that must be written before they can be dropped; `held` counts what it gave before.
+        """Bytes of file pages that the process has written to and the kernel can't drop yet; `held` counts what this gave before.
 
         0 where they can't lift that above `at_least`: what is resident bounds them, and what the whole machine has to write,
         which costs no walk.
         """
-        held -= self._dirty
         bound = awaits_writing() if rss > at_least else 0
-        shares = None if bound is not None and held + bound <= at_least else self._sample(held + self._dirty, now)
-        self._dirty = 0 if shares is None else shares.file_dirty
+        if bound is not None and held - self._dirty + bound <= at_least:
+            self._dirty = 0
+        elif now >= self._dirty_at:
+            self._dirty_at = now + SAMPLE_EVERY
+            self._dirty = file_dirty_of() or 0
         return self._dirty
 
     def forget(self) -> None:

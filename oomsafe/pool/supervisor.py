@@ -274,8 +274,10 @@ class Supervisor:
                 log.warning("%s", error)
 
     def close(self) -> None:
-        """At the supervisor's exit; in a fork of it, nothing."""
+        """At the supervisor's end, whose process may become another pool's; in a fork of it, nothing."""
         if self.board is not None and os.getpid() == self.pid:
+            if self.board.path and os.environ.get("OOMSAFE_SCOREBOARD") == self.board.path:
+                del os.environ["OOMSAFE_SCOREBOARD"]
             self.board.remove()
 
     def measure(self) -> Capacity:

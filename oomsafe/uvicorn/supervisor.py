@@ -52,6 +52,14 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         GuardedProcess.enrol = self._enrol
         multiprocess.Process = GuardedProcess  # type: ignore[misc]
 
+    def run(self) -> None:
+        """Until its end; its process may run another one afterwards."""
+        try:
+            super().run()
+        finally:
+            atexit.unregister(self._supervisor.close)
+            self._supervisor.close()
+
     # --- what pool/monitor.py asks for
 
     def spawn(self) -> int | None:

@@ -27,6 +27,7 @@ from oomsafe.kernel.process import (
     Shares,
     anonymous_of,
     children_of,
+    file_dirty_of,
     held_of,
     is_alive,
     may_become_another_user,
@@ -131,19 +132,24 @@ def test_captured_figures(tmp_path: Path) -> None:
 
 
 def test_captured_file_pages(tmp_path: Path) -> None:
-    """Linux 5.4 tells apart what file pages there are, and status since 4.5; of them only dirty ones can't be dropped."""
+    """Linux 5.4 tells apart what file pages there are, and status since 4.5; what of them is dirty is a writer's, not who reads them."""
     files = {
         "statm": "5000 2500 1500 1 0 700 0\n",
         "status": "Name:\tx\nVmRSS:\t   10000 kB\nRssAnon:\t    4000 kB\nRssFile:\t    5000 kB\nRssShmem:\t    1000 kB\n",
         "smaps_rollup": "55d0-7ffd ---p 00 00:00 0 [rollup]\nRss: 10000 kB\nPss: 7000 kB\nPss_Anon: 3000 kB\nPss_File: 3500 kB\n"
         "Pss_Shmem: 500 kB\nShared_Dirty: 1800 kB\nPrivate_Clean: 2000 kB\nPrivate_Dirty: 3500 kB\n",
+        "smaps": "1-2 rw-p 00 00:00 0 [heap]\nPrivate_Dirty: 2000 kB\nVmFlags: rd wr\n"
+        "2-3 r--s 00 fd:01 42 /srv/fresh index\nShared_Dirty: 300 kB\nPrivate_Dirty: 500 kB\nVmFlags: rd sh\n"
+        "3-4 rw-s 00 fd:01 43 /srv/a rw-s: file\nShared_Dirty: 100 kB\nPrivate_Dirty: 40 kB\nVmFlags: rd wr sh\n"
+        "4-5 rw-s 00 00:01 44 /dev/zero (deleted)\nShared_Dirty: 1000 kB\nPrivate_Dirty: 0 kB\nVmFlags: rd wr sh\n",
     }
     proc = captured(tmp_path, 42, **files)
 
     assert (sizes_of(42, proc), held_of(42, proc)) == ((10000 * 1024, 5000 * 1024), 5000 * 1024)
     # dirty: 5300, of which 5000 are anonymous or shared memory
-    expected = Shares(pss=7000 * 1024, uss=5500 * 1024, private=3500 * 1024, held=3500 * 1024, file_dirty=300 * 1024)
+    expected = Shares(pss=7000 * 1024, uss=5500 * 1024, private=3200 * 1024, held=3500 * 1024)
     assert shared_out(42, proc) == expected
+    assert (file_dirty_of(42, proc), file_dirty_of(43, proc)) == (140 * 1024, None)
 
 
 @pytest.mark.parametrize(("right_at", "believed"), [(1, True), (2, True), (TRIES, True), (TRIES + 1, False)])

@@ -35,12 +35,14 @@ def fill(size: int, after: float = 0) -> None:
 
 
 def map_pages(size: int, kind: str) -> None:
-    """Map so many bytes and keep them: `clean` pages of a file on a disk, `dirty` ones, or `shared` memory."""
+    """Map so many bytes and keep them: pages of a file on a disk to `read`, `dirty` ones, or `shared` memory."""
+    reads = kind == "read"
     with tempfile.TemporaryFile(dir="/var/tmp") as file:
+        file.write(bytes(size) if reads else b"")  # fresh: not on the disk yet
         file.truncate(size)
-        pages = mmap.mmap(-1 if kind == "shared" else file.fileno(), size)
+        pages = mmap.mmap(-1 if kind == "shared" else file.fileno(), size, prot=mmap.PROT_READ | (0 if reads else mmap.PROT_WRITE))
     for at in range(0, size, mmap.PAGESIZE):
-        if kind == "clean":
+        if reads:
             _ = pages[at]
         else:
             pages[at] = 1

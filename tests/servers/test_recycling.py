@@ -165,12 +165,13 @@ def test_a_budget_in_bytes_is_the_pool_s_own(serve, over):
 
 
 def test_what_a_worker_maps(serve):
-    """Clean pages of a file are no reason to recycle it: the kernel drops them by itself. Shared memory is, and so are dirty pages."""
+    """Pages of a file that it reads are no reason to recycle it, not even while they await being written. Shared memory is, and so is what
+    it has written to."""
     need(not on_tmpfs("/var/tmp"), "/var/tmp is in memory: pages of its files are shared memory")
     gunicorn = serve("sync", 1, soft_limit="80MiB", min_lifetime=0, jitter=0, reclaim=False).serving(1)
 
     for _ in range(8):
-        assert gunicorn.get("/map?mib=25&kind=clean")[0] == 200
+        assert gunicorn.get("/map?mib=25&kind=read")[0] == 200
     (worker,) = until(lambda: [w for w in gunicorn.pool().workers if (w.figures.rss or 0) > 200 * MIB], "it is measured")
     assert (worker.used or 0) < 60 * MIB
     assert gunicorn.lines(" recycling: ") == []

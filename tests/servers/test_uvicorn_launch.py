@@ -110,3 +110,23 @@ def test_an_app_that_returns_something(serve_uvicorn):
     assert uvicorn.get("/returns")[0] == 200
 
     uvicorn.wait_for("ASGI callable should return None, but returned 'something'")
+
+
+TWICE = """
+import oomsafe.uvicorn
+
+if __name__ == "__main__":
+    for _ in range(2):
+        oomsafe.uvicorn.run("uvicorn_apps:asgi", port=0, workers=2, soft_limit="130MiB")
+"""
+
+
+def test_two_runs_in_one_process(serve_uvicorn):
+    """The second has a scoreboard of its own, where the first one's was."""
+    uvicorn = serve_uvicorn(app="", start=("script.py",), files={"script.py": TWICE}).serving(2)
+
+    uvicorn.process.send_signal(signal.SIGINT)
+    uvicorn.wait_for("oomsafe guards 2 workers", times=2)
+    uvicorn.look_anew()
+
+    assert uvicorn.serving(2).lines("no scoreboard") == []

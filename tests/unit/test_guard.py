@@ -352,7 +352,7 @@ def test_dirty_file_pages_count(
     guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch, to_write: int | None, dirty: int, expected: list[str]
 ) -> None:
     """They must be written before they can be dropped. Looked at once a second, by those that could be over their limit with them."""
-    monkeypatch.setattr(gauge, "shared_out", lambda: Shares(130 * MIB, 130 * MIB, 130 * MIB, 50 * MIB, file_dirty=dirty * MIB))
+    monkeypatch.setattr(gauge, "file_dirty_of", lambda: dirty * MIB)
     monkeypatch.setattr(gauge, "awaits_writing", lambda: None if to_write is None else to_write * MIB)
     guard, memory = guarded()
     memory.clean = 80 * MIB
@@ -367,8 +367,9 @@ def test_dirty_file_pages_count(
 def test_a_private_figure_counts_dirty_file_pages_once(
     guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are in the sample already, and found again at the next tick."""
-    monkeypatch.setattr(gauge, "shared_out", lambda: Shares(130 * MIB, 90 * MIB, 90 * MIB, 50 * MIB, file_dirty=40 * MIB))
+    """The sample is without them, and is made while they are held."""
+    monkeypatch.setattr(gauge, "shared_out", lambda: Shares(130 * MIB, 90 * MIB, 50 * MIB, 50 * MIB))
+    monkeypatch.setattr(gauge, "file_dirty_of", lambda: 40 * MIB)
     monkeypatch.setattr(gauge, "awaits_writing", lambda: 200 * MIB)
     guard, memory = guarded(metric="private")
     memory.clean = 50 * MIB
