@@ -35,6 +35,15 @@ BEGINS = 0.01
 AGAIN = 0.02
 
 
+def tell(work: InHand) -> None:
+    """By a signal, which the worker's main thread hears."""
+    try:
+        with Target(work.pid, work.started) as worker:
+            worker.send(TELL)
+    except ProcessLookupError:
+        pass  # it is gone
+
+
 @dataclass
 class _Watched:
     """One piece of work that has limits and has begun."""
@@ -51,7 +60,7 @@ class Watcher:
     """`busy`: whether there is any work; `wanted`: whether the work with this ticket has not ended.
 
     `lasting` is told, by their tickets, of all work that is in hand for more than CASUAL, and by how many bytes it has grown.
-    All three are called in its thread.
+    `tell` has the work's worker look at its slot: the work is over its soft limit. All four are called in its thread.
     """
 
     def __init__(
@@ -61,6 +70,7 @@ class Watcher:
         wanted: Callable[[int], bool],
         lasting: Callable[[dict[int, int]], None] = lambda _: None,
         dry_run: bool = False,
+        tell: Callable[[InHand], None] = tell,
     ) -> None:
         self.stopped: dict[int, tuple[int, int]] = {}
         """Work that was stopped, by its ticket: the bytes that it used, and its limit. Whoever has heard of it removes it."""
@@ -73,6 +83,7 @@ class Watcher:
         self._in_hand: set[int] = set()
         self._lasts_at = 0.0
         self._dry_run = dry_run
+        self._tell = tell
         self._limited: dict[int, Ceiling] = {}
         self._watched: dict[int, _Watched] = {}
         self._poke = threading.Event()
@@ -176,13 +187,6 @@ class Watcher:
         elif look.step is Step.STOP:
             self._stop(work, ceiling)
         return look.again
-
-    def _tell(self, work: InHand) -> None:
-        try:
-            with Target(work.pid, work.started) as worker:
-                worker.send(TELL)
-        except ProcessLookupError:
-            pass  # it is gone
 
     def _stop(self, work: InHand, ceiling: Ceiling) -> None:
         """Kill the worker, if it still has this very work in hand.
