@@ -20,8 +20,9 @@ from oomsafe.policy.units import format_size
 from oomsafe.pool.log import attempt, log
 from oomsafe.pool.scoreboard import InHand, Scoreboard
 
-#: What a worker is told by that the work in its hand is over its soft limit.
-TELL = signal.SIGRTMIN + 7
+#: What a worker is told by that the work in its hand is over its soft limit. macOS has no signals for real time; what it has is ignored
+#: by who does not expect it.
+TELL: int = signal.SIGRTMIN + 7 if hasattr(signal, "SIGRTMIN") else signal.SIGINFO  # type: ignore[attr-defined]
 
 #: Seconds between two looks at work without limits: what it held is all that is known of a worker that the kernel kills.
 CASUAL = 0.1

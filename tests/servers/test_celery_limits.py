@@ -183,6 +183,8 @@ def test_dry_run_stops_nothing(celery: Start) -> None:
 
     assert node.ask("result = proj.balloon.delay('python').get(timeout=60)") == "not stopped"
     assert node.lines("a limit would be met (dry run): ")
+    (refused,) = node.celery("control", "memory_recycle").values()
+    assert "dry run: child " in refused["error"]
 
 
 def test_the_watcher_sleeps_when_there_is_nothing_to_watch(celery: Start) -> None:
