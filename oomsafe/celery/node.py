@@ -71,6 +71,7 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
         if supervisor.board is None:
             return
         supervisor.tick()
+        consumer.pool.look_for_others()
         pool = supervisor.board.read()
         self._keep_to_budget(supervisor, pool)
         events, now = consumer.event_dispatcher, time.monotonic()

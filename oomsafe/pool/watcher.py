@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from oomsafe.kernel.descendants import Descendants, Program, since_boot
 from oomsafe.kernel.process import rss_of
 from oomsafe.kernel.target import Target
 from oomsafe.policy.ceilings import Ceiling, Step, judge
+from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
 from oomsafe.pool.log import attempt, log
 from oomsafe.pool.scoreboard import InHand, Scoreboard
@@ -45,12 +47,35 @@ def tell(work: InHand) -> None:
         pass  # it is gone
 
 
+def _held(programs: list[Program]) -> int:
+    return sum(program.held for program in programs)
+
+
+def _end(programs: list[Program], work: InHand, used: int) -> None:
+    """What has been started for work that is over would hold on to what that was stopped for."""
+    for program in programs:
+        try:
+            with Target(program.pid, program.started) as one:
+                one.send(signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # it is gone, or another user's
+    if programs:
+        biggest = max(programs, key=lambda program: program.held)
+        log.warning(
+            "of the %s that the work of worker %d used, %s were held by programs that it had started, and that are ended with it: "
+            "%d, the biggest %s (%d)", format_size(used), work.pid, format_size(_held(programs)), len(programs),
+            printable(biggest.name), biggest.pid,
+        )  # fmt: skip
+
+
 @dataclass
 class _Watched:
     """One piece of work that has limits and has begun."""
 
     rss: int
+    """With what the programs hold that it has started."""
     at: float
+    descendants: Descendants
     look_at: float = 0.0
     tell_at: float = 0.0
     """When it is to be told again; 0: it has not been told."""
@@ -82,6 +107,7 @@ class Watcher:
         self._wanted = wanted
         self._lasting = lasting
         self._in_hand: set[int] = set()
+        self._looked = since_boot()
         self._lasts_at = 0.0
         self._dry_run = dry_run
         self._tell = tell
@@ -154,25 +180,27 @@ class Watcher:
         for ticket in [ticket for ticket in self._watched if ticket not in self._limited]:
             del self._watched[ticket]
         pause, running = CASUAL, 0
+        looked, self._looked = self._looked, since_boot()
         for work in self._board.in_hand():
             ceiling = self._limited.get(work.ticket)
             if ceiling is None:
                 self._rss(work)
                 continue
             running += 1
-            pause = min(pause, self._look_at(work, ceiling))
+            if work.ticket not in self._watched:
+                # it has begun since the last look; what was started before that is not its
+                self._watched[work.ticket] = _Watched(work.rss, time.monotonic() - BEGINS, Descendants(work.pid, looked))
+            pause = min(pause, self._look_at(work, ceiling, self._watched[work.ticket]))
         return min(pause, BEGINS) if running < len(self._limited) else pause
 
-    def _look_at(self, work: InHand, ceiling: Ceiling) -> float:
+    def _look_at(self, work: InHand, ceiling: Ceiling, watched: _Watched) -> float:
         now = time.monotonic()
-        watched = self._watched.get(work.ticket)
-        if watched is None:
-            watched = self._watched[work.ticket] = _Watched(work.rss, now - BEGINS)
-        elif now < watched.look_at:
+        if now < watched.look_at:
             return watched.look_at - now
         rss = self._rss(work)
         if rss is None:
             return CASUAL  # it is gone
+        rss += _held(watched.descendants.look())
         told = watched.tell_at > 0 and (now < watched.tell_at or self._board.has_heeded(work.number, work.generation, work.ticket))
         look = judge(ceiling, work.rss, rss, (rss - watched.rss) / max(0.0001, now - watched.at), told)
         watched.rss, watched.at, watched.look_at = rss, now, now + look.again
@@ -186,11 +214,11 @@ class Watcher:
             watched.tell_at, watched.again = now + watched.again, watched.again * 2
             self._tell(work)
         elif look.step is Step.STOP:
-            self._stop(work, ceiling)
+            self._stop(work, ceiling, watched.descendants)
         return look.again
 
-    def _stop(self, work: InHand, ceiling: Ceiling) -> None:
-        """Kill the worker, if it still has this very work in hand.
+    def _stop(self, work: InHand, ceiling: Ceiling, descendants: Descendants) -> None:
+        """Kill the worker, if it still has this very work in hand, and then what it has started for that.
 
         Between a look at its ticket and the signal it might end this work and begin the next, or hold a
         lock that it shares with other workers while it hands its result over. So it is made to stand
@@ -200,11 +228,13 @@ class Watcher:
             with Target(work.pid, work.started) as worker:
                 try:
                     worker.stop()
-                    look = judge(ceiling, work.rss, self._rss(work) or 0, 0, True)
+                    programs = descendants.look()  # now, while they are its descendants
+                    look = judge(ceiling, work.rss, (self._rss(work) or 0) + _held(programs), 0, True)
                     if look.step is Step.STOP and self._board.hand(work.number, work.generation)[0] == work.ticket:
                         self.stopped[work.ticket] = (look.used, look.limit or 0)
                         worker.send(signal.SIGKILL)
                         self._limited.pop(work.ticket, None)
+                        _end(programs, work, look.used)
                 finally:
                     worker.send(signal.SIGCONT)
         except ProcessLookupError:
