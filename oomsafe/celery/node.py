@@ -71,6 +71,7 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
         if supervisor.board is None:
             return
         supervisor.tick()
+        consumer.pool.look_for_others()
         pool = supervisor.board.read()
         limits = resolve_limits(supervisor.policy, supervisor.capacity)[0]
         attempt("limits of tasks", "Celery", lambda: consumer.pool.follow(supervisor.capacity, limits))

@@ -130,6 +130,11 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         found = getattr(self._pool, "fallen", None)
         return found if isinstance(found, Fallen) else Fallen()
 
+    def look_for_others(self) -> None:
+        """About once a second: has the kernel killed what is no child?"""
+        if self._pool is not None:
+            self._pool.look_for_others()
+
     def _redelivery(self, policy: Policy) -> Redelivery:
         def poison() -> Poison:
             return Poison(self.app.backend if self.app else None, os.getpid())
