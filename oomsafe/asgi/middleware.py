@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from oomsafe.asgi.drain import closed_websocket, open_websocket
-from oomsafe.asgi.uvicorn_server import own_recycle, serves_here
+from oomsafe.asgi.uvicorn_server import own_recycle, running_loop, serves_here
 from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
 from oomsafe.pool.current import KEY, carried, get_guard, guard_for
@@ -129,7 +129,9 @@ class MemoryMiddleware:
             elif get_guard() is None and seconds < LAST_TRY:
                 self._begin_later(seconds * 2)
 
-        asyncio.get_running_loop().call_later(seconds, begin)
+        loop = running_loop()
+        if loop is not None:
+            loop.call_later(seconds, begin)
 
     def _announcing(self, scope: Scope, send: Send, work: Work) -> Send:
         """`send` that says, once, what there is to say: the memory headers for who may see them, and that the worker leaves.
