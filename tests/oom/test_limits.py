@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 from clients import Load
+from hogs import ENOUGH
 from needs import need
 from serving import Gunicorn, until
 
@@ -76,6 +77,18 @@ def test_what_a_sibling_uses_is_not_the_pools(cgroup, serve):
         with Load(gunicorn, LEAK, clients=2) as load:
             gunicorn.wait_for(" recycling: ", times=3, seconds=60)
         assert (own.cgroup.oom_kills(), beside.cgroup.oom_kills(), load.failed) == (0, 0, [])
+
+
+def test_celery_says_whose_limit_it_was(cgroup, celery):
+    """The child is killed for its parent's 300 MiB, of which a sibling has 100, long before it meets those of its own cgroup."""
+    parent = cgroup(300 * MIB)
+    beside, own = cgroup(None, parent), cgroup(290 * MIB, parent)
+    with sibling(beside, 100):
+        node = celery(soft_limit="280MiB", env=ENOUGH, wrap=own.command).ready()
+        text = node.ask("result = str(proj.hog_early.delay(1).get(timeout=60, propagate=False))")
+
+    assert f"limit 300 MiB (cgroup v{parent.cgroup.version} {parent.cgroup.path}, others use 10" in text
+    assert node.process.poll() is None
 
 
 def test_a_namespace_of_its_own_over_the_host_s_cgroups(cgroup, serve):
