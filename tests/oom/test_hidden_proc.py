@@ -29,23 +29,23 @@ def hidden(command: list[str]) -> list[str]:
 
 @pytest.fixture
 def sandbox(cgroup: Any) -> Sandbox:
-    """Of 300 MiB, on a machine where /proc can be hidden."""
+    """Of 600 MiB, on a machine where /proc can be hidden."""
     shown = subprocess.run(hidden(["cat", "/proc/meminfo"]), capture_output=True, text=True, check=False)
     need("No such file" in shown.stderr, "no /proc that shows only processes can be mounted")
-    made: Sandbox = cgroup(300 * MIB)
+    made: Sandbox = cgroup(600 * MIB)
     return made
 
 
 @pytest.mark.parametrize("server", ["gunicorn", "uvicorn"])
 def test_a_server_starts_and_recycles(sandbox: Sandbox, request: pytest.FixtureRequest, server: str) -> None:
     """With the cgroup's limit; one line says what is not known."""
-    policy = {"min_lifetime": 0, "jitter": 0, "wrap": lambda command: sandbox.command(hidden(command))}
+    policy = {"soft_limit": "160MiB", "min_lifetime": 0, "jitter": 0, "wrap": lambda command: sandbox.command(hidden(command))}
     if server == "gunicorn":
         pool = request.getfixturevalue("serve")("gthread", 2, **policy).serving(2)
     else:
         pool = request.getfixturevalue("serve_uvicorn")(**policy).serving(2)
 
-    assert pool.lines("oomsafe guards 2 workers")[0].count(f"budget 270 MiB of 300 MiB (cgroup v{sandbox.cgroup.version} ") == 1
+    assert pool.lines("oomsafe guards 2 workers")[0].count(f"budget 540 MiB of 600 MiB (cgroup v{sandbox.cgroup.version} ") == 1
     assert len(pool.lines("/proc/meminfo can't be read")) == 1
     with Load(pool, "/leak?kib=256&s=0.01", clients=2) as load:
         pool.wait_for(" recycling: ", times=2, seconds=60)
@@ -55,7 +55,7 @@ def test_a_server_starts_and_recycles(sandbox: Sandbox, request: pytest.FixtureR
 def test_celery_starts_and_recycles(sandbox: Sandbox, celery: Start) -> None:
     """The same of a node's children."""
     node = celery(soft_limit="100MiB", jitter=0, min_lifetime=0, wrap=lambda command: sandbox.command(hidden(command))).ready()
-    assert f"budget 270 MiB of 300 MiB (cgroup v{sandbox.cgroup.version} " in node.lines("oomsafe guards 2 workers")[0]
+    assert f"budget 540 MiB of 600 MiB (cgroup v{sandbox.cgroup.version} " in node.lines("oomsafe guards 2 workers")[0]
 
     node.ask("result = [proj.leak.delay(number, 20 << 10).get(timeout=30) for number in range(10)]")
 
