@@ -60,7 +60,8 @@ def run(built: machine.Machine, name: str) -> bool:
     for row in filter(lambda row: "log" in row, said):
         (out / f"{row['log']}.log").write_text(f"{row['text']}\n")
     ended = any("end" in row for row in said)
-    good = ended and all(row.get("good", True) for row in said)
+    verdicts = [row["good"] for row in said if "check" in row and row["wanted"] is not None]
+    good = ended and bool(verdicts) and all(verdicts)
     if not ended:
         print("  FAIL the run did not come to its end")
     print(f"  {'holds' if good else 'DOES NOT HOLD'}, {time.monotonic() - began:.0f} s" + ("" if good else f"; see {out}"), flush=True)

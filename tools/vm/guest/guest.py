@@ -32,7 +32,7 @@ MIB = 1 << 20
 LEAK = "/leak?kib=512&s=0.05"
 
 #: A line of gunicorn's configuration for each word that a scenario does not give.
-GUNICORN = {"bind": "127.0.0.1:0", "workers": 2, "worker_class": "sync", "control_socket_disable": True, "graceful_timeout": 5}
+GUNICORN = {"bind": "127.0.0.1:0", "workers": 2, "worker_class": "sync", "control_socket_disable": True, "timeout": 300}
 
 
 def until(condition: Callable[[], T], what: str, seconds: float = 200) -> T:
@@ -232,12 +232,14 @@ class Vm:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Name what is checked in the block; when it fails midway, that is one more check, and the scenario goes on."""
-        self._part = f"{name}: " if name else ""
+        self._part, started = f"{name}: " if name else "", len(self.units)
         try:
             yield
         except Exception as error:
             self.holds("comes to its end", False, f"{type(error).__name__}: {error}")
             self.say(log=f"traceback {name}".strip(), text=traceback.format_exc())
+            for unit in self.units[started:]:
+                self.stop(unit)
         finally:
             self._part = ""
 
@@ -248,7 +250,7 @@ class Vm:
 
     def stop(self, unit: Unit) -> None:
         """End a service: what comes next has its memory and its processors."""
-        systemctl("stop", unit.name)
+        subprocess.run(["systemctl", "stop", unit.name], check=False)  # one that has failed is gone
 
     def gunicorn(
         self, name: str, policy: dict[str, object] | None = None, *, settings: dict[str, object] | None = None, wrap: tuple[str, ...] = (),

@@ -23,6 +23,7 @@ def run(vm):
         web(vm, vm.gunicorn("gunicorn", **HARDENED))
     with vm.part("uvicorn"):
         command = [sys.executable, "-m", "oomsafe.uvicorn", "app:asgi", "--workers", "2", "--port", "0"]
+        command += ["--timeout-worker-healthcheck", "300"]  # of an emulated processor more than 5 s are asked
         web(vm, vm.unit("uvicorn", command, **HARDENED))
     with vm.part("celery"):
         command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-c", "2", "--without-gossip", "--without-mingle"]
