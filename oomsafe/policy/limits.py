@@ -55,6 +55,11 @@ class Capacity:
     """The supervisor's rss without file pages; None: not known."""
 
     @property
+    def supervisor(self) -> int | None:
+        """What the supervisor takes of the pool's budget."""
+        return self.supervisor_rss if self.supervisor_held is None else self.supervisor_held
+
+    @property
     def room(self) -> int | None:
         """What the pool may hold in all until the kernel's limit is met."""
         return None if self.limit is None else max(0, self.limit - (self.others or 0))
@@ -176,7 +181,7 @@ def _auto(capacity: Capacity, budget: int | None, warnings: list[str]) -> int | 
     if budget is None:
         warnings.append("no memory limit could be read, so soft_limit auto can't be worked out: set soft_limit to recycle workers")
         return None
-    supervisor = capacity.supervisor_rss if capacity.supervisor_held is None else capacity.supervisor_held
+    supervisor = capacity.supervisor
     left = budget - (supervisor or 0)
     if left <= 0:
         others = f" (others use {format_size(capacity.others)} of {format_size(capacity.limit)})" if capacity.others else ""

@@ -56,7 +56,7 @@ def is_another_limit(before: Capacity, after: Capacity) -> bool:
 
 def reckons_as(before: Capacity, after: Capacity) -> bool:
     """Whether what limits are worked out from has hardly moved."""
-    grown = abs((after.supervisor_rss or 0) - (before.supervisor_rss or 0))
+    grown = abs((after.supervisor or 0) - (before.supervisor or 0))
     return _is_as_before(before, after) and grown <= _room(before) * STILL
 
 

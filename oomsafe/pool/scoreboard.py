@@ -60,7 +60,7 @@ class Allowed(NamedTuple):
     limit: int | None = None
     smallest: int | None = None
     others: int | None = None
-    supervisor_rss: int | None = None
+    supervisor: int | None = None
 
 
 class InHand(NamedTuple):
@@ -158,7 +158,7 @@ class Scoreboard:
 
     def allow(self, capacity: Capacity) -> None:
         """The supervisor says what limits are worked out from, for workers that live."""
-        figures = tuple(map(stored, (capacity.limit, capacity.smallest, capacity.others, capacity.supervisor_rss)))
+        figures = tuple(map(stored, (capacity.limit, capacity.smallest, capacity.others, capacity.supervisor)))
         changes, *before = layout.ALLOWED.unpack_from(self._memory, layout.ALLOWED_AT)
         layout.write(self._memory, layout.SOURCE_AT, layout.SOURCE, capacity.source.encode("utf-8", "replace"))
         if not changes or tuple(before) != figures:

@@ -23,6 +23,7 @@ HOOKS = {
     "post_worker_init": 1,
     "worker_exit": 2,
     "child_exit": 2,
+    "on_exit": 1,
 }
 DIRTY_HOOKS = {"on_dirty_starting": 1, "dirty_post_fork": 2, "dirty_worker_init": 1, "dirty_worker_exit": 2}
 
