@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from oomsafe.asgi.drain import closed_websocket, open_websocket
-from oomsafe.asgi.uvicorn_server import own_recycle, serves_here
+from oomsafe.asgi.uvicorn_server import own_recycle, running_loop, serves_here
 from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
 from oomsafe.pool.current import KEY, carried, get_guard, guard_for, own_guard
@@ -124,7 +124,9 @@ class MemoryMiddleware:
 
         And while none comes: what grows then, nobody else would see.
         """
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
+        if loop is None:
+            return  # trio's: no uvicorn
 
         def begin() -> None:
             if get_guard() is None and attempt("looking for uvicorn's server", "the server", serves_here):

@@ -64,12 +64,22 @@ def serves_here() -> bool:
     return bool(getattr(_running_server(), "servers", None))
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """asyncio's loop in this thread; None in an app that trio runs, where there is no uvicorn either."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def _running_server() -> Any:
     """The uvicorn Server that has made the current task; where another task is within that one, the only Server in this loop. Else None.
 
     An app is handed nothing that knows it. SIGTERM's handler is its method only as long as the app sets none
     of its own; its serve() is awaited by one of the loop's tasks for as long as it serves.
     """
+    if running_loop() is None:
+        return None
     servers = [server for task in asyncio.all_tasks() if (server := _awaited_server(task)) is not None]
     current = asyncio.current_task()
     servers = [server for server in servers if current in server.server_state.tasks] or servers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from billiard.process import current_process
 from oomsafe.celery.child import Guarded
 from oomsafe.celery.task_loop import TaskLoop
 from oomsafe.kernel.capacity import read_capacity
-from oomsafe.kernel.process import rss_of
+from oomsafe.kernel.process import sizes_of
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.policy.units import format_size
 from oomsafe.pool.current import set_guard
@@ -46,7 +47,8 @@ def _begins(loop: TaskLoop, policy: Policy, warnings: Any) -> None:
     """The child waits for its first task: what it has now is what it needs."""
     siblings = Siblings(None)
     parent = os.getppid()
-    capacity = read_capacity(supervisor_rss=rss_of(parent), workers=siblings.counted or 1)
+    rss, held = sizes_of(parent) or (None, None)
+    capacity = replace(read_capacity(supervisor_rss=rss, workers=siblings.counted or 1), supervisor_held=held)
     # nothing to be called when it is to end: it asks before each task
     make = partial(Guard, policy, recycle=_nothing, unit="tasks", capacity=capacity, parent=parent, siblings=siblings)
     loop.guard = guard = make()

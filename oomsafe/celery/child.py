@@ -81,7 +81,10 @@ class Guarded:
             self._guard.ready()  # what it has now is what it needs
 
     def take_up(self, name: str, ticket: int, task_id: str, args: tuple[Any, ...]) -> None:
-        """Inside of a task from now on: only there may its limits be enforced. `args` are those of Celery's tracer."""
+        """Inside of a task from now on: only there may its limits be enforced. `args` are those of Celery's tracer.
+
+        Raises SoftMemoryLimitExceeded where it is told of its limit at once.
+        """
         try:
             late = self._is_late.get(name)
             if late is None:
@@ -102,16 +105,24 @@ class Guarded:
             failed("the begin of a task", "Celery", error)
 
     def put_down(self, of_its_own: bool) -> None:
-        """Out of it; `of_its_own`: it has come to an end, a failure or another, and was not ended."""
+        """Out of it; `of_its_own`: it has come to an end, a failure or another, and was not ended. Called again it changes nothing."""
+        if self._guard is not None and not self._guard.here:
+            return  # a fork that the task has made: what it has in hand, and the note of it, are its parent's
         try:
-            if self._ticket and self._slot is not None:
-                self._ticket = 0
-                self._slot.put_down()
-            if self._late and self._poison is not None:
-                (self._poison.ended_well if of_its_own else self._poison.ended)(self._late)
-                self._late = ""
+            try:
+                self._put_down(of_its_own)
+            except SoftMemoryLimitExceeded:  # told behind its last line: it has ended, and its result stands
+                self._put_down(of_its_own)
         except Exception as error:
             failed("the end of a task", "Celery", error)
+
+    def _put_down(self, of_its_own: bool) -> None:
+        if self._ticket and self._slot is not None:
+            self._ticket = 0  # from here on it can't be told of its limit
+            self._slot.put_down()
+        if self._late and self._poison is not None:
+            (self._poison.ended_well if of_its_own else self._poison.ended)(self._late)
+            self._late = ""
 
     def _told(self, *_: object) -> None:
         """The supervisor's signal: the task that is in hand is over its soft limit, if it still is that one."""

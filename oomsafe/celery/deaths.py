@@ -24,6 +24,9 @@ from oomsafe.pool.watcher import Watcher
 #: Children that have died and are remembered: billiard may learn only later what they had in hand.
 REMEMBERED = 64
 
+#: Of so many tasks it is told that they ran when the kernel killed something else.
+NAMED = 3
+
 
 class Enforcing:
     """What both of Celery's pools have in common here, in MainProcess: what each task may take, and what became of it."""
@@ -40,6 +43,8 @@ class Enforcing:
         """Who has died for memory."""
         self._gone: dict[int, Gone] = {}
         self._just_gone: list[Gone] = []
+        self._ran: set[str] = set()
+        self._then: set[str] = set()
         self._watcher: Watcher | None = None
         if oomsafe.board is not None:
             dry = oomsafe.policy.dry_run
@@ -116,6 +121,22 @@ class Enforcing:
             return super()._join_exited_workers(shutdown)  # type: ignore[misc]
         finally:
             attempt("the deaths of children", "Celery", self._settle)
+
+    def look_for_others(self) -> None:
+        """About once a second: has the kernel killed a process here that is none of the children, as a program that a task runs is?"""
+        before, self._ran = self._ran, {name_and_id(job)[0] for job in list(self._cache.values())}
+        kills = self._deaths.look()
+        if self._deaths.risen:
+            self._then = self._then or before | self._ran
+        others = self._deaths.others() if kills is not None and kills.own else 0
+        if others:
+            log.warning(
+                "the kernel's OOM killer took %d of this cgroup's processes that were no child of this node: programs that a task ran, or "
+                "others in the cgroup; with memory_limit a task is stopped for what its programs hold%s", others,
+                f"; then ran {', '.join(sorted(self._then)[:NAMED])}" if self._then else "",
+            )  # fmt: skip
+        if not self._deaths.risen:
+            self._then = set()
 
     def _settle(self) -> None:
         self._judge()

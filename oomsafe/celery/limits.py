@@ -30,23 +30,36 @@ class TaskLimits:
 
     def __init__(self, policy: Policy, conf: Mapping[str, Any], capacity: Capacity, limits: Limits) -> None:
         """Raises ConfigError for a default of the app's own conf that can't be right."""
-        self._capacity, self._limits = capacity, limits
         self._of: dict[str, Ceiling] = {}
         self._said: set[tuple[str, str]] = set()
-        soft, hard, absolute = (
+        self._tasks: Mapping[str, Any] = {}
+        self._defaults = tuple(
             _first(f"task_{name}", getattr(policy, f"task_{name}"), conf, read)
             for name, read in ((SOFT, read_hard_limit), (HARD, read_hard_limit), (ABSOLUTE, read_switch))
         )
+        self._reckon(capacity, limits)
+
+    def _reckon(self, capacity: Capacity, limits: Limits) -> None:
+        self._capacity, self._limits = capacity, limits
+        soft, hard, absolute = self._defaults
         self.default = in_order(Ceiling(self._bytes(soft), self._bytes(hard), bool(absolute)))
         self._warn("task_", self.default)
 
     def read(self, tasks: Mapping[str, Any]) -> None:
         """Read the tasks' own limits, once. Raises ConfigError, with the task's name, for one that can't be right."""
+        self._tasks = tasks
         for name, task in tasks.items():
             own = self._own(name, task)
             if own != self.default:
                 self._of[name] = own
                 self._warn(f"task {printable(name)}: ", own)
+
+    def follow(self, capacity: Capacity, limits: Limits) -> None:
+        """The effective limit may have been set anew: shares are shares of that one, for tasks that are handed out from now on."""
+        if capacity.effective != self._capacity.effective:
+            self._of = {}
+            self._reckon(capacity, limits)
+            self.read(self._tasks)
 
     def of(self, name: str, headers: Mapping[str, Any]) -> Ceiling | None:
         """Of one message for the task `name`; None where it has no limits."""

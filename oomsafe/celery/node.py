@@ -71,7 +71,10 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
         if supervisor.board is None:
             return
         supervisor.tick()
+        consumer.pool.look_for_others()
         pool = supervisor.board.read()
+        limits = resolve_limits(supervisor.policy, supervisor.capacity)[0]
+        attempt("limits of tasks", "Celery", lambda: consumer.pool.follow(supervisor.capacity, limits))
         self._keep_to_budget(supervisor, pool)
         events, now = consumer.event_dispatcher, time.monotonic()
         if events and events.enabled and now >= self._tell_at:

@@ -139,7 +139,8 @@ class Poison:
 
     def _fate(self, run: Begun, now: Run) -> Fate:
         boot, kills, pid, started, namespace, _ = run
-        lives = is_alive(pid, started) if boot == self._boot and namespace == self._node[2] else None
+        # where no machine may tell its boot (ProcSubset=pid), a pid may be another machine's
+        lives = is_alive(pid, started) if boot and boot == self._boot and namespace == self._node[2] else None
         return fate_of(Run(boot, kills), now, lives, lives is None and self._is_leased(run))
 
     def _is_leased(self, run: Begun) -> bool:

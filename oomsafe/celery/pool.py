@@ -18,7 +18,7 @@ from oomsafe.celery.installation import installed
 from oomsafe.celery.limits import limits_of
 from oomsafe.celery.poison import Poison
 from oomsafe.celery.redelivery import Redelivery
-from oomsafe.policy.limits import resolve_limits
+from oomsafe.policy.limits import Capacity, Limits, resolve_limits
 from oomsafe.policy.settings import Policy
 from oomsafe.pool.log import attempt, log, log_with
 from oomsafe.pool.seat import Seat
@@ -29,6 +29,7 @@ class Seating(Enforcing):
     """What both of Celery's pools have in common here: each child gets a seat, and gives it back when it is gone."""
 
     _worker: Any
+    _processes: int
 
     def __init__(self, *args: Any, oomsafe: Supervisor, **options: Any) -> None:
         self._seat: Seat | None = None
@@ -40,6 +41,23 @@ class Seating(Enforcing):
         """What billiard makes a child of: it looks this up for each."""
         lasting = self._redelivery.says_so and self._watcher is not None
         return partial(self._worker, seat=self._seat, notes_first=not lasting)
+
+    def grow(self, n: int = 1) -> Any:
+        """By `worker --autoscale` or `control pool_grow`: from now on each child has a smaller share, those that are there too."""
+        try:
+            return super().grow(n)  # type: ignore[misc]
+        finally:
+            self._resized()
+
+    def shrink(self, n: int = 1) -> Any:
+        """The reverse; what can't be spared stays, and then this raises ValueError."""
+        try:
+            return super().shrink(n)  # type: ignore[misc]
+        finally:
+            self._resized()
+
+    def _resized(self) -> None:
+        attempt("the pool's size", "Celery", lambda: self._supervisor.change(self._processes))
 
     def _create_worker_process(self, i: int) -> Any:
         self._seat = attempt("seat", "Celery", lambda: self._supervisor.seat(self._supervisor.reserve()))
@@ -102,11 +120,20 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         }
         super().on_start()
 
+    def follow(self, capacity: Capacity, limits: Limits) -> None:
+        """What the kernel allows may have moved."""
+        self.options["limits"].follow(capacity, limits)
+
     @property
     def fallen(self) -> Fallen:
         """Which children have died for memory."""
         found = getattr(self._pool, "fallen", None)
         return found if isinstance(found, Fallen) else Fallen()
+
+    def look_for_others(self) -> None:
+        """About once a second: has the kernel killed what is no child?"""
+        if self._pool is not None:
+            self._pool.look_for_others()
 
     def _redelivery(self, policy: Policy) -> Redelivery:
         def poison() -> Poison:

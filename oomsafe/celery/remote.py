@@ -38,6 +38,8 @@ def memory_recycle(state: Any) -> dict[str, Any]:
     if not workers:
         return {"error": "no child serves just now"}
     biggest = max(workers, key=lambda worker: worker.figures.anon or 0)
+    if supervisor.policy.dry_run:
+        return {"error": f"dry run: child {biggest.pid} would be recycled once its current task is done; nothing is done"}
     supervisor.tell_to_drain(biggest.slot, biggest.generation)
     return {"ok": f"child {biggest.pid} is recycled once its current task is done"}
 

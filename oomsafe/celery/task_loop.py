@@ -12,6 +12,7 @@ from billiard.pool import EX_RECYCLE
 
 from oomsafe.celery.contained import in_words, memory_error_in
 from oomsafe.celery.errors import info_of
+from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.log import attempt, failed
 from oomsafe.pool.meter import PUBLISH_EVERY, Work
@@ -21,10 +22,10 @@ class Tasks(Protocol):
     """Who has to know in a child when a task begins and ends."""
 
     def take_up(self, name: str, ticket: int, task_id: str, args: tuple[Any, ...]) -> None:
-        """Inside of a task from now on; `args` are those of Celery's tracer."""
+        """Inside of a task from now on; `args` are those of Celery's tracer. Raises SoftMemoryLimitExceeded."""
 
     def put_down(self, of_its_own: bool) -> None:
-        """Out of it; `of_its_own`: it has come to an end, a failure or another, and was not ended."""
+        """Out of it; `of_its_own`: it has come to an end, a failure or another, and was not ended. Called again it changes nothing."""
 
 
 class TaskLoop:
@@ -131,6 +132,10 @@ class _Contained:
                     tasks.put_down(of_its_own)
         except MemoryError as error:
             problem = in_words(self._name, error)
+        except SoftMemoryLimitExceeded:
+            if tasks is not None:
+                tasks.put_down(True)  # it came in the middle of taking it up, or of putting it down
+            raise
         else:
             found = memory_error_in(result)
             return result if found is None else (result[0], info_of(in_words(self._name, found)), *result[2:])

@@ -20,6 +20,7 @@ def pool_told(pool: PoolView) -> dict[str, Any]:
         "children": children[:MOST],
         "children_left_out": max(0, len(children) - MOST),
         "limit": pool.limit,
+        "others": pool.others,
         "budget": pool.budget,
         "tasks": pool.totals.work,
         "recycles": {reason: count for reason, count in pool.totals.by_reason.items() if count},

@@ -56,7 +56,7 @@ def as_record(pool: PoolView) -> dict[str, Any]:
 
 def render(pool: PoolView) -> Table:
     """A pool for a person."""
-    title = f"{pool.server} · supervisor {pool.supervisor} · limit {format_size(pool.limit)}, budget {format_size(pool.budget)}"
+    title = f"{pool.server} · supervisor {pool.supervisor} · {_memory(pool)}"
     recycles = ", ".join(f"{count} for {reason}" for reason, count in pool.totals.by_reason.items() if count)
     caption = (
         f"{pool.totals.work} requests since the start · recycles: {recycles or 'none'} · reclaimed {format_size(pool.totals.reclaimed)}"
@@ -71,6 +71,13 @@ def render(pool: PoolView) -> Table:
     for worker in pool.workers:
         table.add_row(*_row(worker))
     return table
+
+
+def _memory(pool: PoolView) -> str:
+    """What the pool holds, of what."""
+    others = f", others use {format_size(pool.others)}" if pool.others else ""
+    where = f" ({pool.source}{others})" if pool.source else ""
+    return f"holds {format_size(pool.held)}, budget {format_size(pool.budget)}, limit {format_size(pool.limit)}{where}"
 
 
 def _row(worker: WorkerView) -> list[str | Text]:

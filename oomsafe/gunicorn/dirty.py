@@ -79,7 +79,7 @@ class DirtyPool:
         self._extra = 0
         """How many more workers the arbiter has been told to have than its user wants."""
         log.addFilter(_say_whose)
-        self._supervisor = Supervisor(self._scored(), "gunicorn dirty", self._wanted, beside=http_workers)
+        self._supervisor = Supervisor(self._scored(), "gunicorn dirty", self._wanted, beside=http_workers, top=arbiter.ppid)
         atexit.register(self._supervisor.close)
         if not self._recycles:
             log.warning("before gunicorn 25.1 a dirty worker that ends removes its arbiter's socket: none is recycled, all are measured")

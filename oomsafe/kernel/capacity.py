@@ -46,7 +46,7 @@ def _unseen(cgroup: Cgroup | None, level: Level, in_use: int | None) -> str:
         return "what others use below that limit can't be seen"
     if in_use is None:
         return "what is in use on this machine can't be read"
-    return "limits above that can't be seen" if cgroup is not None and cgroup.is_cut_off else ""
+    return f"limits above {cgroup.mount} can't be seen" if cgroup is not None and cgroup.is_cut_off else ""
 
 
 def _own_rss() -> int | None:
@@ -62,15 +62,16 @@ def _machine(proc: str) -> tuple[int | None, int | None]:
         return total, None if available is None else total - available
     if proc != "/proc":
         return None, None
-    if os.path.isdir(f"{proc}/self"):
-        say_once(
-            "meminfo", f"{proc}/meminfo can't be read (systemd's ProcSubset=pid hides it): what is in use on this machine is not known"
-        )
-        return _total(), None
-    import psutil  # here: only a host without /proc pays for it
+    if not os.path.isdir(f"{proc}/self"):
+        import psutil  # here: only a host without /proc pays for it
 
-    memory = psutil.virtual_memory()
-    return memory.total, memory.total - memory.available
+        try:
+            memory = psutil.virtual_memory()
+            return memory.total, memory.total - memory.available
+        except OSError:
+            pass  # Linux without /proc: it would read the same file
+    say_once("meminfo", f"{proc}/meminfo can't be read (systemd's ProcSubset=pid hides it): what this machine has in use is not known")
+    return _total(), None
 
 
 def _total() -> int | None:

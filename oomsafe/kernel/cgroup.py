@@ -97,6 +97,10 @@ class Cgroup(NamedTuple):
         name = "memory.oom_control" if self.version == 1 else "memory.events"
         return read_keyed(f"{self.path}/{name}").get("oom_kill")
 
+    def dies_whole(self) -> str | None:
+        """The nearest cgroup it is in whose processes the kernel kills all at once (memory.oom.group, v2 since 4.19); None for none."""
+        return next((folder for folder in self.ancestry() if read_int(f"{folder}/memory.oom.group") == 1), None)
+
     def ancestry(self) -> list[str]:
         """Its folder, and those above it up to the mount, nearest first."""
         folders = [self.path]
@@ -138,7 +142,14 @@ def _find(text: str, proc: str, pid: int) -> Cgroup | None:
             # one without the controller has no memory files, nor has the root of all
             charged = next((folder for folder in found.ancestry() if os.path.exists(f"{folder}/memory.current")), None)
             return None if charged is None else found._replace(path=charged)
+    if _is_below_the_root(lines) and not mounts:
+        say_once("no cgroups", "no memory cgroups are mounted here, and this process is in one: its limit can't be seen")
     return None
+
+
+def _is_below_the_root(lines: list[list[str]]) -> bool:
+    """Whether a limit may hold for a process: the root has none. In a namespace each is at a root, and who knows of which."""
+    return any(len(parts) == 3 and parts[2] != "/" and ("memory" in parts[1].split(",") or parts[:2] == ["0", ""]) for parts in lines)
 
 
 class _Mount(NamedTuple):

@@ -95,13 +95,13 @@ class OwnMemory:
             self._fd = -1
 
     def _ask_psutil(self) -> tuple[int, int] | None:
-        if self._psutil is None or self._psutil.pid != os.getpid():
-            import psutil  # here: a worker that has /proc should not pay for it
+        import psutil  # here: a worker that has /proc should not pay for it
 
-            self._psutil = psutil.Process()
         try:
+            if self._psutil is None or self._psutil.pid != os.getpid():
+                self._psutil = psutil.Process()
             return int(self._psutil.memory_info().rss), 0
-        except OSError:
+        except (OSError, psutil.Error):  # Linux without /proc: there it knows no process at all
             return None
 
 
@@ -192,6 +192,14 @@ def children_of(pid: int, proc: str = "/proc") -> list[int]:
         return [child.pid for child in psutil.Process(pid).children()]
     except psutil.Error:
         return []
+
+
+def descendants_of(pid: int, proc: str = "/proc") -> list[int]:
+    """The pids of a process's children, of theirs, and so on; none when it is gone."""
+    found = children_of(pid, proc)
+    for child in found:
+        found.extend(children_of(child, proc))
+    return found
 
 
 class Shares(NamedTuple):

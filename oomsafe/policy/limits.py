@@ -52,11 +52,11 @@ class Capacity:
     unseen: str = ""
     """What can't be known of all this, for the log; empty for nothing."""
     supervisor_held: int | None = None
-    """The supervisor's rss without file pages; None: not known."""
+    """Its rss without file pages; None: not known."""
 
     @property
     def supervisor(self) -> int | None:
-        """What the supervisor takes of the pool's budget."""
+        """What the supervisor has that counts: clean file pages the kernel drops."""
         return self.supervisor_rss if self.supervisor_held is None else self.supervisor_held
 
     @property
@@ -181,12 +181,11 @@ def _auto(capacity: Capacity, budget: int | None, warnings: list[str]) -> int | 
     if budget is None:
         warnings.append("no memory limit could be read, so soft_limit auto can't be worked out: set soft_limit to recycle workers")
         return None
-    supervisor = capacity.supervisor
-    left = budget - (supervisor or 0)
+    left = budget - (capacity.supervisor or 0)
     if left <= 0:
         others = f" (others use {format_size(capacity.others)} of {format_size(capacity.limit)})" if capacity.others else ""
         warnings.append(
-            f"soft_limit auto can't be worked out: the supervisor alone has {format_size(supervisor)}, "
+            f"soft_limit auto can't be worked out: the supervisor alone has {format_size(capacity.supervisor)}, "
             f"the budget is {format_size(budget)}{others}; raise the memory limit, or set soft_limit"
         )
         return None

@@ -30,7 +30,7 @@ MEMORY = "oomsafe-scoreboard"
 _NAMES_MEMORY = re.compile(rb"oomsafe memory of (\d{1,10}) (\d{1,20}) is (\d{1,7})\n")
 
 #: Neither longer nor shorter, and so for ever.
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL if hasattr(fcntl, "F_SEAL_SEAL") else 0
 
 #: Linux 6.3: asked for where vm.memfd_noexec is 2; older ones know no such flag.
 _MFD_NOEXEC_SEAL = 8

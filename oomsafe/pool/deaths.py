@@ -20,14 +20,27 @@ class Deaths:
         kills = read()
         self._count = kills.total if kills is not None else 0
         self._rises: list[float] = []
+        self._others = 0
 
     def look(self) -> Kills | None:
         """Note when the counter has risen: a rise without a death was another process's, and must not explain a later one."""
         kills, now = self._read(), self._clock()
         if kills is not None:
-            self._rises = [rise for rise in self._rises if now - rise < FRESH] + [now] * max(0, kills.total - self._count)
+            fresh = [rise for rise in self._rises if now - rise < FRESH]
+            self._others += len(self._rises) - len(fresh)
+            self._rises = fresh + [now] * max(0, kills.total - self._count)
             self._count = kills.total
         return kills
+
+    @property
+    def risen(self) -> bool:
+        """Whether it has within FRESH, and no death has been told of that explains it."""
+        return bool(self._rises)
+
+    def others(self) -> int:
+        """How many rises since the last call no death of a worker has explained within FRESH: they were for other processes."""
+        others, self._others = self._others, 0
+        return others
 
     def judge(self, deaths: int) -> Verdict:
         """Of so many workers that died by SIGKILL at the same time, and nothing else explains it."""

@@ -115,7 +115,7 @@ class Guard(Meter):
         self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours, measure=read_capacity)
         self._history = History(ready_at=time.monotonic())
         self._trend = Trend()
-        self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self.pool)
+        self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self._view)
         self._ready = self._asking = False
         if board is None:
             self.ready()
@@ -171,6 +171,15 @@ class Guard(Meter):
 
     def pool(self) -> PoolView:
         """The pool that this worker is in, as it stands on the scoreboard; without one, this worker alone."""
+        view = self._view()
+        if self._board is not None:
+            return view
+        capacity = read_capacity()
+        return replace(
+            view, limit=capacity.limit, budget=self.limits.budget, held=capacity.held, others=capacity.others, source=capacity.source
+        )
+
+    def _view(self) -> PoolView:
         from oomsafe.pool.view import view_alone  # here: most workers are never asked
 
         return self._board.read() if self._board is not None else view_alone(self.slot.copy())

@@ -16,7 +16,7 @@ of them, and the supervisor makes `slots` more when it needs them::
           5632  f64 when a supervisor that decides who goes looked last, on the machine's monotonic clock; 0: it gives no orders
           5648  f64 since when no worker has served, on the same clock; 0: one does · f64 seconds without one, before that
           5664  u64 how often what the kernel allows has changed · i64 limit · smallest limit · what others use below the
-               limit · supervisor's rss: what limits are worked out from
+               limit · what the supervisor has: what limits are worked out from
           5704  i64 what the pool holds, as its budget counts it
           5712  where the limit comes from, 192 bytes of text
 

@@ -66,8 +66,8 @@ class Pressure:
 
     def _read(self, now: float) -> tuple[int | None, int | None, int | None, int | None]:
         """(used, budget, held, limit), as the budget counts and as the kernel does; bytes, None for what is not known."""
-        from oomsafe.pool.usage import Usage, pids_of, resident  # here: most workers are never over their limit
+        from oomsafe.pool.usage import Usage, pids_of, together  # here: most workers are never over their limit
 
         self._usage = self._usage or Usage()
-        budget, capacity = self._thresholds.budget, read_capacity(held=lambda: resident(pids_of(self._pool())))
+        budget, capacity = self._thresholds.budget, read_capacity(held=lambda: together(pids_of(self._pool())))
         return self._usage.of(self._policy, capacity, budget, self._pool, now), budget, capacity.working_set, capacity.limit

@@ -61,6 +61,7 @@ class Allowed(NamedTuple):
     smallest: int | None = None
     others: int | None = None
     supervisor: int | None = None
+    """What the supervisor has."""
 
 
 class InHand(NamedTuple):

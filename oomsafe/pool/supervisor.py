@@ -16,8 +16,9 @@ from functools import partial
 
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
+from oomsafe.kernel.cgroup import find_cgroup
 from oomsafe.kernel.oom_score import read_score, write_score
-from oomsafe.kernel.process import anonymous_of, is_alive, sizes_of
+from oomsafe.kernel.process import anonymous_of, descendants_of, is_alive, sizes_of
 from oomsafe.policy.decide import Order
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
 from oomsafe.policy.readers import SCORE_MAX
@@ -58,14 +59,23 @@ class Supervisor:
     """Made once in the supervising process, before its first worker; workers inherit it over the fork."""
 
     def __init__(
-        self, policy: Policy, server: str, workers: int, fleet: Fleet | None = None, *, forks: bool = False, beside: int = 0
+        self,
+        policy: Policy,
+        server: str,
+        workers: int,
+        fleet: Fleet | None = None,
+        *,
+        forks: bool = False,
+        beside: int = 0,
+        top: int | None = None,
     ) -> None:
         """`fleet` None: the server can't bring a replacement first, so its workers take turns among themselves.
 
         `forks`: its workers are forks of this process, and share what it has loaded. `beside`: how many workers another pool has
-        that lives on the same budget.
+        that lives on the same budget, and `top` the pid of the process that has started both; None: it is this one.
         """
         self._beside = beside
+        self._top = top or os.getpid()
         self.policy = policy
         self.pid = os.getpid()
         self.board: Scoreboard | None = None
@@ -97,6 +107,7 @@ class Supervisor:
             log.error("no scoreboard (%s): each worker protects itself, and nobody sees the pool", error)
         self._set_own_score()
         self._describe(say=True)
+        attempt("asking who dies", "the server", self._say_who_dies)
 
     def change(self, workers: int, policy: Policy | None = None) -> None:
         """The number of workers, or with a reload the policy, has changed; a reload also replaces all workers."""
@@ -230,11 +241,11 @@ class Supervisor:
         if self.board is None or os.getpid() != self.pid:
             return
         with self._alone():
-            if self._onlooker is not None:
-                self._onlooker.tick(self.policy, now)
             if now >= self._follow_at:
                 self._follow_at = now + FOLLOW_EVERY
                 attempt("the look at the memory limit", "the server", lambda: self._follow(now))
+            if self._onlooker is not None:
+                self._onlooker.tick(self.policy, now)
             if self._monitor is not None:
                 self._monitor.tick(self.policy, self.measure, now)
             if now >= self._look_at and not self.policy.dry_run:
@@ -277,7 +288,7 @@ class Supervisor:
 
     def _measure(self, workers: int) -> Capacity:
         """What the pool reckons with. A limit that is lowered holds at once, here and at the next look of each worker."""
-        rss, held = sizes_of(self.pid) or (None, None)
+        rss, held = sizes_of() or (None, None)
         seen = read_capacity(supervisor_rss=rss, workers=workers, beside=self._beside, held=self._held)
         seen = replace(seen, supervisor_held=held)
         self._standing = Standing(seen) if self._standing is None else follow(self._standing, seen, time.monotonic())
@@ -285,7 +296,8 @@ class Supervisor:
 
     def _held(self) -> int:
         """What the pool's processes hold, in bytes, where no cgroup tells it: to the byte where much may be shared with this one."""
-        pids = [self.pid, *(self.board.pids if self.board is not None else ())]
+        own = self.board.pids if self.board is not None else []
+        pids = [self._top, *(descendants_of(self._top) if self._beside else own)]
         shares = self.preload is not None and (anonymous_of(self.pid) or 0) >= SHARED_MUCH
         return self._processes.of_processes(pids, 0 if shares else math.inf, time.monotonic())
 
@@ -324,6 +336,16 @@ class Supervisor:
             f"oomsafe guards {self.capacity.workers} workers: {limits_in_force(self.policy, limits, self.capacity, ' each')}, "
             f"supervisor {format_size(self.capacity.supervisor_rss)}, workers' oom_score_adj +{self._step()}{dry(self.policy)}"
         )
+
+    def _say_who_dies(self) -> None:
+        cgroup = find_cgroup()
+        folder = None if cgroup is None else cgroup.dies_whole()
+        if folder is not None:
+            log.info(
+                "memory.oom.group is set in %s: when memory runs out there the kernel kills all processes at once, this supervisor too, "
+                "whatever their oom_score_adj: only recycling in time helps",
+                folder,
+            )
 
     def _set_own_score(self) -> None:
         wanted = self.policy.supervisor_oom_score_adj

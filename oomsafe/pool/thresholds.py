@@ -125,7 +125,7 @@ class Thresholds:
         capacity = self.capacity if workers is None else replace(self.capacity, workers=workers)
         if told is not None:
             _, limit, smallest, others, supervisor = told
-            return replace(capacity, limit=limit, smallest=smallest, others=others, supervisor_rss=supervisor, supervisor_held=None)
+            return replace(capacity, limit=limit, smallest=smallest, others=others, supervisor_held=supervisor)
         if self._measure is None or not self._neighbours.alone or now < self._look_at:
             return capacity
         self._look_at = now + LOOK_EVERY
@@ -133,4 +133,11 @@ class Thresholds:
         self._standing = follow(self._standing, seen, now)
         force = in_force(self._standing, seen)
         # what it uses is asked where something is decided by it
-        return replace(force, working_set=None, supervisor_rss=capacity.supervisor_rss, workers=capacity.workers, beside=capacity.beside)
+        return replace(
+            force,
+            working_set=None,
+            supervisor_rss=capacity.supervisor_rss,
+            supervisor_held=capacity.supervisor_held,
+            workers=capacity.workers,
+            beside=capacity.beside,
+        )

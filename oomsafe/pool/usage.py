@@ -32,8 +32,8 @@ class Usage:
         """Bytes, or None when they can't be told. `look` gives the pool, where its processes have to be asked one by one.
 
         Where a cgroup's limit is the tightest it is what the pool's own cgroup holds, for the kernel kills by that. Where the
-        machine's memory is, it is what the pool's processes hold without file pages; a budget that is given in bytes is compared with
-        that to the byte: what they share is counted once.
+        machine's memory is, it is what the pool's processes hold, file pages not counted; a budget that is given in bytes is compared
+        with that to the byte: what they share is counted once.
         """
         if capacity.source != MACHINE or isinstance(policy.budget, Percent):
             return capacity.held
@@ -41,7 +41,7 @@ class Usage:
 
     def of_processes(self, pids: Sequence[int], exact_from: float, now: float) -> int:
         """What these processes hold, in bytes. Below `exact_from` that is at most this: shared pages are counted more than once."""
-        total = resident(pids)
+        total = together(pids)
         if total < exact_from:
             return total
         if pids != self._pids or now - self._read_at >= self._shared_for:
@@ -58,8 +58,8 @@ def pids_of(pool: PoolView) -> list[int]:
     return [pid for pid in (pool.supervisor, *(worker.pid for worker in pool.workers)) if pid]
 
 
-def resident(pids: Iterable[int]) -> int:
-    """What they hold in bytes, without file pages; what they share is counted for each of them."""
+def together(pids: Iterable[int]) -> int:
+    """What they hold in bytes, file pages not counted; what they share is counted for each of them."""
     return sum(held_of(pid) or 0 for pid in pids)
 
 

@@ -13,15 +13,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from oomsafe.kernel.descendants import Descendants, Program, since_boot
 from oomsafe.kernel.process import sizes_of
 from oomsafe.kernel.target import Target
 from oomsafe.policy.ceilings import Ceiling, Step, judge
+from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
 from oomsafe.pool.log import attempt, log
 from oomsafe.pool.scoreboard import InHand, Scoreboard
 
-#: What a worker is told by that the work in its hand is over its soft limit.
-TELL = signal.SIGRTMIN + 7
+#: What a worker is told by that the work in its hand is over its soft limit. macOS has no signals for real time; what it has is ignored
+#: by who does not expect it.
+TELL: int = signal.SIGRTMIN + 7 if hasattr(signal, "SIGRTMIN") else signal.SIGINFO  # type: ignore[attr-defined]
 
 #: Seconds between two looks at work without limits: what it held is all that is known of a worker that the kernel kills.
 CASUAL = 0.1
@@ -35,12 +38,44 @@ BEGINS = 0.01
 AGAIN = 0.02
 
 
+def tell(work: InHand) -> None:
+    """By a signal, which the worker's main thread hears."""
+    try:
+        with Target(work.pid, work.started) as worker:
+            worker.send(TELL)
+    except ProcessLookupError:
+        pass  # it is gone
+
+
+def _held(programs: list[Program]) -> int:
+    return sum(program.held for program in programs)
+
+
+def _end(programs: list[Program], work: InHand, used: int) -> None:
+    """What has been started for work that is over would hold on to what that was stopped for."""
+    for program in programs:
+        try:
+            with Target(program.pid, program.started) as one:
+                one.send(signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # it is gone, or another user's
+    if programs:
+        biggest = max(programs, key=lambda program: program.held)
+        log.warning(
+            "of the %s that the work of worker %d used, %s were held by programs that it had started, and that are ended with it: "
+            "%d, the biggest %s (%d)", format_size(used), work.pid, format_size(_held(programs)), len(programs),
+            printable(biggest.name), biggest.pid,
+        )  # fmt: skip
+
+
 @dataclass
 class _Watched:
     """One piece of work that has limits and has begun."""
 
     held: int
+    """With what the programs hold that it has started."""
     at: float
+    descendants: Descendants
     look_at: float = 0.0
     tell_at: float = 0.0
     """When it is to be told again; 0: it has not been told."""
@@ -51,7 +86,7 @@ class Watcher:
     """`busy`: whether there is any work; `wanted`: whether the work with this ticket has not ended.
 
     `lasting` is told, by their tickets, of all work that is in hand for more than CASUAL, and by how many bytes it has grown.
-    All three are called in its thread.
+    `tell` has the work's worker look at its slot: the work is over its soft limit. All four are called in its thread.
     """
 
     def __init__(
@@ -61,6 +96,7 @@ class Watcher:
         wanted: Callable[[int], bool],
         lasting: Callable[[dict[int, int]], None] = lambda _: None,
         dry_run: bool = False,
+        tell: Callable[[InHand], None] = tell,
     ) -> None:
         self.stopped: dict[int, tuple[int, int]] = {}
         """Work that was stopped, by its ticket: the bytes that it used, and its limit. Whoever has heard of it removes it."""
@@ -73,8 +109,10 @@ class Watcher:
         self._held: dict[int, int] = {}
         """The same without file pages, which its limits don't count: the kernel drops clean ones by itself."""
         self._in_hand: set[int] = set()
+        self._looked = since_boot()
         self._lasts_at = 0.0
         self._dry_run = dry_run
+        self._tell = tell
         self._limited: dict[int, Ceiling] = {}
         self._watched: dict[int, _Watched] = {}
         self._poke = threading.Event()
@@ -146,25 +184,27 @@ class Watcher:
         for ticket in [ticket for ticket in self._watched if ticket not in self._limited]:
             del self._watched[ticket]
         pause, running = CASUAL, 0
+        looked, self._looked = self._looked, since_boot()
         for work in self._board.in_hand():
             ceiling = self._limited.get(work.ticket)
             if ceiling is None:
                 self._measure(work)
                 continue
             running += 1
-            pause = min(pause, self._look_at(work, ceiling))
+            if work.ticket not in self._watched:
+                # it has begun since the last look; what was started before that is not its
+                self._watched[work.ticket] = _Watched(work.held, time.monotonic() - BEGINS, Descendants(work.pid, looked))
+            pause = min(pause, self._look_at(work, ceiling, self._watched[work.ticket]))
         return min(pause, BEGINS) if running < len(self._limited) else pause
 
-    def _look_at(self, work: InHand, ceiling: Ceiling) -> float:
+    def _look_at(self, work: InHand, ceiling: Ceiling, watched: _Watched) -> float:
         now = time.monotonic()
-        watched = self._watched.get(work.ticket)
-        if watched is None:
-            watched = self._watched[work.ticket] = _Watched(work.held, now - BEGINS)
-        elif now < watched.look_at:
+        if now < watched.look_at:
             return watched.look_at - now
         held = self._measure(work)
         if held is None:
             return CASUAL  # it is gone
+        held += _held(watched.descendants.look())
         told = watched.tell_at > 0 and (now < watched.tell_at or self._board.has_heeded(work.number, work.generation, work.ticket))
         look = judge(ceiling, work.held, held, (held - watched.held) / max(0.0001, now - watched.at), told)
         watched.held, watched.at, watched.look_at = held, now, now + look.again
@@ -178,18 +218,11 @@ class Watcher:
             watched.tell_at, watched.again = now + watched.again, watched.again * 2
             self._tell(work)
         elif look.step is Step.STOP:
-            self._stop(work, ceiling)
+            self._stop(work, ceiling, watched.descendants)
         return look.again
 
-    def _tell(self, work: InHand) -> None:
-        try:
-            with Target(work.pid, work.started) as worker:
-                worker.send(TELL)
-        except ProcessLookupError:
-            pass  # it is gone
-
-    def _stop(self, work: InHand, ceiling: Ceiling) -> None:
-        """Kill the worker, if it still has this very work in hand.
+    def _stop(self, work: InHand, ceiling: Ceiling, descendants: Descendants) -> None:
+        """Kill the worker, if it still has this very work in hand, and then what it has started for that.
 
         Between a look at its ticket and the signal it might end this work and begin the next, or hold a
         lock that it shares with other workers while it hands its result over. So it is made to stand
@@ -199,11 +232,13 @@ class Watcher:
             with Target(work.pid, work.started) as worker:
                 try:
                     worker.stop()
-                    look = judge(ceiling, work.held, self._measure(work) or 0, 0, True)
+                    programs = descendants.look()  # now, while they are its descendants
+                    look = judge(ceiling, work.held, (self._measure(work) or 0) + _held(programs), 0, True)
                     if look.step is Step.STOP and self._board.hand(work.number, work.generation)[0] == work.ticket:
                         self.stopped[work.ticket] = (look.used, look.limit or 0)
                         worker.send(signal.SIGKILL)
                         self._limited.pop(work.ticket, None)
+                        _end(programs, work, look.used)
                 finally:
                     worker.send(signal.SIGCONT)
         except ProcessLookupError:

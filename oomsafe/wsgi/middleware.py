@@ -182,6 +182,9 @@ class Body(_Ending):
         # who iterates may keep the iterator alone: it has this body until the last part, and is C's, so a part costs nothing more
         return chain(self._body, repeat(self, 0))  # type: ignore[arg-type]
 
+    def __bytes__(self) -> bytes:
+        return bytes(self._body)  # type: ignore[arg-type]  # of a response object (Django's), its content
+
     def __getattr__(self, name: str) -> Any:
         if name in ("_body", "_work"):
             raise AttributeError(name)

@@ -6,6 +6,8 @@ import gc
 import json
 import logging.config
 import os
+import subprocess
+import sys
 import time
 
 import whole_messages  # noqa: F401  for nodes and senders alike
@@ -205,10 +207,10 @@ def balloon_told(catches):
 
 
 @app.task(memory_limit="200MiB", memory_absolute=True)
-def whole(mib):
+def whole(mib, seconds=1):
     """Whose child counts."""
     kept = b"x" * (mib * MIB)
-    time.sleep(1)
+    time.sleep(seconds)
     return len(kept)
 
 
@@ -248,6 +250,37 @@ def slow(number, seconds):
     note(number)
     time.sleep(seconds)
     return number
+
+
+PROGRAM = "import os, time; kept = b'x' * ({mib} << 20); open({where!r}, 'w').write(str(os.getpid())); time.sleep({seconds})"
+
+
+@app.task(memory_limit="200MiB")
+def program(mib, where, seconds=30):
+    """Has a program do it."""
+    return subprocess.run([sys.executable, "-c", PROGRAM.format(mib=mib, where=where, seconds=seconds)]).returncode
+
+
+@app.task(memory_limit="200MiB")
+def forks(mib, times, seconds=1):
+    """Has forks of its, which share what it holds, and start nothing."""
+    kept = b"x" * (mib * MIB)
+    pids = []
+    for _ in range(times):
+        pids.append(os.fork())
+        if not pids[-1]:
+            os.fork()
+            time.sleep(seconds)
+            os._exit(len(kept) and 0)
+    return [os.waitpid(pid, 0)[1] for pid in pids]
+
+
+@app.task
+def program_without_limits(mib, where):
+    """Has a program do it, and waits a while."""
+    ended = subprocess.run([sys.executable, "-c", PROGRAM.format(mib=mib, where=where, seconds=0)]).returncode
+    time.sleep(1.5)
+    return ended
 
 
 @app.task(soft_memory_limit="60MiB", memory_limit="70MiB")

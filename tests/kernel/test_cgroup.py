@@ -176,6 +176,15 @@ def test_what_begins_above_its_namespace_and_is_not_found(tree: Tree, said: Said
     assert line.endswith("its limits and what it uses are not known")
 
 
+@pytest.mark.parametrize("line", ["0::/app\n", "4:memory:/app\n"])
+def test_no_cgroups_are_mounted(tree: Tree, said: Said, line: str) -> None:
+    """Somebody else may have limited it: one line says that it can't be seen."""
+    tree.at(line)
+
+    assert [find_cgroup(proc=tree.proc), find_cgroup(proc=tree.proc)] == [None, None]
+    assert said() == ["no memory cgroups are mounted here, and this process is in one: its limit can't be seen"]
+
+
 def level(limit: int, used: int | None) -> Level:
     """One of no matter where."""
     return Level(limit, f"{limit} of which {used}", used)
@@ -230,6 +239,30 @@ def test_memory_high_is_named(tree: Tree) -> None:
     throttled(tree)
 
     assert read_capacity(proc=tree.proc).source == f"memory.high of cgroup v2 {tree.root}/cg/a"
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [({}, None), ({"a": 0, "a/b": 0}, None), ({"a/b": 1}, "a/b"), ({"a": 1}, "a"), ({"a": 1, "a/b": 1}, "a/b")],
+    ids=str,
+)
+def test_who_dies_whole(tree: Tree, groups: dict[str, int], expected: str | None) -> None:
+    """The nearest level with memory.oom.group; the root has no such file, nor has a kernel before 4.19."""
+    tree.at("0::/a/b\n", v2_mount(point="{root}/cg"))
+    tree.v2("cg/a")
+    tree.v2("cg/a/b", 300 * MIB)
+    for folder, group in groups.items():
+        tree.write(f"cg/{folder}/memory.oom.group", f"{group}\n")
+
+    assert found(tree).dies_whole() == (expected and f"{tree.root}/cg/{expected}")
+
+
+def test_what_a_container_does_not_see(tree: Tree) -> None:
+    """Its own cgroup is the root of all that it sees, and only the real root has no limit: there may be others above."""
+    container_v2(tree)
+    tree.write("proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n")
+
+    assert read_capacity(proc=tree.proc).whence == f"cgroup v2 {tree.root}/cg; limits above {tree.root}/cg can't be seen"
 
 
 def test_a_limit_above_what_is_mounted(tree: Tree) -> None:

@@ -52,6 +52,19 @@ result = [one.state, type(error).__name__, str(error)]
     assert 10 * MIB < death["rss"] <= LIMIT
 
 
+def test_a_program_of_a_task_that_the_kernel_kills_is_told_of(cgroup: Any, celery: Start, tmp_path: Path) -> None:
+    """It is no child of the node's: the task goes on, nobody else is blamed, and a line says what ran."""
+    node = celery(soft_limit="290MiB", env=ENOUGH, wrap=cgroup(LIMIT).command).ready()
+
+    ended = node.ask(f"result = proj.program_without_limits.delay(400, {str(tmp_path / 'pid')!r}).get(timeout=60)")
+
+    assert ended == -signal.SIGKILL
+    (line,) = until(lambda: node.lines("that were no child of this node"), "it is told")
+    assert "the kernel's OOM killer took 1 of this cgroup's processes" in line
+    assert line.endswith("; then ran proj.program_without_limits")
+    assert not node.lines("took its child")
+
+
 def test_an_operator_s_kill_is_none_of_the_kernel_s(celery: Start) -> None:
     """Celery's own WorkerLostError; and a late task that is killed so again and again comes again each time."""
     node = celery(soft_limit="1GiB", argv=("-c", "1")).ready()

@@ -66,6 +66,22 @@ def test_installed_before_the_app_is_configured(celery: Start, pool: str) -> Non
     assert balloon(node)[:2] == ["FAILURE", "MemoryLimitExceeded"]
 
 
+def test_what_a_task_s_programs_hold_is_the_task_s(celery: Start, tmp_path: Path) -> None:
+    """It is stopped for a program of its, which is ended with it; not for one that stays below, nor for forks that share what it holds."""
+    node = celery(soft_limit="1GiB").ready()
+
+    ask = f"one = proj.program.delay(300, {str(tmp_path / 'big')!r}); error = one.get(timeout=60, propagate=False)"
+    state, kind, used = node.ask(f"{ask}; result = [one.state, type(error).__name__, error.args[1]]")
+    small = node.ask(f"result = proj.program.delay(100, {str(tmp_path / 'other')!r}, 0.5).get(timeout=30)")
+    forks = node.ask("result = proj.forks.delay(100, 4).get(timeout=30)")
+
+    assert (state, kind, small, forks) == ("FAILURE", "MemoryLimitExceeded", 0, [0] * 4)
+    assert used > 200 * MIB
+    (line,) = node.lines("were held by programs that it had started, and that are ended with it: 1, the biggest python")
+    pid = int(re.findall(r"\((\d+)\)$", line)[0])
+    until(lambda: not Path(f"/proc/{pid}").exists(), "the program is gone")
+
+
 @pytest.mark.parametrize("broker", BROKERS)
 def test_the_stopped_are_told_and_logged_with_task_and_child(celery: Start, broker: str) -> None:
     """How many, and the last eight, the latest first; an id that somebody chose is printable and short there."""
@@ -183,6 +199,8 @@ def test_dry_run_stops_nothing(celery: Start) -> None:
 
     assert node.ask("result = proj.balloon.delay('python').get(timeout=60)") == "not stopped"
     assert node.lines("a limit would be met (dry run): ")
+    (refused,) = node.celery("control", "memory_recycle").values()
+    assert "dry run: child " in refused["error"]
 
 
 def test_the_watcher_sleeps_when_there_is_nothing_to_watch(celery: Start) -> None:

@@ -241,3 +241,30 @@ def test_in_a_cgroup_its_working_set_counts(celery: Start, tmp_path: Path) -> No
         assert "its budget is 300 MiB; it goes on below 285 MiB" in line
         until(lambda: node.lines(RESUMED), "it goes on")
         assert results(node, [held]) == [400]
+
+
+def test_a_pool_that_grows(celery: Start) -> None:
+    """Beyond the slots that its scoreboard had: all are seen, share what there is, and have their tasks stopped; when it shrinks, too."""
+    node = celery(argv=("-c", "2"), metric="rss").ready()
+    two = until(lambda: softs(node, 2), "two children share the budget")
+
+    node.celery("control", "pool_grow", "31")
+    more = until(lambda: softs(node, 33), "all 33 are on the scoreboard, and share it", 40)
+    node.celery("control", "pool_shrink", "30")  # those that were there first
+    three = until(lambda: softs(node, 3), "three are left, and have more again")
+    over = "proj.whole.apply_async((0, 20), headers={'memory_limit': '20MiB'})"  # which each child has already
+    ended = node.ask(f"result = [type(one.get(timeout=60, propagate=False)).__name__ for one in [{over} for _ in range(3)]]")
+
+    assert max(more) < min(two) / 10
+    assert min(three) > max(more) * 5
+    assert ended == ["MemoryLimitExceeded"] * 3
+    assert not node.lines("not seen by the pool")
+
+
+def softs(node: CeleryWorker, workers: int) -> list[int]:
+    """The soft limits of all children, once so many serve and have been told how many they are; else nothing."""
+    view = node.pool()
+    found = [worker.figures.soft for worker in view.workers if worker.state == "serving"]
+    share = (view.budget or 0) / workers
+    told = [soft for soft in found if soft is not None and soft < share and soft > share / 2]
+    return told if len(found) == len(told) == workers == view.workers_wanted else []

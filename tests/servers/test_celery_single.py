@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,6 +103,65 @@ def test_a_solo_node_s_task_that_holds_the_gil_is_told_when_it_lets_go(celery: S
 
     assert (state, kind, limit) == ("FAILURE", "SoftMemoryLimitExceeded", 40 * MIB)
     assert used >= 240 * MIB
+
+
+IN_A_THREAD = """
+import sys, time
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+import oomsafe.celery
+
+app = Celery("proj", broker="memory://", backend="cache+memory://")
+app.conf.broker_transport_options = {"polling_interval": 0.01}
+oomsafe.celery.install(app, soft_limit="1GiB")
+
+@app.task(soft_memory_limit="60MiB")
+def balloon(mib, catches):
+    kept = []
+    try:
+        for _ in range(mib // 4):
+            kept.append(b"x" * (4 << 20))
+            time.sleep(0.004)
+    except oomsafe.celery.SoftMemoryLimitExceeded as error:
+        if not catches:
+            raise
+        return ["caught", len(kept) * 4, *error.args]
+    return len(kept) * 4
+
+@app.task
+def after():
+    deadline = time.monotonic() + 0.3
+    while time.monotonic() < deadline:
+        pass
+    return "after"
+
+def outcome(sent):
+    got = sent.get(timeout=60, propagate=False)
+    return sent.state, type(got).__name__ if isinstance(got, Exception) else got
+
+with start_worker(app, perform_ping_check=False):
+    print(outcome(balloon.delay(40, False)))
+    print(outcome(balloon.delay(300, False)))
+    print(outcome(after.delay()))
+    print(outcome(balloon.delay(300, True)))
+    print(outcome(after.delay()))
+    # right at its limit when it ends: told or not, it is the task's alone
+    print({outcome(balloon.delay(mib, False))[0] for mib in range(60, 72, 4) for _ in range(2)} <= {"SUCCESS", "FAILURE"})
+    print(outcome(after.delay()))
+"""
+
+
+def test_a_solo_node_in_a_thread_tells_its_own_task(tmp_path: Path) -> None:
+    """As pytest's celery_worker has it: the one who waits for the result, in the main thread, is not disturbed, nor is the next task."""
+    (tmp_path / "script.py").write_text(IN_A_THREAD)
+    ended = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+
+    assert ended.returncode == 0, ended.stderr
+    first, second, after, caught, *rest = ended.stdout.splitlines()
+    assert [first, second, after] == ["('SUCCESS', 40)", "('FAILURE', 'SoftMemoryLimitExceeded')", "('SUCCESS', 'after')"]
+    assert re.fullmatch(r"\('SUCCESS', \['caught', \d+, 'proj.balloon', \d+, 62914560\]\)", caught)
+    assert rest == ["('SUCCESS', 'after')", "True", "('SUCCESS', 'after')"]
+    assert "oomsafe failed" not in ended.stderr
 
 
 def test_a_solo_node_s_task_is_not_told_in_a_dry_run(celery: Start) -> None:

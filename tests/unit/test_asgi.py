@@ -9,6 +9,7 @@ from typing import Any
 
 import asgiref.sync
 import pytest
+import trio
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -157,6 +158,22 @@ def test_lifespan_passes_untouched(guard: Guard) -> None:
 
     assert all(got is gave for got, gave in zip(seen, given, strict=True))
     assert (given[0], guard.counters.work) == ({"type": "lifespan"}, 0)
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket", "lifespan"])
+def test_trio(kind: str) -> None:
+    """Where trio runs the app (Hypercorn, a test client) there is no loop of asyncio's: it is measured all the same."""
+    seen: list[str] = []
+
+    async def app(request: Any, receive: Any, send: Any) -> None:
+        await trio.sleep(0)
+        seen.append(request["type"])
+
+    trio.run(MemoryMiddleware(app), scope(kind=kind) if kind != "lifespan" else {"type": "lifespan"}, None, lambda message: None)
+
+    guard = current.get_guard()
+    assert seen == [kind]
+    assert (guard.counters.work if guard else 0) == (kind != "lifespan")
 
 
 def test_receive_is_the_servers_own(guard: Guard) -> None:

@@ -14,7 +14,7 @@ from oomsafe.celery.redelivery import Redelivery
 from oomsafe.kernel.oom_kills import Kills
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.verdicts import Verdict
-from oomsafe.pool.deaths import Deaths
+from oomsafe.pool.deaths import FRESH, Deaths
 
 
 class Billiard:
@@ -59,6 +59,21 @@ def test_a_death_that_is_told_twice_counts_once(pool: Any) -> None:
 
     assert [(gone.pid, gone.verdict) for gone in pool._gone.values()] == [(11, Verdict.CONFIRMED), (12, Verdict.CONFIRMED)]
     assert pool.fallen.counts == {"confirmed": 2}
+
+
+def test_what_no_death_explains_was_another_process() -> None:
+    """Told once, when it can't be a child's any more: a death may take that long to be told of."""
+    counted, clock = [0], [0.0]
+    deaths = Deaths(lambda: Kills(counted[0], own=True), lambda: clock[0])
+    counted[0] = 3
+    deaths.look()
+    deaths.settle(1)
+    assert (deaths.risen, deaths.others()) == (True, 0)
+
+    clock[0] = FRESH + 1
+    deaths.look()
+
+    assert (deaths.risen, deaths.others(), deaths.others()) == (False, 2, 0)
 
 
 def test_a_child_whose_queues_are_flushed_while_it_lives_keeps_its_seat(pool: Any) -> None:

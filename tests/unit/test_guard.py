@@ -487,6 +487,63 @@ def test_a_pool_that_changes(guarded: Any, clock: Clock, board: Scoreboard) -> N
     assert guard.pool().workers[0].figures.soft == 180 * MIB
 
 
+def test_a_limit_that_moves(guarded: Any, clock: Clock, board: Scoreboard, said: Said) -> None:
+    """What the supervisor finds holds for a worker that lives, from its next tick."""
+    board.describe(workers=2, turns=1, limit=None, budget=None)
+    guard, memory = guarded(board=board, soft_limit="auto")
+    board.allow(Capacity(400 * MIB, "here", supervisor_rss=40 * MIB, others=100 * MIB))
+    clock.go(1)
+    guard.tick()
+
+    assert guard.soft_limit == (270 - 40) * MIB // 2
+    do(guard, memory, 130 * MIB, clock)
+    assert guard.should_recycle
+
+
+def test_a_limit_below_what_a_worker_needs(guarded: Any, clock: Clock, board: Scoreboard, said: Said, recycled: list[str]) -> None:
+    """Refused once for the pool, with both figures; one that can be kept to again is."""
+    board.describe(workers=2, turns=1, limit=None, budget=None)
+    guard, memory = guarded(board=board, soft_limit="auto")
+    for limit in (80 * MIB, 81 * MIB):
+        board.allow(Capacity(limit, "here"))
+        clock.go(1)
+        guard.tick()
+        do(guard, memory, 60 * MIB, clock)
+
+    (line,) = said()
+    assert "soft limit 36.0 MiB is not used: a worker needs " in line
+    assert (guard.soft_limit, recycled) == (None, [])
+    board.allow(Capacity(200 * MIB, "here"))
+    clock.go(1)
+    guard.tick()
+    assert guard.soft_limit == 90 * MIB
+
+
+def test_a_worker_that_has_settled_stays_whatever_others_use(guarded: Any, clock: Clock, board: Scoreboard) -> None:
+    """Its limit was raised for a while, and is not lowered because a neighbour breathes."""
+    board.allow(Capacity(1000 * MIB, "here"))
+    guard, _ = guarded(board=board, soft_limit="auto")
+    guard._thresholds.stay(500 * MIB, clock())
+    raised = guard.limits.early
+    board.allow(Capacity(1000 * MIB, "here", others=100 * MIB))
+    clock.go(1)
+    guard.tick()
+
+    assert guard.limits.early == raised
+
+
+def test_a_worker_whom_nobody_tells(guarded: Any, clock: Clock, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a supervisor it asks the kernel itself, and says so."""
+    guard, _ = guarded(soft_limit="auto")
+    assert guard.soft_limit == 450 * MIB
+    monkeypatch.setattr(guard._thresholds, "_measure", lambda: Capacity(500 * MIB, "here", working_set=60 * MIB))
+    clock.go(2)
+    guard.tick()
+
+    assert guard.soft_limit == 225 * MIB
+    assert said() == ["the memory limit is another: soft limit 225 MiB, budget 450 MiB of 500 MiB (here)"]
+
+
 def settle(guarded: Any, clock: Clock, board: Scoreboard, workers: int = SETTLED_WORKERS) -> None:
     """So many workers, one after the other, go over their limit of 100 MiB with their first work, and stay where they came to."""
     for _ in range(workers):

@@ -173,6 +173,16 @@ def test_a_lease_that_is_not_there_yet(machines: Machines) -> None:
     assert machines.node("b").again("one") == (Count(), 1)
 
 
+def test_where_no_machine_tells_its_boot(machines: Machines) -> None:
+    """Another machine's node is not looked for among this one's processes: its lease says whether it lives."""
+    first, second = machines.node(""), machines.node("")
+    first._node = (1 << 22, 5, first._node[2])  # no pid is as high
+    first.renew(alone=True, grown={})
+    first.begins("one")
+
+    assert second.again("one") == (Count(), 1)
+
+
 def test_what_had_run_beside_it(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who had grown is held to have done it twice as much as who had not, and is not blamed for sure; nobody is where none had."""
     first, second = map(machines.node, "ab")

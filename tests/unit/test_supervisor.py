@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +20,11 @@ from oomsafe.errors import ConfigError
 from oomsafe.kernel.oom_score import read_score, write_score
 from oomsafe.kernel.process import sizes_of
 from oomsafe.policy.decide import Order
+from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.trend import Growth
 from oomsafe.pool import layout, monitor, onlooker
+from oomsafe.pool import supervisor as module
 from oomsafe.pool.layout import Counters
 from oomsafe.pool.scoreboard import Entry
 from oomsafe.pool.slot import Figures, Slot, comm_of
@@ -42,6 +48,60 @@ def test_says_its_limits_once(said: Said) -> None:
     assert changed == at_boot
     assert "soft limit 65.0 MiB" in said()[1]
     assert said()[1].endswith("dry run: nothing will be done")
+
+
+def test_says_them_again_when_they_have_changed(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit that was set anew is said; what others use is on the scoreboard at once, and not in the log each time."""
+    allowed = [Capacity(600 * MIB, "here", working_set=50 * MIB, others=0)]
+    monkeypatch.setattr(module, "read_capacity", lambda **more: replace(allowed[0], workers=more["workers"]))
+    clock = [1000.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    supervisor = Supervisor(Policy(soft_limit="64MiB"), "test", 3)
+    assert supervisor.board is not None
+
+    def at(seconds: float, capacity: Capacity) -> tuple[int | None, int | None]:
+        clock[0], allowed[0] = 1000.0 + seconds, capacity
+        supervisor.tick()
+        seen = supervisor.board.read()  # type: ignore[union-attr]
+        return seen.limit, seen.others
+
+    assert at(1, Capacity(300 * MIB, "here", working_set=50 * MIB, others=0)) == (300 * MIB, 0)
+    assert at(3, Capacity(300 * MIB, "here", working_set=150 * MIB, others=100 * MIB)) == (300 * MIB, 100 * MIB)
+    assert at(5, Capacity(300 * MIB, "here", working_set=152 * MIB, others=102 * MIB)) == (300 * MIB, 100 * MIB)
+    assert at(7, Capacity(290 * MIB, "here", working_set=152 * MIB, others=102 * MIB)) == (290 * MIB, 102 * MIB)
+    assert at(100, Capacity(290 * MIB, "here", working_set=210 * MIB, others=160 * MIB)) == (290 * MIB, 160 * MIB)
+    seen = supervisor.board.read()
+    supervisor.close()
+
+    assert (seen.held, seen.source) == (50 * MIB, "here")
+    lines = [line.split(", supervisor")[0].partition("budget ")[2] for line in said()]
+    assert lines == [
+        "540 MiB of 600 MiB (here)", "270 MiB of 300 MiB (here)", "169 MiB of 290 MiB (here, others use 102 MiB)",
+        "117 MiB of 290 MiB (here, others use 160 MiB)",
+    ]  # fmt: skip
+
+
+def test_what_a_pool_holds_with_another_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that the process has started which is above both: what the other has is not used by others."""
+    asked: list[Callable[[], int | None]] = []
+
+    def read(held: Callable[[], int | None], **_: object) -> Capacity:
+        asked.append(held)
+        return Capacity(1 << 40, "here")
+
+    monkeypatch.setattr(module, "read_capacity", read)
+    inner = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    hold = "held = b'x' * (100 << 20); print('holds', flush=True); input()"
+    supervisors = [Supervisor(Policy(), "test", 1, beside=beside) for beside in (0, 1)]
+    with subprocess.Popen([sys.executable, "-c", inner, hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "holds\n"
+        alone, both = (held() or 0 for held in asked[:2])
+        other.communicate("\n")
+    for supervisor in supervisors:
+        supervisor.close()
+
+    assert alone < both - 100 * MIB
 
 
 def test_a_worker_enlists() -> None:

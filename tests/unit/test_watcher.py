@@ -14,6 +14,7 @@ from serving import until
 
 from oomsafe.celery.child import GuardedBlockingWorker
 from oomsafe.errors import SoftMemoryLimitExceeded
+from oomsafe.kernel.descendants import Descendants, since_boot
 from oomsafe.kernel.process import held_of, start_time
 from oomsafe.kernel.target import Target
 from oomsafe.policy.ceilings import Ceiling
@@ -144,13 +145,13 @@ def test_one_that_has_other_work_by_now_goes_on(board: Scoreboard, workers: list
     seen = workers[0].work
     workers[0].slot.take_up(7, seen.held)
 
-    watcher._stop(seen, Ceiling(hard=20 * MIB))
+    watcher._stop(seen, Ceiling(hard=20 * MIB), Descendants(seen.pid, since_boot()))
 
     assert workers[0].ended(0.3) is None
     assert _state(workers[0].pid) == "S"
     assert watcher.stopped == {}
     workers[0].slot.put_down()
-    watcher._stop(seen, Ceiling(hard=20 * MIB))
+    watcher._stop(seen, Ceiling(hard=20 * MIB), Descendants(seen.pid, since_boot()))
     assert workers[0].ended(0.3) is None
 
 
@@ -158,7 +159,7 @@ def test_one_that_has_let_go_by_now_goes_on(board: Scoreboard, workers: list[Wor
     """It is measured again before the signal."""
     watcher = Watcher(board, lambda: True, lambda ticket: True)
 
-    watcher._stop(workers[0].work, Ceiling(hard=60 * MIB))
+    watcher._stop(workers[0].work, Ceiling(hard=60 * MIB), Descendants(workers[0].pid, since_boot()))
 
     assert workers[0].ended(0.3) is None
     assert _state(workers[0].pid) == "S"

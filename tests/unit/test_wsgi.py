@@ -316,6 +316,18 @@ def test_it_is_transparent(guard: Guard) -> None:
     assert (app.config, body.status, hasattr(app, "nothing"), hasattr(body, "nothing")) == ("the app's", "its own", False, False)
 
 
+def test_the_content_of_a_response_object(guard: Guard) -> None:
+    """Django's is a body too, and bytes() of it what is in it: its own tests, and their likes, look at that."""
+
+    class Response(Streamed):
+        def __bytes__(self) -> bytes:
+            return b"content"
+
+    app = MemoryMiddleware(lambda _environ, _start_response: Response([]), guard=guard)
+
+    assert bytes(app(environ(), Server().start_response)) == b"content"  # type: ignore[call-overload]
+
+
 NAMES = ["X-Memory-RSS", "X-Memory-Delta", "Server-Timing", "X-Memory-Limit"]
 
 

@@ -1,0 +1,148 @@
+"""A child's part in a task: what it takes up it puts down, whenever a signal comes, and not in a fork of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from unit.children import in_child
+
+from oomsafe.celery.child import Guarded
+from oomsafe.celery.poison import Poison
+from oomsafe.celery.task_loop import _Contained
+from oomsafe.errors import SoftMemoryLimitExceeded
+from oomsafe.policy.settings import Policy
+from oomsafe.pool.guard import Guard
+from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.pool.watcher import TELL
+
+MIB = 1 << 20
+
+
+class Billiard:
+    """What is asked of billiard's worker here."""
+
+
+class Child(Guarded, Billiard):
+    """With a task in hand whose message is still the broker's."""
+
+    def __init__(self) -> None:
+        import signal
+
+        super().__init__()
+        self.board = Scoreboard.private()
+        self._slot = self.board.reserve()
+        assert self._slot is not None
+        self._slot.claim()
+        self._guard = Guard(Policy(soft_limit="1GiB"))
+        self._poison = Poison(None, os.getpid())
+        self._is_late = {"proj.late": True}
+        signal.signal(TELL, self._told)
+
+    def run(self, function: Any) -> Any:
+        """As billiard does."""
+        return _Contained(function, "proj.late", self, 7, "an-id")("proj.late", "an-id", {})
+
+    def told(self) -> None:
+        """MainProcess finds the task over its soft limit, and says so."""
+        (work,) = self.board.in_hand()
+        self.board.tell_of_limit(work.number, work.generation, work.ticket, 100 * MIB, 60 * MIB)
+        os.kill(os.getpid(), TELL)
+
+
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where what is noted of tasks lies."""
+    monkeypatch.setenv("OOMSAFE_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def noted(notes: Path) -> int:
+    """How many notes there are."""
+    return sum(path.is_file() for path in notes.rglob("*"))
+
+
+def at_the_call_of(name: str, act: Any) -> Any:
+    """Do something at the first call of a function of this name: where a signal may come as well as anywhere."""
+
+    def trace(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_name == name:
+            sys.settrace(None)
+            act()
+
+    return trace
+
+
+@pytest.mark.parametrize("where", ["put_down", "_put_down"])
+def test_told_behind_its_last_line(notes: Path, where: str) -> None:
+    """What it had in hand is put down and its note is gone, so nothing is held against it, nor against the next task."""
+
+    def run() -> tuple[Any, list[Any], int, int]:
+        child = Child()
+        seen = []
+
+        def task(*_: Any) -> str:
+            seen.append(noted(notes))
+            sys.settrace(at_the_call_of(where, child.told))
+            return "its result"
+
+        try:
+            result = child.run(task)
+        except SoftMemoryLimitExceeded as error:
+            result = type(error).__name__
+        return result, child.board.in_hand(), seen[0], noted(notes)
+
+    result, in_hand, meanwhile, after = in_child(run)
+
+    assert (in_hand, meanwhile, after) == ([], 1, 0)
+    assert result == {"put_down": "SoftMemoryLimitExceeded", "_put_down": "its result"}[where]
+
+
+def test_told_while_it_is_taken_up(notes: Path) -> None:
+    """So its code does not run; nothing stays behind."""
+
+    def run() -> tuple[str, list[Any], int]:
+        child = Child()
+        slot = child._slot
+        assert slot is not None
+        take_up = slot.take_up
+
+        def told_at_once(*args: Any) -> None:
+            take_up(*args)
+            child.told()
+
+        slot.take_up = told_at_once  # type: ignore[method-assign]
+        with pytest.raises(SoftMemoryLimitExceeded):
+            child.run(lambda *_: "its result")
+        return "told", child.board.in_hand(), noted(notes)
+
+    assert in_child(run) == ("told", [], 0)
+
+
+def test_a_fork_of_a_task_puts_nothing_down(notes: Path) -> None:
+    """It may come back the same way, but what the task has in hand is its parent's, and so is the note."""
+
+    def run() -> tuple[int, int]:
+        child = Child()
+        seen = []
+
+        def task(*_: Any) -> None:
+            pid = os.fork()
+            if not pid:
+                raise SystemExit
+            os.waitpid(pid, 0)
+            seen.append((len(child.board.in_hand()), noted(notes)))
+
+        me = os.getpid()
+        try:
+            child.run(task)
+        except SystemExit:
+            if os.getpid() != me:
+                os._exit(0)
+        return seen[0]
+
+    assert in_child(run) == (1, 1)
