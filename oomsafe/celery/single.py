@@ -78,8 +78,8 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
         consumer.pool.on_apply = _containing(consumer.pool.on_apply)
         signals.task_prerun.connect(self._begun, weak=False)
         signals.task_postrun.connect(self._ended, weak=False)
-        way = "is shut down warmly above its soft limit" if exits else "is not recycled; if something restarts it, set OOMSAFE_SINGLE=exit"
-        log.info("oomsafe measures this process, all tasks in one: it %s", way)
+        stays = "a warning says so: all tasks are in this one process, and if something restarts it, set OOMSAFE_SINGLE=exit"
+        attempt("the line at boot", "Celery", lambda: guard.say_limits("it is shut down warmly (OOMSAFE_SINGLE=exit)" if exits else stays))
         return guard
 
     def start(self, consumer: Any) -> None:

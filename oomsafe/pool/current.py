@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.pool.guard import Guard, Recycle
-from oomsafe.pool.log import log
+from oomsafe.pool.log import attempt, log
 from oomsafe.pool.meter import Work
 
 if TYPE_CHECKING:
@@ -24,6 +24,13 @@ class Way(NamedTuple):
     workers: int = 1
     """How many such processes its parent wants, this one included: they take turns."""
 
+    @property
+    def told(self) -> str:
+        """For the log: what becomes of such a process above its soft limit."""
+        if self.workers > 1:
+            return "it ends, one worker after the other, and its parent brings up another"
+        return "it ends, and something else is to restart it (OOMSAFE_SINGLE=exit)"
+
 
 RecycleOf = Callable[[Policy], Way | None]
 
@@ -35,6 +42,9 @@ OTHER_SIDE = ("asgi.scope", "wsgi_environ")
 
 #: Seconds until a guard that could not be made is tried again: at once, then after twice as long each time, and at most so long.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+
+#: What becomes of a process above its soft limit that is not recycled.
+STAYS = "a warning says so, for nothing here would bring up another (under uvicorn, where something does: OOMSAFE_SINGLE=exit)"
 
 _guard: Guard | None = None
 _by_server = False
@@ -127,5 +137,6 @@ def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None)
         log.warning("a guard could be made at last: from now on this process is measured")
     for warning in warnings:
         log.warning("%s", warning)
+    attempt("the line at boot", "the server", lambda: guard.say_limits(STAYS if way is None else way.told))
     _guard, _by_server, _failed = guard, False, None
     return guard

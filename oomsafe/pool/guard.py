@@ -138,6 +138,13 @@ class Guard(Meter):
             self.slot.set_state(layout.SERVING)
         self._wake_supervisor()
 
+    def say_limits(self, above: str) -> None:
+        """One line at the boot of a process that no supervisor speaks for: its limits, and what becomes of it `above` the soft one."""
+        from oomsafe.pool.boot_line import dry, limits_in_force  # here: most workers have a supervisor
+
+        limits = limits_in_force(self.policy, self.limits, self._thresholds.capacity)
+        log.info("oomsafe guards this process: %s; above its soft limit %s%s", limits, above, dry(self.policy))
+
     @property
     def limits(self) -> Limits:
         """In force for this worker."""

@@ -28,6 +28,7 @@ from oomsafe.policy.standing import Standing, follow, in_force, is_another_limit
 from oomsafe.policy.units import format_size
 from oomsafe.policy.victims import auto_step, clamp_score
 from oomsafe.pool import layout
+from oomsafe.pool.boot_line import dry, limits_in_force
 from oomsafe.pool.guard import Background, Guard, Recycle
 from oomsafe.pool.log import attempt, log
 from oomsafe.pool.monitor import Fleet, Monitor
@@ -331,14 +332,9 @@ class Supervisor:
 
     def _effective(self, limits: Limits) -> str:
         """The limits in force, with where they come from: once at boot, and at a reload."""
-        metric = "" if limits.metric == "anon" else f" of {limits.metric}"
-        auto = f"{metric} (auto)" if self.policy.soft_limit == "auto" else metric
-        hard = "" if limits.hard is None else f", hard limit {format_size(limits.hard)}"
-        dry = "; dry run: nothing will be done" if self.policy.dry_run else ""
         return (
-            f"oomsafe guards {self.capacity.workers} workers: soft limit {format_size(limits.soft)} each{auto}{hard}, "
-            f"budget {format_size(limits.budget)} of {format_size(self.capacity.limit)} ({self.capacity.whence}), "
-            f"supervisor {format_size(self.capacity.supervisor_rss)}, workers' oom_score_adj +{self._step()}{dry}"
+            f"oomsafe guards {self.capacity.workers} workers: {limits_in_force(self.policy, limits, self.capacity, ' each')}, "
+            f"supervisor {format_size(self.capacity.supervisor_rss)}, workers' oom_score_adj +{self._step()}{dry(self.policy)}"
         )
 
     def _say_who_dies(self) -> None:

@@ -34,7 +34,8 @@ class Thresholds:
         self.baseline: int | None = None
         """What the limits are compared with, right after boot; bytes, None where it can't be read."""
         self._policy = policy
-        self._capacity = capacity
+        self.capacity = capacity
+        """What they are worked out from."""
         self._measure = measure
         self._standing = Standing(capacity)
         self._look_at = 0.0
@@ -66,7 +67,7 @@ class Thresholds:
 
     def set(self, held: int | None, now: float, say: bool) -> None:
         """Work them out for a worker that has just booted, and holds so many bytes; None: that is not known."""
-        limits, warnings = resolve_limits(self._policy, self._capacity, self._jitter_share)
+        limits, warnings = resolve_limits(self._policy, self.capacity, self._jitter_share)
         for warning in warnings if say else ():
             log.warning("%s", warning)
         if held is not None:
@@ -106,22 +107,22 @@ class Thresholds:
 
         And a limit that was raised comes down again.
         """
-        before, self._capacity = self._capacity, self._present(now)
-        anew = is_another_limit(before, self._capacity)
-        moved = self._capacity != before and not self.stays
-        if anew or moved or self._capacity.workers != before.workers or now >= self._stays_until:
+        before, self.capacity = self.capacity, self._present(now)
+        anew = is_another_limit(before, self.capacity)
+        moved = self.capacity != before and not self.stays
+        if anew or moved or self.capacity.workers != before.workers or now >= self._stays_until:
             self.set(None, now, say=False)
         if anew and self._neighbours.alone:
             soft, budget = format_size(self.soft), format_size(self.budget)
             log.info(
                 "the memory limit is another: soft limit %s, budget %s of %s (%s)",
-                soft, budget, format_size(self._capacity.limit), self._capacity.source,
+                soft, budget, format_size(self.capacity.limit), self.capacity.source,
             )  # fmt: skip
 
     def _present(self, now: float) -> Capacity:
         """What limits are worked out from now, in the supervisor's words, or without one in this worker's own."""
         workers, told = self._neighbours.workers, self._neighbours.allowed
-        capacity = self._capacity if workers is None else replace(self._capacity, workers=workers)
+        capacity = self.capacity if workers is None else replace(self.capacity, workers=workers)
         if told is not None:
             _, limit, smallest, others, supervisor = told
             return replace(capacity, limit=limit, smallest=smallest, others=others, supervisor_held=supervisor)

@@ -13,7 +13,7 @@ from uvicorn.server import Server
 from oomsafe.asgi.middleware import MemoryMiddleware, in_thread
 from oomsafe.asgi.uvicorn_server import UvicornDrain, log_with_uvicorn, recycles_alone
 from oomsafe.policy.settings import came_too_late, set_in
-from oomsafe.pool.current import set_guard
+from oomsafe.pool.current import STAYS, Way, set_guard
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.log import attempt, log
 from oomsafe.pool.seat import Seat
@@ -80,7 +80,9 @@ class GuardedServer(Server):
             self._guard = self._seat.guard(board, slot, self._drain.begin, in_thread, "requests")
         else:
             recycle = self._drain.begin if recycles_alone(self.config) else None
-            self._guard = Guard(self._policy, recycle=recycle, background=in_thread, unit="requests")
+            self._guard = guard = Guard(self._policy, recycle=recycle, background=in_thread, unit="requests")
+            told = STAYS if recycle is None else Way(recycle).told
+            attempt("the line at boot", "uvicorn", lambda: guard.say_limits(told))
         self._guard.at_the_door = True
         set_guard(self._guard)
         self.config.loaded_app = MemoryMiddleware(self.config.loaded_app, guard=self._guard)

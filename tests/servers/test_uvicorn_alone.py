@@ -34,6 +34,9 @@ def test_a_single_process_is_measured_and_stays(serve_uvicorn):
     assert int(uvicorn.get("/fill?mib=134")[1]["x-memory-rss"]) >= 134 << 20
     uvicorn.wait_for(WARNING)
 
+    (line,) = uvicorn.lines("oomsafe guards this process")
+    assert "soft limit 130 MiB, budget " in line
+    assert "nothing here would bring up another" in line
     assert [uvicorn.get(f"/leak?kib=64&n={n}")[0] for n in range(20)] == [200] * 20
     assert int(uvicorn.get("/pid")[2]) == uvicorn.pid
     assert len(uvicorn.lines(WARNING)) == 1
@@ -53,6 +56,7 @@ def test_a_single_process_that_may_end_answers_what_it_has_taken(serve_uvicorn, 
     response = busy.getresponse()
 
     assert last == (200, "close", b"%d" % uvicorn.pid)
+    assert "above its soft limit it ends, and something else is to restart it" in uvicorn.lines("oomsafe guards this process")[0]
     assert (response.status, response.read()) == (200, b"/slow?s=1.5")
     busy.close()
     assert uvicorn.ended() == 0

@@ -61,8 +61,7 @@ def test_auto_shares_out_the_budget(policy: Policy, capacity: Capacity) -> None:
 
     if limits.soft is not None:
         assert limits.budget is not None
-        supervisor = capacity.supervisor_rss if capacity.supervisor_held is None else capacity.supervisor_held
-        assert limits.soft * (capacity.workers + capacity.beside) + (supervisor or 0) <= limits.budget
+        assert limits.soft * (capacity.workers + capacity.beside) + (capacity.supervisor or 0) <= limits.budget
 
 
 @given(policies(), capacities)

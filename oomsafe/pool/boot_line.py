@@ -1,0 +1,21 @@
+"""What is said of the limits in force when a pool boots, or a process that is one by itself."""
+
+from __future__ import annotations
+
+from oomsafe.policy.limits import Capacity, Limits
+from oomsafe.policy.settings import Policy
+from oomsafe.policy.units import format_size
+
+
+def limits_in_force(policy: Policy, limits: Limits, capacity: Capacity, each: str = "") -> str:
+    """``soft limit 300 MiB, hard limit 500 MiB, budget 461 MiB of 512 MiB (cgroup v2 /a)``: where they come from, too."""
+    metric = "" if limits.metric == "anon" else f" of {limits.metric}"
+    auto = f"{metric} (auto)" if policy.soft_limit == "auto" else metric
+    hard = "" if limits.hard is None else f", hard limit {format_size(limits.hard)}"
+    budget = f"budget {format_size(limits.budget)} of {format_size(capacity.limit)} ({capacity.whence})"
+    return f"soft limit {format_size(limits.soft)}{each}{auto}{hard}, {budget}"
+
+
+def dry(policy: Policy) -> str:
+    """What a line ends with where nothing is done."""
+    return "; dry run: nothing will be done" if policy.dry_run else ""
