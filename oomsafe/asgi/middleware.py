@@ -75,8 +75,9 @@ class MemoryMiddleware:
             guard = self._find_guard()
             if guard is None:
                 return await app(scope, receive, send)
-        # straight on, without calls of our own: this is what every request pays
-        work = scope[KEY] = guard.begin(f"{scope['method']} {scope['path']}".encode("utf-8", "replace"))
+        # straight on, without calls of our own: this is what every request pays. Servers give method and path; an app's own tests
+        # may leave out what the app does not look at
+        work = scope[KEY] = guard.begin(f"{scope.get('method', '')} {scope.get('path', '')}".encode("utf-8", "replace"))
         try:
             # its result too: a server complains of an app that returns something
             return await app(scope, receive, send if not headers and not guard.leaving else self._announcing(scope, send, work))
@@ -114,7 +115,7 @@ class MemoryMiddleware:
             return await self.app(scope, receive, send)
         open_websocket(send)
         try:
-            with guard.begin(f"WEBSOCKET {scope['path']}".encode("utf-8", "replace"), measured=False) as scope[KEY]:
+            with guard.begin(f"WEBSOCKET {scope.get('path', '')}".encode("utf-8", "replace"), measured=False) as scope[KEY]:
                 return await self.app(scope, receive, send)
         finally:
             closed_websocket(send)
@@ -160,7 +161,7 @@ class MemoryMiddleware:
                 headers = message.get("headers", ())
                 if shown:
                     headers = [*headers, *guard.headers(work)[1]]
-                if guard.leaving and scope["http_version"] != "2":
+                if guard.leaving and scope.get("http_version") != "2":
                     headers = [*(pair for pair in headers if pair[0].lower() != b"connection"), CLOSE]
                 # a new message: an app may send the same one every time
                 message = {**message, "headers": headers}
@@ -176,4 +177,4 @@ def in_thread(function: Callable[[], None]) -> None:
 
 
 def _token(scope: Scope) -> bytes | None:
-    return next((value for name, value in scope["headers"] if name == TOKEN_ASGI), None)
+    return next((value for name, value in scope.get("headers", ()) if name == TOKEN_ASGI), None)

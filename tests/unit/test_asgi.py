@@ -176,6 +176,26 @@ def test_trio(kind: str) -> None:
     assert (guard.counters.work if guard else 0) == (kind != "lifespan")
 
 
+@pytest.mark.parametrize("setting", [True, SECRET])
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_a_scope_of_a_tests_own(kind: str, setting: bool | str) -> None:
+    """With no more in it than its app looks at."""
+    guard = Guard(Policy(headers=setting))
+    sent: list[Message] = []
+
+    async def app(request: Any, receive: Any, send: Any) -> None:
+        guard.leaving = True
+        await send({"type": f"{kind}.response.start", "status": 200})
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    request: Any = {"type": kind}
+    asyncio.run(MemoryMiddleware(app, guard=guard)(request, None, send))  # type: ignore[arg-type]
+
+    assert [message["status"] for message in sent] == [200]
+
+
 def test_receive_is_the_servers_own(guard: Guard) -> None:
     """And send too, where no headers are added."""
     seen: list[Any] = []

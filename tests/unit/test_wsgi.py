@@ -316,6 +316,13 @@ def test_it_is_transparent(guard: Guard) -> None:
     assert (app.config, body.status, hasattr(app, "nothing"), hasattr(body, "nothing")) == ("the app's", "its own", False, False)
 
 
+def test_an_environ_of_a_tests_own(guard: Guard) -> None:
+    """With no more in it than its app looks at: gunicorn's tests have such."""
+    app = MemoryMiddleware(hello, guard=guard)
+
+    assert list(app({"wsgi.input": None}, Server().start_response)) == [b"hello"]
+
+
 def test_the_content_of_a_response_object(guard: Guard) -> None:
     """Django's is a body too, and bytes() of it what is in it: its own tests, and their likes, look at that."""
 
