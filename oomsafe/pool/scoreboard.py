@@ -105,6 +105,11 @@ class Scoreboard:
         where, warnings = backing.allocate(size, header)
         return cls(where, mmap.mmap(where.memory, size), os.getpid()), warnings
 
+    @property
+    def address(self) -> str:
+        """By which a process that is spawned finds it, for join(): its path, or the name of its memory."""
+        return self.path or self._text.decode()
+
     @classmethod
     def private(cls, slots: int = 1) -> Scoreboard:
         """One that only this process sees, and what it forks."""
@@ -113,9 +118,9 @@ class Scoreboard:
         return cls(Backing(fd, fd, None), mmap.mmap(fd, size), os.getpid())
 
     @classmethod
-    def join(cls, path: str) -> Scoreboard:
+    def join(cls, address: str) -> Scoreboard:
         """In a spawned worker: its pool's scoreboard. Raises ScoreboardError when it is none."""
-        return cls(*backing.join(path))
+        return cls(*backing.join(address))
 
     @staticmethod
     def open(path: str) -> Reader:
