@@ -49,7 +49,10 @@ class Seat:
             if board is not None and self.number is not None and self.generation is not None:
                 slot = board.slot(self.number, self.generation)
         except ScoreboardError as error:
-            log.error("no scoreboard (%s): this worker protects itself, and nobody sees it", error)
+            log.error(
+                "no scoreboard (%s): this worker keeps to its own limits, and `oomsafe status` does not show it",
+                error,
+            )
             board, slot = None, None
         enlist(self.policy, self.supervisor, self.step, slot)
         return board, slot

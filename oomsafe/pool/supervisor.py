@@ -68,7 +68,7 @@ class Supervisor:
             if self.board.path:
                 os.environ["OOMSAFE_SCOREBOARD"] = self.board.path
         except Exception as error:
-            log.error("no scoreboard (%s): each worker protects itself, and nobody sees the pool", error)
+            log.error("no scoreboard (%s): each worker keeps to its own limits, and `oomsafe status` does not show them", error)
         self._set_own_score()
         self._describe(say=True)
 
