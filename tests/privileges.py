@@ -41,3 +41,15 @@ def opened_to_others(folder: Path) -> list[str]:
 def adj(pid: int) -> int:
     """A process's oom_score_adj."""
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+def read_only_everywhere(folder: Path) -> list[str]:
+    """A prefix for a command that can write nowhere but to `folder`: its root and all mounts are read-only, /dev/shm is empty."""
+    script = f"""
+        mount --bind {folder} {folder} && mount -t tmpfs -o ro tmpfs /dev/shm && mount -o remount,ro,bind / || exit 1
+        while read -r _ at _; do
+            case $at in / | {folder} | /proc* | /sys*) ;; *) mount -o remount,ro,bind "$at" 2>/dev/null ;; esac
+        done < /proc/mounts
+        cd / && exec "$@"
+    """
+    return ["unshare", "-m", "sh", "-c", script, "sh"]

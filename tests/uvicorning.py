@@ -32,11 +32,12 @@ class Uvicorn(Server):
         start: Sequence[str] = ("-m", "oomsafe.uvicorn"),
         env: dict[str, str] | None = None,
         wrap: Callable[[list[str]], list[str]] = list,
+        python: Sequence[str] = (sys.executable,),
         **policy: object,
     ) -> None:
         options = ["--port", "0", "--no-access-log", *argv] if app else argv
         self._connections = ExitStack()
-        command = wrap([*ENDING_WITH_US, sys.executable, *start, *filter(None, [app]), *options])
+        command = wrap([*ENDING_WITH_US, *python, *start, *filter(None, [app]), *options])
         super().__init__(folder, command, {**(env or {}), **{f"OOMSAFE_{name.upper()}": str(value) for name, value in policy.items()}})
 
     def workers(self, master: int | None = None) -> list[int]:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from oomsafe.asgi.drain import closed_websocket, open_websocket
+from oomsafe.asgi.routes import RouteNames
 from oomsafe.asgi.uvicorn_server import own_recycle, running_loop, serves_here
 from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
@@ -61,12 +62,12 @@ class MemoryMiddleware:
         self._headers = (guard.policy if guard is not None else load_policy(os.environ, policy)[0]).headers
         self._given = guard
         # read at once: with __getattr__, an attribute costs a request three times as much
-        self._hot: tuple[Guard | None, bool | str] = (None, self._headers)
+        self._hot: tuple[Guard | None, bool | str, RouteNames] = (None, self._headers, RouteNames())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         if scope["type"] != "http" or KEY in scope:
             return await self._other(scope, receive, send)
-        app, (guard, headers) = self.app, self._hot
+        app, (guard, headers, names) = self.app, self._hot
         if guard is None or not guard.here:
             work = carried(scope)
             if work is not None:
@@ -82,10 +83,12 @@ class MemoryMiddleware:
             # its result too: a server complains of an app that returns something
             return await app(scope, receive, send if not headers and not guard.leaving else self._announcing(scope, send, work))
         finally:
-            # Starlette and FastAPI: the route's own path with its parameters' names; never what the client sent
-            path = getattr(scope.get("route"), "path", None)
-            if type(path) is str and work.route is UNMATCHED:  # a WSGI app that is mounted there knows better
-                work.route = path
+            # Starlette and FastAPI: what their routers have taken, by which it is found what the app calls it; never what the client sent
+            taken = scope.get("route") or scope.get("endpoint")
+            if taken is not None:
+                known = names.get(id(taken))
+                name = known.get(scope["method"]) if known is not None and work.route is UNMATCHED else None
+                work.route = name or names.find(scope, taken, work.route)
             guard.end(work)
 
     def __getattr__(self, name: str) -> Any:
@@ -97,7 +100,7 @@ class MemoryMiddleware:
     def _find_guard(self) -> Guard | None:
         given = self._given
         guard = given if given is not None and given.here else guard_for(self._keywords, "requests", own_recycle)
-        self._hot = guard, self._headers
+        self._hot = guard, self._headers, self._hot[2]
         return guard
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> Any:
@@ -108,7 +111,7 @@ class MemoryMiddleware:
             self._begin_later(FIRST_TRY)
         if scope["type"] != "websocket" or KEY in scope:  # a lifespan begins before there is a server that could be recycled
             return await self.app(scope, receive, send)
-        guard, _ = self._hot
+        guard = self._hot[0]
         if guard is None or not guard.here:
             guard = self._find_guard()
         if guard is None:

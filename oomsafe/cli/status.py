@@ -19,7 +19,7 @@ from oomsafe.cli.bars import memory_bar
 from oomsafe.errors import ScoreboardError
 from oomsafe.policy.text import without_controls
 from oomsafe.policy.units import format_change, format_size
-from oomsafe.pool.places import living_boards
+from oomsafe.pool.places import can_hold_boards, living_boards
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.view import PoolView, WorkerView
 
@@ -41,7 +41,8 @@ def status(as_json: bool, path: str | None) -> None:
     elif pools:
         Console().print(Group(*(render(pool) for pool in pools)))
     else:
-        print("no pool of this user is guarded by oomsafe just now (root sees those of every user)", file=sys.stderr)
+        unseen = "" if can_hold_boards() else ", or its scoreboard is in memory only: no folder here can be written to"
+        print(f"no pool of this user is guarded by oomsafe just now{unseen} (root sees those of every user)", file=sys.stderr)
     raise SystemExit(0 if pools else 1)
 
 

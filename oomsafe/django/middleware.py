@@ -17,9 +17,11 @@ from django.core.exceptions import ImproperlyConfigured
 
 from oomsafe.errors import ConfigError
 from oomsafe.policy.headers import TOKEN_WSGI, may_see
+from oomsafe.policy.routes import label
 from oomsafe.policy.settings import Policy, load_policy, misplaced
 from oomsafe.pool.current import KEY, carried, guard_for
 from oomsafe.pool.guard import Guard
+from oomsafe.pool.layout import UNMATCHED
 from oomsafe.pool.log import log
 from oomsafe.pool.meter import Work
 
@@ -101,7 +103,7 @@ class MemoryMiddleware:
         try:
             match = request.resolver_match
             if match is not None:  # the pattern, never the path: a client could make up any number
-                work.route = match.route or "/"
+                work.route = label(request.method or "", f"/{match.route.removeprefix('/')}") or UNMATCHED
             if response is not None:
                 if ours:
                     response._resource_closers.append(End(work))

@@ -27,6 +27,7 @@ from oomsafe.pool import layout, places
 #: What memory is called in /proc/PID/fd.
 MEMORY = "oomsafe-scoreboard"
 
+_NAME_OF_MEMORY = b"oomsafe memory of %d %d is %d\n"
 _NAMES_MEMORY = re.compile(rb"oomsafe memory of (\d{1,10}) (\d{1,20}) is (\d{1,7})\n")
 
 #: Neither longer nor shorter, and so for ever.
@@ -47,7 +48,7 @@ class Backing:
     path: str | None
     """The file's; None: it has none, and only who inherits the descriptors has it."""
     text: bytes = b""
-    """What the file says, where it is not the memory."""
+    """What names the memory: the file says it, where it is not the memory itself, or where there is no file, the supervisor."""
 
 
 def blank(slots: int, workers: int, server: str) -> tuple[int, bytearray]:
@@ -75,7 +76,7 @@ def allocate(size: int, header: bytearray, room: int) -> tuple[Backing, list[str
         )
     pid, started = os.getpid(), start_time() or 0
     name = places.board_name(pid, started)
-    text = b"" if memory is None else b"oomsafe memory of %d %d is %d\n" % (pid, started, memory)
+    text = b"" if memory is None else _NAME_OF_MEMORY % (pid, started, memory)
     for folder in places.folders():
         try:
             file = _in_folder(folder, name, text, lambda fd: _fill(fd, size, header, room))
@@ -85,7 +86,7 @@ def allocate(size: int, header: bytearray, room: int) -> tuple[Backing, list[str
             return Backing(file if memory is None else memory, file, os.path.join(folder, name), text), warnings
     warnings.append("the scoreboard is in memory only: `oomsafe status` can't see this pool")
     memory = in_memory(size, header, room) if memory is None else memory
-    return Backing(memory, memory, None), warnings
+    return Backing(memory, memory, None, _NAME_OF_MEMORY % (pid, started, memory)), warnings
 
 
 def in_memory(size: int, header: bytearray, room: int) -> int:
@@ -143,9 +144,14 @@ def enlarge(fd: int, size: int) -> None:
 
 
 def join(path: str) -> tuple[Backing, mmap.mmap]:
-    """In a spawned worker: its pool's memory, to be written to. Raises ScoreboardError when it is none."""
-    file, memory, size = _open(path, os.O_RDWR)
-    return Backing(memory, file, path), mmap.mmap(memory, size)
+    """In a spawned worker: its pool's memory, to be written to, by its path or by what names it. Raises ScoreboardError when it is none."""
+    named = _NAMES_MEMORY.fullmatch(path.encode())
+    if named is None:
+        file, memory, size = _open(path, os.O_RDWR)
+        return Backing(memory, file, path), mmap.mmap(memory, size)
+    pid, started, number = map(int, named.groups())
+    memory = _sealed_memory(pid, started, number, path.strip(), os.O_RDWR)
+    return Backing(memory, memory, None), mmap.mmap(memory, _size(memory, path.strip()))
 
 
 def open_to_read(path: str) -> tuple[int, int]:
@@ -185,12 +191,17 @@ def _memory_of(file: int, path: str, flags: int) -> int:
     if found is None:
         return file
     pid, started, number = map(int, found.groups())
-    where = f"/proc/{pid}/fd/{number}"
     # only root makes such files, or who has CAP_SETUID: nobody else has root open what he has open. Its workers have inherited the
     # file and may write to it, but not name it
     named = os.path.basename(path) == places.board_name(pid, started)
     if not named or os.fstat(file).st_uid not in (0, os.geteuid()) or not is_alive(pid, started):
         raise ScoreboardError(f"{path} is not a scoreboard of a living supervisor of this user")
+    return _sealed_memory(pid, started, number, path, flags)
+
+
+def _sealed_memory(pid: int, started: int, number: int, path: str, flags: int) -> int:
+    """The memory that this supervisor has under this descriptor, opened anew. Raises ScoreboardError."""
+    where = f"/proc/{pid}/fd/{number}"
     try:
         # before it is opened: by now it may be a device, and opening one can have effects
         if not os.readlink(where).startswith(f"/memfd:{MEMORY} "):

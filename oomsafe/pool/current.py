@@ -115,6 +115,15 @@ def _siblings(workers: int) -> Siblings | None:
     return Siblings(workers)
 
 
+def _advice(error: Exception) -> str:
+    """What its user can do about it."""
+    if type(error).__module__.partition(".")[0] == "blockbuster":
+        return (
+            " (a detector of blocking calls keeps an event loop from reading files, as a guard must: leave it to tests, or exempt oomsafe)"
+        )
+    return ""
+
+
 def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None) -> Guard | None:
     global _guard, _by_server, _failed
     before = _failed if _failed is not None and _failed.pid == os.getpid() else None
@@ -129,7 +138,10 @@ def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None)
         guard = Guard(policy, recycle=recycle, unit=unit, parent=parent, siblings=siblings)
     except Exception as error:
         if before is None:
-            log.error("no guard can be made, so nothing is measured until it can: %r", error)
+            log.error(
+                "no guard can be made, so nothing is measured until it can: %r%s; it is tried again, at last every %.0f s",
+                error, _advice(error), LONGEST_PAUSE,
+            )  # fmt: skip
         pause = 0.0 if before is None else min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * before.pause))
         _failed = _Failed(os.getpid(), time.monotonic() + pause, pause)
         return None

@@ -301,7 +301,7 @@ class Guard(Meter):
                 "nobody would bring up another worker in its place", self,
             )  # fmt: skip
         if leaves and pool.supervised and pool.order is Order.NONE:
-            log.warning("%s goes before its supervisor has told it to: it grows so fast that the pool's memory is about to run out", self)
+            log.warning("%s ends without waiting for its supervisor: it grows so fast that the pool's memory is about to run out", self)
         if not leaves:
             self._ask(decision.action is Action.ASK, now, used)
         return decision

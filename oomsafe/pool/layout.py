@@ -114,6 +114,8 @@ BUCKETS = len(BOUNDS) + 1
 #: The largest figure that a field of 64 bits with a sign can hold.
 LARGEST = (1 << 63) - 1
 ROUTES, ROUTE_NAME = 24, 64
+#: Bytes of a name that is too long that stand before its missing middle.
+HEAD = 28
 #: Recycles are counted by reason, in this order; a new reason goes to the end.
 REASONS = ("soft_limit", "hard_limit", "replaced")
 
@@ -201,9 +203,14 @@ class Counters:
 
 
 def route_name(name: str) -> str:
-    """`name` as it can stand in a table: at most 64 bytes, no zero among them, and never empty."""
-    cut = name.replace("\0", "").encode("utf-8", "replace")[:ROUTE_NAME].decode("utf-8", "ignore")
-    return cut or UNMATCHED
+    """`name` as it can stand in a table: at most 64 bytes, no zero among them, and never empty.
+
+    What is longer loses its middle: a method, mounts and the first part of a path say as little by themselves as its last part does.
+    """
+    raw = name.replace("\0", "").encode("utf-8", "replace")
+    if len(raw) > ROUTE_NAME:
+        raw = raw[:HEAD] + b"..." + raw[HEAD + 3 - ROUTE_NAME :]
+    return raw.decode("utf-8", "ignore") or UNMATCHED
 
 
 def as_text(raw: bytes) -> str:

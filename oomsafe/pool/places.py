@@ -29,11 +29,24 @@ UNFINISHED = ".new"
 
 
 def folders() -> Iterator[str]:
-    """Where to try, best first: memory, the runtime folder, a folder for temporary files."""
+    """Where to try, best first: memory, the runtime folder, a folder for temporary files, if there is one."""
     name = f"oomsafe-{os.geteuid()}"
-    for parent in (SHM, os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir()):
+    for parent in (SHM, os.environ.get("XDG_RUNTIME_DIR"), _temporary()):
         if parent and os.path.isabs(parent) and os.path.isdir(parent):
             yield os.path.join(parent, name)
+
+
+def _temporary() -> str | None:
+    """None where nothing at all can be written to, which Python finds out by trying."""
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return None
+
+
+def can_hold_boards() -> bool:
+    """Whether one of these folders is there and can be written to, or could be made."""
+    return any(os.access(path if os.path.isdir(path) else os.path.dirname(path), os.W_OK) for path in folders())
 
 
 def open_folder(path: str, create: bool) -> int:

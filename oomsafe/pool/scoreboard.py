@@ -120,6 +120,11 @@ class Scoreboard:
         where, warnings = backing.allocate(size, header, layout.SIZE_MAX)
         return cls(where, mmap.mmap(where.memory, 0), os.getpid()), warnings  # as long as it is
 
+    @property
+    def address(self) -> str:
+        """By which a process that is spawned finds it, for join(): its path, or the name of its memory."""
+        return self.path or self._text.decode()
+
     @classmethod
     def private(cls, slots: int = 1) -> Scoreboard:
         """One that only this process sees, and what it forks."""
@@ -128,9 +133,9 @@ class Scoreboard:
         return cls(Backing(fd, fd, None), mmap.mmap(fd, size), os.getpid())
 
     @classmethod
-    def join(cls, path: str) -> Scoreboard:
+    def join(cls, address: str) -> Scoreboard:
         """In a spawned worker: its pool's scoreboard. Raises ScoreboardError when it is none."""
-        return cls(*backing.join(path))
+        return cls(*backing.join(address))
 
     @staticmethod
     def open(path: str) -> Reader:

@@ -29,8 +29,8 @@ class Seat:
     """Its pid."""
     step: int
     """What the worker's oom_score_adj is raised by."""
-    path: str | None
-    """The scoreboard's; None: there is none that another process could open."""
+    address: str | None
+    """The scoreboard's; None: there is none."""
     number: int | None
     generation: int | None
     """None: no slot was free, and the worker protects itself unseen."""
@@ -44,12 +44,15 @@ class Seat:
         """In the new process, as early as can be: its slot, its name, its score."""
         board, slot = self.board, None
         try:
-            if board is None and self.path is not None:
-                board = Scoreboard.join(self.path)
+            if board is None and self.address is not None:
+                board = Scoreboard.join(self.address)
             if board is not None and self.number is not None and self.generation is not None:
                 slot = board.slot(self.number, self.generation)
         except ScoreboardError as error:
-            log.error("no scoreboard (%s): this worker protects itself, and nobody sees it", error)
+            log.error(
+                "no scoreboard (%s): this worker keeps to its own limits, and `oomsafe status` does not show it",
+                error,
+            )
             board, slot = None, None
         enlist(self.policy, self.supervisor, self.step, slot)
         return board, slot

@@ -104,7 +104,7 @@ class Supervisor:
             if self.board.path:
                 os.environ["OOMSAFE_SCOREBOARD"] = self.board.path
         except Exception as error:
-            log.error("no scoreboard (%s): each worker protects itself, and nobody sees the pool", error)
+            log.error("no scoreboard (%s): each worker keeps to its own limits, and `oomsafe status` does not show them", error)
         self._set_own_score()
         self._describe(say=True)
         attempt("asking who dies", "the server", self._say_who_dies)
@@ -151,10 +151,10 @@ class Supervisor:
 
     def seat(self, slot: Slot | None) -> Seat:
         """Before a process is spawned: what it must be told."""
-        path = self.board.path if self.board is not None and slot is not None else None
+        address = self.board.address if self.board is not None and slot is not None else None
         number, generation = (slot.number, slot.generation) if slot is not None else (None, None)
         board = self.board if slot is not None else None
-        return Seat(self.policy, self.capacity, self.pid, self._step(), path, number, generation, board)
+        return Seat(self.policy, self.capacity, self.pid, self._step(), address, number, generation, board)
 
     def guard(self, slot: Slot | None, recycle: Recycle | None, background: Background | None, poke: Recycle | None, unit: str) -> Guard:
         """In the worker, when it has loaded what it needs: its guard, to be told by ready() when the worker serves."""

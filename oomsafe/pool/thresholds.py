@@ -96,10 +96,10 @@ class Thresholds:
         self._stays_until = now + SETTLED_FOR
         if self._neighbours.first_to_refuse(layout.STAYS_ABOVE):
             log.warning(
-                "soft limit %s is %s for %.0f min for a worker that has settled at %s (%s): %d before it went over it in one step, too, "
-                "and grew no further, so to recycle them is of no use; if a worker needs that much, raise soft_limit",
-                format_size(before.soft), format_size(self.limits.soft), SETTLED_FOR / 60, format_size(used), before.metric,
-                SETTLED_WORKERS,
+                "a worker has settled at %s (%s), above its soft limit of %s, as the %d before it did: each came there in one step and grew "
+                "no further, so recycling it would not help; its limit is %s for %.0f min. If a worker needs that much, raise soft_limit",
+                format_size(used), before.metric, format_size(before.soft), SETTLED_WORKERS, format_size(self.limits.soft),
+                SETTLED_FOR / 60,
             )  # fmt: skip
 
     def follow(self, now: float) -> None:

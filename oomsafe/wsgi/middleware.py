@@ -15,8 +15,8 @@ from oomsafe.policy.headers import TOKEN_WSGI, may_see
 from oomsafe.policy.settings import load_policy
 from oomsafe.pool.current import KEY, carried, guard_for
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.layout import UNMATCHED
 from oomsafe.pool.meter import Work
+from oomsafe.wsgi.routes import Mounts, route_of
 
 Environ = dict[str, Any]
 WSGIApp = Callable[[Environ, Any], Iterable[bytes]]
@@ -35,10 +35,10 @@ class MemoryMiddleware:
         self._headers = (guard.policy if guard is not None else load_policy(os.environ, policy)[0]).headers
         self._given = guard
         # read at once: with __getattr__, an attribute costs a request three times as much
-        self._hot: tuple[Guard | None, bool | str] = (None, self._headers)
+        self._hot: tuple[Guard | None, bool | str, Mounts] = (None, self._headers, Mounts(app))
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        app, (guard, headers) = self.app, self._hot
+        app, (guard, headers, mounts) = self.app, self._hot
         work = environ.get(KEY)
         if work is not None:  # wrapped twice, counted once
             return app(environ, _starting(headers, environ, start_response, work))
@@ -53,8 +53,9 @@ class MemoryMiddleware:
         # PEP 3333 wants a method; an app's own tests may leave out what the app does not look at
         name = f"{environ.get('REQUEST_METHOD', '')} {environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
         work = environ[KEY] = guard.begin(name.encode("latin-1", "replace"))
+        start = _starting(headers, environ, start_response, work)
         try:
-            body = app(environ, _starting(headers, environ, start_response, work))
+            body = app(environ, mounts.starting(start, environ, work) if mounts else start)
         except BaseException:
             work.end()
             raise
@@ -74,7 +75,7 @@ class MemoryMiddleware:
         guard = given if given is not None and given.here else guard_for(self._keywords, "requests")
         if guard is None or guard.at_the_door:
             return None
-        self._hot = guard, self._headers
+        self._hot = guard, self._headers, self._hot[2]
         return guard
 
 
@@ -86,7 +87,7 @@ def _starting(shown: bool | str, environ: Environ, start_response: Any, work: Wo
 
     def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         if "werkzeug.request" in environ:
-            work.route = _route(environ["werkzeug.request"])
+            work.route = route_of(environ, work.route)
         if announce:  # a new list: an app may give the same one every time
             headers = [*headers, *work.meter.headers(work)[0]]
         return start_response(status, headers) if exc_info is None else start_response(status, headers, exc_info)
@@ -211,12 +212,3 @@ class Closed:
 
     def close(self) -> None:
         """Changes nothing."""
-
-
-def _route(request: Any) -> str:
-    """The route as Flask has it, with its parameters' names; never the path: a client could make up any number.
-
-    It must be asked for while the response starts: Flask takes the request out of environ when it ends.
-    """
-    rule = getattr(getattr(request, "url_rule", None), "rule", None)
-    return rule if type(rule) is str else UNMATCHED

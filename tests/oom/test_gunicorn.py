@@ -184,7 +184,7 @@ def test_over_its_budget_nobody_waits_for_a_replacement(cgroup, serve):
 
     assert load.failed == []
     # by its supervisor's word, or by itself where it grows faster than that comes
-    assert gunicorn.lines("may go before its replacement is there: ") or gunicorn.lines("goes before its supervisor")
+    assert gunicorn.lines("may go before its replacement is there: ") or gunicorn.lines("ends without waiting for its supervisor")
     assert (sandbox.cgroup.oom_kills(), gunicorn.lines("SIGKILL")) == (0, [])
 
 

@@ -35,14 +35,14 @@ def example(serve: Callable[..., Gunicorn], serve_uvicorn: Callable[..., Uvicorn
 @pytest.mark.parametrize(
     ("command", "leak", "route"),
     [
-        ("gunicorn_flask", "/leak/1024", "/leak/<int:kib>"),
-        ("gunicorn_uvicorn_fastapi", "/leak/1024", "/leak/{kib}"),
-        ("gunicorn_uvicorn_fastapi", "/threaded-leak/1024", "/threaded-leak/{kib}"),
-        ("uvicorn_starlette", "/leak/1024", "/leak/{kib:int}"),
-        ("uvicorn_starlette --loop asyncio", "/threaded-leak/1024", "/threaded-leak/{kib:int}"),
-        ("gunicorn_django", "/leak/1024", "leak/<int:kib>"),
-        ("gunicorn_django -k asgi", "/async-leak/1024", "async-leak/<int:kib>"),
-        ("gunicorn_django -k uvicorn_worker.UvicornWorker", "/leak/1024", "leak/<int:kib>"),
+        ("gunicorn_flask", "/leak/1024", "GET /leak/<int:kib>"),
+        ("gunicorn_uvicorn_fastapi", "/leak/1024", "GET /leak/{kib}"),
+        ("gunicorn_uvicorn_fastapi", "/threaded-leak/1024", "GET /threaded-leak/{kib}"),
+        ("uvicorn_starlette", "/leak/1024", "GET /leak/{kib:int}"),
+        ("uvicorn_starlette --loop asyncio", "/threaded-leak/1024", "GET /threaded-leak/{kib:int}"),
+        ("gunicorn_django", "/leak/1024", "GET /leak/<int:kib>"),
+        ("gunicorn_django -k asgi", "/async-leak/1024", "GET /async-leak/<int:kib>"),
+        ("gunicorn_django -k uvicorn_worker.UvicornWorker", "/leak/1024", "GET /leak/<int:kib>"),
     ],
 )
 def test_example_recycles_its_leaking_workers(example: Callable[..., Server], command: str, leak: str, route: str) -> None:
@@ -101,10 +101,10 @@ def test_django_is_counted_once(example: Callable[..., Server], command: str, st
         gunicorn.get("/")  # an idle sync worker publishes when its select ends, after 15 s, one that serves every second
         return routes(gunicorn)
 
-    expected = {f"{stream}/<int:parts>": 1, "report/<int:mib>": 2, "unmatched": 1}
-    until(lambda: {name: n for name, n in counted().items() if name != "/"} == expected, f"counted: {expected}")
+    expected = {f"GET /{stream}/<int:parts>": 1, "GET /report/<int:mib>": 2, "unmatched": 1}
+    until(lambda: {name: n for name, n in counted().items() if name != "GET /"} == expected, f"counted: {expected}")
     until(lambda: in_flight(gunicorn) == [], "nothing is in flight")
-    assert until(lambda: counted().get("/"), "the root has a name as well") <= asked
+    assert until(lambda: counted().get("GET /"), "the root has a name as well") <= asked
 
 
 def app_of(command: str) -> str:

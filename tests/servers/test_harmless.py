@@ -137,7 +137,7 @@ def test_heavy_requests_neither_recycle_for_ever_nor_end_the_limit(serve):
     (pid,) = until(lambda: len(gunicorn.workers()) == 1 and gunicorn.workers(), "and it alone")
 
     assert gunicorn.get("/fill?mib=300")[0] == 200
-    gunicorn.wait_for("for a worker that has settled at 30")
+    gunicorn.wait_for("a worker has settled at 30")
     until(lambda: gunicorn.worker(pid).figures.soft > 360 << 20, "its limit is above what it holds")
     assert gunicorn.get("/fill?mib=380")[0] == 200
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from needs import need
-from privileges import READ_ONLY, TINY, adj, may_mount, opened_to_others
+from privileges import READ_ONLY, TINY, adj, may_mount, opened_to_others, read_only_everywhere
 from serving import CLASSES, Gunicorn, board_of, until
+from uvicorning import Uvicorn
 
 from oomsafe.pool.scoreboard import Scoreboard
 
@@ -57,6 +58,43 @@ def test_without_any_folder_the_scoreboard_is_in_memory(serve, tmp_path):
     recycle_one(gunicorn)
     recycle_one(gunicorn)
     assert gunicorn.stop() == 0
+
+
+def test_nothing_at_all_can_be_written_to(serve, tmp_path):
+    """But for gunicorn's own heartbeats. `oomsafe status` says in one line why it sees nothing."""
+    need(may_mount(), "no mount namespace can be made here")
+    (beats := tmp_path / "heartbeats").mkdir()
+    nowhere = read_only_everywhere(beats)
+    gunicorn = serve("gthread", soft_limit="100MiB", min_lifetime=0, settings=f"worker_tmp_dir = {str(beats)!r}", prefix=nowhere)
+    gunicorn.wait_for("Booting worker", 2)
+    assert len(gunicorn.lines("the scoreboard is in memory only")) == 1
+    until(lambda: gunicorn.get("/")[0] == 200, "it serves")
+    recycle_one(gunicorn)
+
+    asked = subprocess.run([*nowhere, sys.executable, "-m", "oomsafe.cli", "status"], capture_output=True, text=True, check=False)
+
+    assert (asked.returncode, asked.stdout) == (1, "")
+    (line,) = asked.stderr.splitlines()
+    assert "or its scoreboard is in memory only: no folder here can be written to" in line
+    assert gunicorn.stop() == 0
+
+
+def test_spawned_workers_find_a_scoreboard_in_memory(started, tmp_path):
+    """Nothing can be written to: uvicorn's workers have the pool's memory from their supervisor, and the replacement comes first."""
+    need(may_mount(), "no mount namespace can be made here")
+    (unused := tmp_path / "unused").mkdir()
+    start = [*read_only_everywhere(unused), sys.executable, "-m", "oomsafe.uvicorn"]
+    uvicorn = started(
+        lambda folder: Uvicorn(folder, "uvicorn_apps:asgi", "--workers", "2", start=start, python=(), soft_limit="130MiB", min_lifetime=0)
+    ).up()
+    assert len(uvicorn.lines("the scoreboard is in memory only")) == 1
+    pid = max(until(lambda: len(uvicorn.workers()) == 2 and uvicorn.workers(), "two workers"))
+
+    uvicorn.grow(pid, 140)
+
+    uvicorn.wait_for(f"worker {pid} (slot 1) recycling: ")  # in a pool of its own it would have the first slot
+    until(lambda: len(uvicorn.workers()) == 2 and pid not in uvicorn.workers(), "another is in its place")
+    assert not uvicorn.lines("no scoreboard (")
 
 
 @pytest.mark.parametrize("worker_class", CLASSES)

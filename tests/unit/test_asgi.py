@@ -356,9 +356,9 @@ def _fastapi() -> App:
 @pytest.mark.parametrize(
     ("make", "path", "expected"),
     [
-        pytest.param(_starlette, "/users/1", "/users/{user:int}", id="starlette"),
+        pytest.param(_starlette, "/users/1", "GET /users/{user:int}", id="starlette"),
         pytest.param(_starlette, "/nothing", "unmatched", id="starlette-404"),
-        pytest.param(_fastapi, "/users/1", "/users/{user}", id="fastapi"),
+        pytest.param(_fastapi, "/users/1", "GET /users/{user}", id="fastapi"),
         pytest.param(_fastapi, "/nothing", "unmatched", id="fastapi-404"),
     ],
 )

@@ -138,7 +138,7 @@ def test_it_is_counted_once(guard: Guard, bridge: Bridge, outer: bool) -> None:
     assert {names.count(b"x-memory-rss") for names, _ in answers} == {1}
     assert [body for _, body in answers] == [b"%d" % number for number in range(10)]
     assert (guard.counters.work, guard.in_flight) == (10, 0)
-    assert {route: sum(row[1:]) for route, row in guard.counters.routes.items()} == {"/x/<name>": 10}
+    assert {route: sum(row[1:]) for route, row in guard.counters.routes.items()} == {"GET /x/<name>": 10}
 
 
 @BRIDGES

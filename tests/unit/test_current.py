@@ -41,6 +41,21 @@ def test_it_is_tried_again_ever_more_rarely(tries: list[float], clock: Clock, sa
     assert "nothing is measured until it can" in said()[0]
 
 
+def test_a_detector_of_blocking_calls_is_named(monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]) -> None:
+    """Its own error says neither who forbids it, nor what to do."""
+    error = type("BlockingError", (Exception,), {"__module__": "blockbuster.blockbuster"})
+
+    def forbidden(*_: Any, **__: Any) -> Guard:
+        raise error("Blocking call to os.stat")
+
+    monkeypatch.setattr(current, "Guard", forbidden)
+
+    for _ in range(3):
+        assert current.guard_for({}, "requests") is None
+    (line,) = said()
+    assert "BlockingError('Blocking call to os.stat') (a detector of blocking calls keeps an event loop from reading files, " in line
+
+
 def test_it_is_made_at_last(tries: list[float], clock: Clock, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]) -> None:
     """And that is said as well."""
     current.guard_for({}, "requests")

@@ -35,18 +35,18 @@ BOTH = pytest.mark.parametrize("client", [get, async_get], ids=["sync", "async"]
 @pytest.mark.parametrize(
     ("url", "route", "status"),
     [
-        ("/", "/", 200),
-        ("/users/1/", "users/<int:user>/", 200),
-        ("/coroutines/1/", "coroutines/<int:user>/", 200),
-        ("/api/v1", r"api/v(?P<user>\d)$", 200),
-        ("/missing", "missing", 404),
-        ("/failing", "failing", 500),
+        ("/", "GET /", 200),
+        ("/users/1/", "GET /users/<int:user>/", 200),
+        ("/coroutines/1/", "GET /coroutines/<int:user>/", 200),
+        ("/api/v1", r"GET /api/v(?P<user>\d)$", 200),
+        ("/missing", "GET /missing", 404),
+        ("/failing", "GET /failing", 500),
         ("/nothing", "unmatched", 404),
         ("/users/x/", "unmatched", 404),
     ],
 )
 def test_routes(guard: Guard, client: Callable[..., Any], url: str, route: str, status: int) -> None:
-    """A request is counted under its URL pattern, never its path, whichever kind of view meets whichever kind of handler."""
+    """A request is counted under its method and URL pattern, never its path, whichever kind of view meets whichever kind of handler."""
     response = client(url)
 
     assert (response.status_code, routes(guard)) == (status, {route: 1})
@@ -83,7 +83,7 @@ def test_a_stream(guard: Guard) -> None:
     before = routes(guard)
 
     assert b"".join(response.streaming_content) == b"12"
-    assert (before, seen, routes(guard)) == ({}, ["GET /stream"] * 2, {"stream": 1})
+    assert (before, seen, routes(guard)) == ({}, ["GET /stream"] * 2, {"GET /stream": 1})
 
 
 def test_a_stream_that_nobody_reads(guard: Guard) -> None:
@@ -92,7 +92,7 @@ def test_a_stream_that_nobody_reads(guard: Guard) -> None:
     response.close()
     response.close()
 
-    assert (seen, routes(guard), guard.clock.in_flight) == ([], {"stream": 1}, 0)
+    assert (seen, routes(guard), guard.clock.in_flight) == ([], {"GET /stream": 1}, 0)
 
 
 def test_an_async_stream(guard: Guard) -> None:
@@ -100,7 +100,7 @@ def test_an_async_stream(guard: Guard) -> None:
     sent = call(ASGIHandler(), scope("/async-stream"))
 
     assert b"".join(message.get("body", b"") for message in sent) == b"12"
-    assert (seen, routes(guard)) == (["GET /async-stream"] * 2, {"async-stream": 1})
+    assert (seen, routes(guard)) == (["GET /async-stream"] * 2, {"GET /async-stream": 1})
 
 
 @pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning")  # Django's own: it does not close the request's body either
@@ -110,7 +110,7 @@ def test_an_async_stream_that_fails(guard: Guard) -> None:
         call(ASGIHandler(), scope("/broken-stream"))
     gc.collect()
 
-    assert (routes(guard), guard.clock.in_flight) == ({"broken-stream": 1}, 0)
+    assert (routes(guard), guard.clock.in_flight) == ({"GET /broken-stream": 1}, 0)
 
 
 @BOTH
@@ -119,7 +119,7 @@ def test_a_view_that_exits(guard: Guard, client: Callable[..., Any]) -> None:
     with pytest.raises(SystemExit):
         client("/exiting")
 
-    assert (routes(guard), guard.clock.in_flight) == ({"exiting": 1}, 0)
+    assert (routes(guard), guard.clock.in_flight) == ({"GET /exiting": 1}, 0)
 
 
 def test_an_async_request_that_is_cancelled(guard: Guard) -> None:

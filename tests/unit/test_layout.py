@@ -136,3 +136,13 @@ def test_bounds_are_upper_ends(growth: int, bucket: int) -> None:
     from bisect import bisect_left
 
     assert bucket == bisect_left(layout.BOUNDS, growth)
+
+
+def test_a_long_name_keeps_its_ends() -> None:
+    """Its method and its mounts, and its last part."""
+    long = "PATCH /api/v1/organisations/{organisation_id}/projects/{project_id}/items/{item_id}"
+
+    assert layout.route_name(long) == "PATCH /api/v1/organisations/..." + long[-33:]
+    assert len(layout.route_name(long)) == layout.ROUTE_NAME
+    assert layout.route_name("é" * 99) == 14 * "é" + "..." + 16 * "é"  # no half of a letter
+    assert layout.route_name(long[:64]) == long[:64]

@@ -453,7 +453,7 @@ def test_flask_routes(guard: Guard) -> None:
     answers = [Server().get(wrapped, environ(path)) for path in ("/users/1", "/users/2", "/users/x", "/nothing")]
 
     assert answers[:2] == [b"1", b"2"]
-    assert {name: sum(row[1:]) for name, row in guard.counters.routes.items()} == {"/users/<int:user>": 2, "unmatched": 2}
+    assert {name: sum(row[1:]) for name, row in guard.counters.routes.items()} == {"GET /users/<int:user>": 2, "unmatched": 2}
 
 
 def test_a_path_from_outside(guard: Guard) -> None:

@@ -1,0 +1,138 @@
+"""The names under which requests of Starlette and FastAPI are counted: ``GET /api/items/{item_id}``, with the mounts that lead there.
+
+A router says which of its routes it has taken, and of a mount's path only what the client sent. So the names are made beforehand:
+the app's routers are walked, once, and each route is found again by what it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, MutableMapping
+from typing import Any, NamedTuple
+
+from oomsafe.policy.routes import METHODS
+from oomsafe.pool.layout import UNMATCHED
+from oomsafe.pool.log import attempt
+
+#: How often a router is walked again, since something was taken that had not been there; and how many things are kept in mind.
+WALKS, KEPT = 16, 20_000
+
+#: Routers within routers, and middleware within middleware, beyond which none is looked for.
+DEPTH = 8
+
+#: What stands for the rest of a path, which a mounted app has not named.
+REST = "/{path}"
+
+
+class Leaf(NamedTuple):
+    """Something that a router can take, as it is called from outside."""
+
+    taken: tuple[Any, ...]
+    """What the scope may have of it: the route, and its endpoint."""
+    path: str
+    methods: frozenset[str]
+
+
+class RouteNames(dict[int, dict[str, str]]):
+    """By id of what was taken, and by method: the name. What is not there, find() finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._several: dict[int, list[tuple[re.Pattern[str], Leaf]]] = {}
+        """What has more than one path, as an app that is mounted twice."""
+        self._walks = 0
+        self._kept: list[Any] = []
+        """As long as it is here, nothing else gets its id."""
+
+    def find(self, scope: MutableMapping[str, Any], taken: Any, inner: str) -> str:
+        """The name of a request that took this; `inner` is what a mounted app has called it, or UNMATCHED. Never raises.
+
+        A method that the route does not have is no name: a client could send any.
+        """
+        return attempt("the name of a route", "the server", lambda: self._find(scope, taken, inner)) or inner
+
+    def _find(self, scope: MutableMapping[str, Any], taken: Any, inner: str) -> str:
+        if id(taken) not in self and id(taken) not in self._several:
+            self._meet(scope.get("router"), taken)
+        method = scope["method"]
+        name = self.get(id(taken), {}).get(method)
+        if name is None:
+            path, root = scope["path"], scope.get("app_root_path", scope.get("root_path", ""))
+            path = path[len(root) :] if path.startswith(root) else path
+            leaves = self._several.get(id(taken), ())
+            leaf = next((leaf for pattern, leaf in leaves if method in leaf.methods and pattern.fullmatch(path)), None)
+            name = UNMATCHED if leaf is None else f"{method} {leaf.path}"
+        if inner is UNMATCHED:
+            return name
+        # a mounted app knows the rest
+        return f"{name[: -len(REST)]}{inner[len(method) + 1 :]}" if name.endswith(REST) and inner.startswith(f"{method} /") else inner
+
+    def _meet(self, router: Any, taken: Any) -> None:
+        """For the first time, and the last one: what is in no router is called what it calls itself, without the mounts before it."""
+        if len(self._kept) > KEPT:
+            return
+        self._walks += 1
+        if self._walks <= WALKS:
+            self._learn(_leaves(getattr(router, "routes", ()), "", 0))
+        if id(taken) not in self and id(taken) not in self._several:
+            path, methods = getattr(taken, "path", None), getattr(taken, "methods", None) or METHODS
+            self._learn([Leaf((taken,), path, frozenset(methods)) if type(path) is str else Leaf((taken,), "", frozenset())])
+
+    def _learn(self, leaves: Iterable[Leaf]) -> None:
+        found: dict[int, list[Leaf]] = {}
+        for leaf in leaves:
+            for taken in leaf.taken:
+                self._kept.append(taken)
+                found.setdefault(id(taken), []).append(leaf)
+        for key, named in found.items():
+            if len({leaf.path for leaf in named}) == 1:
+                self[key] = {method: f"{method} {leaf.path}" for leaf in named for method in leaf.methods}
+            else:
+                self.pop(key, None)
+                self._several[key] = [(_pattern(leaf.path), leaf) for leaf in named]
+
+
+def _leaves(routes: Any, prefix: str, depth: int) -> Iterator[Leaf]:
+    for route in tuple(routes or ()) if depth < DEPTH else ():
+        included = getattr(route, "effective_route_contexts", None)  # FastAPI's include_router, from 0.13x on
+        for context in included() if included is not None else ():
+            yield from _leaf(context.original_route, getattr(context, "starlette_route", None) or context, prefix, depth)
+        if included is None:
+            yield from _leaf(route, route, prefix, depth)
+
+
+def _leaf(taken: Any, route: Any, prefix: str, depth: int) -> Iterator[Leaf]:
+    """`route` is as it can be reached, `taken` as the scope will have it."""
+    own = getattr(route, "path", "")  # a Host has none
+    path = f"{prefix}{own}" if type(own) is str else prefix
+    app = getattr(route, "app", None)
+    inner = _routes_of(route, app) if not hasattr(route, "endpoint") else None
+    if inner is None:
+        endpoint, methods = getattr(route, "endpoint", None), getattr(route, "methods", None)
+        yield Leaf((taken, endpoint) if endpoint is not None else (taken,), path or "/", frozenset(methods or METHODS))
+    else:
+        yield Leaf((taken, app), path + REST, frozenset(METHODS))
+        yield from _leaves(inner, path, depth + 1)
+
+
+def _routes_of(mount: Any, app: Any) -> Any:
+    """The routes of what is mounted, within its middleware; empty where it has none."""
+    routes = getattr(mount, "routes", None)
+    for _ in range(DEPTH):
+        if routes or app is None:
+            break
+        routes = getattr(app, "routes", None)
+        app = getattr(app, "app", None)
+    return routes or ()
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    """What matches a path of this template: ``{name}``, ``{name:path}``."""
+    parts = re.split(r"(\{[^}]*\})", template)
+    return re.compile("".join(_part(part) for part in parts), re.DOTALL)
+
+
+def _part(part: str) -> str:
+    if not part.startswith("{"):
+        return re.escape(part)
+    return ".*" if part.endswith(":path}") or part == REST[1:] else "[^/]+"

@@ -1,0 +1,102 @@
+"""The names under which requests of WSGI apps are counted: ``GET /api/items/<item_id>``, with the mounts that lead there.
+
+Flask (werkzeug) leaves its request in environ, with the rule that it took; Django's own middleware of ours says its route. Where an
+app is mounted (werkzeug's DispatcherMiddleware) stands in SCRIPT_NAME, as do prefixes that a client may have sent: only those count
+that the app has for mounts.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from oomsafe.policy.routes import label
+from oomsafe.pool.current import KEY
+from oomsafe.pool.layout import UNMATCHED
+from oomsafe.pool.log import attempt
+from oomsafe.pool.meter import Work
+
+#: Where a WSGI app has another that it wraps.
+WRAPPED = ("app", "wsgi_app", "application", "wrap_app", "__wrapped__")
+
+#: Wrappers within wrappers beyond which no mount is looked for.
+DEPTH = 10
+
+_listens = False
+
+
+class Mounts(frozenset[str]):
+    """Where apps are mounted in an app, as SCRIPT_NAME has it below the server's own."""
+
+    def __new__(cls, app: Any) -> Mounts:
+        """Those that can be found."""
+        found: set[str] = set()
+        attempt("the mounts of the app", "the server", lambda: _look_for_mounts(app, "", 0, found))
+        return super().__new__(cls, found)
+
+    def starting(self, start_response: Any, environ: dict[str, Any], work: Work) -> Any:
+        """start_response of a request that has not come to a mount yet: its route has that, too."""
+        above = environ.get("SCRIPT_NAME", "")
+
+        def start(*arguments: Any) -> Any:
+            written = start_response(*arguments)
+            script = environ.get("SCRIPT_NAME", "")
+            if script != above and script.startswith(above) and script[len(above) :] in self:
+                work.route = _below(script[len(above) :], environ, work.route)
+            return written
+
+        return start
+
+
+def _below(mount: str, environ: dict[str, Any], route: str) -> str:
+    """The name of a route of an app that is mounted there."""
+    method = environ["REQUEST_METHOD"]
+    if route is UNMATCHED:  # an app that has routes has not found one
+        return route if "werkzeug.request" in environ else label(method, f"{mount}/<path>") or UNMATCHED
+    within = f"{method} {mount}/"
+    return route if route.startswith(within) or not route.startswith(f"{method} /") else within + route[len(method) + 2 :]
+
+
+def _look_for_mounts(app: Any, prefix: str, depth: int, found: set[str]) -> None:
+    own = getattr(app, "__dict__", None)
+    if depth > DEPTH or not isinstance(own, dict):
+        return
+    mounts = own.get("mounts")
+    for path, mounted in mounts.items() if isinstance(mounts, dict) else ():
+        if isinstance(path, str) and path.startswith("/"):
+            found.add(prefix + path)
+            _look_for_mounts(mounted, prefix + path, depth + 1, found)
+    for name in WRAPPED:
+        if callable(own.get(name)):
+            _look_for_mounts(own[name], prefix, depth + 1, found)
+
+
+def route_of(environ: dict[str, Any], known: str) -> str:
+    """The name of a request of werkzeug's whose response starts; `known` is what was known of it already, or UNMATCHED."""
+    request = environ["werkzeug.request"]
+    if request is None and known is UNMATCHED:
+        _listen_to_flask()
+    rule = getattr(request, "url_rule", None)
+    return known if rule is None else _name_of(rule, environ["REQUEST_METHOD"])
+
+
+def _name_of(rule: Any, method: str) -> str:
+    return label(method, rule.rule, getattr(rule, "methods", None)) or UNMATCHED
+
+
+def _listen_to_flask() -> None:
+    """Have Flask say its route before its response starts.
+
+    Who starts the response only with its first part (newrelic's agent) does so when Flask has taken the request out of environ.
+    """
+    global _listens
+    if not _listens:
+        _listens = True
+        attempt("listening to Flask", "the server", lambda: sys.modules["flask"].request_started.connect(_note, weak=False))
+
+
+def _note(_sender: Any, **_: Any) -> None:
+    request = sys.modules["flask"].request
+    work, rule = request.environ.get(KEY), request.url_rule
+    if work is not None and rule is not None:
+        work.route = _name_of(rule, request.environ["REQUEST_METHOD"])
