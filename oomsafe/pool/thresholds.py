@@ -96,8 +96,8 @@ class Thresholds:
         self._stays_until = now + SETTLED_FOR
         if self._neighbours.first_to_refuse(layout.STAYS_ABOVE):
             log.warning(
-                "a worker has settled at %s (%s), above its soft limit of %s, as the %d before it did: each came there in one step and grew "
-                "no further, so recycling it would not help; its limit is %s for %.0f min. If a worker needs that much, raise soft_limit",
+                "a worker has settled at %s (%s), above its soft limit of %s, as the %d before it did: each came there in one step and "
+                "grew no further, so recycling would not help; its limit is %s for %.0f min. If a worker needs that much, raise soft_limit",
                 format_size(used), before.metric, format_size(before.soft), SETTLED_WORKERS, format_size(self.limits.soft),
                 SETTLED_FOR / 60,
             )  # fmt: skip
