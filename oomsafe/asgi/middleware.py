@@ -87,7 +87,7 @@ class MemoryMiddleware:
             taken = scope.get("route") or scope.get("endpoint")
             if taken is not None:
                 known = names.get(id(taken))
-                name = known.get(scope["method"]) if known is not None and work.route is UNMATCHED else None
+                name = known.get(scope.get("method", "")) if known is not None and work.route is UNMATCHED else None
                 work.route = name or names.find(scope, taken, work.route)
             guard.end(work)
 

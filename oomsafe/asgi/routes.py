@@ -54,10 +54,10 @@ class RouteNames(dict[int, dict[str, str]]):
     def _find(self, scope: MutableMapping[str, Any], taken: Any, inner: str) -> str:
         if id(taken) not in self and id(taken) not in self._several:
             self._meet(scope.get("router"), taken)
-        method = scope["method"]
+        method = scope.get("method", "")
         name = self.get(id(taken), {}).get(method)
         if name is None:
-            path, root = scope["path"], scope.get("app_root_path", scope.get("root_path", ""))
+            path, root = scope.get("path", ""), scope.get("app_root_path", scope.get("root_path", ""))
             path = path[len(root) :] if path.startswith(root) else path
             leaves = self._several.get(id(taken), ())
             leaf = next((leaf for pattern, leaf in leaves if method in leaf.methods and pattern.fullmatch(path)), None)

@@ -50,7 +50,7 @@ class Mounts(frozenset[str]):
 
 def _below(mount: str, environ: dict[str, Any], route: str) -> str:
     """The name of a route of an app that is mounted there."""
-    method = environ["REQUEST_METHOD"]
+    method = environ.get("REQUEST_METHOD", "")
     if route is UNMATCHED:  # an app that has routes has not found one
         return route if "werkzeug.request" in environ else label(method, f"{mount}/<path>") or UNMATCHED
     within = f"{method} {mount}/"
@@ -77,7 +77,7 @@ def route_of(environ: dict[str, Any], known: str) -> str:
     if request is None and known is UNMATCHED:
         _listen_to_flask()
     rule = getattr(request, "url_rule", None)
-    return known if rule is None else _name_of(rule, environ["REQUEST_METHOD"])
+    return known if rule is None else _name_of(rule, environ.get("REQUEST_METHOD", ""))
 
 
 def _name_of(rule: Any, method: str) -> str:
@@ -99,4 +99,4 @@ def _note(_sender: Any, **_: Any) -> None:
     request = sys.modules["flask"].request
     work, rule = request.environ.get(KEY), request.url_rule
     if work is not None and rule is not None:
-        work.route = _name_of(rule, request.environ["REQUEST_METHOD"])
+        work.route = _name_of(rule, request.environ.get("REQUEST_METHOD", ""))

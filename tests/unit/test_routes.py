@@ -236,3 +236,19 @@ def test_no_client_makes_a_name(method: str, path: str, methods: frozenset[str] 
     name = label(method, path, methods)
 
     assert name in {None, *(f"{known} {path}" for known in (METHODS if methods is None else methods))}
+
+
+def test_a_request_without_a_method(guard: Guard) -> None:
+    """As an app's own tests may send it to what does not look at it: served, and counted without a name."""
+
+    async def app(request: Any, receive: Any, send: Any) -> None:
+        request["route"] = Route("/x", said)
+        await hello(request, receive, send)
+
+    bare = {name: value for name, value in scope("/x").items() if name not in ("method", "path")}
+    call(oomsafe.asgi.MemoryMiddleware(app, guard=guard), bare)
+    mounts = DispatcherMiddleware(plain, {"/plain": plain})
+    request = {name: value for name, value in environ("/plain/x").items() if name != "REQUEST_METHOD"}
+
+    assert Server().get(oomsafe.wsgi.MemoryMiddleware(mounts, guard=guard), request) == b"x"
+    assert names(guard) == ["unmatched"]
