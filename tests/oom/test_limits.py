@@ -61,7 +61,7 @@ def test_a_limit_that_is_lowered_holds_for_workers_that_live(cgroup, serve):
     until(lambda: all(0 < soft < 135 * MIB for soft in softs(gunicorn)), "living workers have their new share")
     assert gunicorn.workers() == before
     with Load(gunicorn, LEAK, clients=2) as load:
-        gunicorn.wait_for(" recycling: ", times=3, seconds=60)
+        gunicorn.wait_for(" recycling: ", times=2, seconds=60)
     assert (sandbox.cgroup.oom_kills(), gunicorn.lines("SIGKILL"), load.failed) == (0, [], [])
 
 
@@ -75,7 +75,7 @@ def test_what_a_sibling_uses_is_not_the_pools(cgroup, serve):
         assert f"of 400 MiB (cgroup v{parent.cgroup.version} {parent.cgroup.path}, others use 10" in line
         assert gunicorn.pool().budget < 275 * MIB
         with Load(gunicorn, LEAK, clients=2) as load:
-            gunicorn.wait_for(" recycling: ", times=3, seconds=60)
+            gunicorn.wait_for(" recycling: ", times=2, seconds=60)
         assert (own.cgroup.oom_kills(), beside.cgroup.oom_kills(), load.failed) == (0, 0, [])
 
 
