@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import platform
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -150,6 +152,38 @@ def test_captured_file_pages(tmp_path: Path) -> None:
     expected = Shares(pss=7000 * 1024, uss=5500 * 1024, private=3200 * 1024, held=3500 * 1024)
     assert shared_out(42, proc) == expected
     assert (file_dirty_of(42, proc), file_dirty_of(43, proc)) == (140 * 1024, None)
+
+
+@pytest.mark.parametrize(("kind", "held", "dirty"), [("read", False, False), ("written", False, True), ("shared", True, False)])
+def test_what_is_mapped(kind: str, held: bool, dirty: bool) -> None:
+    """A file that is read or written is resident, and not held; shared memory is. Only who has written to a file has made it dirty."""
+    need(file_dirty_of() is not None, "smaps can't be read here")
+    size = 64 * MIB
+    with tempfile.TemporaryFile(dir="/var/tmp") as file:
+        file.write(bytes(size))
+        need(not in_memory(file.fileno()), "/var/tmp is in memory: pages of its files are shared memory")
+        prot = mmap.PROT_READ if kind == "read" else mmap.PROT_READ | mmap.PROT_WRITE
+        before, dirty_before = sizes_of() or (0, 0), file_dirty_of() or 0
+        with mmap.mmap(-1 if kind == "shared" else file.fileno(), size, prot=prot) as pages:
+            for at in range(0, size, PAGE):
+                if kind == "read":
+                    _ = pages[at]
+                else:
+                    pages[at] = 1
+            # before the kernel has written any of it
+            dirty_after, after = file_dirty_of() or 0, sizes_of() or (0, 0)
+
+    assert after[0] - before[0] == pytest.approx(size, abs=8 * MIB)
+    assert after[1] - before[1] == pytest.approx(size if held else 0, abs=8 * MIB)
+    assert (dirty_after - dirty_before > 16 * MIB) is dirty
+
+
+def in_memory(fd: int) -> bool:
+    """Whether the file lies on a tmpfs, as the mount of its device says."""
+    device = os.fstat(fd).st_dev
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    kinds = {fields[2]: fields[fields.index("-") + 1] for fields in mounts}
+    return kinds.get(f"{os.major(device)}:{os.minor(device)}") in ("tmpfs", "ramfs")
 
 
 @pytest.mark.parametrize(("right_at", "believed"), [(1, True), (2, True), (TRIES, True), (TRIES + 1, False)])
