@@ -415,8 +415,9 @@ def test_a_pool_that_changes(guarded: Any, clock: Clock, board: Scoreboard) -> N
     assert guard.pool().workers[0].figures.soft == 180 * MIB
 
 
-def test_a_limit_that_moves(guarded: Any, clock: Clock, board: Scoreboard, said: Said) -> None:
+def test_a_limit_that_moves(guarded: Any, clock: Clock, board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the supervisor finds holds for a worker that lives, from its next tick."""
+    monkeypatch.setattr("oomsafe.pool.gauge.shared_out", lambda: None)
     board.describe(workers=2, turns=1, limit=None, budget=None)
     guard, memory = guarded(board=board, soft_limit="auto")
     board.allow(Capacity(400 * MIB, "here", supervisor_rss=40 * MIB, others=100 * MIB))
@@ -428,8 +429,11 @@ def test_a_limit_that_moves(guarded: Any, clock: Clock, board: Scoreboard, said:
     assert guard.should_recycle
 
 
-def test_a_limit_below_what_a_worker_needs(guarded: Any, clock: Clock, board: Scoreboard, said: Said, recycled: list[str]) -> None:
+def test_a_limit_below_what_a_worker_needs(
+    guarded: Any, clock: Clock, board: Scoreboard, said: Said, recycled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Refused once for the pool, with both figures; one that can be kept to again is."""
+    monkeypatch.setattr("oomsafe.pool.gauge.shared_out", lambda: None)
     board.describe(workers=2, turns=1, limit=None, budget=None)
     guard, memory = guarded(board=board, soft_limit="auto")
     for limit in (80 * MIB, 81 * MIB):
