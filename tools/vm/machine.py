@@ -76,7 +76,7 @@ class Machine:
         results = out / "results.jsonl"
         append = ["root=/dev/nvme0n1", "rw", "console=ttyS0", "quiet", "systemd.show_status=0", *words]
         # where others have the host's processors, the kernel takes a late timer for a broken one; a panic ends qemu at once
-        append += ["no_timer_check", "panic=-1", "systemd.default_timeout_start_sec=900"]
+        append += ["no_timer_check", "panic=-1", "systemd.default_timeout_start_sec=900", "systemd.getty_auto=no"]
         command = [QEMU, "-machine", "q35", "-nographic", "-no-reboot", "-m", str(memory), "-smp", "2", "-nic", "none"]
         command += ["-accel", self.accelerator, "-cpu", "max", "-kernel", str(self.kernel), "-append", " ".join(append)]
         command += ["-device", "nvme,id=disks,serial=oomsafe"]
