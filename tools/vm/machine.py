@@ -37,14 +37,13 @@ EXTRAS = ("gunicorn", "uvicorn", "celery")
 #: Files of the root, beside Debian's. The second disk has oomsafe and the scenarios.
 FILES = {
     "etc/hostname": "oomsafe-vm\n",
-    "etc/fstab": "/dev/nvme0n2 /oomsafe ext4 ro 0 0\n",
     f"usr/local/lib/python{PYTHON}/dist-packages/oomsafe-disk.pth": "/oomsafe/lib\n",
     "etc/systemd/system/scenario.service": """\
 [Unit]
 After=multi-user.target dbus.service
-RequiresMountsFor=/oomsafe
 [Service]
 Type=oneshot
+ExecStartPre=/bin/mount -t ext4 -o ro /dev/nvme0n2 /oomsafe
 ExecStart=/usr/bin/python3 -u /oomsafe/guest/guest.py
 ExecStopPost=/bin/systemctl poweroff --force --force
 [Install]
@@ -77,7 +76,7 @@ class Machine:
         results = out / "results.jsonl"
         append = ["root=/dev/nvme0n1", "rw", "console=ttyS0", "quiet", "systemd.show_status=0", *words]
         # where others have the host's processors, the kernel takes a late timer for a broken one; a panic ends qemu at once
-        append += ["no_timer_check", "panic=-1"]
+        append += ["no_timer_check", "panic=-1", "systemd.default_timeout_start_sec=900", "systemd.getty_auto=no"]
         command = [QEMU, "-machine", "q35", "-nographic", "-no-reboot", "-m", str(memory), "-smp", "2", "-nic", "none"]
         command += ["-accel", self.accelerator, "-cpu", "max", "-kernel", str(self.kernel), "-append", " ".join(append)]
         command += ["-device", "nvme,id=disks,serial=oomsafe"]

@@ -3,12 +3,15 @@
 import threading
 import time
 
-from guest import LEAK, MIB, keyed, stalled
+from guest import MIB, keyed, stalled
 
 MEMORY = 1024
 
 #: Seconds: the first minute is the warm-up; at the end, or when enough workers were recycled, it is over.
-WARM, END, RECYCLES = 60, 400, 5
+WARM, END, RECYCLES = 60, 700, 4
+
+#: At most 20 MiB a second in each pool: both clients ask one after the other.
+LEAK = "/leak?kib=1024&s=0.05"
 
 
 def run(vm):
