@@ -6,7 +6,7 @@ READY := $(VENV)/.ready-$(shell cat pyproject.toml tools/setup.sh | cksum | cut 
 # real servers beside each other: two a core, more would only wait for each other
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(2 * len(os.sched_getaffinity(0)))')
 
-.PHONY: demo test test-matrix check setup clean
+.PHONY: demo test test-matrix test-peers check setup clean
 
 demo: setup ## gunicorn with a leaking app, live, for 20 seconds
 	@$(BIN)/oomsafe demo $(ARGS)
@@ -17,6 +17,9 @@ test: setup ## every test; fast ones first
 
 test-matrix: ## the tests on every Python that is here, with the newest and the lowest supported versions of the servers
 	@sh tools/test-matrix.sh $(ENTRIES)
+
+test-peers: setup ## the peers' own test suites with oomsafe wired in; see tools/peers/README.md
+	@$(BIN)/python tools/peers/run.py $(SUITES)
 
 check: setup ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
