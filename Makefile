@@ -6,7 +6,7 @@ READY := $(VENV)/.ready-$(shell cat pyproject.toml tools/setup.sh | cksum | cut 
 # real servers beside each other: two a core, more would only wait for each other
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(2 * len(os.sched_getaffinity(0)))')
 
-.PHONY: demo test test-matrix test-vm check setup clean
+.PHONY: demo test test-matrix test-vm test-peers check setup clean
 
 demo: setup ## gunicorn with a leaking app, live, for 20 seconds
 	@$(BIN)/oomsafe demo $(ARGS)
@@ -20,6 +20,9 @@ test-matrix: ## the tests on every Python that is here, with the newest and the 
 
 test-vm: setup ## what takes a whole machine: systemd, cgroup v2, memory that ends (docs/virtual-machines.md; root, qemu)
 	@$(BIN)/python tools/vm/run.py $(ARGS)
+
+test-peers: setup ## the peers' own test suites with oomsafe wired in; see tools/peers/README.md
+	@$(BIN)/python tools/peers/run.py $(SUITES)
 
 check: setup ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
