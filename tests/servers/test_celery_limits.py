@@ -283,14 +283,14 @@ def test_another_user_can_t_lift_limits(celery: Start, taken: dict[str, Any], br
     assert {child["pid"] for child in told["children"]} == set(node.children())
 
 
-def test_a_spawned_child_that_has_no_place_says_what_is_off(celery: Start, taken: dict[str, Any]) -> None:
-    """It inherits nothing: it goes on without limits of tasks, and nobody has to find that out."""
+def test_a_spawned_child_finds_the_memory_that_has_no_place(celery: Start, taken: dict[str, Any]) -> None:
+    """It inherits nothing, and opens what its supervisor has: its tasks have their limits."""
     spawns()
     node = celery(soft_limit="1GiB", conf={"worker_pool_start_method": "spawn"}, argv=("-c", "1"), **taken).ready()
 
     assert node.ask("result = proj.about.delay().get(timeout=30)")[1] == int(Path(f"/proc/{node.pid}/oom_score_adj").read_text()) + 300
-    (line,) = node.lines("memory limits of tasks are off in this child")
-    assert "memory_limit" in line
+    assert balloon(node)[1] == "MemoryLimitExceeded"
+    assert not node.lines("are off")
 
 
 def pids(node: Any) -> set[int]:

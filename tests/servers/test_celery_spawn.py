@@ -19,7 +19,7 @@ result = [r.get(timeout=60) for r in results]
 def test_spawned_children_are_guarded_and_recycled(celery: Start, broker: str) -> None:
     """Each has its seat and its score, is recycled between tasks, and every result comes back."""
     spawns()
-    node = celery(broker, conf={"worker_pool_start_method": "spawn"}, soft_limit="120MiB", min_lifetime=0).ready()
+    node = celery(broker, conf={"worker_pool_start_method": "spawn"}, soft_limit="90MiB", min_lifetime=0).ready()
     until(lambda: [worker.state for worker in node.pool().workers] == ["serving"] * 2, "two children serve")
 
     pid, score, comm = node.ask("result = proj.about.delay().get(timeout=30)")
