@@ -71,7 +71,7 @@ def test_a_sync_worker_that_need_not_wait_ends_as_soon_as_it_is_told(serve):
 
 @pytest.mark.parametrize(("worker_class", "turns"), [("gthread", 1), ("gthread", 2), ("gevent", 1), ("asgi", 1), (CLASSES[-1], 1)])
 def test_no_more_than_max_unavailable_drain_at_once(serve, worker_class, turns):
-    """Slow requests hold each drain open, and the others, over their limit too, wait for their turn, whatever they hold."""
+    """Slow requests hold each drain open, and the others, over their limit too, wait for their turn, however they leak."""
     loses_none(worker_class)
     gunicorn = serve(worker_class, 4, soft_limit="160MiB", min_lifetime=0, jitter=0, max_unavailable=turns, surge=False).serving(4)
     first = set(gunicorn.workers())
@@ -79,7 +79,7 @@ def test_no_more_than_max_unavailable_drain_at_once(serve, worker_class, turns):
     with (
         Watch(lambda: [worker.state for worker in gunicorn.pool().workers].count("draining")) as watch,
         Load(gunicorn, "/slow?s=0.4", clients=6) as slow,
-        Load(gunicorn, "/fill?mib=200", clients=2) as load,
+        Load(gunicorn, "/leak?kib=8192&s=0.05", clients=2) as load,
     ):
         until(lambda: not first & set(gunicorn.workers()), "each worker has been recycled", 60)
 

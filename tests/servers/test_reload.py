@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 from serving import CLASSES, Gunicorn, board_of, conf, until
 
-from oomsafe.kernel.process import children_of
+from oomsafe.kernel.process import children_of, held_of
 
 MIB = 1 << 20
-
-
-def resident(pid: int) -> int:
-    """A process's resident memory in bytes."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def soft_limits(gunicorn: Gunicorn) -> list[int | None]:
@@ -94,7 +88,7 @@ def test_auto_limits_follow_ttin_and_ttou(serve):
 
     def shared_by(workers: int) -> bool:
         # what the master has grown by since a worker was forked is not in that worker's share
-        wanted = (400 * MIB - resident(gunicorn.pid)) / workers
+        wanted = (400 * MIB - (held_of(gunicorn.pid) or 0)) / workers
         limits = soft_limits(gunicorn)
         return len(limits) == workers and all(limit and abs(limit - wanted) < 2 * MIB for limit in limits)
 
