@@ -189,7 +189,7 @@ def test_asked_to_it_ends_and_nothing_is_lost(celery: Start, pool: str) -> None:
 
     def live() -> CeleryWorker:
         options = {"argv": ("-P", pool), "env": {"OOMSAFE_SINGLE": "exit"}, "queue": f"q-single-{pool}-{id(lives)}"}
-        lives.append(celery(**options, soft_limit="120MiB", min_lifetime=0, jitter=0).ready())
+        lives.append(celery(**options, soft_limit="100MiB", min_lifetime=0, jitter=0).ready())
         return lives[-1]
 
     ids = live().ask(SEND.format(tasks=150))
