@@ -11,11 +11,12 @@ from billiard.pool import Worker
 from billiard.process import current_process
 
 from oomsafe.celery.child import Guarded
-from oomsafe.celery.task_loop import TaskLoop
+from oomsafe.celery.task_loop import TaskLoop, nothing
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.process import sizes_of
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.policy.units import format_size
+from oomsafe.pool.boot_line import dry
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.log import log
@@ -50,7 +51,7 @@ def _begins(loop: TaskLoop, policy: Policy, warnings: Any) -> None:
     rss, held = sizes_of(parent) or (None, None)
     capacity = replace(read_capacity(supervisor_rss=rss, workers=siblings.counted or 1), supervisor_held=held)
     # nothing to be called when it is to end: it asks before each task
-    make = partial(Guard, policy, recycle=_nothing, unit="tasks", capacity=capacity, parent=parent, siblings=siblings)
+    make = partial(Guard, policy, recycle=nothing, unit="tasks", capacity=capacity, parent=parent, siblings=siblings)
     loop.guard = guard = make()
     set_guard(guard)
     if siblings.first_to_say(SAID):
@@ -59,9 +60,5 @@ def _begins(loop: TaskLoop, policy: Policy, warnings: Any) -> None:
         log.info(
             "oomsafe guards each child by itself: soft limit %s, recycled between two tasks%s. Limits of tasks, the verdict on a death, "
             "the end of poison loops, a budget and inspect memory take MainProcess: call oomsafe.celery.install(app)",
-            format_size(guard.limits.soft), "; dry run: nothing will be done" if policy.dry_run else "",
+            format_size(guard.limits.soft), dry(policy),
         )  # fmt: skip
-
-
-def _nothing() -> None:
-    """What a guard calls where there is nothing to be done at once."""

@@ -16,7 +16,7 @@ from celery.concurrency.asynpool import Worker as AsynWorker
 from oomsafe.celery.limits import heed
 from oomsafe.celery.meta import Meta
 from oomsafe.celery.poison import Poison
-from oomsafe.celery.task_loop import TaskLoop
+from oomsafe.celery.task_loop import TaskLoop, nothing
 from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
@@ -66,7 +66,7 @@ class Guarded:
         # billiard has reset all signals by now
         signal.signal(TELL, self._told)
         # nothing to be called when it is to end: it asks before each task
-        self._guard = self._loop.guard = attempt("guard", "Celery", partial(seat.guard, board, slot, _nothing, None, "tasks"))
+        self._guard = self._loop.guard = attempt("guard", "Celery", partial(seat.guard, board, slot, nothing, None, "tasks"))
         if self._guard is not None:
             set_guard(self._guard)
             if current_app.conf.result_extended:
@@ -135,10 +135,6 @@ class GuardedAsynWorker(Guarded, AsynWorker):  # type: ignore[misc]
 
 class GuardedBlockingWorker(Guarded, BlockingWorker):  # type: ignore[misc]
     """Of billiard's own Pool."""
-
-
-def _nothing() -> None:
-    """What a guard calls where there is nothing to be done at once."""
 
 
 def _made(made: Callable[..., Any], given: tuple[Any, ...], seat: Seat | None, notes_first: bool) -> Any:

@@ -28,6 +28,10 @@ class Tasks(Protocol):
         """Out of it; `of_its_own`: it has come to an end, a failure or another, and was not ended. Called again it changes nothing."""
 
 
+def nothing() -> None:
+    """What a child's guard calls where there is nothing to be done at once: the loop asks it between two tasks."""
+
+
 class TaskLoop:
     """Of one child. `guard` None: it is not measured, and no MemoryError of a task leaves it all the same."""
 
