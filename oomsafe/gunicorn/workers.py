@@ -88,12 +88,20 @@ def recycle_of(worker: Any, grace_period: float) -> Callable[[], None] | None:
 
 
 def _close_idle(worker: Any) -> None:
-    """In gthread's own thread: where its memory keeps the pool from serving, it waits for what is kept alive and idle no longer than
-    others; by itself gunicorn does for two seconds."""
-    guard = getattr(worker, "oomsafe_guard", None)
+    """In gthread's own thread: while its memory keeps the pool from serving, it waits for what is kept alive and idle no longer than
+    others; by itself gunicorn does for two seconds. Asked at each look of its loop: what is answered last is kept alive from then on."""
+    guard: Guard | None = getattr(worker, "oomsafe_guard", None)
     cap = getattr(worker, "_cap_keepalive", None)  # since gunicorn 27.0.1
-    if cap is not None and guard is not None and guard.holds_up():
-        cap(time.monotonic() + IDLE_MOMENT)
+    if cap is None or guard is None:
+        return
+    holds_up, end_idle = guard.holds_up, worker.murder_keepalived
+
+    def ending_idle(*force: Any, **named: Any) -> None:
+        if holds_up():
+            cap(time.monotonic() + IDLE_MOMENT)
+        end_idle(*force, **named)
+
+    worker.murder_keepalived = ending_idle
 
 
 def _recycle_as_gunicorn_would() -> Callable[[], None] | None:
