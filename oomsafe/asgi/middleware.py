@@ -20,6 +20,7 @@ from oomsafe.asgi.uvicorn_server import own_recycle, running_loop, serves_here
 from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
 from oomsafe.pool.current import KEY, carried, get_guard, guard_for, own_guard
+from oomsafe.pool.door import Waiting
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.layout import UNMATCHED
 from oomsafe.pool.log import attempt
@@ -76,6 +77,8 @@ class MemoryMiddleware:
             guard = self._find_guard()
             if guard is None:
                 return await app(scope, receive, send)
+        if guard.crowded:
+            await _room(guard)
         # straight on, without calls of our own: this is what every request pays. Servers give method and path; an app's own tests
         # may leave out what the app does not look at
         work = scope[KEY] = guard.begin(f"{scope.get('method', '')} {scope.get('path', '')}".encode("utf-8", "replace"))
@@ -172,6 +175,15 @@ class MemoryMiddleware:
 
         announce.__dict__ = _ASYNC
         return announce
+
+
+async def _room(guard: Guard) -> None:
+    """Wait until there is memory for one more request, or as long as one may wait."""
+    if running_loop() is None:
+        return  # trio's
+    waiting = Waiting(guard)
+    while seconds := waiting.seconds():
+        await asyncio.sleep(seconds)
 
 
 def in_thread(function: Callable[[], None]) -> None:

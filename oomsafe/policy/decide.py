@@ -92,6 +92,8 @@ class Pool(NamedTuple):
     """How many may be away at once."""
     short: bool = False
     """The pool is over its budget, or about to be: nothing may wait for a worker's age."""
+    full: bool = False
+    """The budget does not hold one more worker that grows as this one does."""
     out: bool = False
     """The kernel is about to kill."""
     leaving: int = 0
@@ -179,7 +181,7 @@ def _decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, po
         return Decision(Action.SERVE, Reason.WITHIN)
     fast = outruns(limits.soft, seen.burst)
     # it takes as long as to end, and what grows so fast is not what lies about
-    if policy.reclaim and due(history.reclaimed_at, history.futile, now) and not (pool.short and fast):
+    if policy.reclaim and due(history.reclaimed_at, history.futile, now) and not (pool.full and fast):
         return Decision(Action.RECLAIM, Reason.SOFT)
     if not over:
         return Decision(Action.ASK, Reason.SOON)
@@ -225,9 +227,9 @@ def is_short(used: int | None, bound: int | None, growth: Growth, boot: float) -
     return used + max(growth.steady * min(replaced_within(boot), ENDS_WITHIN), growth.burst * GOES_ON_FOR) > bound
 
 
-def holds_up(used: int | None, budget: int | None, growth: Growth, boot: float, fresh: int | None) -> bool:
+def holds_up(used: int | None, budget: int | None, growth: Growth, boot: float, fresh: int) -> bool:
     """Whether a pool that uses so many bytes has no room for one more worker of `fresh` bytes, which grows as fast as those before."""
-    return is_short(None if used is None else used + (fresh or 0), budget, growth, boot)
+    return is_short(None if used is None else used + fresh, budget, growth, boot)
 
 
 def is_out(used: int | None, limit: int | None, growth: Growth) -> bool:

@@ -10,6 +10,9 @@ SAMPLE_EVERY = 0.2
 #: Seconds over which growth is told apart from noise, at least.
 MOMENT = 0.05
 
+#: Seconds for which what grew fast is taken to do so again.
+LATELY = 2.0
+
 #: So many spans between samples are remembered.
 SPANS = 3
 

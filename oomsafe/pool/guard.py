@@ -28,14 +28,17 @@ from oomsafe.policy.decide import (
     came_by_a_step,
     decide,
     has_settled,
+    outruns,
 )
+from oomsafe.policy.door import WAITS_FOR
 from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.reclaim import futile_after
 from oomsafe.policy.settings import Policy
-from oomsafe.policy.trend import SAMPLE_EVERY, Trend
+from oomsafe.policy.trend import LATELY, SAMPLE_EVERY, Growth, Trend
 from oomsafe.policy.units import MIB, format_size
 from oomsafe.pool import layout
+from oomsafe.pool.door import Door
 from oomsafe.pool.farewell import farewell, history
 from oomsafe.pool.forks import own
 from oomsafe.pool.gauge import Gauge
@@ -116,6 +119,8 @@ class Guard(Meter):
         self._history = History(ready_at=time.monotonic())
         self._trend = Trend()
         self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self._view)
+        self._door = Door(self._pressure, self._neighbours)
+        self._grew_fast_at = float("-inf")
         self._ready = self._asking = False
         if board is None:
             self.ready()
@@ -130,6 +135,8 @@ class Guard(Meter):
             self._neighbours.boot = self.slot.age
         self._history = History(ready_at=now)
         self._thresholds.set(self.held if self.rss_known else None, now, say=self._board is None)
+        if self._neighbours.supervised:
+            self._pressure.look(now, Growth())  # what the supervisor has seen may be a second old: as long as a leak takes
         self._take_limits()
         self._history = replace(self._history, ready_with=self.baseline)
         self._ready = True  # last: what has failed above is tried again at the next call
@@ -233,7 +240,7 @@ class Guard(Meter):
                 self._refresh(now)
                 if self._asking:
                     self._wake_supervisor()  # it may have been asleep, or have had nobody to spare
-            due = self.held > self._alert or self._asking or self._history.breached_since is not None
+            due = self.held > self._alert or self._asking or self.crowded or self._history.breached_since is not None
             if not self._decided and (due or self.slot.order is not Order.NONE):
                 release = self._consider(now)
         finally:
@@ -265,7 +272,25 @@ class Guard(Meter):
             return self._consider(now) if self.policy.dry_run else self._reclaim((used or 0) - (self.limits.early or 0))
         if decision.action is Action.RECYCLE:
             self._go(decision.reason, now, used)
+        elif not self.policy.dry_run:
+            self._door.look(now, used or 0, self.soft_limit, self.held, self._trend.growth(now, self.held))
+            self.crowded = self._door.shut
+            if self.crowded:
+                self.say_once(
+                    "door", logging.INFO, "%s keeps what comes waiting, %.0f s at most, for the memory of a worker that leaves: "
+                    "%s are left up to the limit", self, WAITS_FOR, format_size(self._pressure.room),
+                )  # fmt: skip
+            self._set_alert()
         return True
+
+    def knock(self) -> None:
+        """Work waits at the door: is there room by now?"""
+        now = time.monotonic()
+        try:
+            self._look(now)
+        except Exception as error:
+            self.crowded = False
+            self.failed("looking at the pool", error)
 
     def _note_breach(self, now: float, used: int | None) -> None:
         """Since when this worker has been over its limit, and how it came there."""
@@ -282,11 +307,13 @@ class Guard(Meter):
         """decide(), and if this worker is to leave, it is on its way before another can ask."""
         held = self.held if self.rss_known else None
         growth = self._trend.growth(now, self.held)
-        if self._history.breached_since is None:
-            self._pressure.forget()
+        if fast := outruns(self.limits.soft, growth.burst):
+            self._grew_fast_at = now
+        if fast or self._history.breached_since is not None or self.held >= self._door.looks_from or self.crowded:
+            self._pressure.look(now, self._door.growth(growth))
         else:
-            self._pressure.look(now, growth)
-        with self._neighbours.look(self._pressure.short, self._pressure.out) as pool:
+            self._pressure.forget()
+        with self._neighbours.look(self._pressure.short, self._pressure.full, self._pressure.out) as pool:
             decision = decide(self.policy, self.limits, Snapshot(used, held, *growth), self._history, pool, now)
             leaves = decision.action is Action.RECYCLE and not self.policy.dry_run and self._recycle is not None
             if leaves:
@@ -328,6 +355,8 @@ class Guard(Meter):
         from oomsafe.pool.reclaim import collect  # here: only a worker over its limit pays for it
 
         before = self.rss
+        # a tenth of a second: what comes meanwhile would take it far above its limit
+        self.crowded = time.monotonic() - self._grew_fast_at < LATELY
         collect(others_wait=self._background is not None or self.in_flight > 0)
         if self._background is None:
             self._reclaimed(before, over)
@@ -340,6 +369,7 @@ class Guard(Meter):
             self._reclaimed(before, over)
             self._consider(time.monotonic())
         except Exception as error:
+            self.crowded = False
             self.failed("reclaim", error)
         finally:
             self._deciding.release()
@@ -372,6 +402,8 @@ class Guard(Meter):
         except ScoreRefused as error:  # under --user it always is: the worker goes without
             self.say_once("score", logging.DEBUG, "%s", error)
         self.leaving = True
+        self._door.open()
+        self.crowded = False
         self._wake_supervisor()  # what is in flight may take long: its replacement needn't wait for that
         self._recycle()
 
@@ -383,10 +415,18 @@ class Guard(Meter):
 
     def _take_limits(self) -> None:
         self._still = False
-        self.soft_limit, self._alert = self._thresholds.soft, self._thresholds.alert
+        self.soft_limit = self._thresholds.soft
+        if not self.policy.dry_run:
+            self._door.follow(time.monotonic(), self.held)
+        self._set_alert()
+        self._history = replace(self._history, refused=self._thresholds.refused, stays=self._thresholds.stays)
+
+    def _set_alert(self) -> None:
+        """From how many bytes on the end of work has something to decide."""
+        self._alert = self._thresholds.alert
         if self._grows_fast and self._neighbours.supervised:
             self._alert *= ASKS_FROM
-        self._history = replace(self._history, refused=self._thresholds.refused, stays=self._thresholds.stays)
+        self._alert = min(self._alert, self._door.looks_from)
 
     @property
     def _grows_fast(self) -> bool:

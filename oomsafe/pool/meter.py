@@ -119,6 +119,8 @@ class Meter:
         """What the limits are compared with, and works' growth is one of, in bytes; the same without clean file pages."""
         self.leaving = False
         """Whether this worker has been told to end, and finishes what it has in flight."""
+        self.crowded = False
+        """Whether new work waits for memory that another worker is about to give back: a Waiting says for how long."""
         self.soft_limit: int | None = None
         """In bytes; None while there is none."""
         self.largest = (0, b"")

@@ -11,7 +11,7 @@ from oomsafe.policy.limits import Capacity, resolve_limits, turns
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.surge import Do, Ledger, Room, Seen, Stage, Step, failed, gone, plan, recovered, spawned
-from oomsafe.policy.trend import Growth
+from oomsafe.policy.trend import LATELY, Growth
 from oomsafe.policy.units import format_size
 from oomsafe.pool import layout
 from oomsafe.pool.log import log
@@ -31,9 +31,6 @@ NO_SURGE = "surge is off"
 
 #: Seconds after which it is said that no worker serves.
 UNSERVED_FOR = 0.5
-
-#: Seconds for which a pool is taken to grow as fast as it did.
-LATELY = 2.0
 
 #: Seconds that a boot is taken to last before one has been seen.
 BOOT = 1.0
@@ -143,6 +140,7 @@ class Monitor:
         budget = resolve_limits(policy, capacity)[0].budget
         # up to where there is room, it need not be told to the byte
         used = self._usage.of(policy, capacity, None if budget is None else max(0, budget - (size or 0)), self._board.read, now)
+        self._board.hold(used)
         serving = [entry for entry in entries if entry.state in (layout.SERVING, layout.WAITING)]
         growth = sum((entry.growth for entry in serving), Growth())
         lately = self._lately(growth, now)

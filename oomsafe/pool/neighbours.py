@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from oomsafe.policy.decide import Pool
-from oomsafe.pool.scoreboard import Allowed, Scoreboard
+from oomsafe.pool.scoreboard import Allowed, Others, Scoreboard
 from oomsafe.pool.slot import Slot
 
 if TYPE_CHECKING:
@@ -63,12 +63,25 @@ class Neighbours:
         """Whether a supervisor decides who goes, and when."""
         return self._asks and self._board is not None and self._board.looked > 0
 
+    @property
+    def others(self) -> Others:
+        """What the other workers do; where that can't be seen, there are none."""
+        return Others() if self._board is None else self._board.others(self._slot)
+
+    @property
+    def room(self) -> int | None:
+        """Bytes that were left up to the kernel's limit when the supervisor looked; None where it has not said so."""
+        allowed, held = self.allowed, None if self._board is None else self._board.held
+        if allowed is None or allowed.limit is None or held is None:
+            return None
+        return allowed.limit - held - (allowed.others or 0)
+
     @contextmanager
-    def look(self, short: bool, out: bool) -> Iterator[Pool]:
-        """The others, while none of them can take a turn: what is decided inside holds. `short` and `out` are the pool's memory."""
+    def look(self, short: bool = False, full: bool = False, out: bool = False) -> Iterator[Pool]:
+        """The others, while none of them can take a turn: what is decided inside holds. The flags are those of the pool's memory."""
         self._locked = self._board is not None and self._board.try_lock()
         try:
-            yield self._pool(short, out)
+            yield self._pool(short, full, out)
         finally:
             if self._locked and self._board is not None:
                 self._board.unlock()
@@ -86,19 +99,19 @@ class Neighbours:
         """Whether this worker should say for the whole pool that it refuses this limit (layout.REFUSES_SOFT and so on)."""
         return self._board is None or self._board.first_to_refuse(which)
 
-    def _pool(self, short: bool, out: bool) -> Pool:
+    def _pool(self, short: bool, full: bool, out: bool) -> Pool:
         abandoned = self._parent is not None and os.getppid() != self._parent
         if self._board is None and self._siblings is not None:
-            return Pool(0 if abandoned else self._siblings_away(out), short=short, out=out, abandoned=abandoned)
+            return Pool(0 if abandoned else self._siblings_away(out), short=short, full=full, out=out, abandoned=abandoned)
         if self._board is None:
-            return Pool(short=short, out=out, abandoned=abandoned)
+            return Pool(short=short, full=full, out=out, abandoned=abandoned)
         order, settled, looked = self._slot.order, self._board.settled, self._board.looked if self._asks else 0.0
         # without the lock another is taking its turn just now; with a supervisor there are none, unless the kernel is faster
         counts = self._locked and (out or not looked)
-        starting, leaving, turns = self._board.others(self._slot) if counts else (0, sys.maxsize, 1)
+        starting, _, leaving, turns = self._board.others(self._slot) if counts else Others(leaving=sys.maxsize)
         if looked:
             abandoned = abandoned or time.monotonic() - looked > LOOKS_EVERY
-        return Pool(starting + leaving, turns, short, out, leaving, bool(looked), abandoned, order, self.boot, settled)
+        return Pool(starting + leaving, turns, short, full, out, leaving, bool(looked), abandoned, order, self.boot, settled)
 
     def _siblings_away(self, out: bool) -> int:
         """How many of them are; too many to go where another has the turn."""

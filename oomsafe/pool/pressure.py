@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from oomsafe.pool.usage import Usage
     from oomsafe.pool.view import PoolView
 
-#: Seconds between two looks: the kernel is asked each time.
-SHORT_EVERY = 0.05
+#: Seconds between two looks, at most and at least: the kernel is asked each time.
+SHORT_EVERY, SHORTEST = 0.05, 0.005
 
 #: Seconds for which a connection that is kept alive must have been idle, to be closed by a worker that holds the others up.
 IDLE_MOMENT = 0.03
@@ -39,29 +39,45 @@ class Pressure:
         """The pool is over its budget, or about to be."""
         self.out = False
         """The kernel is about to kill."""
+        self.full = False
+        """There is no room for one more worker."""
+        self.room: int | None = None
+        """Bytes that were left up to the kernel's limit; None where that is not known."""
+        self.read_at = float("-inf")
+        """When that was."""
+
+    @property
+    def fresh(self) -> int:
+        """Bytes that a worker which has just booted holds, as far as is known."""
+        return self._thresholds.baseline or 0
 
     def look(self, now: float, growth: Growth) -> None:
-        """This worker is over its limit, and grows so fast."""
+        """This worker is over its limit, or takes much of what room is left, and grows so fast."""
         if now < self._again:
             return
-        self._again = now + SHORT_EVERY
         # the others are taken to grow as this one does
         self._growth, boot = growth.times(self._neighbours.workers or 1), self._neighbours.boot
         used, budget, held, limit = self._read(now)
         self.short = is_short(used, budget, self._growth, boot)
         self.out = is_out(held, limit, self._growth)
+        self.full = holds_up(used, budget, self._growth, boot, self.fresh)
+        self.room = None if held is None or limit is None else limit - held
+        self.read_at, self._again = now, now + SHORT_EVERY
+        if self.room is not None and self._growth.burst > 0:
+            self._again = now + min(SHORT_EVERY, max(SHORTEST, self.room / self._growth.burst / 16))
 
     def forget(self) -> None:
-        """It is below its limit: nothing of the pool concerns it."""
-        self.short = self.out = False
+        """It is below its limit, and there is room: nothing of the pool concerns it."""
+        self.short = self.out = self.full = False
         self._growth = Growth()
+        self._again = 0.0
 
     def holds_up(self, now: float) -> bool:
         """Whether what this worker holds while it leaves is what keeps the pool from serving: then it must not wait for what is no work."""
         if now >= self._holds_up_again:
             self._holds_up_again = now + SHORT_EVERY
             used, budget, _, _ = self._read(now)
-            self._holds_up = holds_up(used, budget, self._growth, self._neighbours.boot, self._thresholds.baseline)
+            self._holds_up = holds_up(used, budget, self._growth, self._neighbours.boot, self.fresh)
         return self._holds_up
 
     def _read(self, now: float) -> tuple[int | None, int | None, int | None, int | None]:

@@ -64,6 +64,17 @@ class Allowed(NamedTuple):
     """What the supervisor has."""
 
 
+class Others(NamedTuple):
+    """How many other workers do what."""
+
+    starting: int = 0
+    serving: int = 0
+    leaving: int = 0
+    """They drain, or are gone in a moment."""
+    turns: int = 1
+    """How many may be away at once."""
+
+
 class InHand(NamedTuple):
     """A worker that is inside a piece of work."""
 
@@ -181,6 +192,11 @@ class Scoreboard:
     def hold(self, held: int | None) -> None:
         """The supervisor says what the pool holds, in bytes, as its budget counts it."""
         layout.write(self._memory, layout.HELD_AT, layout.HELD, stored(held))
+
+    @property
+    def held(self) -> int | None:
+        """What hold() has said."""
+        return optional(layout.HELD.unpack_from(self._memory, layout.HELD_AT)[0])
 
     @property
     def pids(self) -> list[int]:
@@ -482,17 +498,18 @@ class Scoreboard:
     def unserved(self, unserved: tuple[float, float]) -> None:
         layout.write(self._memory, layout.UNSERVED_AT, layout.UNSERVED, *unserved)
 
-    def others(self, slot: Slot) -> tuple[int, int, int]:
-        """(starting, leaving, turns): how many living workers beside `slot` start, drain or leave, and how many may be away at once."""
+    def others(self, slot: Slot) -> Others:
+        """The living workers beside `slot`."""
         self._learn()
-        starting = leaving = 0
+        found = dict.fromkeys(range(len(layout.STATES)), 0)
         for number in range(self.slots):
             at = self._offset(number)
             state = layout.STATE.unpack_from(self._memory, at)[0]
-            if state in (layout.STARTING, layout.DRAINING, layout.LEAVING) and number != slot.number and not self._abandoned(at):
-                starting += state == layout.STARTING
-                leaving += state != layout.STARTING
-        return starting, leaving, int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[2])
+            if state in found and state != layout.FREE and number != slot.number and not self._abandoned(at):
+                found[state] += 1
+        turns = int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[2])
+        serving, leaving = found[layout.SERVING] + found[layout.WAITING], found[layout.DRAINING] + found[layout.LEAVING]
+        return Others(found[layout.STARTING], serving, leaving, turns)
 
     def try_lock(self) -> bool:
         """Keep all other workers and threads from taking a turn until unlock(); the thread that has it may have it again.

@@ -7,6 +7,7 @@ ASGI (uvicorn's own, Starlette's) never close a body: for them it ends when they
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from oomsafe.policy.headers import TOKEN_WSGI, may_see
 from oomsafe.policy.settings import load_policy
 from oomsafe.pool.current import KEY, carried, guard_for
+from oomsafe.pool.door import Waiting
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.meter import Work
 from oomsafe.wsgi.routes import Mounts, route_of
@@ -50,6 +52,8 @@ class MemoryMiddleware:
             guard = self._find_guard()
             if guard is None:
                 return app(environ, start_response)
+        if guard.crowded:
+            _room(guard)
         # PEP 3333 wants a method; an app's own tests may leave out what the app does not look at
         name = f"{environ.get('REQUEST_METHOD', '')} {environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
         work = environ[KEY] = guard.begin(name.encode("latin-1", "replace"))
@@ -77,6 +81,13 @@ class MemoryMiddleware:
             return None
         self._hot = guard, self._headers, self._hot[2]
         return guard
+
+
+def _room(guard: Guard) -> None:
+    """Wait until there is memory for one more request, or as long as one may wait."""
+    waiting = Waiting(guard)
+    while seconds := waiting.seconds():
+        time.sleep(seconds)  # by its name: gevent replaces it
 
 
 def _starting(shown: bool | str, environ: Environ, start_response: Any, work: Work) -> Any:

@@ -21,7 +21,7 @@ from versions import names_routes
 from oomsafe.asgi import MemoryMiddleware
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
-from oomsafe.pool import current
+from oomsafe.pool import current, door
 from oomsafe.pool.guard import Guard
 
 SECRET = "correct horse battery"
@@ -325,6 +325,41 @@ def test_wrapped_twice_in_a_worker_that_leaves(guard: Guard, outer: bool | str, 
 
     names = [name for name, _ in headers_of(sent)]
     assert (names.count(b"x-memory-rss"), names.count(b"connection")) == (1, 1)
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_a_request_waits_for_memory(guard: Guard, monkeypatch: pytest.MonkeyPatch, opens: bool) -> None:
+    """Not begun, and beside others on its loop; it goes on when there is room, or after as long as one may wait."""
+    monkeypatch.setattr(door, "WAITS_FOR", 0.1)
+    looks = []
+
+    def knock() -> None:
+        looks.append(guard.in_flight)
+        guard.crowded = not (opens and len(looks) == 3)
+
+    monkeypatch.setattr(guard, "knock", knock)
+    guard.crowded = True
+
+    sent = call(MemoryMiddleware(hello, guard=guard), scope())
+
+    assert sent[0]["status"] == 200
+    assert set(looks) == {0}
+    assert len(looks) == 3 if opens else len(looks) > 3
+    assert (guard.counters.work, guard.in_flight) == (1, 0)
+
+
+def test_without_asyncio_s_loop_nothing_waits(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no supervisor of ours above trio's servers: nobody who leaves would be seen."""
+    monkeypatch.setattr(guard, "knock", lambda: pytest.fail("it waits"))
+    guard.crowded = True
+    sent = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    trio.run(MemoryMiddleware(hello, guard=guard), scope(), None, send)
+
+    assert sent[0]["status"] == 200
 
 
 def guard_with(guard: Guard, headers: bool | str) -> Guard:

@@ -319,22 +319,22 @@ def test_is_short(used: int | None, bound: int | None, growth: Growth, boot: flo
         pytest.param(60, 30, Growth(), False, id="room for one more"),
         pytest.param(80, 30, Growth(), True, id="no room"),
         pytest.param(60, 30, Growth(burst=50), True, id="not for one that grows as fast"),
-        pytest.param(80, None, Growth(), False, id="nobody knows what one more takes"),
+        pytest.param(80, 0, Growth(), False, id="nobody knows what one more takes"),
         pytest.param(None, 30, Growth(), False, id="nobody knows what is used"),
     ],
 )
-def test_holds_up(used: int | None, fresh: int | None, growth: Growth, expected: bool) -> None:
+def test_holds_up(used: int | None, fresh: int, growth: Growth, expected: bool) -> None:
     """Whether there is room for another worker before the one that leaves is gone."""
     assert holds_up(used, 100, growth, 1.0, fresh) is expected
 
 
 @pytest.mark.parametrize(
-    ("short", "burst", "action"), [(False, 200, Action.RECLAIM), (True, 200, Action.RECYCLE), (True, 1, Action.RECLAIM)]
+    ("full", "burst", "action"), [(False, 200, Action.RECLAIM), (True, 200, Action.RECYCLE), (True, 1, Action.RECLAIM)]
 )
-def test_a_worker_that_grows_fast_in_a_short_pool_does_not_stop_to_reclaim(short: bool, burst: int, action: Action) -> None:
+def test_a_worker_that_grows_fast_in_a_full_pool_does_not_stop_to_reclaim(full: bool, burst: int, action: Action) -> None:
     """It would take as much meanwhile as it might give back."""
     limits = Limits(soft=100 * MIB, hard=None, early=100 * MIB, metric="rss", budget=None)
     history = History(ready_at=0.0, breached_since=99.0, breached_with=101 * MIB)
-    pool = Pool(short=short, supervised=True, turns=1)
+    pool = Pool(full=full, short=full, supervised=True, turns=1)
 
     assert decide(Policy(), limits, Snapshot(102 * MIB, 102 * MIB, 0.0, burst * MIB), history, pool, 100.0).action is action

@@ -13,11 +13,11 @@ from unit.scripted import MIB, Clock, Memory
 from oomsafe.kernel.capacity import MACHINE
 from oomsafe.kernel.oom_score import read_score
 from oomsafe.kernel.process import Shares, held_of
-from oomsafe.policy.decide import SETTLED_FOR, SETTLED_WORKERS
+from oomsafe.policy.decide import SETTLED_FOR, SETTLED_WORKERS, Order
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.reclaim import RECLAIM_EVERY
 from oomsafe.policy.settings import Policy
-from oomsafe.pool import gauge, layout, pressure, reclaim
+from oomsafe.pool import door, gauge, layout, pressure, reclaim
 from oomsafe.pool import guard as module
 from oomsafe.pool.guard import LOOK_AGAIN, Guard
 from oomsafe.pool.scoreboard import Scoreboard
@@ -670,6 +670,102 @@ def test_what_a_budget_is_compared_with(
     do(guard, memory, 110 * MIB, clock)
 
     assert bool(recycled) is over
+
+
+@pytest.fixture
+def crowd(guarded: Any, board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """(guard, memory, left): a worker with a soft limit of 900 MiB, beside one that drains. left(n): n MiB are left to the pool."""
+    held = [100]
+    monkeypatch.setattr(pressure, "read_capacity", lambda **_: Capacity(1000 * MIB, "here", working_set=held[0] * MIB))
+    other = board.reserve()
+    assert other is not None
+    other.claim()
+    other.set_state(layout.DRAINING)
+    board.allow(Capacity(1000 * MIB, "here"))
+    board.hold(100 * MIB)
+
+    def left(mib: int) -> None:
+        held[0] = 1000 - mib
+
+    def make(**policy: Any) -> tuple[Guard, Memory, Callable[[int], None]]:
+        guard, memory = guarded(board=board, **{"soft_limit": "900MiB", **policy})
+        return guard, memory, left
+
+    return make
+
+
+def grow(guard: Guard, memory: Memory, clock: Clock) -> None:
+    """From 50 to 130 MiB, at 400 MiB/s."""
+    for size in range(70, 131, 20):
+        clock.go(0.05)
+        do(guard, memory, size * MIB, clock)
+
+
+@pytest.mark.parametrize(("left", "crowded"), [(20, True), (400, False)])
+def test_new_work_waits_where_the_pool_is_about_to_run_out(crowd: Any, clock: Clock, left: int, crowded: bool) -> None:
+    """While another leaves; it goes on when that has given its memory back."""
+    guard, memory, leave = crowd()
+    leave(left)
+
+    grow(guard, memory, clock)
+    found = guard.crowded
+    leave(400)
+    clock.go(0.06)
+    guard.knock()
+
+    assert (found, guard.crowded) == (crowded, False)
+
+
+def test_nothing_waits_long(crowd: Any, clock: Clock) -> None:
+    """The other may take its whole grace period: its memory is not waited for again and again."""
+    guard, memory, leave = crowd()
+    leave(20)
+    grow(guard, memory, clock)
+    assert guard.crowded
+
+    clock.go(door.WAITS_FOR)
+    guard.knock()
+    assert not guard.crowded
+    grow(guard, memory, clock)
+    assert not guard.crowded
+
+
+def test_nothing_waits_in_a_dry_run(crowd: Any, clock: Clock) -> None:
+    """It only says what it would do."""
+    guard, memory, leave = crowd(dry_run=True)
+    leave(20)
+
+    grow(guard, memory, clock)
+
+    assert not guard.crowded
+
+
+def test_nothing_waits_in_a_worker_that_leaves_itself(crowd: Any, clock: Clock, recycled: list[str], board: Scoreboard) -> None:
+    """What comes to it yet was promised an answer."""
+    guard, memory, leave = crowd()
+    leave(20)
+    grow(guard, memory, clock)
+    assert guard.crowded
+
+    board.give_order(guard.slot.number, guard.slot.generation, Order.GO)
+    clock.go(LOOK_AGAIN)
+    guard.knock()
+
+    assert (recycled, guard.crowded) == (["now"], False)
+
+
+def test_a_look_that_fails_lets_work_in(crowd: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
+    """Whoever waits for what can't be known any more would wait for nothing."""
+    guard, memory, leave = crowd()
+    leave(20)
+    grow(guard, memory, clock)
+    monkeypatch.setattr(pressure, "read_capacity", lambda **_: 1 / 0)
+
+    clock.go(0.06)
+    guard.knock()
+
+    assert not guard.crowded
+    assert any("oomsafe failed in looking at the pool" in line for line in said())
 
 
 def test_a_log_line_is_one_line(guarded: Any, clock: Clock, said: Said) -> None:

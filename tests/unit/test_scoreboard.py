@@ -344,8 +344,8 @@ def test_others(board: Scoreboard) -> None:
         away = board.others(mine)
         child.kill()
 
-    assert away == (1, 1, 3)
-    assert board.others(mine) == (1, 0, 3)
+    assert away == (1, 1, 1, 3)
+    assert board.others(mine) == (1, 1, 0, 3)
     assert starting.state == layout.STARTING
 
 

@@ -16,7 +16,7 @@ from unit.scripted import MIB, Memory
 from oomsafe.errors import ConfigError
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
-from oomsafe.pool import current
+from oomsafe.pool import current, door
 from oomsafe.pool.guard import Guard
 from oomsafe.wsgi import MemoryMiddleware
 
@@ -83,6 +83,26 @@ class Body:
     def close(self) -> None:
         """PEP 3333: once."""
         self.closed += 1
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_a_request_waits_for_memory(guard: Guard, monkeypatch: pytest.MonkeyPatch, opens: bool) -> None:
+    """Before it begins; it goes on when there is room, or after as long as one may wait."""
+    monkeypatch.setattr(door, "WAITS_FOR", 0.1)
+    looks = []
+
+    def knock() -> None:
+        looks.append(guard.in_flight)
+        guard.crowded = not (opens and len(looks) == 3)
+
+    monkeypatch.setattr(guard, "knock", knock)
+    guard.crowded = True
+
+    assert Server().get(MemoryMiddleware(hello, guard=guard)) == b"hello"
+
+    assert set(looks) == {0}
+    assert len(looks) == 3 if opens else len(looks) > 3
+    assert (guard.counters.work, guard.in_flight) == (1, 0)
 
 
 def test_in_flight_until_it_is_closed(guard: Guard) -> None:

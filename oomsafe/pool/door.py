@@ -1,0 +1,81 @@
+"""A worker's door: while the pool is about to meet the kernel's limit and another worker leaves, new work waits before any app has it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from oomsafe.policy.door import WAITS_FOR, Crowd, looks_from, next_door
+from oomsafe.policy.door import Door as State
+from oomsafe.policy.trend import Growth
+from oomsafe.pool.meter import PUBLISH_EVERY
+from oomsafe.pool.neighbours import Neighbours
+from oomsafe.pool.pressure import SHORT_EVERY, Pressure
+
+if TYPE_CHECKING:
+    from oomsafe.pool.guard import Guard
+
+#: Seconds between two looks of who waits: the first, and the longest.
+FIRST_WAIT, LONGEST_WAIT = 0.005, 0.05
+
+
+class Door:
+    """Used under its guard's lock."""
+
+    def __init__(self, pressure: Pressure, neighbours: Neighbours) -> None:
+        self._pressure = pressure
+        self._neighbours = neighbours
+        self._state = State()
+        self.looks_from: float = sys.maxsize
+        """Bytes held from which it is to be looked at."""
+
+    @property
+    def shut(self) -> bool:
+        """Whether new work waits."""
+        return self._state.shut_at is not None
+
+    def growth(self, growth: Growth) -> Growth:
+        """How fast this worker grows when work does not wait, where it grows so fast now."""
+        return Growth(*map(max, zip(growth, self._state.growth, strict=True))) if self.shut else growth
+
+    def look(self, now: float, used: int, limit: int | None, held: int, growth: Growth) -> None:
+        """Right after the pressure was looked at, or forgotten. Bytes: what the soft limit is compared with, that limit, what is held."""
+        pressure = self._pressure
+        room = pressure.room if now - pressure.read_at <= SHORT_EVERY else None
+        if room is None and not pressure.full:
+            self._state = State()
+        else:
+            starting, serving, leaving, _ = self._neighbours.others
+            crowd = Crowd(room, pressure.full, 1 + serving, leaving, starting, pressure.fresh)
+            self._state = next_door(self._state, crowd, limit, used, growth, now)
+        self.follow(now, held)
+
+    def follow(self, now: float, held: int) -> None:
+        """From how many bytes on it is to be looked at, with the room that was left when this worker, or its supervisor, looked last."""
+        pressure = self._pressure
+        room = pressure.room if now - pressure.read_at < PUBLISH_EVERY else self._neighbours.room
+        found = looks_from(held, room, self._neighbours.workers or 1)
+        self.looks_from = sys.maxsize if found is None else found
+
+    def open(self) -> None:
+        """The worker leaves: what comes to it yet was promised an answer."""
+        self._state, self.looks_from = State(), sys.maxsize
+
+
+class Waiting:
+    """One piece of work's wait: sleep for each of these seconds, in whatever way the server sleeps, and look again."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._until = time.monotonic() + WAITS_FOR
+        self._next = FIRST_WAIT
+
+    def seconds(self) -> float:
+        """To sleep now; 0 when the wait is over."""
+        now = time.monotonic()
+        self._guard.knock()
+        if not self._guard.crowded or now >= self._until:
+            return 0.0
+        seconds, self._next = self._next, min(LONGEST_WAIT, self._next * 2)
+        return min(seconds, self._until - now)

@@ -1,0 +1,67 @@
+"""New work waits while the pool is about to meet the kernel's limit and another worker leaves: nobody is killed, nothing is lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import closing
+
+import pytest
+from serving import Gunicorn, until
+
+# they take the machine's memory cgroups, kernel log and processors: one after the other
+pytestmark = pytest.mark.xdist_group("oom")
+
+MIB = 1 << 20
+
+#: What is asked for, one after the other: more than there is room for until the worker that leaves is gone.
+LEAK, REQUESTS = "/leak?kib=1024", 100
+
+
+def connected(gunicorn: Gunicorn, pid: int):
+    """A connection that this worker keeps."""
+
+    def found():
+        connection = gunicorn.connect()
+        connection.request("GET", "/pid")
+        if int(connection.getresponse().read()) == pid:
+            return connection
+        connection.close()
+        return None
+
+    return until(found, f"a connection to {pid}")
+
+
+def ask(connection, path: str) -> float:
+    """Seconds that the answer took."""
+    began = time.monotonic()
+    connection.request("GET", path)
+    response = connection.getresponse()
+    assert (response.status, response.read()) == (200, path.encode())
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("worker_class", ["gthread", "asgi", "uvicorn_worker.UvicornWorker"])
+def test_the_last_room_is_not_filled_while_another_leaves(cgroup, serve, worker_class: str) -> None:
+    """One worker of two drains with 190 MiB and a request that takes a while; the other is asked for 100 MiB, and has room for 60."""
+    sandbox = cgroup(300 * MIB)
+    gunicorn = serve(worker_class, 2, soft_limit="190MiB", jitter=0, min_lifetime=0, reclaim=False, wrap=sandbox.command).serving(2)
+    leaves, stays = gunicorn.workers()
+    slow = []
+    with (
+        closing(connected(gunicorn, leaves)) as first,
+        closing(connected(gunicorn, leaves)) as second,
+        closing(connected(gunicorn, stays)) as third,
+    ):
+        ask(first, "/fill?mib=180")
+        working = threading.Thread(target=lambda: slow.append(ask(second, "/slow?s=0.6")))
+        working.start()
+        until(lambda: [work.name for work in gunicorn.worker(leaves).in_flight] == ["GET /slow"], "it has work")
+        ask(first, "/fill?mib=192")
+        gunicorn.wait_for(f"worker {leaves} (slot ")
+
+        waits = [ask(third, LEAK) for _ in range(REQUESTS)]
+        working.join()
+
+    assert (sandbox.cgroup.oom_kills(), gunicorn.lines("SIGKILL"), len(slow)) == (0, [], 1)
+    assert 0.1 < max(waits) < 2
