@@ -13,6 +13,7 @@ from oomsafe.celery.pool import TaskPool
 from oomsafe.celery.telling import brief, node_told, pool_told
 from oomsafe.policy.limits import resolve_limits
 from oomsafe.policy.shedding import RESUME_AT, Child, Intake, shed
+from oomsafe.policy.state import State
 from oomsafe.policy.units import format_size
 from oomsafe.pool.log import attempt, log
 from oomsafe.pool.supervisor import Supervisor
@@ -119,7 +120,7 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
             self._gate.open()
 
     def _child(self, worker: WorkerView) -> Child:
-        held, serves = worker.figures.anon or 0, worker.state == "serving"
+        held, serves = worker.figures.anon or 0, worker.state is State.SERVING
         if serves and held:
             self._fresh[worker.generation] = min(held, self._fresh.get(worker.generation, held))
         return Child(worker.generation, held, self._fresh.get(worker.generation, held), serves, not worker.in_flight)

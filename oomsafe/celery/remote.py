@@ -7,6 +7,7 @@ from typing import Any
 from celery.worker.control import control_command, inspect_command
 
 from oomsafe.celery.telling import node_told, pool_told
+from oomsafe.policy.state import State
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.supervisor import Supervisor
 
@@ -34,7 +35,7 @@ def memory_recycle(state: Any) -> dict[str, Any]:
         return {"error": "all tasks of this node run in one process: shut it down warmly, and start it again"}
     if supervisor is None or supervisor.board is None:
         return UNGUARDED if supervisor is None else UNSEEN
-    workers = [worker for worker in supervisor.board.read().workers if worker.state == "serving"]
+    workers = [worker for worker in supervisor.board.read().workers if worker.state is State.SERVING]
     if not workers:
         return {"error": "no child serves just now"}
     biggest = max(workers, key=lambda worker: worker.figures.anon or 0)

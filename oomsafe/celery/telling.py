@@ -51,7 +51,7 @@ def _child(worker: WorkerView) -> dict[str, Any]:
     # what it has published is as old as the task that it runs
     figures["rss"] = rss = present_rss(worker)
     flight = [{"task": work.name, "began": work.began, "rss_then": work.rss, "growth": _growth(rss, work.rss)} for work in worker.in_flight]
-    return {"pid": worker.pid, "state": worker.state, "tasks": worker.counters.work, **figures, "in_flight": flight}
+    return {"pid": worker.pid, "state": worker.state.value, "tasks": worker.counters.work, **figures, "in_flight": flight}
 
 
 def _growth(now: int | None, then: int | None) -> int | None:

@@ -133,7 +133,7 @@ def _picture(server: DemoServer, load: Any, spent: float) -> Group:
         view = views.get(pid)
         limit = (view.figures.soft if view else None) or (SOFT_LIMIT if seen.pool else server.limit // WORKERS)
         served = str(view.counters.work) if view else ""
-        table.add_row(str(pid), view.state if view else "", format_size(rss), memory_bar(rss, limit), served)
+        table.add_row(str(pid), view.state.value if view else "", format_size(rss), memory_bar(rss, limit), served)
     recycles = sum(seen.pool.totals.recycles) if seen.pool else 0
     supervisor = "alive" if seen.supervisor_alive else "DEAD"
     counts = {

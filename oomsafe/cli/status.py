@@ -88,7 +88,7 @@ def _row(worker: WorkerView) -> list[str | Text]:
     sizes = (format_size(figures.rss), format_size(worker.used), soft)
     # what a client sent is text, never markup
     doing = Text("\n".join(_doing(worker)))
-    return [str(worker.slot), str(worker.pid), worker.state, *sizes, bar, str(worker.counters.work), doing]
+    return [str(worker.slot), str(worker.pid), worker.state.value, *sizes, bar, str(worker.counters.work), doing]
 
 
 def _doing(worker: WorkerView) -> list[str]:

@@ -26,6 +26,7 @@ from oomsafe.kernel.process import held_of, rss_of
 from oomsafe.policy.limits import resolve_limits
 from oomsafe.policy.readers import SCORE_MAX
 from oomsafe.policy.settings import Policy
+from oomsafe.policy.state import State
 from oomsafe.policy.units import format_size
 from oomsafe.policy.victims import MARGIN, auto_step
 from oomsafe.pool.current import set_guard
@@ -179,7 +180,7 @@ class DirtyPool:
 
     def _advance(self, pool: PoolView) -> None:
         if self._exchange is None and time.monotonic() >= self._not_before and self._forks_in() <= 0:
-            over = [worker for worker in pool.workers if worker.state == "draining" and worker.pid in self._arbiter.workers]
+            over = [worker for worker in pool.workers if worker.state is State.DRAINING and worker.pid in self._arbiter.workers]
             if over:
                 old = max(over, key=lambda worker: held_of(worker.pid) or 0).pid
                 first = self._policy.surge and self._holds_one_more(pool)
@@ -209,7 +210,7 @@ class DirtyPool:
         if not self._booting or self._supervisor.board is None:
             return
         for worker in self._supervisor.board.read().workers:
-            if worker.state not in ("free", "starting") and worker.pid in self._booting:
+            if worker.state is not State.STARTING and worker.pid in self._booting:
                 self._booting.discard(worker.pid)
                 self._failures = 0
                 if self._exchange is not None and worker.pid == self._exchange.new:

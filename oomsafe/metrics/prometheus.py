@@ -11,8 +11,9 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from oomsafe.errors import ScoreboardError
+from oomsafe.policy.state import State
 from oomsafe.pool.current import get_guard
-from oomsafe.pool.layout import BOUNDS, STATES
+from oomsafe.pool.layout import BOUNDS
 from oomsafe.pool.places import boards_beside
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.view import PoolView
@@ -117,8 +118,8 @@ def _add(family: GaugeMetricFamily, slot: str, kinds: dict[str, int | None]) -> 
 
 def _pool(pool: PoolView) -> Iterator[Metric]:
     states = GaugeMetricFamily("oomsafe_workers", "Living workers by state.", labels=["state"])
-    for state in STATES[1:]:
-        states.add_metric([state], sum(worker.state == state for worker in pool.workers))
+    for state in tuple(State)[1:]:
+        states.add_metric([state.value], sum(worker.state is state for worker in pool.workers))
     yield states
     yield GaugeMetricFamily("oomsafe_inflight", "Requests in flight.", value=sum(w.figures.in_flight for w in pool.workers))
     sizes = {

@@ -14,29 +14,17 @@ from enum import Enum
 from typing import NamedTuple
 
 from oomsafe.policy.decide import Order
+from oomsafe.policy.state import State
 
 #: Seconds before the next try after the first replacement that died at boot; doubled each time, up to the last.
 BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
-
-
-class Stage(Enum):
-    """Of a worker, as the pool sees it."""
-
-    STARTING = "starting"
-    SERVING = "serving"
-    WAITING = "waiting"
-    """It serves, is over its limit or soon will be, and asks to be replaced."""
-    DRAINING = "draining"
-    """It takes nothing new, and has work to finish: that may take long."""
-    LEAVING = "leaving"
-    """It has no work any more: it is gone in a moment."""
 
 
 class Seen(NamedTuple):
     """One worker at this moment."""
 
     generation: int
-    stage: Stage
+    state: State
     excess: int | None = 0
     """Bytes that it has above its soft limit, by that limit's metric; negative below it. None: not known."""
     order: Order = Order.NONE
@@ -47,7 +35,7 @@ class Seen(NamedTuple):
     @property
     def serves(self) -> bool:
         """Whether new work may count on it."""
-        return self.stage in (Stage.SERVING, Stage.WAITING) and self.order is Order.NONE
+        return self.state.serves and self.order is Order.NONE
 
 
 class Room(NamedTuple):
@@ -174,7 +162,7 @@ def gone(ledger: Ledger, generation: int, served: bool, now: float) -> tuple[Led
 
 def recovered(ledger: Ledger, workers: Sequence[Seen]) -> Ledger:
     """Forget the failures once a later worker has come to serve."""
-    if ledger.failures and any(w.generation > ledger.failed and w.stage in (Stage.SERVING, Stage.WAITING) for w in workers):
+    if ledger.failures and any(w.generation > ledger.failed and w.state.serves for w in workers):
         return replace(ledger, failures=0, not_before=0.0)
     return ledger
 
@@ -183,13 +171,13 @@ def _hand_over(ledger: Ledger, replacement: int, workers: dict[int, Seen], room:
     """One whose replacement serves may go: the worst of those who ask."""
     (handover,) = (handover for handover in ledger.handovers if handover.replacement == replacement)
     asker = workers[handover.victim]
-    if asker.stage in (Stage.DRAINING, Stage.LEAVING):
+    if asker.state.leaves:
         return _with(ledger, handover._replace(ordered=True)), []
     serving = sum(worker.serves for worker in workers.values())
     if not workers[replacement].serves or serving <= room.least:
         return ledger, []  # it boots, or leaves already; or others have died meanwhile
     fresh = ledger.pending
-    asking = [w for w in workers.values() if w.stage is Stage.WAITING and w.order is Order.NONE and w.generation not in fresh]
+    asking = [w for w in workers.values() if w.state is State.WAITING and w.order is Order.NONE and w.generation not in fresh]
     victim = (_worst(asking) or asker).generation
     swapped = [
         # the one that another was brought up for has gone instead: that other is this one's now
@@ -208,14 +196,14 @@ def _with(ledger: Ledger, handover: Handover) -> Ledger:
 
 def _permit(ledger: Ledger, workers: Sequence[Seen], room: Room, now: float) -> list[Step]:
     """Who may go before a replacement is there. Never two at once: one who may go and has not gone yet comes first."""
-    if any(worker.stage is Stage.WAITING and worker.order is Order.PERMIT for worker in workers):
+    if any(worker.state is State.WAITING and worker.order is Order.PERMIT for worker in workers):
         return []
-    asking = [worker for worker in workers if worker.stage is Stage.WAITING and worker.order is Order.NONE]
+    asking = [worker for worker in workers if worker.state is State.WAITING and worker.order is Order.NONE]
     serving = sum(worker.serves for worker in workers)
     nobody_comes = now < ledger.not_before
     if room.short:
-        leave = any(worker.stage in (Stage.DRAINING, Stage.LEAVING) or worker.order is Order.GO for worker in workers)
-        another_comes = any(worker.stage is Stage.STARTING for worker in workers)
+        leave = any(worker.state.leaves or worker.order is Order.GO for worker in workers)
+        another_comes = any(worker.state is State.STARTING for worker in workers)
         enough = room.out or (not leave and (serving > 1 or not another_comes))
         # while no worker can be had, the last one is worth more than its memory
         enough = enough and (serving > 1 or not nobody_comes)
@@ -228,15 +216,15 @@ def _permit(ledger: Ledger, workers: Sequence[Seen], room: Room, now: float) -> 
 
 def _begin(ledger: Ledger, workers: Sequence[Seen], room: Room, now: float) -> list[Step]:
     """Whose replacement is brought up."""
-    booting = sum(worker.stage is Stage.STARTING for worker in workers)
+    booting = sum(worker.state is State.STARTING for worker in workers)
     if room.short or not room.may_surge or now < ledger.not_before or booting >= room.boots or ledger.extra >= max(1, room.wanted):
         return []
     replaced = {handover.victim for handover in ledger.handovers}
     alone = [worker for worker in workers if worker.generation not in replaced]
-    stay = sum(worker.stage in (Stage.STARTING, Stage.SERVING, Stage.WAITING) for worker in workers)
+    stay = sum(worker.state in (State.STARTING, State.SERVING, State.WAITING) for worker in workers)
     # who drains first: those who ask serve meanwhile
-    drains = _worst([worker for worker in alone if worker.stage is Stage.DRAINING]) if stay < room.wanted else None
-    worst = drains or _worst([worker for worker in alone if worker.stage is Stage.WAITING])
+    drains = _worst([worker for worker in alone if worker.state is State.DRAINING]) if stay < room.wanted else None
+    worst = drains or _worst([worker for worker in alone if worker.state is State.WAITING])
     return [] if worst is None else [Step(Do.SPAWN, worst.generation)]
 
 

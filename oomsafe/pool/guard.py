@@ -35,6 +35,7 @@ from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.reclaim import futile_after
 from oomsafe.policy.settings import Policy
+from oomsafe.policy.state import State
 from oomsafe.policy.trend import LATELY, SAMPLE_EVERY, Growth, Trend
 from oomsafe.policy.units import MIB, format_size
 from oomsafe.pool import layout
@@ -142,7 +143,7 @@ class Guard(Meter):
         self._ready = True  # last: what has failed above is tried again at the next call
         self._look(now)
         if not self._decided:
-            self.slot.set_state(layout.SERVING)
+            self.slot.set_state(State.SERVING)
         self._wake_supervisor()
 
     def say_limits(self, above: str) -> None:
@@ -208,7 +209,7 @@ class Guard(Meter):
             return
         try:
             if self._ready:  # else it ends before it has served: whoever finds it gone is to see that
-                self.slot.set_state(layout.LEAVING)
+                self.slot.set_state(State.LEAVING)
         except Exception as error:
             self.failed("retire", error)
         # a second is enough for any look in another thread; more would hold up the server's exit
@@ -318,7 +319,7 @@ class Guard(Meter):
             leaves = decision.action is Action.RECYCLE and not self.policy.dry_run and self._recycle is not None
             if leaves:
                 self._neighbours.leaves(has_settled(self.policy, self.limits, used, self._history, now))
-                self.slot.set_state(layout.DRAINING)
+                self.slot.set_state(State.DRAINING)
         if decision.reason is Reason.SETTLED and used is not None:
             self._thresholds.stay(used, now)
             self._take_limits()
@@ -340,7 +341,7 @@ class Guard(Meter):
             self._history = replace(self._history, asks=asking)
             self.slot.need(used, self._trend.growth(now, self.held))
             self._publish(now)
-            self.slot.set_state(layout.WAITING if asking else layout.SERVING)
+            self.slot.set_state(State.WAITING if asking else State.SERVING)
             if asking:
                 self._wake_supervisor()
 

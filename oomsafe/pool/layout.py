@@ -57,6 +57,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from oomsafe.policy.state import State
 from oomsafe.policy.text import without_controls
 
 MAGIC = b"oomsafe\0"
@@ -126,8 +127,9 @@ COUNTERS_SIZE = _TALLY.size + ROUTES * _ROUTE.size
 #: Bits of the limits that a worker has refused, or stays above.
 REFUSES_SOFT, REFUSES_HARD, STAYS_ABOVE = 1, 2, 4
 
-FREE, STARTING, SERVING, WAITING, DRAINING, LEAVING = range(6)
-STATES = ("free", "starting", "serving", "waiting", "draining", "leaving")
+#: By the number that stands for each.
+STATES = tuple(State)
+_NUMBERS = {state: number for number, state in enumerate(STATES)}
 
 #: The route of work whose route nobody knows, and of that which found no more room in the table.
 UNMATCHED, OTHER = "unmatched", "other"
@@ -221,6 +223,17 @@ def as_text(raw: bytes) -> str:
 def write(memory: memoryview, at: int, form: struct.Struct, *values: object) -> None:
     """Put `values` into shared memory, each at once: struct.pack_into would show zeros for a moment first."""
     memory[at : at + form.size] = form.pack(*values)
+
+
+def read_state(memory: bytes | memoryview, at: int = 0, unknown: State = State.FREE) -> State:
+    """The state of the worker whose slot begins at `at`; `unknown` for a number that stands for none."""
+    (number,) = STATE.unpack_from(memory, at)
+    return STATES[number] if number < len(STATES) else unknown
+
+
+def write_state(memory: memoryview, at: int, state: State) -> None:
+    """Tell the pool at once: others wait for it."""
+    write(memory, at, STATE, _NUMBERS[state])
 
 
 def optional(figure: int) -> int | None:

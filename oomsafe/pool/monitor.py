@@ -10,21 +10,13 @@ from oomsafe.policy.decide import Order, is_out, is_short, outruns
 from oomsafe.policy.limits import Capacity, resolve_limits, turns
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.settings import Policy
-from oomsafe.policy.surge import Do, Ledger, Room, Seen, Stage, Step, failed, gone, plan, recovered, spawned
+from oomsafe.policy.state import State
+from oomsafe.policy.surge import Do, Ledger, Room, Seen, Step, failed, gone, plan, recovered, spawned
 from oomsafe.policy.trend import LATELY, Growth
 from oomsafe.policy.units import format_size
-from oomsafe.pool import layout
 from oomsafe.pool.log import log
 from oomsafe.pool.scoreboard import Entry, Scoreboard
 from oomsafe.pool.usage import Usage
-
-_STAGES = {
-    layout.STARTING: Stage.STARTING,
-    layout.SERVING: Stage.SERVING,
-    layout.WAITING: Stage.WAITING,
-    layout.DRAINING: Stage.DRAINING,
-    layout.LEAVING: Stage.LEAVING,
-}
 
 #: Why a worker goes before its replacement where its user wants it so: that needs no line.
 NO_SURGE = "surge is off"
@@ -82,7 +74,7 @@ class Monitor:
             log.error(
                 "a replacement died before it served: the worker over its limit %s; next try in %.0f s "
                 "(it was for slot %s; its own error is above: mend what keeps the app from booting)",
-                "drains" if of and of.state == layout.DRAINING else "stays", self.ledger.not_before - now, of.number if of else "unknown",
+                "drains" if of and of.state is State.DRAINING else "stays", self.ledger.not_before - now, of.number if of else "unknown",
             )  # fmt: skip
 
     def not_started(self, generation: int, error: Exception, now: float) -> None:
@@ -99,7 +91,7 @@ class Monitor:
         if not policy.dry_run:
             workers = [_seen(entry, policy) for entry in entries]
             self.ledger = recovered(self.ledger, workers)
-            if self.ledger.handovers or any(worker.stage in (Stage.WAITING, Stage.DRAINING) for worker in workers):
+            if self.ledger.handovers or any(worker.state in (State.WAITING, State.DRAINING) for worker in workers):
                 capacity = measure()
                 room, why = self._room(policy, capacity, entries, now)
                 self.ledger, steps = plan(self.ledger, workers, room, now)
@@ -141,11 +133,11 @@ class Monitor:
         # up to where there is room, it need not be told to the byte
         used = self._usage.of(policy, capacity, None if budget is None else max(0, budget - (size or 0)), self._board.read, now)
         self._board.hold(used)
-        serving = [entry for entry in entries if entry.state in (layout.SERVING, layout.WAITING)]
+        serving = [entry for entry in entries if entry.state.serves]
         growth = sum((entry.growth for entry in serving), Growth())
         lately = self._lately(growth, now)
         # what a worker holds that is on its way out is free in a moment
-        away = [entry for entry in entries if entry.state in (layout.DRAINING, layout.LEAVING)]
+        away = [entry for entry in entries if entry.state.leaves]
         leaving = sum(max(0, (entry.used or 0) - (entry.baseline or 0)) for entry in away)
         short = is_short(None if used is None else used - leaving, budget, growth, self._boot)
         held = capacity.working_set
@@ -179,16 +171,16 @@ class Monitor:
         return Growth(*map(max, zip(*(pace for _, pace in self._paces), strict=True)))
 
     def _note_boots(self, entries: Sequence[Entry], now: float) -> None:
-        booting = {entry.generation for entry in entries if entry.state == layout.STARTING}
+        booting = {entry.generation for entry in entries if entry.state is State.STARTING}
         for entry in entries:
             began = self._boots.get(entry.generation)
-            if began is not None and entry.state in (layout.SERVING, layout.WAITING):
+            if began is not None and entry.state.serves:
                 self._boot = now - began
         self._boots = {generation: self._boots.get(generation, now) for generation in booting}
 
     def _note_unserved(self, entries: Sequence[Entry], now: float) -> None:
         """Count the time in which nobody serves; what lasts is said, and for how long when it is over. Not before a worker has served."""
-        serving = sum(entry.state in (layout.SERVING, layout.WAITING) for entry in entries)
+        serving = sum(entry.state.serves for entry in entries)
         since, before = self._board.unserved
         if serving:
             self._has_served = True
@@ -201,7 +193,7 @@ class Monitor:
             self._board.unserved = (now, before)
         elif since and now - since >= UNSERVED_FOR and not self._said_unserved:
             self._said_unserved = True
-            starting = sum(entry.state == layout.STARTING for entry in entries)
+            starting = sum(entry.state is State.STARTING for entry in entries)
             log.warning("no worker serves, for %.1f s now: %d start, %d drain or leave", now - since, starting, len(entries) - starting)
 
 
@@ -209,4 +201,4 @@ def _seen(entry: Entry, policy: Policy) -> Seen:
     excess = None if entry.used is None or entry.soft is None else entry.used - entry.soft
     held = entry.rss if policy.metric in COUNT_CLEAN else entry.anon
     urgent = held is not None and entry.hard is not None and held > entry.hard
-    return Seen(entry.generation, _STAGES.get(entry.state, Stage.STARTING), excess, entry.order, urgent)
+    return Seen(entry.generation, entry.state, excess, entry.order, urgent)

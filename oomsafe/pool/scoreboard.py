@@ -19,6 +19,7 @@ from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import is_alive, start_of_child, start_time
 from oomsafe.policy.decide import Order
 from oomsafe.policy.limits import Capacity
+from oomsafe.policy.state import State
 from oomsafe.policy.trend import Growth
 from oomsafe.pool import backing, layout, places
 from oomsafe.pool.backing import Backing
@@ -40,7 +41,7 @@ class Entry(NamedTuple):
 
     number: int
     generation: int
-    state: int
+    state: State
     rss: int | None
     anon: int | None
     baseline: int | None
@@ -274,7 +275,7 @@ class Scoreboard:
         layout.write(self._memory, layout.POOL_AT, layout.POOL, self._generations, *rest)
         self._memory[at : at + layout.SLOT_SIZE] = bytes(layout.SLOT_SIZE)
         layout.write(self._memory, at + layout.OWNER_AT, layout.OWNER, 0, 0, tenant.generation, tenant.reserved)
-        layout.write(self._memory, at, layout.STATE, layout.STARTING)
+        layout.write_state(self._memory, at, State.STARTING)
         return Slot(self._memory, at, number, tenant.generation)
 
     def _first_of_more(self) -> int | None:
@@ -377,12 +378,12 @@ class Scoreboard:
         for number in range(self.slots):
             tenant = self._tenants.get(number)
             at = self._offset(number)
-            state = layout.STATE.unpack_from(self._memory, at)[0]
-            if tenant is not None and state != layout.FREE and not self._was_never_born(number, tenant):
+            state = layout.read_state(self._memory, at, unknown=State.STARTING)
+            if tenant is not None and state is not State.FREE and not self._was_never_born(number, tenant):
                 entries.append(self._entry(number, tenant.generation, state))
         return entries
 
-    def _entry(self, number: int, generation: int, state: int) -> Entry:
+    def _entry(self, number: int, generation: int, state: State) -> Entry:
         at = self._offset(number)
         _, _, baseline, soft, hard, *_, published = layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)
         paces = layout.NEED.unpack_from(self._memory, at + layout.NEED_AT)[1:]
@@ -501,15 +502,15 @@ class Scoreboard:
     def others(self, slot: Slot) -> Others:
         """The living workers beside `slot`."""
         self._learn()
-        found = dict.fromkeys(range(len(layout.STATES)), 0)
+        starting = serving = leaving = 0
         for number in range(self.slots):
             at = self._offset(number)
-            state = layout.STATE.unpack_from(self._memory, at)[0]
-            if state in found and state != layout.FREE and number != slot.number and not self._abandoned(at):
-                found[state] += 1
-        turns = int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[2])
-        serving, leaving = found[layout.SERVING] + found[layout.WAITING], found[layout.DRAINING] + found[layout.LEAVING]
-        return Others(found[layout.STARTING], serving, leaving, turns)
+            state = layout.read_state(self._memory, at)
+            if state is not State.FREE and number != slot.number and not self._abandoned(at):
+                starting += state is State.STARTING
+                serving += state.serves
+                leaving += state.leaves
+        return Others(starting, serving, leaving, int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[2]))
 
     def try_lock(self) -> bool:
         """Keep all other workers and threads from taking a turn until unlock(); the thread that has it may have it again.

@@ -12,6 +12,7 @@ from functools import partial
 from oomsafe.kernel.process import COMM_LENGTH, start_time
 from oomsafe.policy.decide import Order
 from oomsafe.policy.readers import SCORE_MAX
+from oomsafe.policy.state import State
 from oomsafe.policy.trend import Growth
 from oomsafe.pool import layout
 from oomsafe.pool.forks import own
@@ -95,7 +96,7 @@ class Slot:
         # the pid last: who reads a pid finds its start time
         layout.write(self._memory, self._at + layout.STARTED_AT, layout.WORD, start_time() or 0)
         layout.write(self._memory, self._at + layout.PID_AT, layout.WORD, os.getpid())
-        self.set_state(layout.STARTING)
+        self.set_state(State.STARTING)
         own(self)
 
     def leave(self) -> None:
@@ -107,13 +108,13 @@ class Slot:
         self._lie(memoryview(bytearray(copy)), 0)
 
     @property
-    def state(self) -> int:
-        """STARTING, SERVING, WAITING (for its replacement), DRAINING (it still has work) or LEAVING (it has none)."""
-        return int(layout.STATE.unpack_from(self._memory, self._at)[0])
+    def state(self) -> State:
+        """What its worker does."""
+        return layout.read_state(self._memory, self._at)
 
-    def set_state(self, state: int) -> None:
+    def set_state(self, state: State) -> None:
         """Tell the pool at once: others wait for it."""
-        layout.write(self._memory, self._at, layout.STATE, state)
+        layout.write_state(self._memory, self._at, state)
 
     @property
     def age(self) -> float:

@@ -25,9 +25,9 @@ from oomsafe.policy.readers import SCORE_MAX
 from oomsafe.policy.reclaim import SHARED_MUCH
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.standing import Standing, follow, in_force, is_another_limit, reckons_as
+from oomsafe.policy.state import State
 from oomsafe.policy.units import format_size
 from oomsafe.policy.victims import auto_step, clamp_score
-from oomsafe.pool import layout
 from oomsafe.pool.boot_line import dry, limits_in_force
 from oomsafe.pool.guard import Background, Guard, Recycle
 from oomsafe.pool.log import attempt, log
@@ -197,7 +197,7 @@ class Supervisor:
         if self.board is None or number is None or generation is None or os.getpid() != self.pid:
             return False
         entry = next((entry for entry in self.board.roll() if (entry.number, entry.generation) == (number, generation)), None)
-        failed = entry is not None and entry.state == layout.STARTING
+        failed = entry is not None and entry.state is State.STARTING
         if entry is not None and self._monitor is not None:
             self._monitor.gone(generation, not failed, time.monotonic())
         self.board.release(number, generation)
@@ -223,7 +223,7 @@ class Supervisor:
     @property
     def serves(self) -> bool:
         """Whether a worker has come to serve that is still there: then one that fails to boot is no reason to give up."""
-        return self.board is not None and any(entry.state not in (layout.FREE, layout.STARTING) for entry in self.board.roll())
+        return self.board is not None and any(entry.state is not State.STARTING for entry in self.board.roll())
 
     @property
     def pending(self) -> frozenset[int]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from oomsafe.kernel.process import is_alive
+from oomsafe.policy.state import State
 from oomsafe.policy.text import printable
 from oomsafe.pool import layout
 from oomsafe.pool.layout import Counters, as_text, optional
@@ -47,7 +48,7 @@ class WorkerView:
     started: int
     """Clock ticks since boot: with the pid it names one process for ever."""
     generation: int
-    state: str
+    state: State
     figures: Figures
     published: float | None
     """Seconds since 1970; None before the first time."""
@@ -121,7 +122,7 @@ def _read_once(fetch: Fetch, slots: int, known: Known | None, until: float) -> P
         worker = _worker(copy, number, who)
         # the dead count until the supervisor has folded them, and are shown no more
         totals.add(worker.counters)
-        if worker.pid and worker.state != layout.STATES[layout.FREE] and is_alive(worker.pid, worker.started):
+        if worker.pid and worker.state is not State.FREE and is_alive(worker.pid, worker.started):
             workers.append(worker)
     return PoolView(
         printable(as_text(server)), pid, started, layout.seconds(created) or 0.0, max(0, wanted), max(0, turns),
@@ -163,7 +164,7 @@ def _take(fetch: Fetch, number: int, copies: dict[int, bytes], asks: bool) -> bo
     at = layout.HEADER_SIZE + number * layout.SLOT_SIZE
     # before and after, and not from the copy itself: memcpy has an order of its own
     head = fetch(at, layout.SLOT_SEQUENCE_AT + layout.SEQUENCE.size)
-    if layout.STATE.unpack_from(head)[0] == layout.FREE:
+    if layout.read_state(head) is State.FREE:
         copies.pop(number, None)
         return True
     copies[number] = copy = fetch(at, layout.SLOT_SIZE)
@@ -174,19 +175,17 @@ def _take(fetch: Fetch, number: int, copies: dict[int, bytes], asks: bool) -> bo
 
 
 def _worker(copy: bytes, number: int, who: tuple[int, int, int]) -> WorkerView:
-    (state,) = layout.STATE.unpack_from(copy)
     published = layout.seconds(layout.FIGURES.unpack_from(copy, layout.FIGURES_AT)[-1])
     # before the first time it has published, the zeros are no figures
     figures = Figures.unpack(copy) if published else Figures()
     counters = Counters.unpack(copy[layout.COUNTERS_AT : layout.COUNTERS_AT + layout.COUNTERS_SIZE])
-    state_name = layout.STATES[state if state < len(layout.STATES) else layout.FREE]
     ordered = layout.ORDER.unpack_from(copy, layout.ORDER_AT)[0] != 0
     used = optional(layout.NEED.unpack_from(copy, layout.NEED_AT)[0]) if published else None
     seen = layout.seen_since(copy, published or 0.0)
     if seen is not None:
         figures = replace(figures, rss=seen[0], anon=seen[1])
         used = seen[2]
-    return WorkerView(number, *who, state_name, figures, published or None, used, counters, _cells(copy), ordered)
+    return WorkerView(number, *who, layout.read_state(copy), figures, published or None, used, counters, _cells(copy), ordered)
 
 
 def _cells(copy: bytes) -> list[InFlight]:

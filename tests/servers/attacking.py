@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from oomsafe.kernel.process import start_time
+from oomsafe.policy.state import State
 from oomsafe.pool import layout
 from oomsafe.pool.current import get_guard
 
@@ -47,7 +48,7 @@ def odd(query: dict[str, list[str]]) -> str:
     """Every writer looks as if it were in the middle, for ever."""
     memory = _memory()
     for at in _slots(memory):
-        layout.write(memory, at, layout.STATE, layout.SERVING)
+        layout.write(memory, at, layout.STATE, State.SERVING)
         layout.write(memory, at + layout.OWNER_AT, struct.Struct("<QQ"), os.getppid(), start_time(os.getppid()) or 0)
         layout.write(memory, at + layout.SLOT_SEQUENCE_AT, layout.SEQUENCE, (1 << 64) - 1)
     layout.write(memory, layout.SEQUENCE_AT, layout.SEQUENCE, (1 << 64) - 1)

@@ -17,6 +17,7 @@ from versions import has_class, loses_none
 
 from oomsafe.kernel.process import start_time
 from oomsafe.kernel.sandbox import Sandbox
+from oomsafe.policy.state import State
 from oomsafe.pool import layout
 
 OOMSAFE = [sys.executable, "-m", "oomsafe.cli"]
@@ -81,7 +82,7 @@ def evil_board(slots: int, server: bytes) -> bytes:
     layout.SUPERVISOR.pack_into(header, layout.SUPERVISOR_AT, os.getpid(), start_time() or 0, math.nan)
     layout.POOL.pack_into(header, layout.POOL_AT, 1, -5, -5, -5, -5, server)
     slot = bytearray(b"\xff" * layout.SLOT_SIZE)
-    layout.STATE.pack_into(slot, 0, layout.SERVING)
+    layout.STATE.pack_into(slot, 0, State.SERVING)
     layout.OWNER.pack_into(slot, layout.OWNER_AT, os.getpid(), start_time() or 0, 1, math.nan)
     layout.CELL.pack_into(slot, layout.CELLS_AT, 9, math.inf, 1, b"[/x]\x1b[2J\x07", 1)
     return bytes(header) + bytes(slot) * slots

@@ -11,6 +11,7 @@ from clients import Load, Watch
 from serving import CLASSES, board_of, memory_of, until
 from versions import reaps_later
 
+from oomsafe.policy.state import State
 from oomsafe.pool import layout
 
 
@@ -18,7 +19,7 @@ def slots_in_use(path: str) -> int:
     """How many slots of a scoreboard are not free."""
     raw = memory_of(path)
     offsets = range(layout.HEADER_SIZE, len(raw), layout.SLOT_SIZE)
-    return sum(layout.STATE.unpack_from(raw, at)[0] != layout.FREE for at in offsets)
+    return sum(layout.STATE.unpack_from(raw, at)[0] != State.FREE for at in offsets)
 
 
 @pytest.mark.parametrize("worker_class", ["sync", "gthread"])

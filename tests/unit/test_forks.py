@@ -14,6 +14,7 @@ from unit.scripted import MIB, Memory
 
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
+from oomsafe.policy.state import State
 from oomsafe.pool import layout
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.meter import Work
@@ -163,8 +164,8 @@ def test_a_supervisors_fork_claims_the_slot_that_it_was_given(board: Scoreboard)
 
     def work(line: Line) -> None:
         given.claim()
-        given.set_state(layout.SERVING)
-        own.set_state(layout.LEAVING)
+        given.set_state(State.SERVING)
+        own.set_state(State.LEAVING)
         line.say("claimed")
         line.hear()
 

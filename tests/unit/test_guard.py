@@ -17,7 +17,8 @@ from oomsafe.policy.decide import SETTLED_FOR, SETTLED_WORKERS, Order
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.reclaim import RECLAIM_EVERY
 from oomsafe.policy.settings import Policy
-from oomsafe.pool import door, gauge, layout, pressure, reclaim
+from oomsafe.policy.state import State
+from oomsafe.pool import door, gauge, pressure, reclaim
 from oomsafe.pool import guard as module
 from oomsafe.pool.guard import LOOK_AGAIN, Guard
 from oomsafe.pool.scoreboard import Scoreboard
@@ -260,7 +261,7 @@ def test_dry_run(guarded: Any, clock: Clock, recycled: list[str], said: Said, mo
         do(guard, memory, 200 * MIB, clock)
 
     assert (recycled, guard.should_recycle, read_score()) == ([], False, score)
-    assert (guard.counters.recycles[0], guard.counters.reclaims, guard.slot.state) == (1, 0, 2)
+    assert (guard.counters.recycles[0], guard.counters.reclaims, guard.slot.state) == (1, 0, State.SERVING)
     (line,) = said()
     assert "would be recycled (dry run)" in line
 
@@ -680,7 +681,7 @@ def crowd(guarded: Any, board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> A
     other = board.reserve()
     assert other is not None
     other.claim()
-    other.set_state(layout.DRAINING)
+    other.set_state(State.DRAINING)
     board.allow(Capacity(1000 * MIB, "here"))
     board.hold(100 * MIB)
 
@@ -803,7 +804,7 @@ def test_what_fails_once_a_second_keeps_nothing_from_being_decided(
         do(guard, memory, 150 * MIB, clock)
 
     assert recycled == ["now"]
-    assert guard.slot.state == layout.DRAINING
+    assert guard.slot.state == State.DRAINING
 
 
 def test_a_worker_that_could_not_be_ready_is_so_later(monkeypatch: pytest.MonkeyPatch, board: Scoreboard) -> None:
@@ -824,4 +825,4 @@ def test_a_worker_that_could_not_be_ready_is_so_later(monkeypatch: pytest.Monkey
     before = slot.state
     guard.ready()
 
-    assert (before, slot.state, guard.soft_limit) == (layout.STARTING, layout.SERVING, 100 * MIB)
+    assert (before, slot.state, guard.soft_limit) == (State.STARTING, State.SERVING, 100 * MIB)

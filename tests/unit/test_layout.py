@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oomsafe.policy.state import State
 from oomsafe.pool import layout
 from oomsafe.pool.layout import BUCKETS, COUNTERS_SIZE, OTHER, ROUTES, Counters, as_text, optional, stored
 from oomsafe.pool.slot import Figures, Slot
@@ -115,7 +116,7 @@ def test_a_slot_round_trips(given_figures: Figures, given_counters: Counters) ->
     copy = slot.copy()
     assert given_figures == Figures.unpack(copy)
     assert given_counters == Counters.unpack(copy[layout.COUNTERS_AT : layout.COUNTERS_AT + COUNTERS_SIZE])
-    assert slot.state == layout.STARTING
+    assert slot.state == State.STARTING
 
 
 @given(st.none() | st.integers(0, (1 << 63) - 1))

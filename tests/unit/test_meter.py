@@ -15,8 +15,8 @@ from unit.scripted import MIB, Memory
 
 from oomsafe import Guard, Policy
 from oomsafe.policy.limits import Capacity
+from oomsafe.policy.state import State
 from oomsafe.pool import guard as module
-from oomsafe.pool import layout
 from oomsafe.pool.layout import CELLS
 from oomsafe.pool.scoreboard import Scoreboard
 
@@ -298,7 +298,7 @@ def test_one_after_the_other(board: Scoreboard) -> None:
         Child(taking_turns(board, slots[1])) as second,
         Child(taking_turns(board, slots[2])) as third,
     ):
-        assert [worker.hear() for worker in (first, second, third)] == [layout.SERVING] * 3
+        assert [worker.hear() for worker in (first, second, third)] == [State.SERVING] * 3
         answers = []
         for worker, size in ((first, 110), (second, 101), (second, 104), (third, 106), (second, 103)):
             worker.say(size)

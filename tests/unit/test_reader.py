@@ -22,6 +22,7 @@ from oomsafe.cli.status import as_record, render
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import start_time
 from oomsafe.metrics.prometheus import MemoryCollector
+from oomsafe.policy.state import State
 from oomsafe.pool import layout
 from oomsafe.pool.reader import Reader
 from oomsafe.pool.scoreboard import Scoreboard
@@ -144,7 +145,7 @@ def test_a_full_one_is_read(tmp_path: Path) -> None:
     """As many slots as there may be, and in all of them somebody seems to write: they are taken as they are."""
     path = tmp_path / "1-1.board"
     slot = bytearray(layout.SLOT_SIZE)
-    layout.STATE.pack_into(slot, 0, layout.SERVING)
+    layout.write_state(memoryview(slot), 0, State.SERVING)
     layout.OWNER.pack_into(slot, layout.OWNER_AT, os.getpid(), start_time() or 0, 1, time.time())
     layout.SEQUENCE.pack_into(slot, layout.SLOT_SEQUENCE_AT, 1)
     path.write_bytes(_header(layout.SLOTS_MAX).ljust(layout.HEADER_SIZE, b"\0") + bytes(slot) * layout.SLOTS_MAX)

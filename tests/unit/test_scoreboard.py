@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from unit.children import Child, Line, in_child
 
 from oomsafe.kernel.process import start_time
+from oomsafe.policy.state import State
 from oomsafe.pool import layout, scoreboard, view
 from oomsafe.pool.layout import Counters
 from oomsafe.pool.scoreboard import Scoreboard
@@ -329,13 +330,13 @@ def test_room_for_replacements(new_board: NewBoard, workers: int, expected: int)
 def test_others(board: Scoreboard) -> None:
     """Who is away: the living that drain, start or leave, this worker not counted."""
     mine, starting, serving, gone = (taken(board) for _ in range(4))
-    mine.set_state(layout.DRAINING)
-    serving.set_state(layout.SERVING)
+    mine.set_state(State.DRAINING)
+    serving.set_state(State.SERVING)
     board.describe(workers=4, turns=3, limit=None, budget=None)
 
     def drain(line: Line) -> None:
         gone.claim()
-        gone.set_state(layout.DRAINING)
+        gone.set_state(State.DRAINING)
         line.say("drains")
         line.hear()
 
@@ -346,7 +347,7 @@ def test_others(board: Scoreboard) -> None:
 
     assert away == (1, 1, 1, 3)
     assert board.others(mine) == (1, 1, 0, 3)
-    assert starting.state == layout.STARTING
+    assert starting.state == State.STARTING
 
 
 def test_one_lock_for_all_processes(board: Scoreboard) -> None:

@@ -23,8 +23,9 @@ from oomsafe.kernel.process import sizes_of
 from oomsafe.policy.decide import Order
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
+from oomsafe.policy.state import State
 from oomsafe.policy.trend import Growth
-from oomsafe.pool import layout, monitor, onlooker
+from oomsafe.pool import monitor, onlooker
 from oomsafe.pool import supervisor as module
 from oomsafe.pool.layout import Counters
 from oomsafe.pool.scoreboard import Entry
@@ -248,7 +249,7 @@ def pool() -> Iterator[Callable[..., tuple[Server, Supervisor, list[Slot]]]]:
         slots = [slot for _ in range(workers) if (slot := made[-1].reserve()) is not None]
         for slot in slots:
             slot.claim()
-            holds(slot, 30, layout.SERVING)
+            holds(slot, 30, State.SERVING)
         made[-1].tick()
         return server, made[-1], slots
 
@@ -269,9 +270,9 @@ def holds(slot: Slot, used: int | None, state: int, rss: int | None = None, hard
 def test_a_worker_that_is_reaped_between_two_looks_is_not_one_too_few(pool: Any) -> None:
     """gunicorn before 24 reaps in a signal's handler: it counts its workers before the supervisor has looked again."""
     server, supervisor, (first, _) = pool(2)
-    holds(first, 120, layout.WAITING)
+    holds(first, 120, State.WAITING)
     supervisor.tick()
-    holds(server.slots[0], 30, layout.SERVING)
+    holds(server.slots[0], 30, State.SERVING)
     supervisor.tick()
     ordered = first.order
 
@@ -284,10 +285,10 @@ def test_a_worker_that_is_reaped_between_two_looks_is_not_one_too_few(pool: Any)
 def test_a_replacement_that_is_reaped_between_two_looks_is_not_one_too_few(pool: Any, served: bool) -> None:
     """Nor is that."""
     server, supervisor, (first, _) = pool(2)
-    holds(first, 120, layout.WAITING)
+    holds(first, 120, State.WAITING)
     supervisor.tick()
     if served:
-        holds(server.slots[0], 30, layout.SERVING)
+        holds(server.slots[0], 30, State.SERVING)
 
     supervisor.release(server.slots[0])
 
@@ -298,7 +299,7 @@ def test_a_replacement_that_can_not_be_started_changes_nothing(pool: Any, said: 
     """It is said once, and tried again later."""
     server, supervisor, (first, _) = pool(2)
     server.full = True
-    holds(first, 120, layout.WAITING)
+    holds(first, 120, State.WAITING)
 
     for _ in range(3):
         supervisor.tick()
@@ -322,11 +323,11 @@ def test_who_is_the_worst(pool: Any, first: tuple[int | None, int], second: tupl
     server, supervisor, slots = pool(3)
     hard = 200 if worst == 1 and first[0] == 300 else None
     for slot, (used, rss) in zip(slots, (first, second), strict=False):
-        holds(slot, used, layout.WAITING, rss=rss if rss != 300 else 150, hard=hard)
+        holds(slot, used, State.WAITING, rss=rss if rss != 300 else 150, hard=hard)
 
     supervisor.tick()
     for slot in server.slots:
-        holds(slot, 30, layout.SERVING)
+        holds(slot, 30, State.SERVING)
     supervisor.tick()
 
     assert [slot.order is not Order.NONE for slot in slots[:2]] == [worst == 0, worst == 1]
@@ -349,11 +350,11 @@ def test_that_nobody_serves_is_said_and_counted(pool: Any, said: Said, monkeypat
     monkeypatch.setattr(monitor, "UNSERVED_FOR", 0)
     _, supervisor, slots = pool(2)
     for slot in slots:
-        slot.set_state(layout.DRAINING)
+        slot.set_state(State.DRAINING)
     supervisor.tick()
     supervisor.tick()
     meanwhile = [line for line in said() if "serve" in line]
-    slots[0].set_state(layout.SERVING)
+    slots[0].set_state(State.SERVING)
     supervisor.tick()
 
     (first, second) = [line for line in said() if "serve" in line]
@@ -366,8 +367,8 @@ def test_that_nobody_serves_is_said_and_counted(pool: Any, said: Said, monkeypat
 def test_over_its_budget_the_worst_goes_at_once(pool: Any, said: Said) -> None:
     """No replacement first, and the other keeps still; the line has the figures."""
     server, supervisor, slots = pool(2, budget=1 * MIB)
-    holds(slots[0], 120, layout.WAITING)
-    holds(slots[1], 180, layout.WAITING)
+    holds(slots[0], 120, State.WAITING)
+    holds(slots[1], 180, State.WAITING)
     for _ in range(3):
         supervisor.tick()
 

@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from oomsafe.policy.decide import Order
-from oomsafe.policy.surge import LONGEST_BACKOFF, Do, Handover, Ledger, Room, Seen, Stage, Step, failed, gone, plan, recovered, spawned
+from oomsafe.policy.state import State
+from oomsafe.policy.surge import LONGEST_BACKOFF, Do, Handover, Ledger, Room, Seen, Step, failed, gone, plan, recovered, spawned
 
-STARTING, SERVING, WAITING, DRAINING, LEAVING = Stage
+_, STARTING, SERVING, WAITING, DRAINING, LEAVING = State
 
 
-def seen(*stages: Stage) -> list[Seen]:
-    """Workers of generations 1, 2, ... at these stages; each has twice as much above its limit as the one before."""
-    return [Seen(number, stage, 1 << number) for number, stage in enumerate(stages, 1)]
+def seen(*states: State) -> list[Seen]:
+    """Workers of generations 1, 2, ... in these states; each has twice as much above its limit as the one before."""
+    return [Seen(number, state, 1 << number) for number, state in enumerate(states, 1)]
 
 
 def ordered(order: Order, workers: list[Seen], generation: int = 1) -> list[Seen]:
@@ -164,7 +165,7 @@ def test_gone(before: Ledger, generation: int, after: Ledger, shrinks: int) -> N
 class Worker:
     """One process of the server."""
 
-    stage: Stage = STARTING
+    state: State = STARTING
     excess: int = 0
     order: Order = Order.NONE
 
@@ -188,8 +189,8 @@ class Server:
         while len(self.workers) < self.number:
             self.fork()
         for generation in sorted(self.workers)[: len(self.workers) - self.number]:
-            self.ended += self.workers[generation].stage in (STARTING, SERVING, WAITING)
-            self.workers[generation].stage = DRAINING
+            self.ended += self.workers[generation].state in (STARTING, SERVING, WAITING)
+            self.workers[generation].state = DRAINING
 
 
 class Surges(RuleBasedStateMachine):
@@ -202,15 +203,15 @@ class Surges(RuleBasedStateMachine):
         self.server.manage()
 
     def serving(self) -> int:
-        return sum(worker.stage in (SERVING, WAITING) and worker.order is Order.NONE for worker in self.server.workers.values())
+        return sum(worker.state in (SERVING, WAITING) and worker.order is Order.NONE for worker in self.server.workers.values())
 
-    def some(self, *stages: Stage) -> list[int]:
-        return [generation for generation, worker in self.server.workers.items() if worker.stage in stages]
+    def some(self, *states: State) -> list[int]:
+        return [generation for generation, worker in self.server.workers.items() if worker.state in states]
 
     @rule()
     def look(self) -> None:
         self.now += 1
-        workers = [Seen(generation, w.stage, w.excess, w.order) for generation, w in self.server.workers.items()]
+        workers = [Seen(generation, w.state, w.excess, w.order) for generation, w in self.server.workers.items()]
         self.ledger = recovered(self.ledger, workers)
         self.least = max(1, self.wanted - self.turns)
         self.ledger, steps = plan(self.ledger, workers, self.room._replace(least=self.least, wanted=self.wanted), self.now)
@@ -238,37 +239,37 @@ class Surges(RuleBasedStateMachine):
                 assert self.serving() >= self.least
             elif not self.room.out and self.some(STARTING):
                 assert self.serving() > 0
-            assert sum(w.order is Order.PERMIT and w.stage is WAITING for w in self.server.workers.values()) <= 1
+            assert sum(w.order is Order.PERMIT and w.state is WAITING for w in self.server.workers.values()) <= 1
 
     @precondition(lambda self: self.some(STARTING))
     @rule(data=st.data())
     def ready(self, data: st.DataObject) -> None:
-        self.server.workers[data.draw(st.sampled_from(self.some(STARTING)))].stage = SERVING
+        self.server.workers[data.draw(st.sampled_from(self.some(STARTING)))].state = SERVING
 
     @precondition(lambda self: self.some(SERVING))
     @rule(data=st.data(), excess=st.integers(-3, 9))
     def asks(self, data: st.DataObject, excess: int) -> None:
         worker = self.server.workers[data.draw(st.sampled_from(self.some(SERVING)))]
-        worker.stage, worker.excess = WAITING, excess
+        worker.state, worker.excess = WAITING, excess
 
     @precondition(lambda self: self.some(WAITING))
     @rule(data=st.data())
     def asks_no_longer(self, data: st.DataObject) -> None:
         """It has got memory back."""
-        self.server.workers[data.draw(st.sampled_from(self.some(WAITING)))].stage = SERVING
+        self.server.workers[data.draw(st.sampled_from(self.some(WAITING)))].state = SERVING
 
     def on_their_way(self) -> list[int]:
-        return [g for g, w in self.server.workers.items() if w.stage in (SERVING, WAITING) and w.order is not Order.NONE]
+        return [g for g, w in self.server.workers.items() if w.state in (SERVING, WAITING) and w.order is not Order.NONE]
 
     @precondition(lambda self: self.on_their_way())
     @rule(data=st.data())
     def goes(self, data: st.DataObject) -> None:
-        self.server.workers[data.draw(st.sampled_from(self.on_their_way()))].stage = DRAINING
+        self.server.workers[data.draw(st.sampled_from(self.on_their_way()))].state = DRAINING
 
     @precondition(lambda self: self.some(DRAINING))
     @rule(data=st.data())
     def has_no_work_any_more(self, data: st.DataObject) -> None:
-        self.server.workers[data.draw(st.sampled_from(self.some(DRAINING)))].stage = LEAVING
+        self.server.workers[data.draw(st.sampled_from(self.some(DRAINING)))].state = LEAVING
 
     @precondition(lambda self: self.some(DRAINING, LEAVING))
     @rule(data=st.data())
@@ -282,7 +283,7 @@ class Surges(RuleBasedStateMachine):
 
     def reaped(self, generation: int) -> None:
         """At any moment, also between the supervisor's look and the server's: it forks for the missing right away."""
-        served = self.server.workers.pop(generation).stage is not STARTING
+        served = self.server.workers.pop(generation).state is not STARTING
         self.ledger, steps = gone(self.ledger, generation, served, self.now)
         self.server.number -= len(steps)
         self.manage()
@@ -318,12 +319,12 @@ class Surges(RuleBasedStateMachine):
             self.now += LONGEST_BACKOFF
             self.look()
             for generation in self.on_their_way():
-                self.server.workers[generation].stage = DRAINING
+                self.server.workers[generation].state = DRAINING
             for generation in self.some(DRAINING, LEAVING):
                 self.reaped(generation)
             for generation in self.some(STARTING):
-                self.server.workers[generation].stage = SERVING
-        assert [worker.stage for worker in self.server.workers.values()] == [SERVING] * self.wanted
+                self.server.workers[generation].state = SERVING
+        assert [worker.state for worker in self.server.workers.values()] == [SERVING] * self.wanted
 
 
 TestSurges = Surges.TestCase

@@ -18,6 +18,7 @@ from oomsafe.kernel.descendants import Descendants, since_boot
 from oomsafe.kernel.process import held_of, start_time
 from oomsafe.kernel.target import Target
 from oomsafe.policy.ceilings import Ceiling
+from oomsafe.policy.state import State
 from oomsafe.pool import layout
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Slot
@@ -123,7 +124,7 @@ def test_one_that_has_not_heeded_is_told_again(board: Scoreboard) -> None:
     def told(slot: Slot, before: int) -> None:
         if before == 2:
             slot.heed_limit(7)
-            slot.set_state(layout.DRAINING)
+            slot.set_state(State.DRAINING)
         elif before > 2:
             os._exit(77)
 
@@ -132,7 +133,7 @@ def test_one_that_has_not_heeded_is_told_again(board: Scoreboard) -> None:
     try:
         watcher.watch(7, Ceiling(soft=20 * MIB))
 
-        until(lambda: worker.slot.state == layout.DRAINING, "it is told three times")
+        until(lambda: worker.slot.state == State.DRAINING, "it is told three times")
         assert worker.ended(1) is None
     finally:
         watcher.end()
