@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from oomsafe.asgi.stalled import Owed, Stalled, Wait
+from oomsafe.log import log
 from oomsafe.pool.current import get_guard
-from oomsafe.pool.log import log
 from oomsafe.pool.pressure import IDLE_MOMENT
 
 #: Seconds between two looks at whether a connection is left. The first comes after one: who was accepted just now is counted then.

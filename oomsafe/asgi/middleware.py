@@ -17,13 +17,13 @@ from typing import Any
 from oomsafe.asgi.drain import closed_websocket, open_websocket
 from oomsafe.asgi.routes import RouteNames
 from oomsafe.asgi.uvicorn_server import own_recycle, running_loop, serves_here
+from oomsafe.log import attempt
 from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
 from oomsafe.pool.current import KEY, carried, get_guard, guard_for, own_guard
 from oomsafe.pool.door import Waiting
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.layout import UNMATCHED
-from oomsafe.pool.log import attempt
 from oomsafe.pool.meter import Work
 
 Scope = MutableMapping[str, Any]

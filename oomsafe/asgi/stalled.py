@@ -12,7 +12,7 @@ import select
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from oomsafe.pool.log import log
+from oomsafe.log import log
 
 
 class Owed(enum.Enum):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from oomsafe.celery.redelivery import Redelivery, Turn
+from oomsafe.log import attempt, log
 from oomsafe.policy.text import printable
-from oomsafe.pool.log import attempt, log
 
 #: Seconds between two looks at whether the next may be started.
 STEP = 0.1

@@ -14,12 +14,12 @@ from oomsafe.celery.child import Guarded
 from oomsafe.celery.task_loop import TaskLoop, nothing
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.process import sizes_of
+from oomsafe.log import log
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.policy.units import format_size
 from oomsafe.pool.boot_line import dry
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.log import log
 from oomsafe.pool.seat import raise_own_score
 from oomsafe.pool.siblings import Siblings
 

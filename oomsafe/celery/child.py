@@ -18,9 +18,9 @@ from oomsafe.celery.meta import Meta
 from oomsafe.celery.poison import Poison
 from oomsafe.celery.task_loop import TaskLoop, nothing
 from oomsafe.errors import SoftMemoryLimitExceeded
+from oomsafe.log import attempt, failed, log, log_with
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.log import attempt, failed, log, log_with
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.seat import Seat
 from oomsafe.pool.slot import Slot

@@ -13,10 +13,10 @@ from oomsafe.celery.fallen import Fallen, Gone, name_and_id
 from oomsafe.celery.limits import TaskLimits, task_of
 from oomsafe.celery.redelivery import Redelivery, request_of
 from oomsafe.errors import MemoryLimitExceeded
+from oomsafe.log import attempt, failed, log
 from oomsafe.policy.units import format_size
 from oomsafe.policy.verdicts import Verdict
 from oomsafe.pool.deaths import Deaths
-from oomsafe.pool.log import attempt, failed, log
 from oomsafe.pool.seat import Seat
 from oomsafe.pool.supervisor import Supervisor
 from oomsafe.pool.watcher import Watcher

@@ -9,7 +9,7 @@ from celery import signals
 from celery.worker.state import task_ready
 
 from oomsafe.celery.errors import info_of
-from oomsafe.pool.log import attempt, log
+from oomsafe.log import attempt, log
 
 
 def give_up(request: Any, error: Exception) -> None:

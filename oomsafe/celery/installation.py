@@ -11,8 +11,8 @@ from typing import Any
 from celery.exceptions import ImproperlyConfigured
 
 from oomsafe.errors import ConfigError
+from oomsafe.log import log
 from oomsafe.policy.settings import Policy, load_policy, misplaced
-from oomsafe.pool.log import log
 
 #: Of a node, and of its consumer; by name: those who only send tasks don't import them.
 WORKER_STEP = "oomsafe.celery.pool_choice:PoolChoice"

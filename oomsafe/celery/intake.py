@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any
 
 from oomsafe.celery.apart import Apart
-from oomsafe.pool.log import attempt, failed, log
+from oomsafe.log import attempt, failed, log
 
 #: Why a gate may be closed.
 MEMORY, SUSPECTS = "memory", "suspects"

@@ -7,19 +7,20 @@ is not trusted to take more than the app gives, so a header only lowers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 
 from oomsafe.errors import ConfigError, SoftMemoryLimitExceeded
+from oomsafe.log import log, once
 from oomsafe.policy.ceilings import Ceiling, in_order, lowered
 from oomsafe.policy.limits import Capacity, Limits, in_bytes
 from oomsafe.policy.readers import read_hard_limit, read_switch
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
-from oomsafe.pool.log import log
 from oomsafe.pool.slot import Slot
 
 SOFT, HARD, ABSOLUTE = "soft_memory_limit", "memory_limit", "memory_absolute"
@@ -31,7 +32,6 @@ class TaskLimits:
     def __init__(self, policy: Policy, conf: Mapping[str, Any], capacity: Capacity, limits: Limits) -> None:
         """Raises ConfigError for a default of the app's own conf that can't be right."""
         self._of: dict[str, Ceiling] = {}
-        self._said: set[tuple[str, str]] = set()
         self._tasks: Mapping[str, Any] = {}
         self._defaults = tuple(
             _first(f"task_{name}", getattr(policy, f"task_{name}"), conf, read)
@@ -84,9 +84,8 @@ class TaskLimits:
         try:
             return self._bytes(read_hard_limit(field, value))
         except ConfigError as error:
-            if (name, field) not in self._said:  # who sends it may send many
-                self._said.add((name, field))
-                log.warning("task %s: ignoring a header: %s", printable(name), error)
+            # whoever sends it may send many
+            once(("header", name, field), logging.WARNING, "task %s: ignoring a header: %s", printable(name), error)
             return None
 
     def _bytes(self, size: Any) -> int | None:

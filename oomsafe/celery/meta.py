@@ -8,8 +8,8 @@ from typing import Any
 from celery.states import READY_STATES
 
 from oomsafe.kernel.process import forget_peak, peak_rss_of
+from oomsafe.log import attempt
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.log import attempt
 
 
 class Meta:

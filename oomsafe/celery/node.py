@@ -11,11 +11,11 @@ from celery.worker.consumer.tasks import Tasks
 from oomsafe.celery.intake import Gate
 from oomsafe.celery.pool import TaskPool
 from oomsafe.celery.telling import brief, node_told, pool_told
+from oomsafe.log import attempt, log
 from oomsafe.policy.limits import resolve_limits
 from oomsafe.policy.shedding import RESUME_AT, Child, Intake, shed
 from oomsafe.policy.state import State
 from oomsafe.policy.units import format_size
-from oomsafe.pool.log import attempt, log
 from oomsafe.pool.supervisor import Supervisor
 from oomsafe.pool.usage import Usage
 from oomsafe.pool.view import PoolView, WorkerView

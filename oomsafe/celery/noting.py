@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from oomsafe.celery import poison
-from oomsafe.pool.log import attempt
+from oomsafe.log import attempt
 
 
 class Noting:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -27,9 +28,9 @@ from celery.backends.base import BaseKeyValueStoreBackend
 
 from oomsafe.kernel.oom_kills import boot_id, machine_kills, pid_namespace
 from oomsafe.kernel.process import is_alive, start_time
+from oomsafe.log import once
 from oomsafe.policy.poison import Count, Fate, Run, fate_of, grew
 from oomsafe.pool.keep import LONGEST, OLD, Keep
-from oomsafe.pool.log import log
 
 T = TypeVar("T")
 
@@ -73,7 +74,6 @@ class Poison:
         self._keep = Keep()
         self._memory: dict[str, bytes] = {}
         self._retry_at = 0.0
-        self._said: set[str] = set()
         self._node = (node, start_time(node) or 0, pid_namespace())
         self._boot = boot_id()
 
@@ -239,9 +239,10 @@ class Poison:
             return None
 
     def _say(self, where: str, what: str, error: Exception, so: str) -> None:
-        if where not in self._said:
-            self._said.add(where)
-            log.warning("%s can't keep how often a task was killed (%s: %s: %s): %s", where, what, type(error).__name__, error, so)
+        once(
+            ("poison", where), logging.WARNING, "%s can't keep how often a task was killed (%s: %s: %s): %s",
+            where, what, type(error).__name__, error, so,
+        )  # fmt: skip
 
 
 def _key(key: str) -> str:

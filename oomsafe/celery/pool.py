@@ -18,9 +18,9 @@ from oomsafe.celery.installation import installed
 from oomsafe.celery.limits import limits_of
 from oomsafe.celery.poison import Poison
 from oomsafe.celery.redelivery import Redelivery
+from oomsafe.log import attempt, log, log_with
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits
 from oomsafe.policy.settings import Policy
-from oomsafe.pool.log import attempt, log, log_with
 from oomsafe.pool.seat import Seat
 from oomsafe.pool.supervisor import Supervisor
 

@@ -10,8 +10,8 @@ from celery.worker.components import Pool
 
 from oomsafe.celery.pool import TaskPool
 from oomsafe.celery.single import runs_in_one_process
+from oomsafe.log import log
 from oomsafe.policy.text import printable
-from oomsafe.pool.log import log
 
 
 class PoolChoice(bootsteps.StartStopStep):  # type: ignore[misc]

@@ -17,12 +17,12 @@ from oomsafe.celery.installation import installed
 from oomsafe.celery.limits import HARD, SOFT, limits_of
 from oomsafe.celery.solo import SoftLimits
 from oomsafe.kernel.capacity import read_capacity
+from oomsafe.log import attempt, log, log_with
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.log import attempt, log, log_with
 from oomsafe.pool.meter import PUBLISH_EVERY, Work
 
 #: There a task has the main thread, and can be told of its soft limit.

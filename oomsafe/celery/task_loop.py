@@ -13,8 +13,8 @@ from billiard.pool import EX_RECYCLE
 from oomsafe.celery.contained import in_words, memory_error_in
 from oomsafe.celery.errors import info_of
 from oomsafe.errors import SoftMemoryLimitExceeded
+from oomsafe.log import attempt, failed
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.log import attempt, failed
 from oomsafe.pool.meter import PUBLISH_EVERY, Work
 
 

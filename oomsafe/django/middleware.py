@@ -16,13 +16,13 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 from oomsafe.errors import ConfigError
+from oomsafe.log import failed, log, once
 from oomsafe.policy.headers import TOKEN_WSGI, may_see
 from oomsafe.policy.routes import label
 from oomsafe.policy.settings import Policy, load_policy, misplaced
 from oomsafe.pool.current import KEY, carried, guard_for
 from oomsafe.pool.guard import Guard
 from oomsafe.pool.layout import UNMATCHED
-from oomsafe.pool.log import log
 from oomsafe.pool.meter import Work
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ class MemoryMiddleware:
         self._headers = policy.headers
         self._ignored = sorted(set(self._keywords) - {"headers"})
         self._guard: Guard | None = None
-        self._said: set[str] = set()
         self.get_response = get_response
         self._async = bool(iscoroutinefunction(get_response))
         if self._async:
@@ -132,12 +131,10 @@ class MemoryMiddleware:
         """A limit that does not hold must not go unnoticed."""
         if self._ignored:
             ignored, self._ignored = ", ".join(self._ignored), []
-            work.meter.say_once("keywords", logging.WARNING, "OOMSAFE: %s ignored, for this process is guarded already", ignored)
+            once("keywords", logging.WARNING, "OOMSAFE: %s ignored, for this process is guarded already", ignored)
 
     def _failed(self, what: str, error: Exception) -> None:
-        if what not in self._said:
-            self._said.add(what)
-            log.error("oomsafe failed in %s (Django goes on): %r", what, error)
+        failed(what, "Django", error)
 
 
 class End:

@@ -23,6 +23,7 @@ from typing import Any
 
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.process import held_of, rss_of
+from oomsafe.log import attempt, log
 from oomsafe.policy.limits import resolve_limits
 from oomsafe.policy.readers import SCORE_MAX
 from oomsafe.policy.settings import Policy
@@ -31,7 +32,6 @@ from oomsafe.policy.units import format_size
 from oomsafe.policy.victims import MARGIN, auto_step
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.log import attempt, log
 from oomsafe.pool.slot import Slot
 from oomsafe.pool.supervisor import Supervisor
 from oomsafe.pool.usage import Usage

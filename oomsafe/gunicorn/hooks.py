@@ -16,9 +16,9 @@ from oomsafe.gunicorn import workers
 from oomsafe.gunicorn.chain import chain
 from oomsafe.gunicorn.fleet import GunicornFleet
 from oomsafe.kernel.net import migrates_requests
+from oomsafe.log import failed, log, log_with
 from oomsafe.policy.settings import PREFIX, Policy, came_too_late, load_policy, set_in
 from oomsafe.pool.current import set_guard
-from oomsafe.pool.log import log, log_with
 from oomsafe.pool.slot import Slot
 from oomsafe.pool.supervisor import Supervisor
 
@@ -81,7 +81,6 @@ class Plugin:
         """Of the worker that is being forked."""
         self._first_age = 1
         """Of the first worker that is forked after a load: it speaks for all."""
-        self._said: set[str] = set()
 
     @property
     def policy(self) -> Policy:
@@ -267,9 +266,7 @@ class Plugin:
 
     def failed(self, hook: str, error: Exception) -> None:
         """A hook of ours failed: say so once, and let gunicorn go on."""
-        if hook not in self._said:
-            self._said.add(hook)
-            log.error("oomsafe failed in %s (gunicorn goes on): %r", hook, error, exc_info=error)
+        failed(hook, "gunicorn", error)
 
     def _take_over(self, loaded: Loaded, server: Any) -> None:
         """Put this policy in force, with what gunicorn's -e and raw_env say: that is known only after install()."""

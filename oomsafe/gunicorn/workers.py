@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from oomsafe.log import attempt
 from oomsafe.pool.guard import Background, Guard
-from oomsafe.pool.log import attempt
 from oomsafe.pool.pressure import IDLE_MOMENT
 
 #: Seconds between two heartbeats of UvicornWorker, and so between two ticks; its own are timeout / 2 apart.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 
 from oomsafe.kernel.cgroup import Cgroup, find_cgroup
-from oomsafe.kernel.files import read_keyed, say_once
+from oomsafe.kernel.files import read_keyed
 from oomsafe.kernel.process import rss_of
+from oomsafe.log import once
 from oomsafe.policy.limits import Capacity, Level, tightest
 
 #: A capacity's source where the machine's memory is what limits it.
@@ -70,7 +72,8 @@ def _machine(proc: str) -> tuple[int | None, int | None]:
             return memory.total, memory.total - memory.available
         except OSError:
             pass  # Linux without /proc: it would read the same file
-    say_once("meminfo", f"{proc}/meminfo can't be read (systemd's ProcSubset=pid hides it): what this machine has in use is not known")
+    hidden = "%s/meminfo can't be read (systemd's ProcSubset=pid hides it): what this machine has in use is not known"
+    once("meminfo", logging.WARNING, hidden, proc)
     return _total(), None
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import deque
 from typing import NamedTuple
 
-from oomsafe.kernel.files import read_int, read_keyed, read_text, say_once
+from oomsafe.kernel.files import read_int, read_keyed, read_text
+from oomsafe.log import once
 from oomsafe.policy.limits import Level
 
 #: v1 writes "no limit" as the highest multiple of the page size below 2**63 (mm/page_counter.c).
@@ -81,7 +83,7 @@ class Cgroup(NamedTuple):
         path = f"{folder}/{'memory.usage_in_bytes' if self.version == 1 else 'memory.current'}"
         usage = read_int(path)
         if usage is None:
-            say_once(path, f"{path} can't be read: what is in use there is unknown")
+            once(path, logging.WARNING, "%s can't be read: what is in use there is unknown", path)
         return usage
 
     def _working_set(self, folder: str) -> int | None:
@@ -143,7 +145,7 @@ def _find(text: str, proc: str, pid: int) -> Cgroup | None:
             charged = next((folder for folder in found.ancestry() if os.path.exists(f"{folder}/memory.current")), None)
             return None if charged is None else found._replace(path=charged)
     if _is_below_the_root(lines) and not mounts:
-        say_once("no cgroups", "no memory cgroups are mounted here, and this process is in one: its limit can't be seen")
+        once("no cgroups", logging.WARNING, "no memory cgroups are mounted here, and this process is in one: its limit can't be seen")
     return None
 
 
@@ -193,7 +195,7 @@ def _folder(mount: _Mount, path: str, pid: int) -> str:
     if found is None and (rises or climbs or names):
         # what begins above this namespace is the host's, and its root's figures are everybody's
         instead = "its limits and what it uses are not known" if rises else f"its figures are read at {mount.point}"
-        say_once(f"cgroup {path}", f"the cgroup {path} can't be seen below {mount.point}: {instead}")
+        once(f"cgroup {path}", logging.WARNING, "the cgroup %s can't be seen below %s: %s", path, mount.point, instead)
     return found or mount.point
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-_log = logging.getLogger("oomsafe")
-_said: set[str] = set()
+from oomsafe.log import once
 
 
 def read_bytes(path: str) -> bytes | None:
@@ -41,7 +40,7 @@ def read_int(path: str) -> int | None:
     try:
         return int(text)
     except ValueError:
-        say_once(path, f"{path} holds {text[:40]!r} where a number was expected: the figure is left out")
+        once(path, logging.WARNING, "%s holds %r where a number was expected: the figure is left out", path, text[:40])
         return None
 
 
@@ -53,10 +52,3 @@ def read_keyed(path: str, factor: int = 1) -> dict[str, int]:
         if len(words) >= 2 and words[1].isdecimal():
             table[words[0]] = int(words[1]) * factor
     return table
-
-
-def say_once(key: str, message: str) -> None:
-    """Log a warning, the first time that this process meets `key`."""
-    if key not in _said:
-        _said.add(key)
-        _log.warning("%s", message)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any, NamedTuple
 
-from oomsafe.kernel.files import read_bytes, read_keyed, say_once
+from oomsafe.kernel.files import read_bytes, read_keyed
+from oomsafe.log import once
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -62,8 +64,9 @@ class OwnMemory:
         if self._pid != os.getpid() or self._is_ours():
             return False
         if self._fd >= 0:
-            say_once(
+            once(
                 "own statm",
+                logging.WARNING,
                 "something in this process has closed oomsafe's descriptor of /proc/self/statm, which it had not opened: it is opened anew",
             )
         self._open()

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from oomsafe.log import attempt, log, once
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.pool.guard import Guard, Recycle
-from oomsafe.pool.log import attempt, log
 from oomsafe.pool.meter import Work
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def guard_for(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | No
         return None if _by_server and _guard is not None else _alone(keywords, unit, recycle_of)
     ignored = ", ".join(sorted(set(keywords) - {"headers"}))
     if ignored:
-        guard.say_once("keywords", logging.WARNING, "MemoryMiddleware: %s ignored, for this process is guarded already", ignored)
+        once("keywords", logging.WARNING, "MemoryMiddleware: %s ignored, for this process is guarded already", ignored)
     return guard
 
 

@@ -10,7 +10,7 @@ import os
 import weakref
 from typing import Protocol
 
-from oomsafe.pool.log import failed
+from oomsafe.log import failed
 
 
 class Owned(Protocol):

@@ -16,6 +16,7 @@ from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.malloc import trim
 from oomsafe.kernel.oom_score import raise_score, read_score
 from oomsafe.kernel.process import OwnMemory
+from oomsafe.log import log, once
 from oomsafe.policy.decide import (
     ASKS_FROM,
     SETTLED,
@@ -43,7 +44,6 @@ from oomsafe.pool.door import Door
 from oomsafe.pool.farewell import farewell, history
 from oomsafe.pool.forks import own
 from oomsafe.pool.gauge import Gauge
-from oomsafe.pool.log import log
 from oomsafe.pool.meter import PUBLISH_EVERY, Meter
 from oomsafe.pool.neighbours import Neighbours
 from oomsafe.pool.pressure import SHORT_EVERY, Pressure
@@ -277,7 +277,7 @@ class Guard(Meter):
             self._door.look(now, used or 0, self.soft_limit, self.held, self._trend.growth(now, self.held))
             self.crowded = self._door.shut
             if self.crowded:
-                self.say_once(
+                once(
                     "door", logging.INFO, "%s keeps what comes waiting, %.0f s at most, for the memory of a worker that leaves: "
                     "%s are left up to the limit", self, WAITS_FOR, format_size(self._pressure.room),
                 )  # fmt: skip
@@ -324,7 +324,7 @@ class Guard(Meter):
             self._thresholds.stay(used, now)
             self._take_limits()
         elif decision.reason is Reason.ABANDONED:
-            self.say_once(
+            once(
                 "abandoned", logging.WARNING, "%s stays, whatever it holds: its supervisor is gone, or has stood still for seconds, and "
                 "nobody would bring up another worker in its place", self,
             )  # fmt: skip
@@ -401,7 +401,7 @@ class Guard(Meter):
         try:
             raise_score(self.policy.draining_oom_score_adj)
         except ScoreRefused as error:  # under --user it always is: the worker goes without
-            self.say_once("score", logging.DEBUG, "%s", error)
+            once("score", logging.DEBUG, "%s", error)
         self.leaving = True
         self._door.open()
         self.crowded = False

@@ -10,8 +10,8 @@ import fcntl
 import os
 from _thread import allocate_lock, get_ident
 
+from oomsafe.log import log
 from oomsafe.pool.forks import own
-from oomsafe.pool.log import log
 
 
 class Kept:

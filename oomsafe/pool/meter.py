@@ -8,7 +8,6 @@ grown is looked at too; what else is freed is seen by the guard's tick.
 
 from __future__ import annotations
 
-import logging
 import resource
 import sys
 import time
@@ -18,10 +17,10 @@ from types import TracebackType
 from typing import Final
 
 from oomsafe.kernel.process import OwnMemory
+from oomsafe.log import failed
 from oomsafe.policy.growth import GrowthClock
 from oomsafe.policy.headers import memory_headers
 from oomsafe.pool.layout import BOUNDS, CELL_NAME, IN_USE, OTHER, UNMATCHED, Counters
-from oomsafe.pool.log import log
 from oomsafe.pool.slot import Slot
 
 _usage, _self = resource.getrusage, resource.RUSAGE_SELF
@@ -139,7 +138,6 @@ class Meter:
         self._same_breath = 0.0
         self._at_once = 0.0
         self._publish_at = 0.0
-        self._said: set[str] = set()
         self._still = False
         """Whether nothing has changed since headers were made for work that had not grown."""
         self._headers_of: tuple[int, int, int | None] | None = None
@@ -274,13 +272,7 @@ class Meter:
 
     def failed(self, what: str, error: Exception) -> None:
         """Log a failure of ours, once for each kind, and go on: the server matters more."""
-        self.say_once(f"{what} {type(error).__name__}", logging.ERROR, "oomsafe failed in %s (it goes on): %r", what, error)
-
-    def say_once(self, key: str, level: int, message: str, *figures: object) -> None:
-        """Log a message, the first time that this process says `key`."""
-        if key not in self._said:
-            self._said.add(key)
-            log.log(level, message, *figures)
+        failed(what, "the server", error)
 
     def _read_at(self, faults: int) -> None:
         """Take in the memory as it is at this count of faults.

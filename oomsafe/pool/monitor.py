@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from oomsafe.log import log
 from oomsafe.policy.decide import Order, is_out, is_short, outruns
 from oomsafe.policy.limits import Capacity, resolve_limits, turns
 from oomsafe.policy.readers import COUNT_CLEAN
@@ -14,7 +15,6 @@ from oomsafe.policy.state import State
 from oomsafe.policy.surge import Do, Ledger, Room, Seen, Step, failed, gone, plan, recovered, spawned
 from oomsafe.policy.trend import LATELY, Growth
 from oomsafe.policy.units import format_size
-from oomsafe.pool.log import log
 from oomsafe.pool.scoreboard import Entry, Scoreboard
 from oomsafe.pool.usage import Usage
 

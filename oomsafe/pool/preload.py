@@ -17,10 +17,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from oomsafe.kernel.process import anonymous_of
+from oomsafe.log import attempt, log
 from oomsafe.policy.reclaim import SHARED_MUCH
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.units import format_size
-from oomsafe.pool.log import attempt, log
 
 #: Modules of the standard library whose objects finish a file in close(), and close() when they are collected.
 CLOSING = frozenset({"dbm.dumb", "shelve", "tempfile", "wave", "zipfile"})

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import is_alive, start_of_child, start_time
+from oomsafe.log import log
 from oomsafe.policy.decide import Order
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.state import State
@@ -25,7 +26,6 @@ from oomsafe.pool import backing, layout, places
 from oomsafe.pool.backing import Backing
 from oomsafe.pool.layout import Counters, optional, stored
 from oomsafe.pool.lock import Kept, PoolLock
-from oomsafe.pool.log import log
 from oomsafe.pool.slot import Slot, order_of
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from oomsafe.errors import ScoreboardError, ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.oom_score import raise_score
 from oomsafe.kernel.process import rss_of, set_comm
+from oomsafe.log import log
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.victims import auto_step
 from oomsafe.pool.guard import Background, Guard, Recycle
-from oomsafe.pool.log import log
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Slot, comm_of
 

@@ -19,6 +19,7 @@ from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.cgroup import find_cgroup
 from oomsafe.kernel.oom_score import read_score, write_score
 from oomsafe.kernel.process import anonymous_of, descendants_of, is_alive, sizes_of
+from oomsafe.log import attempt, log
 from oomsafe.policy.decide import Order
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
 from oomsafe.policy.readers import SCORE_MAX
@@ -30,7 +31,6 @@ from oomsafe.policy.units import format_size
 from oomsafe.policy.victims import auto_step, clamp_score
 from oomsafe.pool.boot_line import dry, limits_in_force
 from oomsafe.pool.guard import Background, Guard, Recycle
-from oomsafe.pool.log import attempt, log
 from oomsafe.pool.monitor import Fleet, Monitor
 from oomsafe.pool.onlooker import Onlooker
 from oomsafe.pool.preload import Preload

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
+from oomsafe.log import log
 from oomsafe.policy.decide import SETTLED_FOR, SETTLED_WORKERS, above_baseline, settled_limits, within_reach
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits
 from oomsafe.policy.settings import Policy
@@ -15,7 +16,6 @@ from oomsafe.policy.standing import Standing, follow, in_force, is_another_limit
 from oomsafe.policy.units import format_size
 from oomsafe.pool import layout
 from oomsafe.pool.gauge import Gauge
-from oomsafe.pool.log import log
 from oomsafe.pool.neighbours import Neighbours
 
 #: Seconds between two looks at what the kernel allows, for a worker whom no supervisor tells.

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from oomsafe.kernel.descendants import Descendants, Program, since_boot
 from oomsafe.kernel.process import sizes_of
 from oomsafe.kernel.target import Target
+from oomsafe.log import attempt, log
 from oomsafe.policy.ceilings import Ceiling, Step, judge
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
-from oomsafe.pool.log import attempt, log
 from oomsafe.pool.scoreboard import InHand, Scoreboard
 
 #: What a worker is told by that the work in its hand is over its soft limit. macOS has no signals for real time; what it has is ignored

@@ -10,7 +10,7 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn.supervisors.multiprocess import Process
 
-from oomsafe.pool.log import log
+from oomsafe.log import log
 from oomsafe.pool.seat import Seat
 from oomsafe.uvicorn.server import GuardedServer
 

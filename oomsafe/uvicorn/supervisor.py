@@ -12,7 +12,7 @@ from uvicorn.config import Config
 from uvicorn.supervisors import multiprocess
 
 from oomsafe.asgi.uvicorn_server import log_with_uvicorn
-from oomsafe.pool.log import attempt, log
+from oomsafe.log import attempt, log
 from oomsafe.pool.seat import Seat
 from oomsafe.pool.supervisor import Supervisor
 from oomsafe.uvicorn.process import GuardedProcess

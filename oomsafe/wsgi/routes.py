@@ -10,10 +10,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from oomsafe.log import attempt
 from oomsafe.policy.routes import label
 from oomsafe.pool.current import KEY
 from oomsafe.pool.layout import UNMATCHED
-from oomsafe.pool.log import attempt
 from oomsafe.pool.meter import Work
 
 #: Where a WSGI app has another that it wraps.

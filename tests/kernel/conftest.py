@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import settings
 
-from oomsafe.kernel import files
+from oomsafe import log
 
 settings.register_profile("oomsafe", deadline=None, database=None)
 settings.load_profile("oomsafe")
@@ -16,7 +16,7 @@ settings.load_profile("oomsafe")
 
 @pytest.fixture(autouse=True)
 def _unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_said", set())
+    monkeypatch.setattr(log, "_said", set())
 
 
 @pytest.fixture

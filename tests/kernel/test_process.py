@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from needs import need
 from unit.children import Child, Line, in_child
 
+from oomsafe import log
 from oomsafe.errors import ScoreRefused
-from oomsafe.kernel import files, malloc, oom_score, process
+from oomsafe.kernel import malloc, oom_score, process
 from oomsafe.kernel.oom_score import raise_score, read_score, write_score
 from oomsafe.kernel.process import (
     COMM_LENGTH,
@@ -550,7 +551,7 @@ def test_a_descriptor_that_others_close(
     content: str | None,
 ) -> None:  # fmt: skip
     """Also where its number is another file's by then: it is noticed at once, and said once."""
-    monkeypatch.setattr(files, "_said", set())
+    monkeypatch.setattr(log, "_said", set())
     (tmp_path / "file").write_text(content or "")
     own = OwnMemory()
     figures = []

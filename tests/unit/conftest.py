@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 from unit.scripted import Clock
 
+from oomsafe import log
 from oomsafe.gunicorn import hooks
 from oomsafe.pool import current, guard, meter, places
 from oomsafe.pool.scoreboard import Scoreboard
@@ -25,6 +26,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shelf = tmp_path / "shelf"
     shelf.mkdir()
     monkeypatch.setattr(places, "folders", lambda: iter([str(shelf / f"oomsafe-{os.geteuid()}")]))
+    monkeypatch.setattr(log, "_said", set())
     monkeypatch.setattr(current, "_guard", None)
     monkeypatch.setattr(current, "_by_server", False)
     monkeypatch.setattr(current, "_failed", None)

@@ -17,14 +17,13 @@ theirs.addHandler(logging.StreamHandler(sys.stdout))
 theirs.handlers[0].setFormatter(logging.Formatter("server: %(message)s"))
 """
 SAYING = """
-from oomsafe.pool.log import log, log_with
-from oomsafe.kernel.files import say_once
+from oomsafe.log import log, log_with, once
 {before}
 log_with(theirs)
 {after}
 log.info("info")
 log.warning("warning")
-say_once("key", "kernel")
+once("key", logging.WARNING, "kernel")
 """
 DICT = 'logging.config.dictConfig({{"version": 1, {} "handlers": {{"app": {{"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}}}}}})'
 ROOT = '"root": {"handlers": ["app"], "level": "DEBUG"},'

@@ -177,7 +177,7 @@ def test_a_reading_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     assert (guard.counters.work, guard.in_flight, len(guard._cells)) == (4, 0, CELLS)
     assert guard.rss == 102 * MIB
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
-        "oomsafe failed in reading memory (it goes on)",
+        "oomsafe failed in reading memory (the server goes on)",
     ]
 
 

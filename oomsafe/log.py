@@ -1,15 +1,15 @@
-"""Where our lines go, and what becomes of our own failures: one line each, and the server goes on."""
+"""Where our lines go, what is said only once, and what becomes of our own failures: said once each, and the server goes on."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 T = TypeVar("T")
 
-_said: set[tuple[str, type]] = set()
+_said: set[Hashable] = set()
 
 
 class Heard(logging.Logger):
@@ -63,6 +63,13 @@ def log_with(theirs: logging.Logger) -> None:
     log.server = theirs
 
 
+def once(key: Hashable, level: int, message: str, *figures: object, exc_info: BaseException | None = None) -> None:
+    """Log a message, the first time that this process meets `key`; what it was forked from has said before counts."""
+    if key not in _said:
+        _said.add(key)
+        log.log(level, message, *figures, exc_info=exc_info)
+
+
 def attempt(what: str, server: str, function: Callable[[], T]) -> T | None:
     """What `function` gives; None when it fails, which is logged once for each kind: `server` goes on."""
     try:
@@ -74,6 +81,5 @@ def attempt(what: str, server: str, function: Callable[[], T]) -> T | None:
 
 def failed(what: str, server: str, error: Exception) -> None:
     """The same, for those who can't spare the two calls of attempt()."""
-    if (what, type(error)) not in _said:
-        _said.add((what, type(error)))
-        log.error("oomsafe failed in %s (%s goes on): %r", what, server, error, exc_info=error)
+    key = ("failed", what, type(error))
+    once(key, logging.ERROR, "oomsafe failed in %s (%s goes on): %r", what, server, error, exc_info=error)
