@@ -13,14 +13,15 @@ from billiard.process import current_process
 from oomsafe.celery.child import Guarded
 from oomsafe.celery.task_loop import TaskLoop, nothing
 from oomsafe.kernel.capacity import read_capacity
-from oomsafe.kernel.process import sizes_of
+from oomsafe.kernel.process import rss_of, sizes_of
 from oomsafe.log import log
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.policy.units import format_size
+from oomsafe.policy.victims import auto_step
 from oomsafe.pool.boot_line import dry
 from oomsafe.pool.current import set_guard
 from oomsafe.pool.guard import Guard
-from oomsafe.pool.seat import raise_own_score
+from oomsafe.pool.seat import enlist
 from oomsafe.pool.siblings import Siblings
 
 #: What is said once for all children of a node, whatever their number.
@@ -36,7 +37,9 @@ def guard_child() -> None:
     if isinstance(worker, Guarded):
         return  # install() has been here
     policy, warnings = load_policy(os.environ, {})
-    raise_own_score(policy)
+    # its supervisor knows nothing of us: by what ranks it above its parent
+    capacity, step = read_capacity(supervisor_rss=rss_of(os.getppid())), policy.worker_oom_score_adj
+    enlist(policy, os.getppid(), auto_step(capacity.supervisor_rss, capacity.effective) if step == "auto" else step, None)
     if not isinstance(worker, Worker):
         log.warning("worker_process_init guards children of the prefork pool; here nothing is measured: call oomsafe.celery.install(app)")
         return

@@ -66,7 +66,7 @@ class Guarded:
         # billiard has reset all signals by now
         signal.signal(TELL, self._told)
         # nothing to be called when it is to end: it asks before each task
-        self._guard = self._loop.guard = attempt("guard", "Celery", partial(seat.guard, board, slot, nothing, None, "tasks"))
+        self._guard = self._loop.guard = attempt("guard", "Celery", lambda: Guard.of_seat(seat, board, slot, unit="tasks", recycle=nothing))
         if self._guard is not None:
             set_guard(self._guard)
             if current_app.conf.result_extended:

@@ -284,7 +284,8 @@ class DirtyPool:
         slot = _slot(worker)
         # that it is over its limit it says on the scoreboard; without, nobody would hear
         recycle = _serve_on if slot is not None and self._recycles else None
-        guard = self._supervisor.guard(slot, recycle, in_thread, partial(self._wake, worker.ppid), "actions")
+        how = {"recycle": recycle, "background": in_thread, "poke": partial(self._wake, worker.ppid)}
+        guard = Guard.of_seat(self._supervisor.seat(slot), self._supervisor.board, slot, unit="actions", **how)
         _count_actions(worker, guard)
         _tick_with_worker(worker, guard)
         set_guard(guard)

@@ -19,6 +19,7 @@ from oomsafe.kernel.net import migrates_requests
 from oomsafe.log import failed, log, log_with
 from oomsafe.policy.settings import PREFIX, Policy, came_too_late, load_policy, set_in
 from oomsafe.pool.current import set_guard
+from oomsafe.pool.guard import Guard
 from oomsafe.pool.slot import Slot
 from oomsafe.pool.supervisor import Supervisor
 
@@ -207,7 +208,8 @@ class Plugin:
             return
         recycle, left_alone = workers.recycle_of(worker, self.policy.grace_period), workers.left_alone(worker)
         unit = "requests" if left_alone is None else "requests (they are not counted)"
-        guard = self._supervisor.guard(_slot(worker), recycle, workers.background_of(worker), partial(_wake, worker.ppid), unit)
+        how = {"recycle": recycle, "background": workers.background_of(worker), "poke": partial(_wake, worker.ppid)}
+        guard = Guard.of_seat(self._supervisor.seat(_slot(worker)), self._supervisor.board, _slot(worker), unit=unit, **how)
         if left_alone is None:
             workers.wrap_app(worker, guard)
         workers.tick_with(worker, guard)

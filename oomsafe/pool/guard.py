@@ -9,7 +9,7 @@ import time
 from _thread import allocate_lock
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
@@ -52,6 +52,7 @@ from oomsafe.pool.slot import Figures, Slot
 from oomsafe.pool.thresholds import Thresholds
 
 if TYPE_CHECKING:
+    from oomsafe.pool.seat import Seat
     from oomsafe.pool.siblings import Siblings
     from oomsafe.pool.view import PoolView
 
@@ -125,6 +126,15 @@ class Guard(Meter):
         self._ready = self._asking = False
         if board is None:
             self.ready()
+
+    @classmethod
+    def of_seat(cls, seat: Seat, board: Scoreboard | None, slot: Slot | None, *, unit: str, **how: Any) -> Guard:
+        """In a supervisor's worker, when it has loaded what it needs: its guard, to be told by ready() when the worker serves.
+
+        `board` and `slot` are what it has taken of its seat, `how` is recycle, background and poke.
+        """
+        board = board if slot is not None else None
+        return cls(seat.policy, unit=unit, board=board, slot=slot, capacity=seat.capacity, parent=os.getppid(), **how)
 
     def ready(self) -> None:
         """The worker serves from now on: what it has now is what it needs. Later calls change nothing."""

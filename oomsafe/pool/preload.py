@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+from oomsafe.kernel.heap import freeze, thaw
 from oomsafe.kernel.process import anonymous_of
 from oomsafe.log import attempt, log
 from oomsafe.policy.reclaim import SHARED_MUCH
@@ -31,13 +32,6 @@ LOADED_ANEW = 0.1
 #: What all files have in common. io.IOBase is an abstract class, and would keep a note of each class that it is asked about.
 _IOBASE: type = io.FileIO.__mro__[-2]
 _RAW: type = io.FileIO.__mro__[-3]
-
-_frozen_blocks: int | None = None
-
-
-def frozen_blocks() -> int | None:
-    """Blocks of Python's allocator that were there when this process's heap, or its parent's, was frozen; None: it is not."""
-    return _frozen_blocks
 
 
 class Preload:
@@ -68,14 +62,14 @@ class Preload:
         count, files = len(objects), [weakref.ref(file) for file in _files(objects) if _is_buffer(file)]
         del objects
         # without a collection before it: that would leave holes, and a worker that fills a hole copies a page
-        _freeze()
+        freeze()
         self.bytes, self._files, self._frozen = held, files, True
         log.info("%s are preloaded and stay shared with the workers: %d objects are frozen (freeze_preload)", format_size(held), count)
 
     def after_fork(self) -> None:
         """In the worker: what the supervisor has made since its first fork is shared, too."""
         if self.bytes is not None:
-            _freeze()
+            freeze()
 
     def reloaded(self, policy: Policy) -> None:
         """In the supervisor, at a reload. What was loaded anew leaves the old for garbage: it must be collectable."""
@@ -95,11 +89,9 @@ class Preload:
         self._thaw()
 
     def _thaw(self) -> None:
-        global _frozen_blocks
         if self._frozen:
             self._frozen = False
-            gc.unfreeze()
-            _frozen_blocks = None
+            thaw()
 
     def end_with(self, ending: BaseException | None) -> None:
         """In the worker, as its last act but for what the interpreter does: have that end without walking the heap.
@@ -134,12 +126,6 @@ class Preload:
         _each("flush", [file for file in own if _is_buffer(file)])
         _each("flush", [*inherited, *standard])
         _flush_c()
-
-
-def _freeze() -> None:
-    global _frozen_blocks
-    gc.freeze()
-    _frozen_blocks = sys.getallocatedblocks()
 
 
 def _status(ending: SystemExit) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import sys
 
+from oomsafe.kernel.heap import frozen_blocks
 from oomsafe.kernel.process import shared_with_parent
 from oomsafe.policy.reclaim import generation
-from oomsafe.pool import preload
 
 
 def collect(others_wait: bool) -> None:
@@ -15,6 +15,6 @@ def collect(others_wait: bool) -> None:
 
     Here even on an event loop: gc holds the GIL wherever it runs, and finalizers expect this thread.
     """
-    frozen = preload.frozen_blocks()
+    frozen = frozen_blocks()
     shared = 0 if frozen is not None else shared_with_parent() or 0
     gc.collect(generation(sys.getallocatedblocks() - (frozen or 0), others_wait, shared))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 from oomsafe.errors import ScoreboardError, ScoreRefused
-from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.oom_score import raise_score
-from oomsafe.kernel.process import rss_of, set_comm
+from oomsafe.kernel.process import set_comm
 from oomsafe.log import log
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
-from oomsafe.policy.victims import auto_step
-from oomsafe.pool.guard import Background, Guard, Recycle
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Slot, comm_of
 
@@ -56,26 +52,6 @@ class Seat:
             board, slot = None, None
         enlist(self.policy, self.supervisor, self.step, slot)
         return board, slot
-
-    def guard(self, board: Scoreboard | None, slot: Slot | None, recycle: Recycle, background: Background | None, unit: str) -> Guard:
-        """In the new process, when it has loaded what it needs: its guard, to be told by ready() when the worker serves."""
-        return Guard(
-            self.policy,
-            recycle=recycle,
-            background=background,
-            unit=unit,
-            board=board,
-            slot=slot,
-            capacity=self.capacity,
-            parent=os.getppid(),
-        )
-
-
-def raise_own_score(policy: Policy) -> None:
-    """In a worker whose supervisor knows nothing of us: by what ranks it above its parent."""
-    capacity = read_capacity(supervisor_rss=rss_of(os.getppid()))
-    step = policy.worker_oom_score_adj
-    enlist(policy, os.getppid(), auto_step(capacity.supervisor_rss, capacity.effective) if step == "auto" else step, None)
 
 
 def enlist(policy: Policy, supervisor: int, step: int, slot: Slot | None) -> None:

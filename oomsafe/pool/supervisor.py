@@ -30,7 +30,6 @@ from oomsafe.policy.state import State
 from oomsafe.policy.units import format_size
 from oomsafe.policy.victims import auto_step, clamp_score
 from oomsafe.pool.boot_line import dry, limits_in_force
-from oomsafe.pool.guard import Background, Guard, Recycle
 from oomsafe.pool.monitor import Fleet, Monitor
 from oomsafe.pool.onlooker import Onlooker
 from oomsafe.pool.preload import Preload
@@ -150,25 +149,11 @@ class Supervisor:
         enlist(self.policy, self.pid, self._step(), slot)
 
     def seat(self, slot: Slot | None) -> Seat:
-        """Before a process is spawned: what it must be told."""
+        """What a new process must be told: before it is spawned; in a fork, also afterwards."""
         address = self.board.address if self.board is not None and slot is not None else None
         number, generation = (slot.number, slot.generation) if slot is not None else (None, None)
         board = self.board if slot is not None else None
         return Seat(self.policy, self.capacity, self.pid, self._step(), address, number, generation, board)
-
-    def guard(self, slot: Slot | None, recycle: Recycle | None, background: Background | None, poke: Recycle | None, unit: str) -> Guard:
-        """In the worker, when it has loaded what it needs: its guard, to be told by ready() when the worker serves."""
-        return Guard(
-            self.policy,
-            recycle=recycle,
-            background=background,
-            poke=poke,
-            unit=unit,
-            board=self.board if slot is not None else None,
-            slot=slot,
-            capacity=self.capacity,
-            parent=os.getppid(),
-        )
 
     def release(self, slot: Slot | None) -> None:
         """In the supervisor, when the worker is gone. May be called in the handler of a signal, where gunicorn before 24 reaps."""

@@ -77,7 +77,7 @@ class GuardedServer(Server):
         self._drain = UvicornDrain(self._policy.grace_period)
         if self._seat is not None and self._taken is not None:
             board, slot = self._taken
-            self._guard = self._seat.guard(board, slot, self._drain.begin, in_thread, "requests")
+            self._guard = Guard.of_seat(self._seat, board, slot, unit="requests", recycle=self._drain.begin, background=in_thread)
         else:
             recycle = self._drain.begin if recycles_alone(self.config) else None
             self._guard = guard = Guard(self._policy, recycle=recycle, background=in_thread, unit="requests")

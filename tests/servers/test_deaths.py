@@ -132,7 +132,7 @@ Supervisor.{} = broken
 
 @pytest.mark.parametrize(
     ("method", "hook"),
-    [("__init__", "on_starting"), ("reserve", "pre_fork"), ("enlist", "post_fork"), ("guard", "post_worker_init"),
+    [("__init__", "on_starting"), ("reserve", "pre_fork"), ("enlist", "post_fork"), ("seat", "post_worker_init"),
      ("release", "child_exit"), ("change", "nworkers_changed"), ("tick", "tick")],
 )  # fmt: skip
 def test_a_failure_of_ours_is_logged_and_gunicorn_goes_on(serve, method, hook):

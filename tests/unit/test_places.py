@@ -21,6 +21,7 @@ from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import start_time
 from oomsafe.policy.settings import Policy
 from oomsafe.pool import backing, layout, places
+from oomsafe.pool.guard import Guard
 from oomsafe.pool.scoreboard import Scoreboard
 from oomsafe.pool.slot import Figures
 from oomsafe.pool.supervisor import Supervisor
@@ -474,7 +475,8 @@ def test_a_supervisor_without_any_scoreboard(monkeypatch: pytest.MonkeyPatch, sa
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     supervisor = Supervisor(Policy(), "test", 1)
 
-    guard = supervisor.guard(supervisor.reserve(), lambda: None, None, None, "requests")
+    slot = supervisor.reserve()
+    guard = Guard.of_seat(supervisor.seat(slot), supervisor.board, slot, unit="requests", recycle=lambda: None)
     with guard.work("one"):
         pass
     supervisor.release(None)

@@ -22,6 +22,7 @@ logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
 from oomsafe.kernel.process import shared_out
 from oomsafe.policy.settings import Policy
 from oomsafe.pool.preload import Preload
+from oomsafe.kernel import heap
 from oomsafe.pool import preload as module, reclaim
 
 def load(mib):
@@ -73,7 +74,7 @@ preload.before_fork()
 def worker():
     before = shared_out()[1]
     reclaim.collect(others_wait=False)
-    print(json.dumps([(shared_out()[1] - before) >> 20, module.frozen_blocks() is not None]), flush=True)
+    print(json.dumps([(shared_out()[1] - before) >> 20, heap.frozen_blocks() is not None]), flush=True)
 
 fork(worker)
 """

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oomsafe.kernel import heap
 from oomsafe.policy.reclaim import (
     DOUBLES,
     FULL,
@@ -22,7 +23,7 @@ from oomsafe.policy.reclaim import (
     futile_after,
     generation,
 )
-from oomsafe.pool import preload, reclaim
+from oomsafe.pool import reclaim
 
 MIB = 1 << 20
 
@@ -126,7 +127,7 @@ def test_what_is_collected(
     """The real collector: old garbage is walked to, or left alone."""
     monkeypatch.setattr(reclaim.sys, "getallocatedblocks", lambda: blocks)
     monkeypatch.setattr(reclaim, "shared_with_parent", lambda: shared)
-    monkeypatch.setattr(preload, "_frozen_blocks", frozen)
+    monkeypatch.setattr(heap, "_frozen_blocks", frozen)
 
     reclaim.collect(others_wait)
 
