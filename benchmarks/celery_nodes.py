@@ -29,9 +29,9 @@ from rabbitmq import RabbitMQ, server_binary
 from serving import ENDING_WITH_US
 
 from oomsafe.kernel.process import children_of
-from oomsafe.pool.places import board_of
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.view import PoolView
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.places import board_of
+from oomsafe.scoreboard.view import PoolView
 
 BROKERS = ("redis", "rabbitmq", "filesystem")
 CHILDREN = 2

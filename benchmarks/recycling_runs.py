@@ -12,8 +12,8 @@ import common
 from common import TIMEOUT, Server, Watch, ask
 from contestants import AGAIN, LIMITS, MEASURED, NOT, ServerClass, Tuning, tuned
 
-from oomsafe.pool.places import board_of
-from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.places import board_of
 
 #: Seconds that each load of a calibration lasts.
 CALIBRATION = 2.0

@@ -108,7 +108,7 @@ def psutil_wsgi(app: App) -> App:
 def new_guard(headers: bool) -> Any:
     """oomsafe's, with a limit that is never met, and a slot of its own."""
     from oomsafe import Guard, Policy
-    from oomsafe.pool.current import set_guard
+    from oomsafe.worker.current import set_guard
 
     guard = Guard(Policy(soft_limit=LIMIT, headers=headers), unit="requests")
     set_guard(guard)
@@ -183,7 +183,7 @@ _SAMPLES = {"starlette_exporter": "starlette_requests_total", "prometheus-fastap
 def counted(name: str) -> int:
     """Requests that a contestant has counted in this process; 0 for those that don't count."""
     if name.startswith("oomsafe"):
-        from oomsafe.pool.current import get_guard
+        from oomsafe.worker.current import get_guard
 
         guard = get_guard()
         return guard.counters.work if guard is not None else 0

@@ -6,7 +6,7 @@ TYPE_CHECKING = False  # typing's own costs 5 ms to import
 if TYPE_CHECKING:
     from oomsafe.errors import ConfigError, OomsafeError, ScoreboardError, ScoreRefused
     from oomsafe.policy.settings import Policy
-    from oomsafe.pool.guard import Guard
+    from oomsafe.worker.guard import Guard
 
 __version__ = "0.1.0"
 
@@ -17,7 +17,7 @@ def __getattr__(name: str) -> object:
     """Each public name is imported when it is asked for (PEP 562): an adapter pays for what it uses, and no more."""
     from importlib import import_module
 
-    homes = {"Policy": "oomsafe.policy.settings", "Guard": "oomsafe.pool.guard"}
+    homes = {"Policy": "oomsafe.policy.settings", "Guard": "oomsafe.worker.guard"}
     if name not in __all__:
         raise AttributeError(f"module 'oomsafe' has no attribute {name!r}")
     return getattr(import_module(homes.get(name, "oomsafe.errors")), name)

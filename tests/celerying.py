@@ -15,8 +15,8 @@ from typing import Any
 from serving import ENDING_WITH_US, board_of, until
 
 from oomsafe.kernel.process import children_of
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.view import PoolView
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.view import PoolView
 
 PROJECT = Path(__file__).parent / "celery_worker"
 

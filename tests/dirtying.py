@@ -9,9 +9,9 @@ from serving import Gunicorn, Server, until
 from versions import provided
 
 from oomsafe.kernel.process import children_of
-from oomsafe.pool.places import board_of
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.view import PoolView
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.places import board_of
+from oomsafe.scoreboard.view import PoolView
 
 #: The dirty app has a model of 60 MiB; its boot can be held up, and made to fail.
 HEAVY = """

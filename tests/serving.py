@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from oomsafe.kernel.process import children_of
-from oomsafe.pool.places import board_of
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.view import PoolView, WorkerView
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.places import board_of
+from oomsafe.scoreboard.view import PoolView, WorkerView
 
 if TYPE_CHECKING:
     from typing_extensions import Self

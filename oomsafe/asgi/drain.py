@@ -16,8 +16,8 @@ from typing import Any
 
 from oomsafe.asgi.stalled import Owed, Stalled, Wait
 from oomsafe.log import log
-from oomsafe.pool.current import get_guard
-from oomsafe.pool.pressure import IDLE_MOMENT
+from oomsafe.worker.current import get_guard
+from oomsafe.worker.pressure import IDLE_MOMENT
 
 #: Seconds between two looks at whether a connection is left. The first comes after one: who was accepted just now is counted then.
 LOOK_EVERY = 0.05

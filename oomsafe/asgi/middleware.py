@@ -20,11 +20,11 @@ from oomsafe.asgi.uvicorn_server import own_recycle, running_loop, serves_here
 from oomsafe.log import attempt
 from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
-from oomsafe.pool.current import KEY, carried, get_guard, guard_for, own_guard
-from oomsafe.pool.door import Waiting
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.layout import UNMATCHED
-from oomsafe.pool.meter import Work
+from oomsafe.scoreboard.layout import UNMATCHED
+from oomsafe.worker.current import KEY, carried, get_guard, guard_for, own_guard
+from oomsafe.worker.door import Waiting
+from oomsafe.worker.guard import Guard
+from oomsafe.worker.meter import Work
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from oomsafe.log import attempt
 from oomsafe.policy.routes import METHODS
-from oomsafe.pool.layout import UNMATCHED
+from oomsafe.scoreboard.layout import UNMATCHED
 
 #: How often a router is walked again, since something was taken that had not been there; and how many things are kept in mind.
 WALKS, KEPT = 16, 20_000

@@ -11,7 +11,7 @@ from oomsafe.asgi.drain import Drain
 from oomsafe.asgi.stalled import Owed, Wait
 from oomsafe.log import log_with
 from oomsafe.policy.settings import Policy
-from oomsafe.pool.current import Way
+from oomsafe.worker.current import Way
 
 #: Seconds that a request has, after its grace period, to see that it is cancelled.
 LAST_MOMENT = 1

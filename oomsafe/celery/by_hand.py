@@ -15,14 +15,14 @@ from oomsafe.celery.task_loop import TaskLoop, nothing
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.process import rss_of, sizes_of
 from oomsafe.log import log
+from oomsafe.policy.boot_line import dry
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.policy.units import format_size
 from oomsafe.policy.victims import auto_step
-from oomsafe.pool.boot_line import dry
-from oomsafe.pool.current import set_guard
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.seat import enlist
-from oomsafe.pool.siblings import Siblings
+from oomsafe.scoreboard.seat import enlist
+from oomsafe.worker.current import set_guard
+from oomsafe.worker.guard import Guard
+from oomsafe.worker.siblings import Siblings
 
 #: What is said once for all children of a node, whatever their number.
 SAID = b"celery"

@@ -19,12 +19,12 @@ from oomsafe.celery.poison import Poison
 from oomsafe.celery.task_loop import TaskLoop, nothing
 from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.log import attempt, failed, log, log_with
-from oomsafe.pool.current import set_guard
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.seat import Seat
-from oomsafe.pool.slot import Slot
-from oomsafe.pool.watcher import TELL
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.seat import Seat
+from oomsafe.scoreboard.slot import Slot
+from oomsafe.supervisor.watcher import TELL
+from oomsafe.worker.current import set_guard
+from oomsafe.worker.guard import Guard
 
 
 class Guarded:

@@ -16,10 +16,10 @@ from oomsafe.errors import MemoryLimitExceeded
 from oomsafe.log import attempt, failed, log
 from oomsafe.policy.units import format_size
 from oomsafe.policy.verdicts import Verdict
-from oomsafe.pool.deaths import Deaths
-from oomsafe.pool.seat import Seat
-from oomsafe.pool.supervisor import Supervisor
-from oomsafe.pool.watcher import Watcher
+from oomsafe.scoreboard.seat import Seat
+from oomsafe.supervisor.deaths import Deaths
+from oomsafe.supervisor.supervisor import Supervisor
+from oomsafe.supervisor.watcher import Watcher
 
 #: Children that have died and are remembered: billiard may learn only later what they had in hand.
 REMEMBERED = 64

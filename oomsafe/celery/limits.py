@@ -21,7 +21,7 @@ from oomsafe.policy.readers import read_hard_limit, read_switch
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
-from oomsafe.pool.slot import Slot
+from oomsafe.scoreboard.slot import Slot
 
 SOFT, HARD, ABSOLUTE = "soft_memory_limit", "memory_limit", "memory_absolute"
 

@@ -9,7 +9,7 @@ from celery.states import READY_STATES
 
 from oomsafe.kernel.process import forget_peak, peak_rss_of
 from oomsafe.log import attempt
-from oomsafe.pool.guard import Guard
+from oomsafe.worker.guard import Guard
 
 
 class Meta:

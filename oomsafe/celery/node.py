@@ -16,9 +16,9 @@ from oomsafe.policy.limits import resolve_limits
 from oomsafe.policy.shedding import RESUME_AT, Child, Intake, shed
 from oomsafe.policy.state import State
 from oomsafe.policy.units import format_size
-from oomsafe.pool.supervisor import Supervisor
-from oomsafe.pool.usage import Usage
-from oomsafe.pool.view import PoolView, WorkerView
+from oomsafe.scoreboard.usage import Usage
+from oomsafe.scoreboard.view import PoolView, WorkerView
+from oomsafe.supervisor.supervisor import Supervisor
 
 #: Seconds between two looks.
 LOOK_EVERY = 1.0

@@ -30,7 +30,7 @@ from oomsafe.kernel.oom_kills import boot_id, machine_kills, pid_namespace
 from oomsafe.kernel.process import is_alive, start_time
 from oomsafe.log import once
 from oomsafe.policy.poison import Count, Fate, Run, fate_of, grew
-from oomsafe.pool.keep import LONGEST, OLD, Keep
+from oomsafe.scoreboard.keep import LONGEST, OLD, Keep
 
 T = TypeVar("T")
 

@@ -21,8 +21,8 @@ from oomsafe.celery.redelivery import Redelivery
 from oomsafe.log import attempt, log, log_with
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits
 from oomsafe.policy.settings import Policy
-from oomsafe.pool.seat import Seat
-from oomsafe.pool.supervisor import Supervisor
+from oomsafe.scoreboard.seat import Seat
+from oomsafe.supervisor.supervisor import Supervisor
 
 
 class Seating(Enforcing):

@@ -8,8 +8,8 @@ from celery.worker.control import control_command, inspect_command
 
 from oomsafe.celery.telling import node_told, pool_told
 from oomsafe.policy.state import State
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.supervisor import Supervisor
+from oomsafe.supervisor.supervisor import Supervisor
+from oomsafe.worker.guard import Guard
 
 UNGUARDED = {"error": "the pool of this node is not guarded: call oomsafe.celery.install(app) where the app is made"}
 

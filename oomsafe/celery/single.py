@@ -21,9 +21,9 @@ from oomsafe.log import attempt, log, log_with
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
-from oomsafe.pool.current import set_guard
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.meter import PUBLISH_EVERY, Work
+from oomsafe.worker.current import set_guard
+from oomsafe.worker.guard import Guard
+from oomsafe.worker.meter import PUBLISH_EVERY, Work
 
 #: There a task has the main thread, and can be told of its soft limit.
 SOLO = "celery.concurrency.solo"

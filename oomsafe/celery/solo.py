@@ -14,9 +14,9 @@ from oomsafe.celery.errors import info_of
 from oomsafe.celery.limits import TaskLimits, heed, task_of
 from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.policy.text import printable
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.scoreboard import InHand, Scoreboard
-from oomsafe.pool.watcher import TELL, Watcher, tell
+from oomsafe.scoreboard.board import InHand, Scoreboard
+from oomsafe.supervisor.watcher import TELL, Watcher, tell
+from oomsafe.worker.guard import Guard
 
 
 class SoftLimits:

@@ -14,8 +14,8 @@ from oomsafe.celery.contained import in_words, memory_error_in
 from oomsafe.celery.errors import info_of
 from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.log import attempt, failed
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.meter import PUBLISH_EVERY, Work
+from oomsafe.worker.guard import Guard
+from oomsafe.worker.meter import PUBLISH_EVERY, Work
 
 
 class Tasks(Protocol):

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from oomsafe.celery.fallen import Fallen
-from oomsafe.pool.usage import present_rss
-from oomsafe.pool.view import PoolView, WorkerView
+from oomsafe.scoreboard.usage import present_rss
+from oomsafe.scoreboard.view import PoolView, WorkerView
 
 #: Of so many children it tells, the biggest first.
 MOST = 64

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 
 from oomsafe.kernel.process import children_of, is_alive, peak_rss_of, rss_of, start_time
 from oomsafe.kernel.sandbox import Sandbox
-from oomsafe.pool.places import board_of
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.view import PoolView
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.places import board_of
+from oomsafe.scoreboard.view import PoolView
 
 _LISTENING = re.compile(r"(?:Listening at:|running on) http://127\.0\.0\.1:(\d+)")
 _LEVEL = r"(?:INFO|WARNING|ERROR|CRITICAL)"

@@ -19,9 +19,9 @@ from oomsafe.cli.bars import memory_bar
 from oomsafe.errors import ScoreboardError
 from oomsafe.policy.text import without_controls
 from oomsafe.policy.units import format_change, format_size
-from oomsafe.pool.places import can_hold_boards, living_boards
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.view import PoolView, WorkerView
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.places import can_hold_boards, living_boards
+from oomsafe.scoreboard.view import PoolView, WorkerView
 
 #: Seconds that the boards of one folder may take to be read, and that each is read again where its writers are met.
 PATIENCE, EACH = 2.0, 0.25

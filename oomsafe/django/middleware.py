@@ -20,10 +20,10 @@ from oomsafe.log import failed, log, once
 from oomsafe.policy.headers import TOKEN_WSGI, may_see
 from oomsafe.policy.routes import label
 from oomsafe.policy.settings import Policy, load_policy, misplaced
-from oomsafe.pool.current import KEY, carried, guard_for
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.layout import UNMATCHED
-from oomsafe.pool.meter import Work
+from oomsafe.scoreboard.layout import UNMATCHED
+from oomsafe.worker.current import KEY, carried, guard_for
+from oomsafe.worker.guard import Guard
+from oomsafe.worker.meter import Work
 
 if TYPE_CHECKING:
     from django.http import HttpRequest

@@ -30,12 +30,12 @@ from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.policy.units import format_size
 from oomsafe.policy.victims import MARGIN, auto_step
-from oomsafe.pool.current import set_guard
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.slot import Slot
-from oomsafe.pool.supervisor import Supervisor
-from oomsafe.pool.usage import Usage
-from oomsafe.pool.view import PoolView
+from oomsafe.scoreboard.slot import Slot
+from oomsafe.scoreboard.usage import Usage
+from oomsafe.scoreboard.view import PoolView
+from oomsafe.supervisor.supervisor import Supervisor
+from oomsafe.worker.current import set_guard
+from oomsafe.worker.guard import Guard
 
 #: Seconds between two ticks of a dirty worker; its own heartbeat comes every dirty_timeout / 2.
 TICK_EVERY = 1.0

@@ -1,4 +1,4 @@
-"""One worker more, one worker less: gunicorn's arbiter, as pool/monitor.py wants it."""
+"""One worker more, one worker less: gunicorn's arbiter, as supervisor/replacements.py wants it."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ from oomsafe.gunicorn.fleet import GunicornFleet
 from oomsafe.kernel.net import migrates_requests
 from oomsafe.log import failed, log, log_with
 from oomsafe.policy.settings import PREFIX, Policy, came_too_late, load_policy, set_in
-from oomsafe.pool.current import set_guard
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.slot import Slot
-from oomsafe.pool.supervisor import Supervisor
+from oomsafe.scoreboard.slot import Slot
+from oomsafe.supervisor.supervisor import Supervisor
+from oomsafe.worker.current import set_guard
+from oomsafe.worker.guard import Guard
 
 if TYPE_CHECKING:
     from oomsafe.gunicorn.dirty import DirtyPool

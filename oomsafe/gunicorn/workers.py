@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from oomsafe.log import attempt
-from oomsafe.pool.guard import Background, Guard
-from oomsafe.pool.pressure import IDLE_MOMENT
+from oomsafe.worker.guard import Background, Guard
+from oomsafe.worker.pressure import IDLE_MOMENT
 
 #: Seconds between two heartbeats of UvicornWorker, and so between two ticks; its own are timeout / 2 apart.
 HEARTBEAT = 1

@@ -12,11 +12,11 @@ from typing import Any
 
 from oomsafe.errors import ScoreboardError
 from oomsafe.policy.state import State
-from oomsafe.pool.current import get_guard
-from oomsafe.pool.layout import BOUNDS
-from oomsafe.pool.places import boards_beside
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.view import PoolView
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.layout import BOUNDS
+from oomsafe.scoreboard.places import boards_beside
+from oomsafe.scoreboard.view import PoolView
+from oomsafe.worker.current import get_guard
 
 try:
     from prometheus_client import CollectorRegistry, make_asgi_app, make_wsgi_app

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from oomsafe.policy.decide import outruns
+from oomsafe.policy.recycle import outruns
 from oomsafe.policy.trend import Growth
 from oomsafe.policy.units import MIB
 

@@ -11,7 +11,7 @@ from uvicorn.server import Server
 from uvicorn.supervisors.multiprocess import Process
 
 from oomsafe.log import log
-from oomsafe.pool.seat import Seat
+from oomsafe.scoreboard.seat import Seat
 from oomsafe.uvicorn.server import GuardedServer
 
 #: Seconds that one whose end of the pipe is closed may take to be dead.

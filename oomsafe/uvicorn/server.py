@@ -14,10 +14,10 @@ from oomsafe.asgi.middleware import MemoryMiddleware, in_thread
 from oomsafe.asgi.uvicorn_server import UvicornDrain, log_with_uvicorn, recycles_alone
 from oomsafe.log import attempt, log
 from oomsafe.policy.settings import came_too_late, set_in
-from oomsafe.pool.current import STAYS, Way, set_guard
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.seat import Seat
+from oomsafe.scoreboard.seat import Seat
 from oomsafe.uvicorn.reading import GIVE_IT, read_policy
+from oomsafe.worker.current import STAYS, Way, set_guard
+from oomsafe.worker.guard import Guard
 
 
 class GuardedServer(Server):

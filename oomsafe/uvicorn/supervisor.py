@@ -13,8 +13,8 @@ from uvicorn.supervisors import multiprocess
 
 from oomsafe.asgi.uvicorn_server import log_with_uvicorn
 from oomsafe.log import attempt, log
-from oomsafe.pool.seat import Seat
-from oomsafe.pool.supervisor import Supervisor
+from oomsafe.scoreboard.seat import Seat
+from oomsafe.supervisor.supervisor import Supervisor
 from oomsafe.uvicorn.process import GuardedProcess
 from oomsafe.uvicorn.reading import read_policy
 
@@ -60,7 +60,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
             atexit.unregister(self._supervisor.close)
             self._supervisor.close()
 
-    # --- what pool/monitor.py asks for
+    # --- what supervisor/replacements.py asks for
 
     def spawn(self) -> int | None:
         """One more worker than wanted."""

@@ -14,10 +14,10 @@ from typing import Any
 
 from oomsafe.policy.headers import TOKEN_WSGI, may_see
 from oomsafe.policy.settings import load_policy
-from oomsafe.pool.current import KEY, carried, guard_for
-from oomsafe.pool.door import Waiting
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.meter import Work
+from oomsafe.worker.current import KEY, carried, guard_for
+from oomsafe.worker.door import Waiting
+from oomsafe.worker.guard import Guard
+from oomsafe.worker.meter import Work
 from oomsafe.wsgi.routes import Mounts, route_of
 
 Environ = dict[str, Any]

@@ -12,9 +12,9 @@ from typing import Any
 
 from oomsafe.log import attempt
 from oomsafe.policy.routes import label
-from oomsafe.pool.current import KEY
-from oomsafe.pool.layout import UNMATCHED
-from oomsafe.pool.meter import Work
+from oomsafe.scoreboard.layout import UNMATCHED
+from oomsafe.worker.current import KEY
+from oomsafe.worker.meter import Work
 
 #: Where a WSGI app has another that it wraps.
 WRAPPED = ("app", "wsgi_app", "application", "wrap_app", "__wrapped__")

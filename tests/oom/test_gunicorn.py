@@ -16,8 +16,8 @@ from serving import Gunicorn, memory_of, until
 from oomsafe.kernel.process import held_of
 from oomsafe.kernel.sandbox import Sandbox
 from oomsafe.policy.victims import badness
-from oomsafe.pool import layout
-from oomsafe.pool.view import view_alone
+from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.view import view_alone
 
 # they take the machine's memory cgroups, kernel log and processors: one after the other
 pytestmark = pytest.mark.xdist_group("oom")

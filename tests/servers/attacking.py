@@ -10,8 +10,8 @@ from urllib.parse import parse_qs
 
 from oomsafe.kernel.process import start_time
 from oomsafe.policy.state import State
-from oomsafe.pool import layout
-from oomsafe.pool.current import get_guard
+from oomsafe.scoreboard import layout
+from oomsafe.worker.current import get_guard
 
 
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -18,7 +18,7 @@ from versions import has_class, loses_none
 from oomsafe.kernel.process import start_time
 from oomsafe.kernel.sandbox import Sandbox
 from oomsafe.policy.state import State
-from oomsafe.pool import layout
+from oomsafe.scoreboard import layout
 
 OOMSAFE = [sys.executable, "-m", "oomsafe.cli"]
 HANGING = "import time\ndef wsgi(environ, start_response): time.sleep(30)"

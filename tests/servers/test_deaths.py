@@ -12,7 +12,7 @@ from serving import CLASSES, board_of, memory_of, until
 from versions import reaps_later
 
 from oomsafe.policy.state import State
-from oomsafe.pool import layout
+from oomsafe.scoreboard import layout
 
 
 def slots_in_use(path: str) -> int:
@@ -121,7 +121,7 @@ def test_an_app_that_does_not_load_ends_gunicorn_as_ever(serve, settings, env, a
 
 
 BREAK = """
-from oomsafe.pool.supervisor import Supervisor
+from oomsafe.supervisor.supervisor import Supervisor
 
 def broken(*arguments, **keywords):
     raise RuntimeError("broken by the test")

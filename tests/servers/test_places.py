@@ -14,7 +14,7 @@ from privileges import READ_ONLY, TINY, adj, may_mount, opened_to_others, read_o
 from serving import CLASSES, Gunicorn, board_of, until
 from uvicorning import Uvicorn
 
-from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.scoreboard.board import Scoreboard
 
 
 def recycle_one(gunicorn: Gunicorn) -> None:
@@ -132,7 +132,7 @@ def test_containers_that_share_dev_shm_leave_each_others_pools(serve):
     first = serve(soft_limit="100MiB").serving()
     board = Path(board_of(first.pid))
 
-    code = "from oomsafe.pool.scoreboard import Scoreboard; board, said = Scoreboard.create(1, 'test'); print(said); board.remove()"
+    code = "from oomsafe.scoreboard.board import Scoreboard; board, said = Scoreboard.create(1, 'test'); print(said); board.remove()"
     second = subprocess.run([*command, sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert second.stdout.strip() == "[]"

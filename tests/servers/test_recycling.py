@@ -20,7 +20,7 @@ SOFT = 80 * MIB
 
 #: The user's own: it must be called at each end, and it tells what the scoreboard forgets.
 WORKER_EXIT = """
-from oomsafe.pool.current import get_guard
+from oomsafe.worker.current import get_guard
 
 def worker_exit(server, worker):
     guard = get_guard()

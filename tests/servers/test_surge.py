@@ -16,7 +16,7 @@ from surging import SLOW_LEAK, big, held, states, surging, waiting
 from versions import loses_none
 
 from oomsafe.kernel.process import children_of
-from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.scoreboard.board import Scoreboard
 
 
 def replaced(gunicorn: Gunicorn, workers: int) -> None:

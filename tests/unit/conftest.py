@@ -14,8 +14,9 @@ from unit.scripted import Clock
 
 from oomsafe import log
 from oomsafe.gunicorn import hooks
-from oomsafe.pool import current, guard, meter, places
-from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.scoreboard import places
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.worker import current, guard, meter
 
 settings.register_profile("oomsafe", deadline=None, database=None)
 settings.load_profile("oomsafe")

@@ -16,8 +16,8 @@ from unit.scripted import MIB, Memory
 
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
-from oomsafe.pool import current
-from oomsafe.pool.guard import Guard
+from oomsafe.worker import current
+from oomsafe.worker.guard import Guard
 
 OURS = "oomsafe.django.MemoryMiddleware"
 

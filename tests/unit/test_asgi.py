@@ -21,8 +21,8 @@ from versions import names_routes
 from oomsafe.asgi import MemoryMiddleware
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
-from oomsafe.pool import current, door
-from oomsafe.pool.guard import Guard
+from oomsafe.worker import current, door
+from oomsafe.worker.guard import Guard
 
 SECRET = "correct horse battery"
 Message = MutableMapping[str, Any]

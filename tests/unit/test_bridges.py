@@ -24,8 +24,8 @@ import oomsafe.asgi
 import oomsafe.wsgi
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
-from oomsafe.pool import current
-from oomsafe.pool.guard import Guard
+from oomsafe.worker import current
+from oomsafe.worker.guard import Guard
 
 Bridge = Callable[[Any], Any]
 

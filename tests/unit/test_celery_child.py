@@ -16,9 +16,9 @@ from oomsafe.celery.poison import Poison
 from oomsafe.celery.task_loop import _Contained
 from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.policy.settings import Policy
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.watcher import TELL
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.supervisor.watcher import TELL
+from oomsafe.worker.guard import Guard
 
 MIB = 1 << 20
 

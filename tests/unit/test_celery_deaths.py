@@ -14,7 +14,7 @@ from oomsafe.celery.redelivery import Redelivery
 from oomsafe.kernel.oom_kills import Kills
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.verdicts import Verdict
-from oomsafe.pool.deaths import FRESH, Deaths
+from oomsafe.supervisor.deaths import FRESH, Deaths
 
 
 class Billiard:

@@ -10,8 +10,8 @@ import pytest
 from unit.children import in_child
 from unit.scripted import Clock
 
-from oomsafe.pool import current
-from oomsafe.pool.guard import Guard
+from oomsafe.worker import current
+from oomsafe.worker.guard import Guard
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oomsafe.policy.decide import (
+from oomsafe.policy.limits import Limits
+from oomsafe.policy.reclaim import RECLAIM_EVERY
+from oomsafe.policy.recycle import (
     BOOTS_LATE,
     SETTLED_WORKERS,
     Action,
@@ -25,8 +27,6 @@ from oomsafe.policy.decide import (
     is_short,
     settled_limits,
 )
-from oomsafe.policy.limits import Limits
-from oomsafe.policy.reclaim import RECLAIM_EVERY
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.trend import Growth
 

@@ -18,8 +18,8 @@ from unit.django_project import OURS, async_get, call, get, new_guard, routes, s
 from unit.scripted import MIB
 
 from oomsafe.django import MemoryMiddleware
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.meter import Work
+from oomsafe.worker.guard import Guard
+from oomsafe.worker.meter import Work
 
 
 @pytest.fixture(autouse=True)

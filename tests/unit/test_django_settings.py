@@ -16,8 +16,8 @@ from unit.django_project import OURS, async_get, call, get, look, new_guard, rou
 from unit.scripted import MIB
 
 from oomsafe.asgi import MemoryMiddleware as AsgiMiddleware
-from oomsafe.pool import current
-from oomsafe.pool.guard import Guard
+from oomsafe.worker import current
+from oomsafe.worker.guard import Guard
 from oomsafe.wsgi import MemoryMiddleware as WsgiMiddleware
 
 SECRET = "correct horse battery"

@@ -15,10 +15,10 @@ from unit.scripted import MIB, Memory
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
-from oomsafe.pool import layout
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.meter import Work
-from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.worker.guard import Guard
+from oomsafe.worker.meter import Work
 from oomsafe.wsgi import MemoryMiddleware
 
 HERE = Capacity(1000 * MIB, "here", workers=2)

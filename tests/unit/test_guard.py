@@ -13,15 +13,15 @@ from unit.scripted import MIB, Clock, Memory
 from oomsafe.kernel.capacity import MACHINE
 from oomsafe.kernel.oom_score import read_score
 from oomsafe.kernel.process import Shares, held_of
-from oomsafe.policy.decide import SETTLED_FOR, SETTLED_WORKERS, Order
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.reclaim import RECLAIM_EVERY
+from oomsafe.policy.recycle import SETTLED_FOR, SETTLED_WORKERS, Order
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
-from oomsafe.pool import door, gauge, pressure, reclaim
-from oomsafe.pool import guard as module
-from oomsafe.pool.guard import LOOK_AGAIN, Guard
-from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.worker import door, gauge, pressure, reclaim
+from oomsafe.worker import guard as module
+from oomsafe.worker.guard import LOOK_AGAIN, Guard
 
 Said = Callable[[], list[str]]
 HERE = Capacity(1000 * MIB, "here", workers=2)
@@ -490,7 +490,7 @@ def test_a_pool_that_changes(guarded: Any, clock: Clock, board: Scoreboard) -> N
 
 def test_a_limit_that_moves(guarded: Any, clock: Clock, board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the supervisor finds holds for a worker that lives, from its next tick."""
-    monkeypatch.setattr("oomsafe.pool.gauge.shared_out", lambda: None)
+    monkeypatch.setattr("oomsafe.worker.gauge.shared_out", lambda: None)
     board.describe(workers=2, turns=1, limit=None, budget=None)
     guard, memory = guarded(board=board, soft_limit="auto")
     board.allow(Capacity(400 * MIB, "here", supervisor_rss=40 * MIB, others=100 * MIB))
@@ -506,7 +506,7 @@ def test_a_limit_below_what_a_worker_needs(
     guarded: Any, clock: Clock, board: Scoreboard, said: Said, recycled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused once for the pool, with both figures; one that can be kept to again is."""
-    monkeypatch.setattr("oomsafe.pool.gauge.shared_out", lambda: None)
+    monkeypatch.setattr("oomsafe.worker.gauge.shared_out", lambda: None)
     board.describe(workers=2, turns=1, limit=None, budget=None)
     guard, memory = guarded(board=board, soft_limit="auto")
     for limit in (80 * MIB, 81 * MIB):

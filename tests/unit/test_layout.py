@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oomsafe.policy.state import State
-from oomsafe.pool import layout
-from oomsafe.pool.layout import BUCKETS, COUNTERS_SIZE, OTHER, ROUTES, Counters, as_text, optional, stored
-from oomsafe.pool.slot import Figures, Slot
+from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.layout import BUCKETS, COUNTERS_SIZE, OTHER, ROUTES, Counters, as_text, optional, stored
+from oomsafe.scoreboard.slot import Figures, Slot
 
 counts = st.integers(0, 1 << 40)
 rows = st.lists(counts, min_size=1 + BUCKETS, max_size=1 + BUCKETS)

@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from oomsafe.errors import ConfigError
-from oomsafe.policy.decide import above_baseline, within_reach
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
+from oomsafe.policy.recycle import above_baseline, within_reach
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.units import GIB, MIB, Percent, format_size
 

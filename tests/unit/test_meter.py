@@ -16,9 +16,9 @@ from unit.scripted import MIB, Memory
 from oomsafe import Guard, Policy
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.state import State
-from oomsafe.pool import guard as module
-from oomsafe.pool.layout import CELLS
-from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.layout import CELLS
+from oomsafe.worker import guard as module
 
 HERE = Capacity(1000 * MIB, "here", workers=2)
 

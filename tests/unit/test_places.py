@@ -20,11 +20,12 @@ from unit.children import Child, Line, in_child
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import start_time
 from oomsafe.policy.settings import Policy
-from oomsafe.pool import backing, layout, places
-from oomsafe.pool.guard import Guard
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.slot import Figures
-from oomsafe.pool.supervisor import Supervisor
+from oomsafe.scoreboard import file as backing
+from oomsafe.scoreboard import layout, places
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.slot import Figures
+from oomsafe.supervisor.supervisor import Supervisor
+from oomsafe.worker.guard import Guard
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.oom_kills import Kills, boot_id, machine_kills
 from oomsafe.policy.poison import ALONE_FOR, Count, Fate, Run, fate_of, grew, is_poison
 from oomsafe.policy.verdicts import Verdict
-from oomsafe.pool import places
-from oomsafe.pool.deaths import FRESH, Deaths
-from oomsafe.pool.keep import FOLDER, OLD, Keep
+from oomsafe.scoreboard import places
+from oomsafe.scoreboard.keep import FOLDER, OLD, Keep
+from oomsafe.supervisor.deaths import FRESH, Deaths
 
 runs = st.builds(Run, st.sampled_from(["", "a", "b"]), st.one_of(st.none(), st.integers(0, 5)))
 

@@ -21,9 +21,10 @@ import atexit, gc, gzip, json, logging, os, sys, tempfile, threading, types, zip
 logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
 from oomsafe.kernel.process import shared_out
 from oomsafe.policy.settings import Policy
-from oomsafe.pool.preload import Preload
+from oomsafe.supervisor.preload import Preload
 from oomsafe.kernel import heap
-from oomsafe.pool import preload as module, reclaim
+from oomsafe.supervisor import preload as module
+from oomsafe.worker import reclaim
 
 def load(mib):
     return [[number] for number in range(mib * 10_000)]

@@ -23,10 +23,10 @@ from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import start_time
 from oomsafe.metrics.prometheus import MemoryCollector
 from oomsafe.policy.state import State
-from oomsafe.pool import layout
-from oomsafe.pool.reader import Reader
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.view import PoolView
+from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.reader import Reader
+from oomsafe.scoreboard.view import PoolView
 
 words = st.sampled_from([0, 1, 2, (1 << 63) - 1, 1 << 63, (1 << 64) - 1]) | st.integers(0, (1 << 64) - 1)
 floats = st.sampled_from([0.0, 1.0, math.nan, math.inf, -math.inf, -1.0, 1e308, 5e-324]) | st.floats()

@@ -23,7 +23,7 @@ from oomsafe.policy.reclaim import (
     futile_after,
     generation,
 )
-from oomsafe.pool import reclaim
+from oomsafe.worker import reclaim
 
 MIB = 1 << 20
 

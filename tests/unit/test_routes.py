@@ -28,7 +28,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 import oomsafe.asgi
 import oomsafe.wsgi
 from oomsafe.policy.routes import METHODS, label
-from oomsafe.pool.guard import Guard
+from oomsafe.worker.guard import Guard
 
 HERE = Path(__file__)
 

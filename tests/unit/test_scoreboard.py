@@ -21,10 +21,11 @@ from unit.children import Child, Line, in_child
 
 from oomsafe.kernel.process import start_time
 from oomsafe.policy.state import State
-from oomsafe.pool import layout, scoreboard, view
-from oomsafe.pool.layout import Counters
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.slot import Figures, Slot, comm_of
+from oomsafe.scoreboard import board as scoreboard
+from oomsafe.scoreboard import layout, view
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.layout import Counters
+from oomsafe.scoreboard.slot import Figures, Slot, comm_of
 
 NewBoard = Callable[..., Scoreboard]
 

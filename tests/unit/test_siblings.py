@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from oomsafe.pool import places
-from oomsafe.pool.siblings import Siblings
+from oomsafe.scoreboard import places
+from oomsafe.worker.siblings import Siblings
 
 #: Says what it finds when it is asked, and ends when nobody asks any more.
 CHILD = """
 import sys
-from oomsafe.pool import places
-from oomsafe.pool.siblings import Siblings
+from oomsafe.scoreboard import places
+from oomsafe.worker.siblings import Siblings
 places.SHM = sys.argv[1]
 siblings = Siblings(None)
 print("booted", flush=True)

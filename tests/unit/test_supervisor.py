@@ -20,17 +20,18 @@ from unit.children import in_child
 from oomsafe.errors import ConfigError
 from oomsafe.kernel.oom_score import read_score, write_score
 from oomsafe.kernel.process import sizes_of
-from oomsafe.policy.decide import Order
 from oomsafe.policy.limits import Capacity
+from oomsafe.policy.recycle import Order
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.policy.trend import Growth
-from oomsafe.pool import monitor, onlooker
-from oomsafe.pool import supervisor as module
-from oomsafe.pool.layout import Counters
-from oomsafe.pool.scoreboard import Entry
-from oomsafe.pool.slot import Figures, Slot, comm_of
-from oomsafe.pool.supervisor import Supervisor
+from oomsafe.scoreboard.board import Entry
+from oomsafe.scoreboard.layout import Counters
+from oomsafe.scoreboard.slot import Figures, Slot, comm_of
+from oomsafe.supervisor import onlooker
+from oomsafe.supervisor import replacements as monitor
+from oomsafe.supervisor import supervisor as module
+from oomsafe.supervisor.supervisor import Supervisor
 
 Said = Callable[[], list[str]]
 MIB = 1 << 20

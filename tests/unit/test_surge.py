@@ -9,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from oomsafe.policy.decide import Order
+from oomsafe.policy.recycle import Order
+from oomsafe.policy.replace import LONGEST_BACKOFF, Do, Handover, Ledger, Room, Seen, Step, failed, gone, plan, recovered, spawned
 from oomsafe.policy.state import State
-from oomsafe.policy.surge import LONGEST_BACKOFF, Do, Handover, Ledger, Room, Seen, Step, failed, gone, plan, recovered, spawned
 
 _, STARTING, SERVING, WAITING, DRAINING, LEAVING = State
 

@@ -19,10 +19,10 @@ from oomsafe.kernel.process import held_of, start_time
 from oomsafe.kernel.target import Target
 from oomsafe.policy.ceilings import Ceiling
 from oomsafe.policy.state import State
-from oomsafe.pool import layout
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.slot import Slot
-from oomsafe.pool.watcher import TELL, Watcher
+from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.slot import Slot
+from oomsafe.supervisor.watcher import TELL, Watcher
 
 MIB = 1 << 20
 

@@ -16,8 +16,8 @@ from unit.scripted import MIB, Memory
 from oomsafe.errors import ConfigError
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
-from oomsafe.pool import current, door
-from oomsafe.pool.guard import Guard
+from oomsafe.worker import current, door
+from oomsafe.worker.guard import Guard
 from oomsafe.wsgi import MemoryMiddleware
 
 SECRET = "correct horse battery"

@@ -79,8 +79,8 @@ empty_django.sync_capable = empty_django.async_capable = True
 
 if WAY == "oomsafe":
     from oomsafe import asgi, wsgi
-    from oomsafe.pool.current import guard_for
-    from oomsafe.pool.guard import Guard
+    from oomsafe.worker.current import guard_for
+    from oomsafe.worker.guard import Guard
 
     ASGI, WSGI = asgi.MemoryMiddleware, wsgi.MemoryMiddleware
     DJANGO = "oomsafe.django.MemoryMiddleware"

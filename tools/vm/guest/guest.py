@@ -145,8 +145,8 @@ class Unit:
 
     def pool(self) -> Any:
         """What its scoreboard shows (a PoolView), once all the workers that are wanted serve."""
-        from oomsafe.pool.places import board_of
-        from oomsafe.pool.scoreboard import Scoreboard
+        from oomsafe.scoreboard.board import Scoreboard
+        from oomsafe.scoreboard.places import board_of
 
         def path() -> str | None:
             assert self.pid, f"{self.name} does not run: {self.log().strip().splitlines()[-1:]}"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 from oomsafe.errors import ScoreboardError
-from oomsafe.pool import places
+from oomsafe.scoreboard import places
 
 #: What this folder is called inside the first of places.folders() that can be had, or of $OOMSAFE_STATE.
 FOLDER = "notes"

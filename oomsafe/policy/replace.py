@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
-from oomsafe.policy.decide import Order
+from oomsafe.policy.recycle import Order
 from oomsafe.policy.state import State
 
 #: Seconds before the next try after the first replacement that died at boot; doubled each time, up to the last.

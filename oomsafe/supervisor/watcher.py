@@ -20,7 +20,7 @@ from oomsafe.log import attempt, log
 from oomsafe.policy.ceilings import Ceiling, Step, judge
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
-from oomsafe.pool.scoreboard import InHand, Scoreboard
+from oomsafe.scoreboard.board import InHand, Scoreboard
 
 #: What a worker is told by that the work in its hand is over its soft limit. macOS has no signals for real time; what it has is ignored
 #: by who does not expect it.

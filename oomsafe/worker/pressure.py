@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from oomsafe.kernel.capacity import read_capacity
-from oomsafe.policy.decide import holds_up, is_out, is_short
+from oomsafe.policy.recycle import holds_up, is_out, is_short
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.trend import Growth
-from oomsafe.pool.neighbours import Neighbours
-from oomsafe.pool.thresholds import Thresholds
+from oomsafe.worker.neighbours import Neighbours
+from oomsafe.worker.thresholds import Thresholds
 
 if TYPE_CHECKING:
-    from oomsafe.pool.usage import Usage
-    from oomsafe.pool.view import PoolView
+    from oomsafe.scoreboard.usage import Usage
+    from oomsafe.scoreboard.view import PoolView
 
 #: Seconds between two looks, at most and at least: the kernel is asked each time.
 SHORT_EVERY, SHORTEST = 0.05, 0.005
@@ -82,7 +82,7 @@ class Pressure:
 
     def _read(self, now: float) -> tuple[int | None, int | None, int | None, int | None]:
         """(used, budget, held, limit), as the budget counts and as the kernel does; bytes, None for what is not known."""
-        from oomsafe.pool.usage import Usage, pids_of, together  # here: most workers are never over their limit
+        from oomsafe.scoreboard.usage import Usage, pids_of, together  # here: most workers are never over their limit
 
         self._usage = self._usage or Usage()
         budget, capacity = self._thresholds.budget, read_capacity(held=lambda: together(pids_of(self._pool())))

@@ -13,7 +13,7 @@ from oomsafe.policy.shedding import RESUME_AT
 from oomsafe.policy.units import Percent
 
 if TYPE_CHECKING:
-    from oomsafe.pool.view import PoolView, WorkerView
+    from oomsafe.scoreboard.view import PoolView, WorkerView
 
 #: Seconds for which it is taken that as much is shared among the processes as was: reading it stalls them.
 SHARED_FOR = 5.0

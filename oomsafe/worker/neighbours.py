@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from oomsafe.policy.decide import Pool
-from oomsafe.pool.scoreboard import Allowed, Others, Scoreboard
-from oomsafe.pool.slot import Slot
+from oomsafe.policy.recycle import Pool
+from oomsafe.scoreboard.board import Allowed, Others, Scoreboard
+from oomsafe.scoreboard.slot import Slot
 
 if TYPE_CHECKING:
-    from oomsafe.pool.siblings import Siblings
+    from oomsafe.worker.siblings import Siblings
 
 #: Seconds after which a supervisor that has not looked gives no orders any more: it is stopped, or gone.
 LOOKS_EVERY = 3.0

@@ -20,23 +20,23 @@ from oomsafe.kernel.cgroup import find_cgroup
 from oomsafe.kernel.oom_score import read_score, write_score
 from oomsafe.kernel.process import anonymous_of, descendants_of, is_alive, sizes_of
 from oomsafe.log import attempt, log
-from oomsafe.policy.decide import Order
+from oomsafe.policy.boot_line import dry, limits_in_force
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
 from oomsafe.policy.readers import SCORE_MAX
 from oomsafe.policy.reclaim import SHARED_MUCH
+from oomsafe.policy.recycle import Order
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.standing import Standing, follow, in_force, is_another_limit, reckons_as
 from oomsafe.policy.state import State
 from oomsafe.policy.units import format_size
 from oomsafe.policy.victims import auto_step, clamp_score
-from oomsafe.pool.boot_line import dry, limits_in_force
-from oomsafe.pool.monitor import Fleet, Monitor
-from oomsafe.pool.onlooker import Onlooker
-from oomsafe.pool.preload import Preload
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.seat import Seat, enlist
-from oomsafe.pool.slot import Slot
-from oomsafe.pool.usage import Usage
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.seat import Seat, enlist
+from oomsafe.scoreboard.slot import Slot
+from oomsafe.scoreboard.usage import Usage
+from oomsafe.supervisor.onlooker import Onlooker
+from oomsafe.supervisor.preload import Preload
+from oomsafe.supervisor.replacements import Fleet, Monitor
 
 #: Seconds between two looks at whether the supervisor has grown.
 RESCORE_EVERY = 5.0

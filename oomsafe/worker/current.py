@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from oomsafe.log import attempt, log, once
 from oomsafe.policy.settings import Policy, load_policy
-from oomsafe.pool.guard import Guard, Recycle
-from oomsafe.pool.meter import Work
+from oomsafe.worker.guard import Guard, Recycle
+from oomsafe.worker.meter import Work
 
 if TYPE_CHECKING:
-    from oomsafe.pool.siblings import Siblings
+    from oomsafe.worker.siblings import Siblings
 
 
 class Way(NamedTuple):
@@ -110,7 +110,7 @@ def carried(carrier: Mapping[str, Any], start_response: Any = None) -> Work | No
 def _siblings(workers: int) -> Siblings | None:
     if workers < 2:
         return None
-    from oomsafe.pool.siblings import Siblings  # here: most workers have a scoreboard
+    from oomsafe.worker.siblings import Siblings  # here: most workers have a scoreboard
 
     return Siblings(workers)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from oomsafe.policy.decide import Reason
 from oomsafe.policy.limits import Limits
 from oomsafe.policy.readers import COUNT_CLEAN
+from oomsafe.policy.recycle import Reason
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_change, format_size
 

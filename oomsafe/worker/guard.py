@@ -17,7 +17,11 @@ from oomsafe.kernel.malloc import trim
 from oomsafe.kernel.oom_score import raise_score, read_score
 from oomsafe.kernel.process import OwnMemory
 from oomsafe.log import log, once
-from oomsafe.policy.decide import (
+from oomsafe.policy.door import WAITS_FOR
+from oomsafe.policy.limits import Capacity, Limits
+from oomsafe.policy.readers import COUNT_CLEAN
+from oomsafe.policy.reclaim import futile_after
+from oomsafe.policy.recycle import (
     ASKS_FROM,
     SETTLED,
     Action,
@@ -31,30 +35,26 @@ from oomsafe.policy.decide import (
     has_settled,
     outruns,
 )
-from oomsafe.policy.door import WAITS_FOR
-from oomsafe.policy.limits import Capacity, Limits
-from oomsafe.policy.readers import COUNT_CLEAN
-from oomsafe.policy.reclaim import futile_after
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.policy.trend import LATELY, SAMPLE_EVERY, Growth, Trend
 from oomsafe.policy.units import MIB, format_size
-from oomsafe.pool import layout
-from oomsafe.pool.door import Door
-from oomsafe.pool.farewell import farewell, history
-from oomsafe.pool.forks import own
-from oomsafe.pool.gauge import Gauge
-from oomsafe.pool.meter import PUBLISH_EVERY, Meter
-from oomsafe.pool.neighbours import Neighbours
-from oomsafe.pool.pressure import SHORT_EVERY, Pressure
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.slot import Figures, Slot
-from oomsafe.pool.thresholds import Thresholds
+from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.forks import own
+from oomsafe.scoreboard.slot import Figures, Slot
+from oomsafe.worker.door import Door
+from oomsafe.worker.farewell import farewell, history
+from oomsafe.worker.gauge import Gauge
+from oomsafe.worker.meter import PUBLISH_EVERY, Meter
+from oomsafe.worker.neighbours import Neighbours
+from oomsafe.worker.pressure import SHORT_EVERY, Pressure
+from oomsafe.worker.thresholds import Thresholds
 
 if TYPE_CHECKING:
-    from oomsafe.pool.seat import Seat
-    from oomsafe.pool.siblings import Siblings
-    from oomsafe.pool.view import PoolView
+    from oomsafe.scoreboard.seat import Seat
+    from oomsafe.scoreboard.view import PoolView
+    from oomsafe.worker.siblings import Siblings
 
 #: Seconds until a worker over its limit that may not go yet looks again.
 LOOK_AGAIN = 0.005
@@ -158,7 +158,7 @@ class Guard(Meter):
 
     def say_limits(self, above: str) -> None:
         """One line at the boot of a process that no supervisor speaks for: its limits, and what becomes of it `above` the soft one."""
-        from oomsafe.pool.boot_line import dry, limits_in_force  # here: most workers have a supervisor
+        from oomsafe.policy.boot_line import dry, limits_in_force  # here: most workers have a supervisor
 
         limits = limits_in_force(self.policy, self.limits, self._thresholds.capacity)
         log.info("oomsafe guards this process: %s; above its soft limit %s%s", limits, above, dry(self.policy))
@@ -198,7 +198,7 @@ class Guard(Meter):
         )
 
     def _view(self) -> PoolView:
-        from oomsafe.pool.view import view_alone  # here: most workers are never asked
+        from oomsafe.scoreboard.view import view_alone  # here: most workers are never asked
 
         return self._board.read() if self._board is not None else view_alone(self.slot.copy())
 
@@ -363,7 +363,7 @@ class Guard(Meter):
             pass  # it belongs to another user: it looks by itself within a second
 
     def _reclaim(self, over: int) -> bool:
-        from oomsafe.pool.reclaim import collect  # here: only a worker over its limit pays for it
+        from oomsafe.worker.reclaim import collect  # here: only a worker over its limit pays for it
 
         before = self.rss
         # a tenth of a second: what comes meanwhile would take it far above its limit

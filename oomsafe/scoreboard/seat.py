@@ -11,8 +11,8 @@ from oomsafe.kernel.process import set_comm
 from oomsafe.log import log
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
-from oomsafe.pool.scoreboard import Scoreboard
-from oomsafe.pool.slot import Slot, comm_of
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.slot import Slot, comm_of
 
 
 @dataclass(frozen=True)

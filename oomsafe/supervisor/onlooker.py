@@ -7,7 +7,7 @@ import time
 from oomsafe.kernel.process import is_alive, sizes_of
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.settings import Policy
-from oomsafe.pool.scoreboard import Scoreboard
+from oomsafe.scoreboard.board import Scoreboard
 
 #: Seconds for which a worker may say nothing: it says what it holds once a second.
 SILENT_FOR = 2.0

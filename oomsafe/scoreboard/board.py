@@ -18,19 +18,20 @@ from typing import TYPE_CHECKING, NamedTuple
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import is_alive, start_of_child, start_time
 from oomsafe.log import log
-from oomsafe.policy.decide import Order
 from oomsafe.policy.limits import Capacity
+from oomsafe.policy.recycle import Order
 from oomsafe.policy.state import State
 from oomsafe.policy.trend import Growth
-from oomsafe.pool import backing, layout, places
-from oomsafe.pool.backing import Backing
-from oomsafe.pool.layout import Counters, optional, stored
-from oomsafe.pool.lock import Kept, PoolLock
-from oomsafe.pool.slot import Slot, order_of
+from oomsafe.scoreboard import file as backing
+from oomsafe.scoreboard import layout, places
+from oomsafe.scoreboard.file import Backing
+from oomsafe.scoreboard.layout import Counters, optional, stored
+from oomsafe.scoreboard.lock import Kept, PoolLock
+from oomsafe.scoreboard.slot import Slot, order_of
 
 if TYPE_CHECKING:
-    from oomsafe.pool.reader import Reader
-    from oomsafe.pool.view import PoolView
+    from oomsafe.scoreboard.reader import Reader
+    from oomsafe.scoreboard.view import PoolView
 
 #: A slot that was reserved this long ago, in seconds, and never claimed belongs to a fork that failed.
 RESERVED_FOR = 60.0
@@ -152,7 +153,7 @@ class Scoreboard:
     @staticmethod
     def open(path: str) -> Reader:
         """Another process's scoreboard, to read. Raises ScoreboardError when it is none."""
-        from oomsafe.pool.reader import Reader  # here: a worker reads its own
+        from oomsafe.scoreboard.reader import Reader  # here: a worker reads its own
 
         return Reader(path)
 
@@ -362,7 +363,7 @@ class Scoreboard:
 
     def read(self) -> PoolView:
         """The whole pool, as one consistent copy."""
-        from oomsafe.pool.view import read_pool  # here: most workers are never asked
+        from oomsafe.scoreboard.view import read_pool  # here: most workers are never asked
 
         self._learn()
         if os.getpid() != self._owner:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from oomsafe.kernel.process import COMM_LENGTH, start_time
-from oomsafe.policy.decide import Order
 from oomsafe.policy.readers import SCORE_MAX
+from oomsafe.policy.recycle import Order
 from oomsafe.policy.state import State
 from oomsafe.policy.trend import Growth
-from oomsafe.pool import layout
-from oomsafe.pool.forks import own
-from oomsafe.pool.layout import Counters, optional, stored
+from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.forks import own
+from oomsafe.scoreboard.layout import Counters, optional, stored
 
 #: -1 is a score like any other, so None is written as a number that is none.
 _NO_SCORE = -32768

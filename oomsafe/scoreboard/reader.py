@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from oomsafe.errors import ScoreboardError
-from oomsafe.pool import backing, layout
-from oomsafe.pool.view import PATIENCE, PoolView, read_pool
+from oomsafe.scoreboard import file as backing
+from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.view import PATIENCE, PoolView, read_pool
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -1,4 +1,4 @@
-"""In the supervisor: one look at the pool, one step of the schedule (policy/surge.py). Nothing here waits."""
+"""In the supervisor: one look at the pool, one step of the schedule (policy/replace.py). Nothing here waits."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from oomsafe.log import log
-from oomsafe.policy.decide import Order, is_out, is_short, outruns
 from oomsafe.policy.limits import Capacity, resolve_limits, turns
 from oomsafe.policy.readers import COUNT_CLEAN
+from oomsafe.policy.recycle import Order, is_out, is_short, outruns
+from oomsafe.policy.replace import Do, Ledger, Room, Seen, Step, failed, gone, plan, recovered, spawned
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
-from oomsafe.policy.surge import Do, Ledger, Room, Seen, Step, failed, gone, plan, recovered, spawned
 from oomsafe.policy.trend import LATELY, Growth
 from oomsafe.policy.units import format_size
-from oomsafe.pool.scoreboard import Entry, Scoreboard
-from oomsafe.pool.usage import Usage
+from oomsafe.scoreboard.board import Entry, Scoreboard
+from oomsafe.scoreboard.usage import Usage
 
 #: Why a worker goes before its replacement where its user wants it so: that needs no line.
 NO_SURGE = "surge is off"

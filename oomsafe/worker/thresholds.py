@@ -9,14 +9,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from oomsafe.log import log
-from oomsafe.policy.decide import SETTLED_FOR, SETTLED_WORKERS, above_baseline, settled_limits, within_reach
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits
+from oomsafe.policy.recycle import SETTLED_FOR, SETTLED_WORKERS, above_baseline, settled_limits, within_reach
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.standing import Standing, follow, in_force, is_another_limit
 from oomsafe.policy.units import format_size
-from oomsafe.pool import layout
-from oomsafe.pool.gauge import Gauge
-from oomsafe.pool.neighbours import Neighbours
+from oomsafe.scoreboard import layout
+from oomsafe.worker.gauge import Gauge
+from oomsafe.worker.neighbours import Neighbours
 
 #: Seconds between two looks at what the kernel allows, for a worker whom no supervisor tells.
 LOOK_EVERY = 1.0

@@ -11,7 +11,7 @@ import os
 from _thread import allocate_lock, get_ident
 
 from oomsafe.log import log
-from oomsafe.pool.forks import own
+from oomsafe.scoreboard.forks import own
 
 
 class Kept:

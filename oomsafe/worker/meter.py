@@ -20,8 +20,8 @@ from oomsafe.kernel.process import OwnMemory
 from oomsafe.log import failed
 from oomsafe.policy.growth import GrowthClock
 from oomsafe.policy.headers import memory_headers
-from oomsafe.pool.layout import BOUNDS, CELL_NAME, IN_USE, OTHER, UNMATCHED, Counters
-from oomsafe.pool.slot import Slot
+from oomsafe.scoreboard.layout import BOUNDS, CELL_NAME, IN_USE, OTHER, UNMATCHED, Counters
+from oomsafe.scoreboard.slot import Slot
 
 _usage, _self = resource.getrusage, resource.RUSAGE_SELF
 _clock = time.monotonic
@@ -328,7 +328,7 @@ class Meter:
             return self.rss
 
     def leave(self) -> None:
-        """In a fork of its process: see oomsafe/pool/forks.py. What it counts from now on nobody sees."""
+        """In a fork of its process: see oomsafe/scoreboard/forks.py. What it counts from now on nobody sees."""
         # a thread that the fork has not may have held it
         self._lock = RLock()
         # offsets of cells, as the work in flight has them, are those of the parent's slot

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import is_alive, may_become_another_user, start_time
-from oomsafe.pool import layout, places
+from oomsafe.scoreboard import layout, places
 
 #: What memory is called in /proc/PID/fd.
 MEMORY = "oomsafe-scoreboard"

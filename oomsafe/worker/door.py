@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from oomsafe.policy.door import WAITS_FOR, Crowd, looks_from, next_door
 from oomsafe.policy.door import Door as State
 from oomsafe.policy.trend import Growth
-from oomsafe.pool.meter import PUBLISH_EVERY
-from oomsafe.pool.neighbours import Neighbours
-from oomsafe.pool.pressure import SHORT_EVERY, Pressure
+from oomsafe.worker.meter import PUBLISH_EVERY
+from oomsafe.worker.neighbours import Neighbours
+from oomsafe.worker.pressure import SHORT_EVERY, Pressure
 
 if TYPE_CHECKING:
-    from oomsafe.pool.guard import Guard
+    from oomsafe.worker.guard import Guard
 
 #: Seconds between two looks of who waits: the first, and the longest.
 FIRST_WAIT, LONGEST_WAIT = 0.005, 0.05

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from oomsafe.kernel.process import is_alive
 from oomsafe.policy.state import State
 from oomsafe.policy.text import printable
-from oomsafe.pool import layout
-from oomsafe.pool.layout import Counters, as_text, optional
-from oomsafe.pool.slot import Figures
+from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.layout import Counters, as_text, optional
+from oomsafe.scoreboard.slot import Figures
 
 #: Seconds for which a copy is tried anew where writers are met, all slots together, before they are taken as they are.
 PATIENCE = 0.1

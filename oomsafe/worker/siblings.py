@@ -14,7 +14,7 @@ import time
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import children_of, start_time
 from oomsafe.log import attempt
-from oomsafe.pool import places
+from oomsafe.scoreboard import places
 
 #: Where in the file the turn is. No worker has this pid.
 TURN = 0
