@@ -10,18 +10,18 @@ import asyncio
 import inspect
 import os
 import sys
-import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from oomsafe.asgi.drain import closed_websocket, open_websocket
 from oomsafe.asgi.routes import RouteNames
-from oomsafe.asgi.uvicorn_server import own_recycle, running_loop, serves_here
+from oomsafe.drain.drain import closed_websocket, open_websocket
+from oomsafe.drain.uvicorn import own_recycle, running_loop, serves_here
+from oomsafe.http.carrier import KEY, carried
+from oomsafe.http.headers import TOKEN_ASGI, announces, headers_of
 from oomsafe.log import attempt
-from oomsafe.policy.headers import TOKEN_ASGI, may_see
 from oomsafe.policy.settings import load_policy
 from oomsafe.scoreboard.layout import UNMATCHED
-from oomsafe.worker.current import KEY, carried, get_guard, guard_for, own_guard
+from oomsafe.worker.current import get_guard, guard_for, own_guard
 from oomsafe.worker.door import Waiting
 from oomsafe.worker.guard import Guard
 from oomsafe.worker.meter import Work
@@ -156,17 +156,13 @@ class MemoryMiddleware:
 
         It returns the server's own awaitable, and passes for a coroutine function, as the server's send() does: asgiref asks.
         """
-        setting = self._headers
-        shown = bool(setting) and not work.announced and (setting is True or may_see(setting, _token(scope)))
-        if shown:  # and only then: else a middleware within, which has the headers on, would leave them to this one
-            work.announced = True
-        guard = work.meter
+        shown, guard = announces(self._headers, work, lambda: _token(scope)), work.meter
 
         def announce(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 headers = message.get("headers", ())
                 if shown:
-                    headers = [*headers, *guard.headers(work)[1]]
+                    headers = [*headers, *headers_of(work).raw]
                 if guard.leaving and scope.get("http_version") != "2":
                     headers = [*(pair for pair in headers if pair[0].lower() != b"connection"), CLOSE]
                 # a new message: an app may send the same one every time
@@ -184,11 +180,6 @@ async def _room(guard: Guard) -> None:
     waiting = Waiting(guard)
     while seconds := waiting.seconds():
         await asyncio.sleep(seconds)
-
-
-def in_thread(function: Callable[[], None]) -> None:
-    """Run something slow beside an event loop: malloc_trim takes up to 9 ms, and lets go of the GIL."""
-    threading.Thread(target=function, name="oomsafe", daemon=True).start()
 
 
 def _token(scope: Scope) -> bytes | None:

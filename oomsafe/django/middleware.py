@@ -16,12 +16,13 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 from oomsafe.errors import ConfigError
+from oomsafe.http.carrier import KEY, carried
+from oomsafe.http.headers import TOKEN_WSGI, announces, headers_of
 from oomsafe.log import failed, log, once
-from oomsafe.policy.headers import TOKEN_WSGI, may_see
 from oomsafe.policy.routes import label
 from oomsafe.policy.settings import Policy, load_policy, misplaced
 from oomsafe.scoreboard.layout import UNMATCHED
-from oomsafe.worker.current import KEY, carried, guard_for
+from oomsafe.worker.current import guard_for
 from oomsafe.worker.guard import Guard
 from oomsafe.worker.meter import Work
 
@@ -115,14 +116,10 @@ class MemoryMiddleware:
 
     def _announce(self, request: HttpRequest, response: HttpResponseBase, work: Work) -> None:
         """Add the memory headers, once, for who may see them."""
-        setting = self._headers
-        if not setting or work.announced:
+        if not announces(self._headers, work, lambda: request.META.get(TOKEN_WSGI)):
             return
-        if setting is not True and not may_see(setting, request.META.get(TOKEN_WSGI)):
-            return
-        work.announced = True
         headers = response.headers
-        for name, figure in work.headers():
+        for name, figure in headers_of(work).text:
             # a list, to which others have something to add as well: Django keeps one header a name
             theirs = headers.get(name) if name == "Server-Timing" else None
             headers[name] = f"{theirs}, {figure}" if theirs else figure

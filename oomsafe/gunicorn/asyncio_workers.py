@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from oomsafe.asgi.drain import Drain, Heart
-from oomsafe.asgi.stalled import Owed, Wait
-from oomsafe.asgi.uvicorn_server import UvicornDrain
+from oomsafe.drain.drain import Drain, Heart
+from oomsafe.drain.stalled import Owed, Wait
+from oomsafe.drain.uvicorn import UvicornDrain
 
 #: Seconds that gunicorn's asgi worker gives a connection after its grace period.
 LAST_MOMENT = 1

@@ -34,6 +34,7 @@ from oomsafe.scoreboard.slot import Slot
 from oomsafe.scoreboard.usage import Usage
 from oomsafe.scoreboard.view import PoolView
 from oomsafe.supervisor.supervisor import Supervisor
+from oomsafe.worker.background import in_thread
 from oomsafe.worker.current import set_guard
 from oomsafe.worker.guard import Guard
 
@@ -279,8 +280,6 @@ class DirtyPool:
 
     def init(self, worker: Any) -> None:
         """With its apps loaded, before it serves."""
-        from oomsafe.asgi.middleware import in_thread
-
         slot = _slot(worker)
         # that it is over its limit it says on the scoreboard; without, nobody would hear
         recycle = _serve_on if slot is not None and self._recycles else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from oomsafe.asgi.stalled import Owed, Wait
+from oomsafe.drain.stalled import Owed, Wait
 
 #: Seconds for which streams are not begun before their client is told so.
 HOLD = 1.0

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from oomsafe.log import attempt
-from oomsafe.worker.guard import Background, Guard
+from oomsafe.worker.background import Background, in_thread
+from oomsafe.worker.guard import Guard
 from oomsafe.worker.pressure import IDLE_MOMENT
 
 #: Seconds between two heartbeats of UvicornWorker, and so between two ticks; its own are timeout / 2 apart.
@@ -48,11 +49,7 @@ def kind_of(worker: Any) -> str:
 
 def background_of(worker: Any) -> Background | None:
     """How to run something slow beside the requests; None: in place, between two of them."""
-    if kind_of(worker) not in ("uvicorn", "asgi", "aiohttp", "tornado"):
-        return None
-    from oomsafe.asgi.middleware import in_thread
-
-    return in_thread
+    return in_thread if kind_of(worker) in ("uvicorn", "asgi", "aiohttp", "tornado") else None
 
 
 def recycle_of(worker: Any, grace_period: float) -> Callable[[], None] | None:

@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 from uvicorn.config import Config
 from uvicorn.server import Server
 
-from oomsafe.asgi.middleware import MemoryMiddleware, in_thread
-from oomsafe.asgi.uvicorn_server import UvicornDrain, log_with_uvicorn, recycles_alone
+from oomsafe.asgi.middleware import MemoryMiddleware
+from oomsafe.drain.uvicorn import UvicornDrain, log_with_uvicorn, recycles_alone
 from oomsafe.log import attempt, log
 from oomsafe.policy.settings import came_too_late, set_in
 from oomsafe.scoreboard.seat import Seat
 from oomsafe.uvicorn.reading import GIVE_IT, read_policy
+from oomsafe.worker.background import in_thread
 from oomsafe.worker.current import STAYS, Way, set_guard
 from oomsafe.worker.guard import Guard
 

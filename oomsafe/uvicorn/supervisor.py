@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from uvicorn.config import Config
 from uvicorn.supervisors import multiprocess
 
-from oomsafe.asgi.uvicorn_server import log_with_uvicorn
+from oomsafe.drain.uvicorn import log_with_uvicorn
 from oomsafe.log import attempt, log
 from oomsafe.scoreboard.seat import Seat
 from oomsafe.supervisor.supervisor import Supervisor

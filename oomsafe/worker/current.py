@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from oomsafe.log import attempt, log, once
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.worker.guard import Guard, Recycle
-from oomsafe.worker.meter import Work
 
 if TYPE_CHECKING:
     from oomsafe.worker.siblings import Siblings
@@ -33,12 +32,6 @@ class Way(NamedTuple):
 
 
 RecycleOf = Callable[[Policy], Way | None]
-
-#: Under which a request carries its Work from one middleware to the next, so that it is counted once, and announced once.
-KEY = "oomsafe.work"
-
-#: Where a bridge between ASGI and WSGI puts the other side's scope or environ: as a2wsgi names them.
-OTHER_SIDE = ("asgi.scope", "wsgi_environ")
 
 #: Seconds until a guard that could not be made is tried again: at once, then after twice as long each time, and at most so long.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -91,20 +84,6 @@ def guard_for(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | No
     if ignored:
         once("keywords", logging.WARNING, "MemoryMiddleware: %s ignored, for this process is guarded already", ignored)
     return guard
-
-
-def carried(carrier: Mapping[str, Any], start_response: Any = None) -> Work | None:
-    """The Work of a request that was counted on the other side of a bridge between ASGI and WSGI; None when it was not.
-
-    `carrier` is the scope or the environ on this side. The bridges of Starlette, uvicorn and asgiref put nothing there, but
-    the method that they give as start_response is that of an object which has the scope.
-    """
-    sides = [carrier.get(name) for name in OTHER_SIDE]
-    for side in (*sides, getattr(getattr(start_response, "__self__", None), "scope", None)):
-        if isinstance(side, Mapping) and KEY in side:
-            work: Work = side[KEY]
-            return work
-    return None
 
 
 def _siblings(workers: int) -> Siblings | None:

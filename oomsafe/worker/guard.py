@@ -43,6 +43,7 @@ from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.forks import own
 from oomsafe.scoreboard.slot import Figures, Slot
+from oomsafe.worker.background import Background
 from oomsafe.worker.door import Door
 from oomsafe.worker.farewell import farewell, history
 from oomsafe.worker.gauge import Gauge
@@ -66,7 +67,6 @@ ASK_EVERY = 0.1
 LOOKS_AHEAD = 2.0
 
 Recycle = Callable[[], None]
-Background = Callable[[Callable[[], None]], None]
 
 
 class Guard(Meter):

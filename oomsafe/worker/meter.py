@@ -14,12 +14,11 @@ import time
 from _thread import RLock  # the real one: gevent replaces threading's, and nothing here waits
 from bisect import bisect_left
 from types import TracebackType
-from typing import Final
+from typing import Final, NamedTuple
 
 from oomsafe.kernel.process import OwnMemory
 from oomsafe.log import failed
 from oomsafe.policy.growth import GrowthClock
-from oomsafe.policy.headers import memory_headers
 from oomsafe.scoreboard.layout import BOUNDS, CELL_NAME, IN_USE, OTHER, UNMATCHED, Counters
 from oomsafe.scoreboard.slot import Slot
 
@@ -32,7 +31,7 @@ MINFLT: Final = 6
 #: Seconds after the end of work in which nothing is read at the next one's begin.
 SAME_BREATH = 0.05
 
-#: Seconds after a response's headers in which nothing is read at the end of its work: what has grown is the server's sending.
+#: Seconds after work was told its figures in which nothing is read at its end: what has grown is the server's sending.
 AT_ONCE = 0.0001
 
 #: Bytes that file pages and shared memory may grow by together until it is looked at which of them it was, for 5 us.
@@ -40,6 +39,16 @@ WEIGHED_EVERY = 1 << 20
 
 #: Seconds between two publications of a worker's figures.
 PUBLISH_EVERY = 1.0
+
+
+class Present(NamedTuple):
+    """What a piece of work may be told while it runs. Bytes."""
+
+    grown: int
+    """What it has grown the process by; negative when it shrank."""
+    rss: int
+    limit: int | None
+    """The worker's soft limit; None while there is none."""
 
 
 class Work:
@@ -57,7 +66,7 @@ class Work:
     mark: float | None
     """The growth clock's value when it began; None: it has no share in the process's growth."""
     announced: bool
-    """Whether the memory headers are on its response already: middleware may be there twice."""
+    """Whether whoever asked for it has been told of it: its middleware may be there twice."""
     cell: int
     """Where the in-flight record is that it holds; -1: none was free."""
 
@@ -68,10 +77,6 @@ class Work:
     def end(self) -> int:
         """End it, once; later calls change nothing. Returns the growth in bytes."""
         return self.meter.end(self)
-
-    def headers(self) -> list[tuple[str, str]]:
-        """The memory headers of a response, with the figures of this moment."""
-        return self.meter.headers(self)[0]
 
     def __enter__(self) -> Work:
         return self
@@ -139,9 +144,8 @@ class Meter:
         self._at_once = 0.0
         self._publish_at = 0.0
         self._still = False
-        """Whether nothing has changed since headers were made for work that had not grown."""
-        self._headers_of: tuple[int, int, int | None] | None = None
-        self._headers: tuple[list[tuple[str, str]], list[tuple[bytes, bytes]]] = ([], [])
+        """Whether nothing has changed since work was told that it had not grown."""
+        self._present: Present | None = None
 
     def begin(self, name: bytes, measured: bool = True) -> Work:
         """Work begins; `name` may come from outside, for it is made printable by those who show it.
@@ -231,11 +235,8 @@ class Meter:
         if growth > self.largest[0]:
             self.largest = (growth, name)
 
-    def headers(self, work: Work) -> tuple[list[tuple[str, str]], list[tuple[bytes, bytes]]]:
-        """The memory headers for `work` at this moment, as text and as bytes; none while there is no figure.
-
-        They are made anew only when a figure has changed: where nothing grows, that is never.
-        """
+    def present(self, work: Work) -> Present | None:
+        """The figures of this moment; None while there are none. The same object as before, where none has changed."""
         try:
             faults = _usage(_self)[MINFLT]
             if faults != self._faults:
@@ -243,17 +244,14 @@ class Meter:
             self._at_once = _clock() + AT_ONCE
             value, mark = self.clock.value, work.mark
             if self._still and value == mark:
-                return self._headers
-            figures = (0 if mark is None else int(value - mark), self.rss, self.soft_limit)
-            self._still = not figures[0]
-            if figures != self._headers_of and self.rss_known:
-                grown, rss, limit = figures
-                text = memory_headers(rss, grown, limit)
-                self._headers = (text, [(name.lower().encode("ascii"), figure.encode("ascii")) for name, figure in text])
-                self._headers_of = figures
+                return self._present
+            figures = Present(0 if mark is None else int(value - mark), self.rss, self.soft_limit)
+            self._still = not figures.grown
+            if figures != self._present and self.rss_known:
+                self._present = figures
         except Exception as error:
-            self.failed("headers", error)
-        return self._headers
+            self.failed("present figures", error)
+        return self._present
 
     def grown(self, work: Work) -> int:
         """See Work.grown."""

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, repeat
 from typing import Any
 
-from oomsafe.policy.headers import TOKEN_WSGI, may_see
+from oomsafe.http.carrier import KEY, carried
+from oomsafe.http.headers import TOKEN_WSGI, announces, headers_of
 from oomsafe.policy.settings import load_policy
-from oomsafe.worker.current import KEY, carried, guard_for
+from oomsafe.worker.current import guard_for
 from oomsafe.worker.door import Waiting
 from oomsafe.worker.guard import Guard
 from oomsafe.worker.meter import Work
@@ -92,15 +93,13 @@ def _room(guard: Guard) -> None:
 
 def _starting(shown: bool | str, environ: Environ, start_response: Any, work: Work) -> Any:
     """start_response that notes the route, and adds the memory headers, once, for who may see them."""
-    announce = shown and not work.announced and (shown is True or may_see(shown, environ.get(TOKEN_WSGI)))
-    if announce:
-        work.announced = True
+    announce = shown and announces(shown, work, lambda: environ.get(TOKEN_WSGI))
 
     def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         if "werkzeug.request" in environ:
             work.route = route_of(environ, work.route)
         if announce:  # a new list: an app may give the same one every time
-            headers = [*headers, *work.meter.headers(work)[0]]
+            headers = [*headers, *headers_of(work).text]
         return start_response(status, headers) if exc_info is None else start_response(status, headers, exc_info)
 
     return start

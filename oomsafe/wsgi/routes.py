@@ -10,10 +10,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from oomsafe.http.carrier import KEY
 from oomsafe.log import attempt
 from oomsafe.policy.routes import label
 from oomsafe.scoreboard.layout import UNMATCHED
-from oomsafe.worker.current import KEY
 from oomsafe.worker.meter import Work
 
 #: Where a WSGI app has another that it wraps.

@@ -61,7 +61,7 @@ def test_an_idle_connection_is_closed_by_a_worker_whose_memory_holds_the_pool_up
 def test_who_has_connected_and_not_asked_yet_is_answered(serve, worker_class, settings):
     """Whatever is asked then, and however: one answer, `Connection: close` once, and the end of the connection."""
     loses_none(worker_class)
-    patient = "import oomsafe.asgi.drain\noomsafe.asgi.drain.HEAD_MOMENT = 20"
+    patient = "import oomsafe.drain.drain\noomsafe.drain.drain.HEAD_MOMENT = 20"
     gunicorn = alone(serve, worker_class, f"{settings}\n{patient}")
     fresh = {form: socket.create_connection(("127.0.0.1", gunicorn.port), 20) for form in REQUESTS}
 

@@ -33,7 +33,7 @@ HALF_SENT = {
 }
 
 #: A body that does not come for a second has stalled: nobody waits for five.
-IMPATIENT = "import oomsafe.asgi.drain\noomsafe.asgi.drain.BODY_MOMENT = 1.0"
+IMPATIENT = "import oomsafe.drain.drain\noomsafe.drain.drain.BODY_MOMENT = 1.0"
 
 POST = b"POST /upload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
 
@@ -76,7 +76,7 @@ def test_a_slow_upload_is_waited_for(serve, worker_class, settings):
 @pytest.mark.parametrize(("worker_class", "settings"), ASYNCIO)
 def test_who_is_in_its_tls_handshake_is_answered(serve, worker_class, settings, certificate):
     """Its connection was accepted before the drain began, which the server itself does not know until the handshake is done."""
-    patient = "import oomsafe.asgi.drain\noomsafe.asgi.drain.HEAD_MOMENT = 10"
+    patient = "import oomsafe.drain.drain\noomsafe.drain.drain.HEAD_MOMENT = 10"
     gunicorn = alone(serve, worker_class, f"{settings}\n{patient}\n{certificate.settings}")
     gunicorn.tls = certificate.client
     with ExitStack() as stack:

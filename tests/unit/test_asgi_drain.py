@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from oomsafe.asgi.drain import Drain
-from oomsafe.asgi.stalled import Owed, Stalled, Wait
+from oomsafe.drain.drain import Drain
+from oomsafe.drain.stalled import Owed, Stalled, Wait
 
 
 async def _serve_one(begin_before_accept: bool) -> tuple[bytes, list[bool]]:

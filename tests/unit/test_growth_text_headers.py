@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oomsafe.http.headers import may_see, memory_headers
 from oomsafe.policy.growth import GrowthClock
-from oomsafe.policy.headers import may_see, memory_headers
 from oomsafe.policy.text import near_matches, printable
 
 SECRET = "correct horse battery"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from unit.scripted import MIB, Clock, Memory
 
+from oomsafe.http.headers import headers_of
 from oomsafe.kernel.capacity import MACHINE
 from oomsafe.kernel.oom_score import read_score
 from oomsafe.kernel.process import Shares, held_of
@@ -425,7 +426,7 @@ def test_no_figure_never_acts(guarded: Any, clock: Clock, recycled: list[str]) -
     (worker,) = guard.pool().workers
     assert (recycled, guard.should_recycle, guard.counters.work) == ([], False, 1)
     assert (worker.figures.rss, worker.figures.peak_rss, worker.figures.baseline) == (None, None, None)
-    assert guard.work("x").headers() == []
+    assert headers_of(guard.work("x")).text == []
 
 
 def test_a_figure_that_is_missing_for_a_while(guarded: Any, clock: Clock, recycled: list[str]) -> None:

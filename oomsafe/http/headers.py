@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from oomsafe.policy.units import format_change, format_size
+from oomsafe.worker.meter import Present, Work
 
 #: The request header that must carry the secret where one is set, as WSGI and as ASGI name it.
 TOKEN_WSGI = "HTTP_X_MEMORY_TOKEN"  # noqa: S105  the name of a header
 TOKEN_ASGI = b"x-memory-token"
+
+
+class Made(NamedTuple):
+    """The memory headers for certain figures."""
+
+    of: Present | None
+    text: list[tuple[str, str]]
+    raw: list[tuple[bytes, bytes]]
+
+
+#: The last ones. They are made anew only when a figure has changed: where nothing grows, that is never.
+_made = Made(None, [], [])
+
+
+def headers_of(work: Work) -> Made:
+    """The memory headers for `work` at this moment; none while there is no figure."""
+    global _made
+    present, made = work.meter.present(work), _made
+    if present is not made.of:
+        text = [] if present is None else memory_headers(present.rss, present.grown, present.limit)
+        _made = made = Made(present, text, [(name.lower().encode("ascii"), figure.encode("ascii")) for name, figure in text])
+    return made
+
+
+def announces(setting: bool | str, work: Work, token: Callable[[], str | bytes | None]) -> bool:
+    """Whether this response shows the memory headers: for who may see them, and once: middleware may be there twice.
+
+    Noted only then, else a middleware within, which has the headers on, would leave them to this one.
+    """
+    if not setting or work.announced or not (setting is True or may_see(setting, token())):
+        return False
+    work.announced = True
+    return True
 
 
 def memory_headers(rss: int, delta: int, limit: int | None) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from oomsafe.asgi.stalled import Owed, Stalled, Wait
+from oomsafe.drain.stalled import Owed, Stalled, Wait
 from oomsafe.log import log
 from oomsafe.worker.current import get_guard
 from oomsafe.worker.pressure import IDLE_MOMENT

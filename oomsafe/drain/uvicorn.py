@@ -7,8 +7,8 @@ import logging
 import os
 from typing import Any
 
-from oomsafe.asgi.drain import Drain
-from oomsafe.asgi.stalled import Owed, Wait
+from oomsafe.drain.drain import Drain
+from oomsafe.drain.stalled import Owed, Wait
 from oomsafe.log import log_with
 from oomsafe.policy.settings import Policy
 from oomsafe.worker.current import Way
