@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from oomsafe.cli.bars import memory_bar
-from oomsafe.cli.demo_app import LEAK, TASK_LEAK
-from oomsafe.cli.demo_server import ASGI_CLASSES, DemoServer
-from oomsafe.cli.load import Load
+from oomsafe.demo.app import LEAK, TASK_LEAK
+from oomsafe.demo.load import Load
+from oomsafe.demo.server import ASGI_CLASSES, DemoServer
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import MIB, format_size
 
@@ -66,7 +66,7 @@ def demo(seconds: float, server: str, worker_class: str | None, without: bool, a
 
 
 def _load(server: DemoServer) -> Any:
-    from oomsafe.cli.task_load import TaskLoad  # here: Celery is there only for those who asked for it
+    from oomsafe.demo.task_load import TaskLoad  # here: Celery is there only for those who asked for it
 
     return TaskLoad(server.folder, poison=server.sandbox is not None)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import Celery
 
-from oomsafe.cli.demo_celery import settings
+from oomsafe.demo.celery_app import settings
 
 #: One task in so many balloons.
 BALLOONS = 20

@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import Celery
 
-from oomsafe.cli.demo_app import TASK_LEAK
+from oomsafe.demo.app import TASK_LEAK
 
 #: More than any machine gives: a real allocation that fails.
 FAR_TOO_MUCH = 1 << 46

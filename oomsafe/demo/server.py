@@ -175,18 +175,18 @@ def _command(server: str, worker_class: str, workers: int, guarded: bool) -> lis
     if server == "uvicorn":
         module = "oomsafe.uvicorn" if guarded else "uvicorn"
         options = ["--port", "0", "--workers", str(workers), "--no-access-log"]
-        return [sys.executable, "-m", module, *options, "oomsafe.cli.demo_app:asgi"]
+        return [sys.executable, "-m", module, *options, "oomsafe.demo.app:asgi"]
     if server == "celery":
         # Celery's own way to name a pool; in one's own app it is one line, oomsafe.celery.install(app)
         pool = ["env", "CELERY_CUSTOM_WORKER_POOL=oomsafe.celery.pool:TaskPool"] if guarded else []
         options = ["--concurrency", str(workers), "--pool", "custom" if guarded else "prefork", "--loglevel", "INFO"]
         quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-        return [*pool, sys.executable, "-m", "celery", "-A", "oomsafe.cli.demo_celery:app", "worker", *options, *quiet]
+        return [*pool, sys.executable, "-m", "celery", "-A", "oomsafe.demo.celery_app:app", "worker", *options, *quiet]
     options = ["--bind", "127.0.0.1:0", "--workers", str(workers), "--worker-class", worker_class]
     options += ["--threads", "4"] if worker_class == "gthread" else []
     options += ["--config", "python:oomsafe.gunicorn.conf"] if guarded else []
     app = "asgi" if worker_class in ASGI_CLASSES else "app"
-    return [sys.executable, "-m", "gunicorn", *options, f"oomsafe.cli.demo_app:{app}"]
+    return [sys.executable, "-m", "gunicorn", *options, f"oomsafe.demo.app:{app}"]
 
 
 def _answers(port: int) -> bool:
