@@ -10,10 +10,7 @@ from oomsafe.kernel.cgroup import Cgroup, find_cgroup
 from oomsafe.kernel.files import read_keyed
 from oomsafe.kernel.process import rss_of
 from oomsafe.log import once
-from oomsafe.policy.limits import Capacity, Level, tightest
-
-#: A capacity's source where the machine's memory is what limits it.
-MACHINE = "this machine's memory"
+from oomsafe.policy.limits import MACHINE, Capacity, Level, tightest
 
 
 def read_capacity(

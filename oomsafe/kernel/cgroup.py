@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from oomsafe.kernel.files import read_int, read_keyed, read_text
 from oomsafe.log import once
-from oomsafe.policy.limits import Level
+from oomsafe.policy.limits import Kind, Level, Source
 
 #: v1 writes "no limit" as the highest multiple of the page size below 2**63 (mm/page_counter.c).
 NO_LIMIT = 1 << 62
@@ -47,9 +47,9 @@ class Cgroup(NamedTuple):
             limits = [(limit, name) for name in ("memory.max", "memory.high") if (limit := _v2_limit(f"{folder}/{name}")) is not None]
             if limits:
                 limit, name = min(limits)
-                of = f"cgroup v2 {folder}"
+                source = Source(Kind.CGROUP, folder, 2, "" if name == "memory.max" else name)
                 used = own if folder == self.path else self._working_set(folder)
-                levels.append(Level(limit, of if name == "memory.max" else f"{name} of {of}", used))
+                levels.append(Level(limit, source, used))
         return levels
 
     def _v1_levels(self, own: int | None) -> list[Level]:
@@ -61,9 +61,9 @@ class Cgroup(NamedTuple):
             limit = read_int(f"{folder}/memory.limit_in_bytes")
             # before Linux 5.11 a cgroup may be told not to count what its children use (memory.use_hierarchy): its limit is not theirs
             if limit is not None and smallest <= limit < NO_LIMIT:
-                levels.append(Level(limit, f"cgroup v1 {folder}", own if folder == self.path else self._working_set(folder)))
+                levels.append(Level(limit, Source(Kind.CGROUP, folder, 1), own if folder == self.path else self._working_set(folder)))
         if all(level.limit != smallest for level in levels):
-            levels.append(Level(smallest, f"a cgroup above {self.mount} that can't be seen", None))
+            levels.append(Level(smallest, Source(Kind.HIDDEN, self.mount), None))
         return levels
 
     @property

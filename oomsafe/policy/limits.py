@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 from oomsafe.policy.readers import Metric
@@ -21,11 +22,43 @@ OWN: dict[Metric, Metric] = {"anon": "private", "rss": "uss"}
 AS_TIGHT = 1 / 64
 
 
+class Kind(Enum):
+    """Of what limits a pool's memory."""
+
+    CGROUP = "cgroup"
+    HIDDEN = "hidden"
+    """A cgroup that can't be seen from here."""
+    MACHINE = "machine"
+
+
+class Source(NamedTuple):
+    """Where a limit stands; as text, what logs and `oomsafe status` call it."""
+
+    kind: Kind
+    path: str = ""
+    """The cgroup's folder; of a hidden one, that of the highest which can be seen."""
+    version: int = 0
+    """Of the cgroup's hierarchy."""
+    file: str = ""
+    """The file that has the limit, where it is not the one that everybody expects."""
+
+    def __str__(self) -> str:
+        if self.kind is Kind.MACHINE:
+            return "this machine's memory"
+        if self.kind is Kind.HIDDEN:
+            return f"a cgroup above {self.path} that can't be seen"
+        return f"{self.file and f'{self.file} of '}cgroup v{self.version} {self.path}"
+
+
+#: Of a pool that nothing tighter limits.
+MACHINE = Source(Kind.MACHINE)
+
+
 class Level(NamedTuple):
     """A limit that holds for a pool: its cgroup's, an ancestor's, or the machine's memory. In bytes."""
 
     limit: int
-    source: str
+    source: Source
     used: int | None
     """The working set of all that lives below it, the pool and others; None where it can't be read."""
 
@@ -36,8 +69,8 @@ class Capacity:
 
     limit: int | None
     """That of the level whose limit less its use is the smallest."""
-    source: str
-    """Which level that is, for the log."""
+    source: Source
+    """Which level that is."""
     working_set: int | None = None
     """What is in use below that limit and can't be dropped (usage - inactive_file), by the pool and by others."""
     supervisor_rss: int | None = None

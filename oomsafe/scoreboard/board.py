@@ -179,7 +179,7 @@ class Scoreboard:
         """The supervisor says what limits are worked out from, for workers that live."""
         figures = tuple(map(stored, (capacity.limit, capacity.smallest, capacity.others, capacity.supervisor)))
         changes, *before = layout.ALLOWED.unpack_from(self._memory, layout.ALLOWED_AT)
-        layout.write(self._memory, layout.SOURCE_AT, layout.SOURCE, capacity.source.encode("utf-8", "replace"))
+        layout.write(self._memory, layout.SOURCE_AT, layout.SOURCE, str(capacity.source).encode("utf-8", "replace"))
         if not changes or tuple(before) != figures:
             layout.write(self._memory, layout.ALLOWED_AT, layout.ALLOWED, layout.count(changes + 1) or 1, *figures)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from oomsafe.kernel.capacity import MACHINE
 from oomsafe.kernel.process import held_of, is_alive, rss_of, shared_out
-from oomsafe.policy.limits import Capacity
+from oomsafe.policy.limits import MACHINE, Capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.shedding import RESUME_AT
 from oomsafe.policy.units import Percent

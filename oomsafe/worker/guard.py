@@ -194,7 +194,7 @@ class Guard(Meter):
             return view
         capacity = read_capacity()
         return replace(
-            view, limit=capacity.limit, budget=self.limits.budget, held=capacity.held, others=capacity.others, source=capacity.source
+            view, limit=capacity.limit, budget=self.limits.budget, held=capacity.held, others=capacity.others, source=str(capacity.source)
         )
 
     def _view(self) -> PoolView:

@@ -16,7 +16,7 @@ from needs import need
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.cgroup import Cgroup, find_cgroup
 from oomsafe.kernel.files import read_int, read_keyed
-from oomsafe.policy.limits import Level, tightest
+from oomsafe.policy.limits import Kind, Level, Source, tightest
 
 Said = Callable[[], list[str]]
 
@@ -187,7 +187,7 @@ def test_no_cgroups_are_mounted(tree: Tree, said: Said, line: str) -> None:
 
 def level(limit: int, used: int | None) -> Level:
     """One of no matter where."""
-    return Level(limit, f"{limit} of which {used}", used)
+    return Level(limit, Source(Kind.CGROUP, f"{limit} of which {used}", 2), used)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_an_ancestors_limit_goes_with_its_use(tree: Tree, version: int) -> None:
 
     capacity = read_capacity(proc=tree.proc)
 
-    assert capacity.source == f"cgroup v{version} {tree.root}/cg/memory/a"
+    assert str(capacity.source) == f"cgroup v{version} {tree.root}/cg/memory/a"
     assert (capacity.limit, capacity.working_set) == (400 * MIB, 360 * MIB)
     assert (capacity.others, capacity.room, capacity.held) == (290 * MIB, 110 * MIB, 70 * MIB)
     assert capacity.effective == 300 * MIB
@@ -238,7 +238,7 @@ def test_memory_high_is_named(tree: Tree) -> None:
     """Who reads the line looks for the file that has the figure."""
     throttled(tree)
 
-    assert read_capacity(proc=tree.proc).source == f"memory.high of cgroup v2 {tree.root}/cg/a"
+    assert str(read_capacity(proc=tree.proc).source) == f"memory.high of cgroup v2 {tree.root}/cg/a"
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_others_use_the_machine(tree: Tree) -> None:
 
     capacity = read_capacity(proc=tree.proc, held=lambda: 60 * MIB)
 
-    assert (capacity.limit, capacity.source, capacity.others) == (1000 * MIB, "this machine's memory", 740 * MIB)
+    assert (capacity.limit, str(capacity.source), capacity.others) == (1000 * MIB, "this machine's memory", 740 * MIB)
     assert (capacity.room, capacity.held, capacity.effective) == (260 * MIB, 60 * MIB, 900 * MIB)
 
 
@@ -346,7 +346,7 @@ def test_no_memory_controller(tree: Tree, make: Callable[[Tree], None]) -> None:
     capacity = read_capacity(proc=tree.proc, workers=3)
 
     assert find_cgroup(proc=tree.proc) is None
-    assert (capacity.limit, capacity.source, capacity.working_set, capacity.workers) == (
+    assert (capacity.limit, str(capacity.source), capacity.working_set, capacity.workers) == (
         8192 * MIB,
         "this machine's memory",
         6144 * MIB,
@@ -370,7 +370,7 @@ def test_capacity(tree: Tree, limit: int | str, total: int | None, expected: int
 
     assert expected == capacity.limit
     own = expected == limit
-    assert (f"cgroup v2 {tree.root}/cg/app" if own else "this machine's memory") == capacity.source
+    assert (f"cgroup v2 {tree.root}/cg/app" if own else "this machine's memory") == str(capacity.source)
     assert (70 * MIB if own else 50 * MIB) == capacity.held
     assert (0 if own else None) == capacity.others
 

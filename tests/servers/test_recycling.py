@@ -11,7 +11,8 @@ from needs import need
 from serving import CLASSES, until
 from versions import loses_none
 
-from oomsafe.kernel.capacity import MACHINE, read_capacity
+from oomsafe.kernel.capacity import read_capacity
+from oomsafe.policy.limits import MACHINE
 
 MIB = 1 << 20
 

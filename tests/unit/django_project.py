@@ -12,7 +12,7 @@ from django.conf import settings
 from django.http import Http404, HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, AsyncRequestFactory, Client
 from django.urls import include, path, re_path
-from unit.scripted import MIB, Memory
+from unit.scripted import CGROUP, MIB, Memory
 
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
@@ -118,7 +118,7 @@ def new_guard() -> Guard:
     """Make this process's guard, as a server's adapter would."""
     seen.clear()
     memory.be(50 * MIB)
-    guard = Guard(Policy(soft_limit="900MiB", jitter=0), unit="requests", capacity=Capacity(1000 * MIB, "here"), memory=memory)
+    guard = Guard(Policy(soft_limit="900MiB", jitter=0), unit="requests", capacity=Capacity(1000 * MIB, CGROUP), memory=memory)
     current.set_guard(guard)
     return guard
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import mmap
 
 from oomsafe.kernel.process import PAGE, OwnMemory
+from oomsafe.policy.limits import Kind, Source
 
 MIB = 1 << 20
+
+#: Where a limit stands, no matter where.
+CGROUP = Source(Kind.CGROUP, "/here", 2)
 
 
 class Memory(OwnMemory):

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
-from unit.scripted import MIB, Memory
+from unit.scripted import CGROUP, MIB, Memory
 from versions import names_routes
 
 from oomsafe.asgi import MemoryMiddleware
@@ -38,7 +38,7 @@ def memory() -> Memory:
 @pytest.fixture
 def guard(memory: Memory) -> Guard:
     """One that measures."""
-    return Guard(Policy(soft_limit="900MiB"), unit="requests", capacity=Capacity(1000 * MIB, "here"), memory=memory)
+    return Guard(Policy(soft_limit="900MiB"), unit="requests", capacity=Capacity(1000 * MIB, CGROUP), memory=memory)
 
 
 def scope(path: str = "/", kind: str = "http", headers: list[tuple[bytes, bytes]] | None = None) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def test_growth_beside_an_idle_websocket(guard: Guard, memory: Memory) -> None:
 )
 def test_headers(memory: Memory, setting: bool | str, token: bytes | None, shown: bool) -> None:
     """For everybody, for nobody, or for who knows the secret; names in lower case, as ASGI wants them."""
-    guard = Guard(Policy(soft_limit="900MiB", jitter=0, headers=setting), capacity=Capacity(1000 * MIB, "here"), memory=memory)
+    guard = Guard(Policy(soft_limit="900MiB", jitter=0, headers=setting), capacity=Capacity(1000 * MIB, CGROUP), memory=memory)
 
     async def app(request: Any, receive: Any, send: Any) -> None:
         memory.be(52 * MIB)

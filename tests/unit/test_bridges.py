@@ -17,7 +17,7 @@ import pytest
 from django.core.handlers.wsgi import WSGIHandler
 from needs import need
 from unit.django_project import new_guard
-from unit.scripted import MIB, Memory
+from unit.scripted import CGROUP, MIB, Memory
 from uvicorn.middleware import wsgi as of_uvicorn
 
 import oomsafe.asgi
@@ -60,7 +60,7 @@ BRIDGES = pytest.mark.parametrize("bridge", [starlettes, uvicorns, a2wsgis, asgi
 @pytest.fixture
 def guard() -> Guard:
     """This process's."""
-    guard = Guard(Policy(soft_limit="900MiB"), unit="requests", capacity=Capacity(1000 * MIB, "here"), memory=Memory(50 * MIB))
+    guard = Guard(Policy(soft_limit="900MiB"), unit="requests", capacity=Capacity(1000 * MIB, CGROUP), memory=Memory(50 * MIB))
     current._guard = guard
     return guard
 

@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("celery")
 
+from unit.scripted import CGROUP
+
 from oomsafe.celery.limits import TaskLimits
 from oomsafe.policy.ceilings import Ceiling
 from oomsafe.policy.limits import Capacity, Limits
@@ -20,7 +22,7 @@ MIB = 1 << 20
 def test_shares_follow_a_limit_that_moves() -> None:
     """Of an app's default and of a task's own; what is given in bytes stays."""
     none = Limits(soft=None)
-    limits = TaskLimits(Policy(task_memory_limit="50%"), {}, Capacity(600 * MIB, "here"), none)
+    limits = TaskLimits(Policy(task_memory_limit="50%"), {}, Capacity(600 * MIB, CGROUP), none)
     tasks: dict[str, Any] = {"own": SimpleNamespace(memory_limit="10%"), "fixed": SimpleNamespace(memory_limit=40 * MIB)}
     limits.read(tasks)
 
@@ -29,5 +31,5 @@ def test_shares_follow_a_limit_that_moves() -> None:
         return None if ceiling is None or ceiling.hard is None else ceiling.hard // MIB
 
     assert [hard(name) for name in ("any", "own", "fixed")] == [300, 60, 40]
-    limits.follow(Capacity(300 * MIB, "here", others=100 * MIB), none)
+    limits.follow(Capacity(300 * MIB, CGROUP, others=100 * MIB), none)
     assert [hard(name) for name in ("any", "own", "fixed")] == [150, 30, 40]

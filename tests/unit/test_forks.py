@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from unit.children import Child, Line, in_child
-from unit.scripted import MIB, Memory
+from unit.scripted import CGROUP, MIB, Memory
 
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
@@ -21,7 +21,7 @@ from oomsafe.worker.guard import Guard
 from oomsafe.worker.meter import Work
 from oomsafe.wsgi import MemoryMiddleware
 
-HERE = Capacity(1000 * MIB, "here", workers=2)
+HERE = Capacity(1000 * MIB, CGROUP, workers=2)
 
 
 class Worker:

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from unit.scripted import MIB, Clock, Memory
+from unit.scripted import CGROUP, MIB, Clock, Memory
 
 from oomsafe.http.headers import headers_of
-from oomsafe.kernel.capacity import MACHINE
 from oomsafe.kernel.oom_score import read_score
 from oomsafe.kernel.process import Shares, held_of
-from oomsafe.policy.limits import Capacity
+from oomsafe.policy.limits import MACHINE, Capacity, Source
 from oomsafe.policy.reclaim import RECLAIM_EVERY
 from oomsafe.policy.recycle import SETTLED_FOR, SETTLED_WORKERS, Order
 from oomsafe.policy.settings import Policy
@@ -25,7 +24,7 @@ from oomsafe.worker import guard as module
 from oomsafe.worker.guard import LOOK_AGAIN, Guard
 
 Said = Callable[[], list[str]]
-HERE = Capacity(1000 * MIB, "here", workers=2)
+HERE = Capacity(1000 * MIB, CGROUP, workers=2)
 
 
 @pytest.fixture
@@ -494,7 +493,7 @@ def test_a_limit_that_moves(guarded: Any, clock: Clock, board: Scoreboard, monke
     monkeypatch.setattr("oomsafe.worker.gauge.shared_out", lambda: None)
     board.describe(workers=2, turns=1, limit=None, budget=None)
     guard, memory = guarded(board=board, soft_limit="auto")
-    board.allow(Capacity(400 * MIB, "here", supervisor_rss=40 * MIB, others=100 * MIB))
+    board.allow(Capacity(400 * MIB, CGROUP, supervisor_rss=40 * MIB, others=100 * MIB))
     clock.go(1)
     guard.tick()
 
@@ -511,7 +510,7 @@ def test_a_limit_below_what_a_worker_needs(
     board.describe(workers=2, turns=1, limit=None, budget=None)
     guard, memory = guarded(board=board, soft_limit="auto")
     for limit in (80 * MIB, 81 * MIB):
-        board.allow(Capacity(limit, "here"))
+        board.allow(Capacity(limit, CGROUP))
         clock.go(1)
         guard.tick()
         do(guard, memory, 60 * MIB, clock)
@@ -519,7 +518,7 @@ def test_a_limit_below_what_a_worker_needs(
     (line,) = said()
     assert "soft limit 36.0 MiB is not used: a worker needs " in line
     assert (guard.soft_limit, recycled) == (None, [])
-    board.allow(Capacity(200 * MIB, "here"))
+    board.allow(Capacity(200 * MIB, CGROUP))
     clock.go(1)
     guard.tick()
     assert guard.soft_limit == 90 * MIB
@@ -527,11 +526,11 @@ def test_a_limit_below_what_a_worker_needs(
 
 def test_a_worker_that_has_settled_stays_whatever_others_use(guarded: Any, clock: Clock, board: Scoreboard) -> None:
     """Its limit was raised for a while, and is not lowered because a neighbour breathes."""
-    board.allow(Capacity(1000 * MIB, "here"))
+    board.allow(Capacity(1000 * MIB, CGROUP))
     guard, _ = guarded(board=board, soft_limit="auto")
     guard._thresholds.stay(500 * MIB, clock())
     raised = guard.limits.early
-    board.allow(Capacity(1000 * MIB, "here", others=100 * MIB))
+    board.allow(Capacity(1000 * MIB, CGROUP, others=100 * MIB))
     clock.go(1)
     guard.tick()
 
@@ -542,12 +541,12 @@ def test_a_worker_whom_nobody_tells(guarded: Any, clock: Clock, said: Said, monk
     """Without a supervisor it asks the kernel itself, and says so."""
     guard, _ = guarded(soft_limit="auto")
     assert guard.soft_limit == 450 * MIB
-    monkeypatch.setattr(guard._thresholds, "_measure", lambda: Capacity(500 * MIB, "here", working_set=60 * MIB))
+    monkeypatch.setattr(guard._thresholds, "_measure", lambda: Capacity(500 * MIB, CGROUP, working_set=60 * MIB))
     clock.go(2)
     guard.tick()
 
     assert guard.soft_limit == 225 * MIB
-    assert said() == ["the memory limit is another: soft limit 225 MiB, budget 450 MiB of 500 MiB (here)"]
+    assert said() == ["the memory limit is another: soft limit 225 MiB, budget 450 MiB of 500 MiB (cgroup v2 /here)"]
 
 
 def settle(guarded: Any, clock: Clock, board: Scoreboard, workers: int = SETTLED_WORKERS) -> None:
@@ -639,7 +638,7 @@ def test_a_leak_in_a_pool_over_budget_is_no_lazy_load(
     guarded: Any, clock: Clock, recycled: list[str], said: Said, board: Scoreboard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over its budget the pool waits for nobody's age; a worker that went at once has not shown that it does not leak."""
-    monkeypatch.setattr(pressure, "read_capacity", lambda **_: Capacity(1000 * MIB, "here", working_set=950 * MIB))
+    monkeypatch.setattr(pressure, "read_capacity", lambda **_: Capacity(1000 * MIB, CGROUP, working_set=950 * MIB))
     for _ in range(6):
         guard, memory = guarded(board=board, min_lifetime=10)
         for size in (70, 90, 110, 130):
@@ -656,11 +655,11 @@ def test_a_leak_in_a_pool_over_budget_is_no_lazy_load(
         pytest.param(MACHINE, 2.0, False, id="in bytes it is the pool's own, whatever else the machine runs"),
         pytest.param(MACHINE, 0.25, True, id="and the pool may be above it"),
         pytest.param(MACHINE, "90%", True, id="a share is one of all that is in use"),
-        pytest.param("cgroup v2 /here", 2.0, True, id="in a cgroup the kernel counts"),
+        pytest.param(CGROUP, 2.0, True, id="in a cgroup the kernel counts"),
     ],
 )
 def test_what_a_budget_is_compared_with(
-    guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch, source: str, budget: float | str, over: bool
+    guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch, source: Source, budget: float | str, over: bool
 ) -> None:
     """A worker that is over its limit while it is young stays, unless the pool is over its budget. Of a real process: this one."""
     capacity = Capacity(1000 * MIB, source, working_set=950 * MIB)
@@ -678,12 +677,12 @@ def test_what_a_budget_is_compared_with(
 def crowd(guarded: Any, board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> Any:
     """(guard, memory, left): a worker with a soft limit of 900 MiB, beside one that drains. left(n): n MiB are left to the pool."""
     held = [100]
-    monkeypatch.setattr(pressure, "read_capacity", lambda **_: Capacity(1000 * MIB, "here", working_set=held[0] * MIB))
+    monkeypatch.setattr(pressure, "read_capacity", lambda **_: Capacity(1000 * MIB, CGROUP, working_set=held[0] * MIB))
     other = board.reserve()
     assert other is not None
     other.claim()
     other.set_state(State.DRAINING)
-    board.allow(Capacity(1000 * MIB, "here"))
+    board.allow(Capacity(1000 * MIB, CGROUP))
     board.hold(100 * MIB)
 
     def left(mib: int) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from unit.scripted import CGROUP
 
 from oomsafe.errors import ConfigError
-from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
+from oomsafe.policy.limits import MACHINE, Capacity, Kind, Limits, Source, resolve_limits, turns
 from oomsafe.policy.recycle import above_baseline, within_reach
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.units import GIB, MIB, Percent, format_size
@@ -75,7 +76,7 @@ def test_without_jitter_early_is_soft(policy: Policy, capacity: Capacity) -> Non
 @given(st.integers(MIB, 1 << 45), st.integers(1, 100), st.integers(1, 100))
 def test_more_workers_have_less_each(limit: int, few: int, more: int) -> None:
     """Law: the auto limit never rises with the number of workers."""
-    fewer, many = (resolve_limits(Policy(), Capacity(limit, "here", workers=n))[0].soft for n in (few, few + more))
+    fewer, many = (resolve_limits(Policy(), Capacity(limit, CGROUP, workers=n))[0].soft for n in (few, few + more))
 
     assert fewer is not None
     assert many is not None
@@ -85,35 +86,35 @@ def test_more_workers_have_less_each(limit: int, few: int, more: int) -> None:
 @pytest.mark.parametrize(
     ("policy", "capacity", "expected"),
     [
-        pytest.param({}, Capacity(1000 * MIB, "here", workers=3), Limits(300 * MIB, None, 900 * MIB, 300 * MIB, "private"), id="auto"),
+        pytest.param({}, Capacity(1000 * MIB, CGROUP, workers=3), Limits(300 * MIB, None, 900 * MIB, 300 * MIB, "private"), id="auto"),
         pytest.param(
             {},
-            Capacity(1000 * MIB, "here", supervisor_rss=100 * MIB, workers=4),
+            Capacity(1000 * MIB, CGROUP, supervisor_rss=100 * MIB, workers=4),
             Limits(200 * MIB, None, 900 * MIB, 200 * MIB, "private"),
             id="preloaded",
         ),
-        pytest.param({"soft_limit": "50%"}, Capacity(GIB, "here"), Limits(GIB // 2, None, int(GIB * 0.9), GIB // 2), id="share"),
-        pytest.param({"soft_limit": "2MiB"}, Capacity(None, "nowhere"), Limits(2 * MIB, None, None, 2 * MIB), id="bytes-anywhere"),
+        pytest.param({"soft_limit": "50%"}, Capacity(GIB, CGROUP), Limits(GIB // 2, None, int(GIB * 0.9), GIB // 2), id="share"),
+        pytest.param({"soft_limit": "2MiB"}, Capacity(None, MACHINE), Limits(2 * MIB, None, None, 2 * MIB), id="bytes-anywhere"),
         pytest.param(
             {},
-            Capacity(1000 * MIB, "", supervisor_rss=800 * MIB, supervisor_held=200 * MIB, workers=2),
+            Capacity(1000 * MIB, MACHINE, supervisor_rss=800 * MIB, supervisor_held=200 * MIB, workers=2),
             Limits(350 * MIB, None, 900 * MIB, 350 * MIB, "private"),
             id="a-supervisor-that-maps-a-file",
         ),
         pytest.param(
-            {}, Capacity(1000 * MIB, "", workers=2, beside=1), Limits(300 * MIB, None, 900 * MIB, 300 * MIB, "private"), id="beside"
+            {}, Capacity(1000 * MIB, MACHINE, workers=2, beside=1), Limits(300 * MIB, None, 900 * MIB, 300 * MIB, "private"), id="beside"
         ),
-        pytest.param({}, Capacity(None, "nowhere"), Limits(None, None, None, None, "private"), id="auto-of-nothing"),
-        pytest.param({"soft_limit": "50%"}, Capacity(None, "nowhere"), Limits(None, None, None, None), id="share-of-nothing"),
+        pytest.param({}, Capacity(None, MACHINE), Limits(None, None, None, None, "private"), id="auto-of-nothing"),
+        pytest.param({"soft_limit": "50%"}, Capacity(None, MACHINE), Limits(None, None, None, None), id="share-of-nothing"),
         pytest.param(
             {"hard_limit": "80%", "soft_limit": "2MiB"},
-            Capacity(None, "nowhere"),
+            Capacity(None, MACHINE),
             Limits(2 * MIB, None, None, 2 * MIB),
             id="hard-of-nothing",
         ),
         pytest.param(
             {"hard_limit": "100MiB"},
-            Capacity(GIB, "here"),
+            Capacity(GIB, CGROUP),
             Limits(90 * MIB, 100 * MIB, int(GIB * 0.9), 90 * MIB, "private"),
             id="auto-gives-way-to-hard",
         ),
@@ -134,7 +135,7 @@ def test_limits(policy: dict[str, Any], capacity: Capacity, expected: Limits) ->
 )
 def test_a_limit_above_the_machine(policy: dict[str, Any], soft: Any, hard: int | None, budget: int | None) -> None:
     """It never stops a start: one warning has both figures and where the second comes from, and auto is used."""
-    capacity = Capacity(GIB, "cgroup v2 /x", workers=2)
+    capacity = Capacity(GIB, Source(Kind.CGROUP, "/x", 2), workers=2)
 
     limits, warnings = resolve_limits(Policy(**policy), capacity)
 
@@ -158,7 +159,7 @@ def test_a_limit_above_the_machine(policy: dict[str, Any], soft: Any, hard: int 
 )
 def test_a_share_of_what_can_not_be_read_is_said(policy: dict[str, Any], says: str) -> None:
     """A limit that somebody set and that will not be used is never dropped in silence."""
-    _, warnings = resolve_limits(Policy(**policy), Capacity(None, "nowhere"))
+    _, warnings = resolve_limits(Policy(**policy), Capacity(None, MACHINE))
 
     assert len(warnings) == 1
     assert says in warnings[0]
@@ -166,7 +167,7 @@ def test_a_share_of_what_can_not_be_read_is_said(policy: dict[str, Any], says: s
 
 def test_a_supervisor_that_fills_the_budget() -> None:
     """There is nothing to share out: None, and a warning with both figures."""
-    limits, warnings = resolve_limits(Policy(), Capacity(100 * MIB, "here", supervisor_rss=95 * MIB, workers=2))
+    limits, warnings = resolve_limits(Policy(), Capacity(100 * MIB, CGROUP, supervisor_rss=95 * MIB, workers=2))
 
     assert limits.soft is None
     assert "95.0 MiB" in warnings[0]
@@ -175,7 +176,7 @@ def test_a_supervisor_that_fills_the_budget() -> None:
 
 def test_the_machine_turns_soft_and_hard_round() -> None:
     """90 % of this machine is above the hard limit: 90 % of that is used, and a warning has all three figures."""
-    limits, warnings = resolve_limits(Policy(soft_limit="90%", hard_limit="500MiB"), Capacity(GIB, "here"))
+    limits, warnings = resolve_limits(Policy(soft_limit="90%", hard_limit="500MiB"), Capacity(GIB, CGROUP))
 
     assert limits.soft == 450 * MIB
     assert warnings == ["soft_limit 922 MiB is not below hard_limit 500 MiB on this machine: 450 MiB is used in its place"]
@@ -183,7 +184,7 @@ def test_the_machine_turns_soft_and_hard_round() -> None:
 
 def test_others_are_in_the_way() -> None:
     """Of 1000 MiB others use 400: a share of the budget is one of the rest; the limits of one worker are shares of what none can pass."""
-    capacity = Capacity(1000 * MIB, "here", supervisor_rss=40 * MIB, workers=2, others=400 * MIB, smallest=800 * MIB)
+    capacity = Capacity(1000 * MIB, CGROUP, supervisor_rss=40 * MIB, workers=2, others=400 * MIB, smallest=800 * MIB)
 
     limits, warnings = resolve_limits(Policy(hard_limit="50%"), capacity)
 
@@ -196,14 +197,14 @@ def test_others_are_in_the_way() -> None:
 )
 def test_a_budget_in_bytes_that_others_leave_no_room_for(budget: str, expected: int, warned: int) -> None:
     """It is what there is; said only where it could never have been more."""
-    limits, warnings = resolve_limits(Policy(budget=budget, soft_limit="9MiB"), Capacity(1000 * MIB, "here", others=400 * MIB))
+    limits, warnings = resolve_limits(Policy(budget=budget, soft_limit="9MiB"), Capacity(1000 * MIB, CGROUP, others=400 * MIB))
 
     assert (limits.budget, len(warnings)) == (expected, warned)
 
 
 def test_others_that_leave_nothing_are_named() -> None:
     """Who can't have auto is told why."""
-    _, warnings = resolve_limits(Policy(), Capacity(1000 * MIB, "here", supervisor_rss=95 * MIB, others=900 * MIB))
+    _, warnings = resolve_limits(Policy(), Capacity(1000 * MIB, CGROUP, supervisor_rss=95 * MIB, others=900 * MIB))
 
     assert "the budget is 90.0 MiB (others use 900 MiB of 1000 MiB)" in warnings[0]
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.children import Child, Line
-from unit.scripted import MIB, Memory
+from unit.scripted import CGROUP, MIB, Memory
 
 from oomsafe import Guard, Policy
 from oomsafe.policy.limits import Capacity
@@ -20,7 +20,7 @@ from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.layout import CELLS
 from oomsafe.worker import guard as module
 
-HERE = Capacity(1000 * MIB, "here", workers=2)
+HERE = Capacity(1000 * MIB, CGROUP, workers=2)
 
 
 def measuring(memory: Memory | None = None) -> Guard:

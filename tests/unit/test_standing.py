@@ -7,15 +7,16 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.scripted import CGROUP
 
-from oomsafe.policy.limits import Capacity, resolve_limits
+from oomsafe.policy.limits import Capacity, Kind, Source, resolve_limits
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.standing import LASTS, STILL, Standing, follow, in_force, is_another_limit, reckons_as
 
 MIB = 1 << 20
 
 
-def cap(limit: int | None, others: int = 0, source: str = "here") -> Capacity:
+def cap(limit: int | None, others: int = 0, source: Source = CGROUP) -> Capacity:
     """In MiB."""
     total = None if limit is None else limit * MIB
     return Capacity(total, source, working_set=(others + 50) * MIB, others=others * MIB)
@@ -71,7 +72,7 @@ def test_what_is_in_force_is_held_by_the_pool_now() -> None:
     [
         pytest.param(cap(600), cap(300), True, id="set anew"),
         pytest.param(cap(600), cap(600, others=300), False, id="others use more"),
-        pytest.param(cap(600), cap(900, source="above"), False, id="an ancestor's leaves less"),
+        pytest.param(cap(600), cap(900, source=Source(Kind.CGROUP, "/", 2)), False, id="an ancestor's leaves less"),
         pytest.param(cap(600), cap(None), True, id="gone"),
     ],
 )

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from needs import need
 from unit.children import in_child
+from unit.scripted import CGROUP
 
 from oomsafe.errors import ConfigError
 from oomsafe.kernel.oom_score import read_score, write_score
@@ -55,7 +56,7 @@ def test_says_its_limits_once(said: Said) -> None:
 
 def test_says_them_again_when_they_have_changed(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit that was set anew is said; what others use is on the scoreboard at once, and not in the log each time."""
-    allowed = [Capacity(600 * MIB, "here", working_set=50 * MIB, others=0)]
+    allowed = [Capacity(600 * MIB, CGROUP, working_set=50 * MIB, others=0)]
     monkeypatch.setattr(module, "read_capacity", lambda **more: replace(allowed[0], workers=more["workers"]))
     clock = [1000.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
@@ -68,19 +69,19 @@ def test_says_them_again_when_they_have_changed(said: Said, monkeypatch: pytest.
         seen = supervisor.board.read()  # type: ignore[union-attr]
         return seen.limit, seen.others
 
-    assert at(1, Capacity(300 * MIB, "here", working_set=50 * MIB, others=0)) == (300 * MIB, 0)
-    assert at(3, Capacity(300 * MIB, "here", working_set=150 * MIB, others=100 * MIB)) == (300 * MIB, 100 * MIB)
-    assert at(5, Capacity(300 * MIB, "here", working_set=152 * MIB, others=102 * MIB)) == (300 * MIB, 100 * MIB)
-    assert at(7, Capacity(290 * MIB, "here", working_set=152 * MIB, others=102 * MIB)) == (290 * MIB, 102 * MIB)
-    assert at(100, Capacity(290 * MIB, "here", working_set=210 * MIB, others=160 * MIB)) == (290 * MIB, 160 * MIB)
+    assert at(1, Capacity(300 * MIB, CGROUP, working_set=50 * MIB, others=0)) == (300 * MIB, 0)
+    assert at(3, Capacity(300 * MIB, CGROUP, working_set=150 * MIB, others=100 * MIB)) == (300 * MIB, 100 * MIB)
+    assert at(5, Capacity(300 * MIB, CGROUP, working_set=152 * MIB, others=102 * MIB)) == (300 * MIB, 100 * MIB)
+    assert at(7, Capacity(290 * MIB, CGROUP, working_set=152 * MIB, others=102 * MIB)) == (290 * MIB, 102 * MIB)
+    assert at(100, Capacity(290 * MIB, CGROUP, working_set=210 * MIB, others=160 * MIB)) == (290 * MIB, 160 * MIB)
     seen = supervisor.board.read()
     supervisor.close()
 
-    assert (seen.held, seen.source) == (50 * MIB, "here")
+    assert (seen.held, seen.source) == (50 * MIB, str(CGROUP))
     lines = [line.split(", supervisor")[0].partition("budget ")[2] for line in said()]
     assert lines == [
-        "540 MiB of 600 MiB (here)", "270 MiB of 300 MiB (here)", "169 MiB of 290 MiB (here, others use 102 MiB)",
-        "117 MiB of 290 MiB (here, others use 160 MiB)",
+        "540 MiB of 600 MiB (cgroup v2 /here)", "270 MiB of 300 MiB (cgroup v2 /here)", "169 MiB of 290 MiB (cgroup v2 /here, others use 102 MiB)",
+        "117 MiB of 290 MiB (cgroup v2 /here, others use 160 MiB)",
     ]  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def test_what_a_pool_holds_with_another_beside_it(monkeypatch: pytest.MonkeyPatc
 
     def read(held: Callable[[], int | None], **_: object) -> Capacity:
         asked.append(held)
-        return Capacity(1 << 40, "here")
+        return Capacity(1 << 40, CGROUP)
 
     monkeypatch.setattr(module, "read_capacity", read)
     inner = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"

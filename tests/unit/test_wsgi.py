@@ -11,7 +11,7 @@ from wsgiref.validate import validator
 
 import flask
 import pytest
-from unit.scripted import MIB, Memory
+from unit.scripted import CGROUP, MIB, Memory
 
 from oomsafe.errors import ConfigError
 from oomsafe.policy.limits import Capacity
@@ -27,7 +27,7 @@ Headers = list[tuple[str, str]]
 @pytest.fixture
 def guard() -> Guard:
     """One that measures."""
-    return Guard(Policy(soft_limit="900MiB"), unit="requests", capacity=Capacity(1000 * MIB, "here"), memory=Memory(50 * MIB))
+    return Guard(Policy(soft_limit="900MiB"), unit="requests", capacity=Capacity(1000 * MIB, CGROUP), memory=Memory(50 * MIB))
 
 
 def environ(path: str = "/", **more: Any) -> dict[str, Any]:
@@ -375,7 +375,7 @@ NAMES = ["X-Memory-RSS", "X-Memory-Delta", "Server-Timing", "X-Memory-Limit"]
 def test_headers(setting: bool | str, token: str | None, shown: bool) -> None:
     """For everybody, for nobody, or for who knows the secret."""
     memory = Memory(50 * MIB)
-    guard = Guard(Policy(soft_limit="900MiB", jitter=0, headers=setting), capacity=Capacity(1000 * MIB, "here"), memory=memory)
+    guard = Guard(Policy(soft_limit="900MiB", jitter=0, headers=setting), capacity=Capacity(1000 * MIB, CGROUP), memory=memory)
 
     def app(request: dict[str, Any], start_response: Any) -> list[bytes]:
         memory.be(52 * MIB)
@@ -426,7 +426,7 @@ def test_the_inner_one_adds_headers_where_the_outer_may_not() -> None:
 
 def test_a_second_start_response() -> None:
     """An app that fails while it starts may replace its headers: the server gets both calls, with exc_info."""
-    guard = Guard(Policy(soft_limit="900MiB", headers=True), capacity=Capacity(1000 * MIB, "here"))
+    guard = Guard(Policy(soft_limit="900MiB", headers=True), capacity=Capacity(1000 * MIB, CGROUP))
     error = (ZeroDivisionError, ZeroDivisionError(), None)
 
     def app(request: dict[str, Any], start_response: Any) -> list[bytes]:
