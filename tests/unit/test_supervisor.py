@@ -80,7 +80,9 @@ def test_says_them_again_when_they_have_changed(said: Said, monkeypatch: pytest.
     assert (seen.held, seen.source) == (50 * MIB, str(CGROUP))
     lines = [line.split(", supervisor")[0].partition("budget ")[2] for line in said()]
     assert lines == [
-        "540 MiB of 600 MiB (cgroup v2 /here)", "270 MiB of 300 MiB (cgroup v2 /here)", "169 MiB of 290 MiB (cgroup v2 /here, others use 102 MiB)",
+        "540 MiB of 600 MiB (cgroup v2 /here)",
+        "270 MiB of 300 MiB (cgroup v2 /here)",
+        "169 MiB of 290 MiB (cgroup v2 /here, others use 102 MiB)",
         "117 MiB of 290 MiB (cgroup v2 /here, others use 160 MiB)",
     ]  # fmt: skip
 
