@@ -16,7 +16,6 @@ from oomsafe.policy.limits import resolve_limits
 from oomsafe.policy.shedding import RESUME_AT, Child, Intake, shed
 from oomsafe.policy.state import State
 from oomsafe.policy.units import format_size
-from oomsafe.scoreboard.usage import Usage
 from oomsafe.scoreboard.view import PoolView, WorkerView
 from oomsafe.supervisor.supervisor import Supervisor
 
@@ -38,7 +37,6 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
         self.enabled = isinstance(consumer.pool, TaskPool)
         self._gate = attempt("the gate", "Celery", lambda: Gate(consumer)) if self.enabled else None
         self._intake = Intake()
-        self._usage = Usage()
         self._fresh: dict[int, int] = {}
         self._timer: Any = None
         self._tell_at = 0.0
@@ -83,9 +81,9 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
             events.send("worker-memory", **brief({**pool_told(pool), **node_told(consumer)}))
 
     def _keep_to_budget(self, supervisor: Supervisor, pool: PoolView) -> None:
-        now, capacity, workers = time.monotonic(), supervisor.measure(), pool.workers
-        budget = resolve_limits(supervisor.policy, capacity)[0].budget
-        self.used = used = self._usage.of(supervisor.policy, capacity, budget, lambda: pool, now)
+        now, workers = time.monotonic(), pool.workers
+        _, budget, used = supervisor.reading()
+        self.used = used
         before = self._intake
         self._intake, victim = shed(before, used, budget, [self._child(worker) for worker in workers], now)
         known = {worker.generation for worker in workers}

@@ -24,14 +24,12 @@ from typing import Any
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.process import held_of, rss_of
 from oomsafe.log import attempt, log
-from oomsafe.policy.limits import resolve_limits
 from oomsafe.policy.readers import SCORE_MAX
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.policy.units import format_size
 from oomsafe.policy.victims import MARGIN, auto_step
 from oomsafe.scoreboard.slot import Slot
-from oomsafe.scoreboard.usage import Usage
 from oomsafe.scoreboard.view import PoolView
 from oomsafe.supervisor.supervisor import Supervisor
 from oomsafe.worker.background import in_thread
@@ -85,7 +83,6 @@ class DirtyPool:
         atexit.register(self._supervisor.close)
         if not self._recycles:
             log.warning("before gunicorn 25.1 a dirty worker that ends removes its arbiter's socket: none is recycled, all are measured")
-        self._usage = Usage()
         self._exchange: Exchange | None = None
         self._booting: set[int] = set()
         self._leaving: set[int] = set()
@@ -252,9 +249,7 @@ class DirtyPool:
     def _holds_one_more(self, pool: PoolView) -> bool:
         """Whether the budget holds one more worker, as the biggest is right after boot."""
         fresh = max((worker.figures.baseline or 0 for worker in pool.workers), default=0)
-        capacity = self._supervisor.measure()
-        budget = resolve_limits(self._policy, capacity)[0].budget
-        used = self._usage.of(self._policy, capacity, budget, lambda: pool, time.monotonic())
+        _, budget, used = self._supervisor.reading()
         if fresh and budget is not None and used is not None and budget - used >= fresh:
             return True
         free = None if budget is None or used is None else max(0, budget - used)

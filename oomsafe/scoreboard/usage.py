@@ -27,8 +27,8 @@ class Usage:
         self._pids: Sequence[int] = ()
         self._read_at = float("-inf")
 
-    def of(self, policy: Policy, capacity: Capacity, budget: int | None, look: Callable[[], PoolView], now: float) -> int | None:
-        """Bytes, or None when they can't be told. `look` gives the pool, where its processes have to be asked one by one.
+    def of(self, policy: Policy, capacity: Capacity, budget: int | None, pids: Callable[[], Sequence[int]], now: float) -> int | None:
+        """Bytes, or None when they can't be told. `pids` gives the pool's processes, where they have to be asked one by one.
 
         Where a cgroup's limit is the tightest it is what the pool's own cgroup holds, for the kernel kills by that. Where the
         machine's memory is, it is what the pool's processes hold, file pages not counted; a budget that is given in bytes is compared
@@ -36,7 +36,7 @@ class Usage:
         """
         if capacity.source != MACHINE or isinstance(policy.budget, Percent):
             return capacity.held
-        return self.of_processes(pids_of(look()), 0 if budget is None else budget * RESUME_AT, now)
+        return self.of_processes(pids(), 0 if budget is None else budget * RESUME_AT, now)
 
     def of_processes(self, pids: Sequence[int], exact_from: float, now: float) -> int:
         """What these processes hold, in bytes. Below `exact_from` that is at most this: shared pages are counted more than once."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from oomsafe.log import log
-from oomsafe.policy.limits import Capacity, resolve_limits, turns
+from oomsafe.policy.limits import Capacity, turns
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.recycle import Order, is_out, is_short, outruns
 from oomsafe.policy.replace import Do, Ledger, Room, Seen, Step, failed, gone, plan, recovered, spawned
@@ -16,7 +16,6 @@ from oomsafe.policy.state import State
 from oomsafe.policy.trend import LATELY, Growth
 from oomsafe.policy.units import format_size
 from oomsafe.scoreboard.board import Entry, Scoreboard
-from oomsafe.scoreboard.usage import Usage
 
 #: Why a worker goes before its replacement where its user wants it so: that needs no line.
 NO_SURGE = "surge is off"
@@ -28,8 +27,17 @@ UNSERVED_FOR = 0.5
 BOOT = 1.0
 
 
+class Reading(NamedTuple):
+    """What a pool may have and has, read once for all that is decided by it. Bytes; None is a figure that is not known."""
+
+    capacity: Capacity
+    budget: int | None
+    used: int | None
+    """What the pool holds, as its budget counts."""
+
+
 class Fleet(Protocol):
-    """What a server does for its Monitor."""
+    """What a server does for its Replacements."""
 
     def spawn(self) -> int | None:
         """Bring up one more worker than wanted; its generation, or None when that can't be done: then nothing has changed."""
@@ -41,14 +49,13 @@ class Fleet(Protocol):
         """Whether the number of workers may be touched now: not while the server itself replaces them all."""
 
 
-class Monitor:
+class Replacements:
     """Brings replacements first. Made by the supervisor, and used by it alone."""
 
     def __init__(self, board: Scoreboard, fleet: Fleet) -> None:
         self.ledger = Ledger()
         self._board = board
         self._fleet = fleet
-        self._usage = Usage()
         self._said = ""
         self._boots: dict[int, float] = {}
         """When each worker that boots was seen first, by its generation."""
@@ -83,7 +90,7 @@ class Monitor:
         if first:
             log.error("a worker can't be started (%r): those that serve stay; next try in %.0f s", error, self.ledger.not_before - now)
 
-    def tick(self, policy: Policy, measure: Callable[[], Capacity], now: float) -> None:
+    def tick(self, policy: Policy, read: Callable[[], Reading], now: float) -> None:
         """Look, and do what is due. The kernel is asked only when somebody asks: a supervisor may look ten times a second."""
         entries = self._board.roll()
         self._note_boots(entries, now)
@@ -92,8 +99,7 @@ class Monitor:
             workers = [_seen(entry, policy) for entry in entries]
             self.ledger = recovered(self.ledger, workers)
             if self.ledger.handovers or any(worker.state in (State.WAITING, State.DRAINING) for worker in workers):
-                capacity = measure()
-                room, why = self._room(policy, capacity, entries, now)
+                room, why = self._room(policy, read(), entries, now)
                 self.ledger, steps = plan(self.ledger, workers, room, now)
                 for step in steps:
                     self._do(step, entries, policy, why)
@@ -122,17 +128,13 @@ class Monitor:
                         f"{others} others serve" if others else "no other serves meanwhile",
                     )  # fmt: skip
 
-    def _room(self, policy: Policy, capacity: Capacity, entries: Sequence[Entry], now: float) -> tuple[Room, str]:
+    def _room(self, policy: Policy, reading: Reading, entries: Sequence[Entry], now: float) -> tuple[Room, str]:
         """What the pool may do now, and why it may not bring a replacement first: with figures, empty where it may."""
+        capacity, budget, used = reading
         at_once = turns(policy, capacity.workers)
         # without surge its user has chosen that nobody serves for a moment, where the pool is as small as that
         least = max(1 if policy.surge else 0, capacity.workers - at_once)
-        fresh = [entry.baseline for entry in entries if entry.baseline]
-        size = int(statistics.median(fresh)) if fresh else None
-        budget = resolve_limits(policy, capacity)[0].budget
-        # up to where there is room, it need not be told to the byte
-        used = self._usage.of(policy, capacity, None if budget is None else max(0, budget - (size or 0)), self._board.read, now)
-        self._board.hold(used)
+        size = fresh_of(entries)
         serving = [entry for entry in entries if entry.state.serves]
         growth = sum((entry.growth for entry in serving), Growth())
         lately = self._lately(growth, now)
@@ -195,6 +197,12 @@ class Monitor:
             self._said_unserved = True
             starting = sum(entry.state is State.STARTING for entry in entries)
             log.warning("no worker serves, for %.1f s now: %d start, %d drain or leave", now - since, starting, len(entries) - starting)
+
+
+def fresh_of(entries: Sequence[Entry]) -> int | None:
+    """What a worker holds right after boot, in bytes: as most of these do. None: not known."""
+    fresh = [entry.baseline for entry in entries if entry.baseline]
+    return int(statistics.median(fresh)) if fresh else None
 
 
 def _seen(entry: Entry, policy: Policy) -> Seen:

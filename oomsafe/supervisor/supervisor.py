@@ -36,7 +36,7 @@ from oomsafe.scoreboard.slot import Slot
 from oomsafe.scoreboard.usage import Usage
 from oomsafe.supervisor.onlooker import Onlooker
 from oomsafe.supervisor.preload import Preload
-from oomsafe.supervisor.replacements import Fleet, Monitor
+from oomsafe.supervisor.replacements import Fleet, Reading, Replacements, fresh_of
 
 #: Seconds between two looks at whether the supervisor has grown.
 RESCORE_EVERY = 5.0
@@ -80,13 +80,14 @@ class Supervisor:
         self.board: Scoreboard | None = None
         self.preload = Preload(policy) if forks else None
         self._usage, self._processes = Usage(), Usage(SHARED_SELDOM)
+        self._reading: Reading | None = None
         self._standing: Standing | None = None
         self._said: tuple[int | None, float] = (None, 0.0)
         """The budget that was said last, and when."""
         self._follow_at = 0.0
         self.capacity = self._told = self._measure(workers)
         """What it reckons with now, and what it has told its workers."""
-        self._monitor: Monitor | None = None
+        self._replacements: Replacements | None = None
         self._onlooker: Onlooker | None = None
         self._look_at = 0.0
         self._refused = self._full = False
@@ -96,7 +97,7 @@ class Supervisor:
             self.board, warnings = Scoreboard.create(workers, server)
             for warning in warnings:
                 log.warning("%s", warning)
-            self._monitor = None if fleet is None else Monitor(self.board, fleet)
+            self._replacements = None if fleet is None else Replacements(self.board, fleet)
             self._onlooker = Onlooker(self.board)
             # for processes that are spawned, and for `oomsafe status` beside them
             os.environ.pop("OOMSAFE_SCOREBOARD", None)
@@ -115,8 +116,8 @@ class Supervisor:
                 self.policy = policy
                 if self.preload is not None:
                     attempt("the reload of what is preloaded", "the server", partial(self.preload.reloaded, policy))
-            if self._monitor is not None and (policy is not None or not workers):
-                self._monitor.forget()
+            if self._replacements is not None and (policy is not None or not workers):
+                self._replacements.forget()
             self.capacity = self._measure(workers)
             self._describe(say=policy is not None)
 
@@ -183,8 +184,8 @@ class Supervisor:
             return False
         entry = next((entry for entry in self.board.roll() if (entry.number, entry.generation) == (number, generation)), None)
         failed = entry is not None and entry.state is State.STARTING
-        if entry is not None and self._monitor is not None:
-            self._monitor.gone(generation, not failed, time.monotonic())
+        if entry is not None and self._replacements is not None:
+            self._replacements.gone(generation, not failed, time.monotonic())
         self.board.release(number, generation)
         return failed
 
@@ -192,8 +193,8 @@ class Supervisor:
         """The worker for which this slot was reserved could not be started at all: the others serve on."""
         if self.board is not None and number is not None:
             self.board.release(number, generation)
-        if self._monitor is not None:
-            self._monitor.not_started(generation or 0, error, time.monotonic())
+        if self._replacements is not None:
+            self._replacements.not_started(generation or 0, error, time.monotonic())
 
     def tell_to_drain(self, number: int | None, generation: int | None) -> None:
         """There is one worker too many, and this is the one that goes."""
@@ -203,7 +204,7 @@ class Supervisor:
     @property
     def boot_pause(self) -> float:
         """Seconds until the next worker should be tried, since the last died before it served."""
-        return 0.0 if self._monitor is None else max(0.0, self._monitor.ledger.not_before - time.monotonic())
+        return 0.0 if self._replacements is None else max(0.0, self._replacements.ledger.not_before - time.monotonic())
 
     @property
     def serves(self) -> bool:
@@ -213,26 +214,27 @@ class Supervisor:
     @property
     def pending(self) -> frozenset[int]:
         """The generations of the workers that are more than wanted: the ones that they replace are not on their way yet."""
-        return frozenset() if self._monitor is None else self._monitor.ledger.pending
+        return frozenset() if self._replacements is None else self._replacements.ledger.pending
 
     @property
     def victims(self) -> frozenset[int]:
         """The generations of the workers that are on their way, and whose replacements are there."""
-        return frozenset() if self._monitor is None else self._monitor.ledger.victims
+        return frozenset() if self._replacements is None else self._replacements.ledger.victims
 
     def tick(self) -> None:
         """Called by the server's own loop as often as it likes: is a worker to be replaced, has the supervisor outgrown their scores?"""
         now = time.monotonic()
         if self.board is None or os.getpid() != self.pid:
             return
+        self._reading = None
         with self._alone():
             if now >= self._follow_at:
                 self._follow_at = now + FOLLOW_EVERY
-                attempt("the look at the memory limit", "the server", lambda: self._follow(now))
+                attempt("the look at the memory limit", "the server", self._follow)
             if self._onlooker is not None:
                 self._onlooker.tick(self.policy, now)
-            if self._monitor is not None:
-                self._monitor.tick(self.policy, self.measure, now)
+            if self._replacements is not None:
+                self._replacements.tick(self.policy, self.reading, now)
             if now >= self._look_at and not self.policy.dry_run:
                 self._rescore_all(now)
 
@@ -266,10 +268,21 @@ class Supervisor:
                 del os.environ["OOMSAFE_SCOREBOARD"]
             self.board.remove()
 
-    def measure(self) -> Capacity:
-        """What the kernel allows the pool, as it is now."""
-        self.capacity = self._measure(self.capacity.workers)
-        return self.capacity
+    def reading(self) -> Reading:
+        """What the kernel allows the pool, and what it has of it: read once a tick, by who asks first, and said on the scoreboard."""
+        if self._reading is None:
+            self.capacity = self._measure(self.capacity.workers)
+            budget = resolve_limits(self.policy, self.capacity)[0].budget
+            # up to where there is room for one more, it need not be told to the byte
+            bound = None if budget is None else max(0, budget - (0 if self.board is None else fresh_of(self.board.roll()) or 0))
+            used = self._usage.of(self.policy, self.capacity, bound, self._pids, time.monotonic())
+            if self.board is not None:
+                self.board.hold(used)
+            self._reading = Reading(self.capacity, budget, used)
+        return self._reading
+
+    def _pids(self) -> list[int]:
+        return [self.pid, *(self.board.pids if self.board is not None else ())]
 
     def _measure(self, workers: int) -> Capacity:
         """What the pool reckons with. A limit that is lowered holds at once, here and at the next look of each worker."""
@@ -286,16 +299,13 @@ class Supervisor:
         shares = self.preload is not None and (anonymous_of(self.pid) or 0) >= SHARED_MUCH
         return self._processes.of_processes(pids, 0 if shares else math.inf, time.monotonic())
 
-    def _follow(self, now: float) -> None:
+    def _follow(self) -> None:
         """What the kernel allows has moved, or what others use of it: workers that live are told."""
-        self.capacity = self._measure(self.capacity.workers)
-        budget, (said, at) = resolve_limits(self.policy, self.capacity)[0].budget, self._said
+        budget, (said, at) = self.reading().budget, self._said
         if not reckons_as(self._told, self.capacity):
             anew = is_another_limit(self._told, self.capacity)
             drifted = said is None or budget is None or abs(budget - said) > said * MOVED
-            self._describe(say=anew or (drifted and now - at >= SAY_EVERY), anew=anew)
-        if self.board is not None:
-            self.board.hold(self._usage.of(self.policy, self.capacity, budget, self.board.read, now))
+            self._describe(say=anew or (drifted and time.monotonic() - at >= SAY_EVERY), anew=anew)
 
     def _step(self) -> int:
         step = self.policy.worker_oom_score_adj

@@ -86,4 +86,5 @@ class Pressure:
 
         self._usage = self._usage or Usage()
         budget, capacity = self._thresholds.budget, read_capacity(held=lambda: together(pids_of(self._pool())))
-        return self._usage.of(self._policy, capacity, budget, self._pool, now), budget, capacity.working_set, capacity.limit
+        used = self._usage.of(self._policy, capacity, budget, lambda: pids_of(self._pool()), now)
+        return used, budget, capacity.working_set, capacity.limit
