@@ -48,7 +48,7 @@ def odd(query: dict[str, list[str]]) -> str:
     """Every writer looks as if it were in the middle, for ever."""
     memory = _memory()
     for at in _slots(memory):
-        layout.write(memory, at, layout.STATE, State.SERVING)
+        layout.write_state(memory, at, State.SERVING)
         layout.write(memory, at + layout.OWNER_AT, struct.Struct("<QQ"), os.getppid(), start_time(os.getppid()) or 0)
         layout.write(memory, at + layout.SLOT_SEQUENCE_AT, layout.SEQUENCE, (1 << 64) - 1)
     layout.write(memory, layout.SEQUENCE_AT, layout.SEQUENCE, (1 << 64) - 1)

@@ -82,7 +82,7 @@ def evil_board(slots: int, server: bytes) -> bytes:
     layout.SUPERVISOR.pack_into(header, layout.SUPERVISOR_AT, os.getpid(), start_time() or 0, math.nan)
     layout.POOL.pack_into(header, layout.POOL_AT, 1, -5, -5, -5, -5, server)
     slot = bytearray(b"\xff" * layout.SLOT_SIZE)
-    layout.STATE.pack_into(slot, 0, State.SERVING)
+    layout.write_state(memoryview(slot), 0, State.SERVING)
     layout.OWNER.pack_into(slot, layout.OWNER_AT, os.getpid(), start_time() or 0, 1, math.nan)
     layout.CELL.pack_into(slot, layout.CELLS_AT, 9, math.inf, 1, b"[/x]\x1b[2J\x07", 1)
     return bytes(header) + bytes(slot) * slots

@@ -19,7 +19,7 @@ def slots_in_use(path: str) -> int:
     """How many slots of a scoreboard are not free."""
     raw = memory_of(path)
     offsets = range(layout.HEADER_SIZE, len(raw), layout.SLOT_SIZE)
-    return sum(layout.STATE.unpack_from(raw, at)[0] != State.FREE for at in offsets)
+    return sum(layout.read_state(raw, at) is not State.FREE for at in offsets)
 
 
 @pytest.mark.parametrize("worker_class", ["sync", "gthread"])
