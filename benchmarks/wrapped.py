@@ -186,7 +186,7 @@ def counted(name: str) -> int:
         from oomsafe.worker.current import get_guard
 
         guard = get_guard()
-        return guard.counters.work if guard is not None else 0
+        return guard.meter.counters.work if guard is not None else 0
     if name in _SAMPLES:
         from prometheus_client import REGISTRY
 

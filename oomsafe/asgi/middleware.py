@@ -24,7 +24,7 @@ from oomsafe.scoreboard.layout import UNMATCHED
 from oomsafe.worker.current import get_guard, guard_for, own_guard
 from oomsafe.worker.door import Waiting
 from oomsafe.worker.guard import Guard
-from oomsafe.worker.meter import Work
+from oomsafe.worker.meter import Meter, Work
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -63,13 +63,13 @@ class MemoryMiddleware:
         self._headers = (guard.policy if guard is not None else load_policy(os.environ, policy)[0]).headers
         self._given = guard
         # read at once: with __getattr__, an attribute costs a request three times as much
-        self._hot: tuple[Guard | None, bool | str, RouteNames] = (None, self._headers, RouteNames())
+        self._hot: tuple[Guard | None, Meter | None, bool | str, RouteNames] = (None, None, self._headers, RouteNames())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         if scope["type"] != "http" or KEY in scope:
             return await self._other(scope, receive, send)
-        app, (guard, headers, names) = self.app, self._hot
-        if guard is None or not guard.here:
+        app, (guard, meter, headers, names) = self.app, self._hot
+        if guard is None or meter is None or not guard.here:
             work = carried(scope)
             if work is not None:
                 scope[KEY] = work
@@ -77,14 +77,15 @@ class MemoryMiddleware:
             guard = self._find_guard()
             if guard is None:
                 return await app(scope, receive, send)
-        if guard.crowded:
+            meter = guard.meter
+        if meter.crowded:
             await _room(guard)
         # straight on, without calls of our own: this is what every request pays. Servers give method and path; an app's own tests
         # may leave out what the app does not look at
-        work = scope[KEY] = guard.begin(f"{scope.get('method', '')} {scope.get('path', '')}".encode("utf-8", "replace"))
+        work = scope[KEY] = meter.begin(f"{scope.get('method', '')} {scope.get('path', '')}".encode("utf-8", "replace"))
         try:
             # its result too: a server complains of an app that returns something
-            return await app(scope, receive, send if not headers and not guard.leaving else self._announcing(scope, send, work))
+            return await app(scope, receive, send if not headers and not meter.leaving else self._announcing(scope, send, work))
         finally:
             # Starlette and FastAPI: what their routers have taken, by which it is found what the app calls it; never what the client sent
             taken = scope.get("route") or scope.get("endpoint")
@@ -92,7 +93,7 @@ class MemoryMiddleware:
                 known = names.get(id(taken))
                 name = known.get(scope.get("method", "")) if known is not None and work.route is UNMATCHED else None
                 work.route = name or names.find(scope, taken, work.route)
-            guard.end(work)
+            meter.end(work)
 
     def __getattr__(self, name: str) -> Any:
         """What the app has: its `state` or its `router`, for who looks for them on what is served."""
@@ -103,7 +104,7 @@ class MemoryMiddleware:
     def _find_guard(self) -> Guard | None:
         given = self._given
         guard = given if given is not None and given.here else guard_for(self._keywords, "requests", own_recycle)
-        self._hot = guard, self._headers, self._hot[2]
+        self._hot = guard, guard.meter if guard is not None else None, self._headers, self._hot[3]
         return guard
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> Any:
@@ -121,7 +122,7 @@ class MemoryMiddleware:
             return await self.app(scope, receive, send)
         open_websocket(send)
         try:
-            with guard.begin(f"WEBSOCKET {scope.get('path', '')}".encode("utf-8", "replace"), measured=False) as scope[KEY]:
+            with guard.meter.begin(f"WEBSOCKET {scope.get('path', '')}".encode("utf-8", "replace"), measured=False) as scope[KEY]:
                 return await self.app(scope, receive, send)
         finally:
             closed_websocket(send)
@@ -156,14 +157,14 @@ class MemoryMiddleware:
 
         It returns the server's own awaitable, and passes for a coroutine function, as the server's send() does: asgiref asks.
         """
-        shown, guard = announces(self._headers, work, lambda: _token(scope)), work.meter
+        shown, meter = announces(self._headers, work, lambda: _token(scope)), work.meter
 
         def announce(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 headers = message.get("headers", ())
                 if shown:
                     headers = [*headers, *headers_of(work).raw]
-                if guard.leaving and scope.get("http_version") != "2":
+                if meter.leaving and scope.get("http_version") != "2":
                     headers = [*(pair for pair in headers if pair[0].lower() != b"connection"), CLOSE]
                 # a new message: an app may send the same one every time
                 message = {**message, "headers": headers}

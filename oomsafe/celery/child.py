@@ -98,7 +98,7 @@ class Guarded:
                 self._meta.begins()
             if self._slot is not None and self._guard is not None:
                 self._name, self._ticket = name, ticket
-                self._slot.take_up(ticket, self._guard.without_files)
+                self._slot.take_up(ticket, self._guard.meter.without_files)
         except SoftMemoryLimitExceeded:
             raise
         except Exception as error:

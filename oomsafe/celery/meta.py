@@ -34,10 +34,10 @@ class Meta:
 
     def begins(self) -> None:
         """A task does."""
-        self._before = self._guard.measure() if self._resets and forget_peak() else None
+        self._before = self._guard.meter.measure() if self._resets and forget_peak() else None
 
     def _memory(self) -> dict[str, int | None]:
-        rss = self._guard.measure() if self._guard.rss_known else None
+        rss = self._guard.meter.measure() if self._guard.meter.rss_known else None
         peak = peak_rss_of(os.getpid())
         known = self._before is not None and peak is not None
         return {"peak_growth": max(0, (peak or 0) - (self._before or 0)) if known else None, "rss_end": rss}

@@ -98,7 +98,7 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _begun(self, sender: Any = None, task_id: Any = None, **_: Any) -> None:
         if self._guard is not None and sender is not None:
-            work = self._guard.begin(f"{sender.name}[{task_id}]".encode("utf-8", "replace"))
+            work = self._guard.meter.begin(f"{sender.name}[{task_id}]".encode("utf-8", "replace"))
             work.route = str(sender.name)
             self._flying[id(sender.request_stack.top)] = work  # an id may be in flight twice, its request can't
 

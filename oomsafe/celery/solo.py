@@ -69,8 +69,8 @@ class SoftLimits:
         in_main = self._hears and threading.current_thread() is threading.main_thread()
         self._name, self._ticket, self._thread = name, self._last, None if in_main else threading.get_ident()
         self._watcher.watch(self._last, ceiling._replace(hard=None))
-        self._guard.measure()
-        self._slot.take_up(self._last, self._guard.without_files)
+        self._guard.meter.measure()
+        self._slot.take_up(self._last, self._guard.meter.without_files)
 
     def _put_down(self) -> None:
         if self._ticket:

@@ -102,7 +102,7 @@ class TaskLoop:
         kind, (job, i, function, args, kwargs) = request
         name, task_id = (str(args[0]), str(args[1])) if len(args) > 1 else ("?", "?")
         if self.guard is not None:
-            self._work = self.guard.begin(f"{name}[{task_id}]".encode("utf-8", "replace"))
+            self._work = self.guard.meter.begin(f"{name}[{task_id}]".encode("utf-8", "replace"))
             self._work.route = name
         # job numbers begin with 0, which is no ticket
         return kind, (job, i, _Contained(function, name, self._tasks, job + 1, task_id), args, kwargs)

@@ -90,7 +90,7 @@ class MemoryMiddleware:
                 guard = self._guard = guard_for(self._keywords, "requests")
             if guard is None or guard.at_the_door:  # it has come over a bridge that does not show its scope
                 return None, False
-            work = carrier[KEY] = guard.begin(f"{request.method} {request.path}".encode("utf-8", "replace"))
+            work = carrier[KEY] = guard.meter.begin(f"{request.method} {request.path}".encode("utf-8", "replace"))
             return work, True
         except Exception as error:
             self._failed("begin", error)

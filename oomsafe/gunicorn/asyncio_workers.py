@@ -139,7 +139,7 @@ def _wait_of(protocol: Any) -> Wait | None:
 def _left(worker: Any) -> int:
     """The connections; when none is left, what goes on behind the responses, which is cancelled when the loop ends."""
     guard = getattr(worker, "oomsafe_guard", None)
-    return int(worker.nr_conns) or (0 if guard is None else guard.in_flight)
+    return int(worker.nr_conns) or (0 if guard is None else guard.meter.in_flight)
 
 
 def recycle_uvicorn(worker: Any, grace_period: float) -> Callable[[], None]:

@@ -294,7 +294,7 @@ def _count_actions(worker: Any, guard: Guard) -> None:
 
     async def handling(message: Any, writer: Any) -> None:
         name = f"{message.get('app_path')}.{message.get('action')}"
-        work = guard.begin(name.encode("utf-8", "replace"))
+        work = guard.meter.begin(name.encode("utf-8", "replace"))
         work.route = name
         try:
             await handle(message, writer)

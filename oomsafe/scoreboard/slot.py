@@ -54,10 +54,12 @@ class Figures:
     def unpack(cls, slot: bytes) -> Figures:
         """The figures in the bytes of a slot; what is out of its range is not known."""
         rss, peak, baseline, soft, hard, pss, uss, score, in_flight, _ = layout.FIGURES.unpack_from(slot, layout.FIGURES_AT)
+        anon, private = layout.MORE.unpack_from(slot, layout.MORE_AT)
         return cls(
-            optional(rss), optional(peak), optional(baseline), optional(soft), optional(hard), optional(pss), optional(uss),
-            score if abs(score) <= SCORE_MAX else None, optional(in_flight) or 0,
-            *map(optional, layout.MORE.unpack_from(slot, layout.MORE_AT)),
+            rss=optional(rss), peak_rss=optional(peak), anon=optional(anon),
+            pss=optional(pss), uss=optional(uss), private=optional(private),
+            baseline=optional(baseline), soft=optional(soft), hard=optional(hard),
+            oom_score_adj=score if abs(score) <= SCORE_MAX else None, in_flight=optional(in_flight) or 0,
         )  # fmt: skip
 
 

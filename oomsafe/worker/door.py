@@ -75,7 +75,7 @@ class Waiting:
         """To sleep now; 0 when the wait is over."""
         now = time.monotonic()
         self._guard.knock()
-        if not self._guard.crowded or now >= self._until:
+        if not self._guard.meter.crowded or now >= self._until:
             return 0.0
         seconds, self._next = self._next, min(LONGEST_WAIT, self._next * 2)
         return min(seconds, self._until - now)

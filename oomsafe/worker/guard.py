@@ -16,7 +16,7 @@ from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.malloc import trim
 from oomsafe.kernel.oom_score import raise_score, read_score
 from oomsafe.kernel.process import OwnMemory
-from oomsafe.log import log, once
+from oomsafe.log import failed, log, once
 from oomsafe.policy.door import WAITS_FOR
 from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.readers import COUNT_CLEAN
@@ -47,7 +47,7 @@ from oomsafe.worker.background import Background
 from oomsafe.worker.door import Door
 from oomsafe.worker.farewell import farewell, history
 from oomsafe.worker.gauge import Gauge
-from oomsafe.worker.meter import PUBLISH_EVERY, Meter
+from oomsafe.worker.meter import PUBLISH_EVERY, Meter, Work
 from oomsafe.worker.neighbours import Neighbours
 from oomsafe.worker.pressure import SHORT_EVERY, Pressure
 from oomsafe.worker.thresholds import Thresholds
@@ -69,7 +69,7 @@ LOOKS_AHEAD = 2.0
 Recycle = Callable[[], None]
 
 
-class Guard(Meter):
+class Guard:
     """Measures this process's work and has it recycled above its limits.
 
     `recycle` is called once, from whichever thread saw the breach, when this worker should finish
@@ -97,9 +97,11 @@ class Guard(Meter):
         parent: int | None = None,
         siblings: Siblings | None = None,
     ) -> None:
-        super().__init__(slot or Slot.private(), memory)
         self.policy = policy or Policy()
-        self.counts_clean = self.policy.metric in COUNT_CLEAN
+        self.slot = slot or Slot.private()
+        self.meter = Meter(self.slot, memory, look=self._look, admit=self._admit)
+        """Each piece of work passes through it; adapters that must not pay for a call more go to it straight."""
+        self.meter.counts_clean = self.policy.metric in COUNT_CLEAN
         self.pid = os.getpid()
         self.here = True
         """Whether this is the process that it guards: False in a fork of it."""
@@ -136,16 +138,25 @@ class Guard(Meter):
         board = board if slot is not None else None
         return cls(seat.policy, unit=unit, board=board, slot=slot, capacity=seat.capacity, parent=os.getppid(), **how)
 
+    def work(self, name: str) -> Work:
+        """``with guard.work("name"): ...``: a piece of work, measured until the end of the block."""
+        return self.meter.begin(name.encode("utf-8", "replace"))
+
+    @property
+    def leaving(self) -> bool:
+        """Whether this worker has been told to end, and finishes what it has in flight."""
+        return self.meter.leaving
+
     def ready(self) -> None:
         """The worker serves from now on: what it has now is what it needs. Later calls change nothing."""
         if self._ready or not self._is_here():
             return
         now = time.monotonic()
-        self.measure()
+        self.meter.measure()
         if self._board is not None:
             self._neighbours.boot = self.slot.age
         self._history = History(ready_at=now)
-        self._thresholds.set(self.held if self.rss_known else None, now, say=self._board is None)
+        self._thresholds.set(self.meter.held if self.meter.rss_known else None, now, say=self._board is None)
         if self._neighbours.supervised:
             self._pressure.look(now, Growth())  # what the supervisor has seen may be a second old: as long as a leak takes
         self._take_limits()
@@ -176,16 +187,16 @@ class Guard(Meter):
     def tick(self) -> None:
         """Called by the server's own loop, about once a second and as often as it likes: looks also when idle."""
         now = time.monotonic()
-        if now >= self._publish_at:
+        if now >= self.meter.publish_at:
             try:
                 self._look(now)
             except Exception as error:
-                self.failed("tick", error)
+                failed("tick", "the server", error)
 
     @property
     def pause(self) -> float:
         """Seconds that a server's loop may sleep until tick() has something to look at: a second at most."""
-        return min(PUBLISH_EVERY, max(SHORT_EVERY, self._publish_at - time.monotonic()))
+        return min(PUBLISH_EVERY, max(SHORT_EVERY, self.meter.publish_at - time.monotonic()))
 
     def pool(self) -> PoolView:
         """The pool that this worker is in, as it stands on the scoreboard; without one, this worker alone."""
@@ -207,7 +218,7 @@ class Guard(Meter):
         try:
             return not self.policy.dry_run and self._pressure.holds_up(time.monotonic())
         except Exception as error:
-            self.failed("looking at the pool", error)
+            failed("looking at the pool", "the server", error)
             return False
 
     def _admit(self, route: str) -> str | None:
@@ -221,7 +232,7 @@ class Guard(Meter):
             if self._ready:  # else it ends before it has served: whoever finds it gone is to see that
                 self.slot.set_state(State.LEAVING)
         except Exception as error:
-            self.failed("retire", error)
+            failed("retire", "the server", error)
         # a second is enough for any look in another thread; more would hold up the server's exit
         if self._deciding.acquire(timeout=1):
             self._publish(time.monotonic())
@@ -230,10 +241,10 @@ class Guard(Meter):
     def leave(self) -> None:
         """In a fork of its process, which says nothing of the worker that it comes from, and decides nothing for it."""
         self.here = False
-        super().leave()
+        self.meter.leave()
         self.slot.leave()
         self._deciding = allocate_lock()
-        self._publish_at = self._look_at = sys.maxsize
+        self.meter.publish_at = self.meter.look_at = sys.maxsize
 
     def _is_here(self) -> bool:
         """Asked where something is decided, for C code may fork as well."""
@@ -246,12 +257,12 @@ class Guard(Meter):
             return  # another thread is looking
         release = True
         try:
-            if now >= self._publish_at:
-                self._publish_at = now + PUBLISH_EVERY  # first: what fails below must not keep it from deciding
+            if now >= self.meter.publish_at:
+                self.meter.publish_at = now + PUBLISH_EVERY  # first: what fails below must not keep it from deciding
                 self._refresh(now)
                 if self._asking:
                     self._wake_supervisor()  # it may have been asleep, or have had nobody to spare
-            due = self.held > self._alert or self._asking or self.crowded or self._history.breached_since is not None
+            due = self.meter.held > self.meter.alert or self._asking or self.meter.crowded or self._history.breached_since is not None
             if not self._decided and (due or self.slot.order is not Order.NONE):
                 release = self._consider(now)
         finally:
@@ -261,20 +272,20 @@ class Guard(Meter):
     def _refresh(self, now: float) -> None:
         """Once a second, more often while it grows: the memory, the limits, and what the others see of both."""
         try:
-            if not self.counts_clean:
-                self.file_dirty = self._gauge.file_dirty(self.held, self.rss, self._alert, now)
-            self.measure()
+            if not self.meter.counts_clean:
+                self.meter.file_dirty = self._gauge.file_dirty(self.meter.held, self.meter.rss, self.meter.alert, now)
+            self.meter.measure()
             self._thresholds.follow(now)
-            self._trend.add(now, self.held)
+            self._trend.add(now, self.meter.held)
             self._take_limits()
-            self.slot.need(self._used(now), self._trend.growth(now, self.held))
+            self.slot.need(self._used(now), self._trend.growth(now, self.meter.held))
         except Exception as error:
-            self.failed("tick", error)
+            failed("tick", "the server", error)
         self._publish(now)
 
     def _consider(self, now: float) -> bool:
         """Decide and act. False: the rest happens in the background, which also releases the lock."""
-        self._look_at = now + LOOK_AGAIN
+        self.meter.look_at = now + LOOK_AGAIN
         used = self._used(now)
         self._note_breach(now, used)
         decision = self._decide(now, used)
@@ -284,9 +295,9 @@ class Guard(Meter):
         if decision.action is Action.RECYCLE:
             self._go(decision.reason, now, used)
         elif not self.policy.dry_run:
-            self._door.look(now, used or 0, self.soft_limit, self.held, self._trend.growth(now, self.held))
-            self.crowded = self._door.shut
-            if self.crowded:
+            self._door.look(now, used or 0, self.meter.soft_limit, self.meter.held, self._trend.growth(now, self.meter.held))
+            self.meter.crowded = self._door.shut
+            if self.meter.crowded:
                 once(
                     "door", logging.INFO, "%s keeps what comes waiting, %.0f s at most, for the memory of a worker that leaves: "
                     "%s are left up to the limit", self, WAITS_FOR, format_size(self._pressure.room),
@@ -300,27 +311,27 @@ class Guard(Meter):
         try:
             self._look(now)
         except Exception as error:
-            self.crowded = False
-            self.failed("looking at the pool", error)
+            self.meter.crowded = False
+            failed("looking at the pool", "the server", error)
 
     def _note_breach(self, now: float, used: int | None) -> None:
         """Since when this worker has been over its limit, and how it came there."""
         if used is None or self.limits.early is None or used <= self.limits.early:
             self._history = replace(self._history, breached_since=None, breached_with=None)
         elif self._history.breached_since is None:
-            growth, pace = self._trend.step(now, self.held)
+            growth, pace = self._trend.step(now, self.meter.held)
             step = came_by_a_step(self.limits, self._history.ready_with, growth)
             climbed = pace is None or pace * SAMPLE_EVERY >= self.limits.early * SETTLED
             self._history = replace(self._history, breached_since=now, breached_with=used, breached_by_step=step, climbed=climbed)
-        self._trend.add(now, self.held)
+        self._trend.add(now, self.meter.held)
 
     def _decide(self, now: float, used: int | None) -> Decision:
         """decide(), and if this worker is to leave, it is on its way before another can ask."""
-        held = self.held if self.rss_known else None
-        growth = self._trend.growth(now, self.held)
+        held = self.meter.held if self.meter.rss_known else None
+        growth = self._trend.growth(now, self.meter.held)
         if fast := outruns(self.limits.soft, growth.burst):
             self._grew_fast_at = now
-        if fast or self._history.breached_since is not None or self.held >= self._door.looks_from or self.crowded:
+        if fast or self._history.breached_since is not None or self.meter.held >= self._door.looks_from or self.meter.crowded:
             self._pressure.look(now, self._door.growth(growth))
         else:
             self._pressure.forget()
@@ -349,7 +360,7 @@ class Guard(Meter):
         if asking is not self._asking:
             self._asking = asking
             self._history = replace(self._history, asks=asking)
-            self.slot.need(used, self._trend.growth(now, self.held))
+            self.slot.need(used, self._trend.growth(now, self.meter.held))
             self._publish(now)
             self.slot.set_state(State.WAITING if asking else State.SERVING)
             if asking:
@@ -365,10 +376,10 @@ class Guard(Meter):
     def _reclaim(self, over: int) -> bool:
         from oomsafe.worker.reclaim import collect  # here: only a worker over its limit pays for it
 
-        before = self.rss
+        before = self.meter.rss
         # a tenth of a second: what comes meanwhile would take it far above its limit
-        self.crowded = time.monotonic() - self._grew_fast_at < LATELY
-        collect(others_wait=self._background is not None or self.in_flight > 0)
+        self.meter.crowded = time.monotonic() - self._grew_fast_at < LATELY
+        collect(others_wait=self._background is not None or self.meter.in_flight > 0)
         if self._background is None:
             self._reclaimed(before, over)
             return self._consider(time.monotonic())
@@ -380,30 +391,30 @@ class Guard(Meter):
             self._reclaimed(before, over)
             self._consider(time.monotonic())
         except Exception as error:
-            self.crowded = False
-            self.failed("reclaim", error)
+            self.meter.crowded = False
+            failed("reclaim", "the server", error)
         finally:
             self._deciding.release()
 
     def _reclaimed(self, before: int, over: int) -> None:
         trim()
         self._gauge.forget()
-        freed = max(0, before - self.measure())
+        freed = max(0, before - self.meter.measure())
         if freed >= MIB:
             self._trend.forget()
         # from its end, for one that took long must not be followed by another at once
         futile = futile_after(self._history.futile, over, freed)
         self._history = replace(self._history, reclaimed_at=time.monotonic(), futile=futile)
-        self.counters.reclaims += 1
-        self.counters.reclaimed += freed
+        self.meter.counters.reclaims += 1
+        self.meter.counters.reclaimed += freed
         level = logging.INFO if freed >= MIB else logging.DEBUG
-        log.log(level, "%s reclaimed %s by gc and malloc_trim: rss %s -> %s", self, *map(format_size, (freed, before, self.rss)))
+        log.log(level, "%s reclaimed %s by gc and malloc_trim: rss %s -> %s", self, *map(format_size, (freed, before, self.meter.rss)))
 
     def _go(self, reason: Reason, now: float, used: int | None) -> None:
         """This worker's day is over."""
         self._decided = True
         self.should_recycle = not self.policy.dry_run
-        self.counters.recycles[layout.REASONS.index(reason.value)] += 1
+        self.meter.counters.recycles[layout.REASONS.index(reason.value)] += 1
         self._publish(now)
         log.log(logging.INFO if self._recycle or self.policy.dry_run else logging.WARNING, "%s", self._farewell(reason, now, used))
         if self.policy.dry_run or self._recycle is None:
@@ -412,62 +423,63 @@ class Guard(Meter):
             raise_score(self.policy.draining_oom_score_adj)
         except ScoreRefused as error:  # under --user it always is: the worker goes without
             once("score", logging.DEBUG, "%s", error)
-        self.leaving = True
+        self.meter.leaving = True
         self._door.open()
-        self.crowded = False
+        self.meter.crowded = False
         self._wake_supervisor()  # what is in flight may take long: its replacement needn't wait for that
         self._recycle()
 
     def _farewell(self, reason: Reason, now: float, used: int | None) -> str:
         dry, here = self.policy.dry_run, self._recycle is not None
         doing = "would be recycled (dry run)" if dry else "recycling" if here else "should be recycled, and nothing here can"
-        why = farewell(self.limits, reason, used, self.held, now - (self._history.breached_since or now))
-        return f"{self} {doing}: {why}, {history(self.counters.work, self._unit, self.largest)}"
+        why = farewell(self.limits, reason, used, self.meter.held, now - (self._history.breached_since or now))
+        return f"{self} {doing}: {why}, {history(self.meter.counters.work, self._unit, self.meter.largest)}"
 
     def _take_limits(self) -> None:
-        self._still = False
-        self.soft_limit = self._thresholds.soft
+        self.meter.limit(self._thresholds.soft)
         if not self.policy.dry_run:
-            self._door.follow(time.monotonic(), self.held)
+            self._door.follow(time.monotonic(), self.meter.held)
         self._set_alert()
         self._history = replace(self._history, refused=self._thresholds.refused, stays=self._thresholds.stays)
 
     def _set_alert(self) -> None:
         """From how many bytes on the end of work has something to decide."""
-        self._alert = self._thresholds.alert
+        self.meter.alert = self._thresholds.alert
         if self._grows_fast and self._neighbours.supervised:
-            self._alert *= ASKS_FROM
-        self._alert = min(self._alert, self._door.looks_from)
+            self.meter.alert *= ASKS_FROM
+        self.meter.alert = min(self.meter.alert, self._door.looks_from)
 
     @property
     def _grows_fast(self) -> bool:
         """Whether it will soon be over its limit, at the pace of the last moment; also right after boot, when that is not known."""
         pace = self._trend.pace
-        return pace is None or (pace > 0 and self.held + pace * LOOKS_AHEAD > self._thresholds.alert)
+        return pace is None or (pace > 0 and self.meter.held + pace * LOOKS_AHEAD > self._thresholds.alert)
 
     def _look_within(self, now: float) -> float:
         """Seconds until the next look: a quarter of those that are left until it is over its limit, as fast as it grows."""
         if self._trend.pace is None:
             return SAMPLE_EVERY
-        burst, left = self._trend.growth(now, self.held).burst, self._thresholds.alert - self.held
+        burst, left = self._trend.growth(now, self.meter.held).burst, self._thresholds.alert - self.meter.held
         return max(SHORT_EVERY, left / burst / 4) if burst > 0 else PUBLISH_EVERY
 
     def _used(self, now: float) -> int | None:
         """The figure that the soft limit is compared with."""
-        return self._gauge.read(self.limits.metric, self.held, self._alert, now) if self.rss_known else None
+        return self._gauge.read(self.limits.metric, self.meter.held, self.meter.alert, now) if self.meter.rss_known else None
 
     def _publish(self, now: float) -> None:
-        self._publish_at = now + min(ASK_EVERY if self._asking else PUBLISH_EVERY, self._look_within(now))
-        rss, peak, anon = (self.rss, self.peak_rss, self.anon) if self.rss_known else (None, None, None)
+        self.meter.publish_at = now + min(ASK_EVERY if self._asking else PUBLISH_EVERY, self._look_within(now))
+        meter, known = self.meter, self.meter.rss_known
         pss, uss, private, *_ = self._gauge.shares or (None, None, None)
         try:
             figures = Figures(
-                rss, peak, self.baseline, self.soft_limit, self.limits.hard, pss, uss, read_score(), self.in_flight, anon, private
-            )
-            with self._lock:
-                self.slot.publish(figures, self.counters)
+                rss=meter.rss if known else None, peak_rss=meter.peak_rss if known else None, anon=meter.anon if known else None,
+                pss=pss, uss=uss, private=private,
+                baseline=self.baseline, soft=meter.soft_limit, hard=self.limits.hard,
+                oom_score_adj=read_score(), in_flight=meter.in_flight,
+            )  # fmt: skip
+            self.meter.publish(figures)
         except Exception as error:  # whether others can see it or not, this worker protects itself
-            self.failed("publish", error)
+            failed("publish", "the server", error)
 
     def __str__(self) -> str:
         return f"worker {self.pid} (slot {self.slot.number})"

@@ -13,6 +13,7 @@ import sys
 import time
 from _thread import RLock  # the real one: gevent replaces threading's, and nothing here waits
 from bisect import bisect_left
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, NamedTuple
 
@@ -20,7 +21,7 @@ from oomsafe.kernel.process import OwnMemory
 from oomsafe.log import failed
 from oomsafe.policy.growth import GrowthClock
 from oomsafe.scoreboard.layout import BOUNDS, CELL_NAME, IN_USE, OTHER, UNMATCHED, Counters
-from oomsafe.scoreboard.slot import Slot
+from oomsafe.scoreboard.slot import Figures, Slot
 
 _usage, _self = resource.getrusage, resource.RUSAGE_SELF
 _clock = time.monotonic
@@ -104,8 +105,20 @@ class Meter:
     backward, and none stands between its read and its write. Where memory is read, the lock is held.
     """
 
-    def __init__(self, slot: Slot, memory: OwnMemory | None = None) -> None:
-        self.slot = slot
+    def __init__(
+        self,
+        slot: Slot,
+        memory: OwnMemory | None = None,
+        *,
+        look: Callable[[float], None] = lambda _: None,
+        admit: Callable[[str], str | None] = lambda route: route,
+    ) -> None:
+        """`look(now)` is called at the end of work when that is due: at `look_at`, above `alert`, or at `publish_at`.
+
+        `admit(route)` says what a route is counted under; None for OTHER, this once.
+        """
+        self._look, self._admit = look, admit
+        self._slot = slot
         self.memory = memory or OwnMemory()
         self.counters = Counters()
         sizes = self.memory.sizes()
@@ -126,7 +139,7 @@ class Meter:
         self.crowded = False
         """Whether new work waits for memory that another worker is about to give back: a Waiting says for how long."""
         self.soft_limit: int | None = None
-        """In bytes; None while there is none."""
+        """In bytes, as work is told of it; None while there is none. Set by limit()."""
         self.largest = (0, b"")
         """The most that one piece of work has grown the process by, and its name."""
         self.clock = GrowthClock(self.held)
@@ -138,11 +151,13 @@ class Meter:
         self._memory, self._write, self._cells = slot.cells()
         self._routes: dict[str, list[int]] = {}
         self._unmeasured = 0
-        self._alert: float = sys.maxsize
-        self._look_at = 0.0
+        self.alert: float = sys.maxsize
+        """Bytes held above which there is something to decide when work ends, but not before `look_at`."""
+        self.look_at = 0.0
+        self.publish_at = 0.0
+        """When the figures are to be published; like `look_at` on the clock of time.monotonic()."""
         self._same_breath = 0.0
         self._at_once = 0.0
-        self._publish_at = 0.0
         self._still = False
         """Whether nothing has changed since work was told that it had not grown."""
         self._present: Present | None = None
@@ -178,7 +193,7 @@ class Meter:
         except IndexError:
             pass  # no cell is free: it is counted all the same
         except Exception as error:
-            self.failed("begin", error)
+            failed("begin", "the server", error)
         return work
 
     def end(self, work: Work) -> int:
@@ -212,10 +227,10 @@ class Meter:
                     growth = int(value - mark)
                     self._count(row, growth, work.name)
             self._same_breath = now + SAME_BREATH
-            if now >= self._publish_at or (self.held > self._alert and now >= self._look_at):
+            if now >= self.publish_at or (self.held > self.alert and now >= self.look_at):
                 self._look(now)
         except Exception as error:
-            self.failed("end", error)
+            failed("end", "the server", error)
         return growth
 
     @property
@@ -250,7 +265,7 @@ class Meter:
             if figures != self._present and self.rss_known:
                 self._present = figures
         except Exception as error:
-            self.failed("present figures", error)
+            failed("present figures", "the server", error)
         return self._present
 
     def grown(self, work: Work) -> int:
@@ -261,16 +276,12 @@ class Meter:
                 self._read_at(faults)
             return 0 if work.mark is None else int(self.clock.value - work.mark)
         except Exception as error:
-            self.failed("grown", error)
+            failed("grown", "the server", error)
             return 0
 
-    def work(self, name: str) -> Work:
-        """``with guard.work("name"): ...``"""
-        return self.begin(name.encode("utf-8", "replace"))
-
-    def failed(self, what: str, error: Exception) -> None:
-        """Log a failure of ours, once for each kind, and go on: the server matters more."""
-        failed(what, "the server", error)
+    def limit(self, soft: int | None) -> None:
+        """What work is told from now on to be its worker's soft limit, in bytes; None for none."""
+        self.soft_limit, self._still = soft, False
 
     def _read_at(self, faults: int) -> None:
         """Take in the memory as it is at this count of faults.
@@ -288,7 +299,7 @@ class Meter:
             self._read()
         except Exception as error:
             self._faults = -1
-            self.failed("reading memory", error)
+            failed("reading memory", "the server", error)
         finally:
             lock.release()
 
@@ -325,6 +336,11 @@ class Meter:
             self._read()
             return self.rss
 
+    def publish(self, figures: Figures) -> None:
+        """Put what has been counted, and these figures, on the scoreboard. Raises ValueError where that was closed."""
+        with self._lock:
+            self._slot.publish(figures, self.counters)
+
     def leave(self) -> None:
         """In a fork of its process: see oomsafe/scoreboard/forks.py. What it counts from now on nobody sees."""
         # a thread that the fork has not may have held it
@@ -339,11 +355,3 @@ class Meter:
         if name and len(self._routes) < 1024:  # a table for those who ask again, not for whatever names there are
             self._routes[route] = row
         return row
-
-    def _admit(self, route: str) -> str | None:
-        """What a route is counted under; None for OTHER, this once."""
-        return route
-
-    def _look(self, now: float) -> None:
-        """Publish, and see whether anything is to be done; the guard's part."""
-        raise TypeError("a Meter only measures: make a Guard")

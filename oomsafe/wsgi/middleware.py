@@ -53,11 +53,11 @@ class MemoryMiddleware:
             guard = self._find_guard()
             if guard is None:
                 return app(environ, start_response)
-        if guard.crowded:
+        if guard.meter.crowded:
             _room(guard)
         # PEP 3333 wants a method; an app's own tests may leave out what the app does not look at
         name = f"{environ.get('REQUEST_METHOD', '')} {environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
-        work = environ[KEY] = guard.begin(name.encode("latin-1", "replace"))
+        work = environ[KEY] = guard.meter.begin(name.encode("latin-1", "replace"))
         start = _starting(headers, environ, start_response, work)
         try:
             body = app(environ, mounts.starting(start, environ, work) if mounts else start)

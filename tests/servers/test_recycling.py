@@ -25,7 +25,7 @@ from oomsafe.worker.current import get_guard
 
 def worker_exit(server, worker):
     guard = get_guard()
-    worker.log.info("the user's worker_exit: pid %d peak %d in_flight %d", worker.pid, guard.peak_rss, guard.clock.in_flight)
+    worker.log.info("the user's worker_exit: pid %d peak %d in_flight %d", worker.pid, guard.meter.peak_rss, guard.meter.clock.in_flight)
 """
 
 RECYCLING = re.compile(

@@ -132,7 +132,7 @@ def look() -> None:
 
 def routes(guard: Guard) -> dict[str, int]:
     """How many requests of each route have ended."""
-    return {name: sum(row[1:]) for name, row in guard.counters.routes.items()}
+    return {name: sum(row[1:]) for name, row in guard.meter.counters.routes.items()}
 
 
 def get(url: str, **headers: str) -> Any:

@@ -98,12 +98,12 @@ def test_in_flight_until_it_returns(guard: Guard) -> None:
 
     async def app(request: Any, receive: Any, send: Any) -> None:
         await hello(request, receive, send)
-        seen.append(([piece.name for piece in guard.pool().workers[0].in_flight], guard.counters.work))
+        seen.append(([piece.name for piece in guard.pool().workers[0].in_flight], guard.meter.counters.work))
 
     sent = call(MemoryMiddleware(app, guard=guard), scope("/x"))
 
     assert (sent, seen) == ([START, END], [(["GET /x"], 0)])
-    assert (guard.counters.work, guard.clock.in_flight) == (1, 0)
+    assert (guard.meter.counters.work, guard.meter.clock.in_flight) == (1, 0)
 
 
 def test_background_work_is_its_own(guard: Guard, memory: Memory) -> None:
@@ -112,7 +112,7 @@ def test_background_work_is_its_own(guard: Guard, memory: Memory) -> None:
 
     call(MemoryMiddleware(app, guard=guard), scope("/x"))
 
-    assert [row[0] for row in guard.counters.routes.values()] == [8 * MIB]
+    assert [row[0] for row in guard.meter.counters.routes.values()] == [8 * MIB]
 
 
 def test_streaming(guard: Guard) -> None:
@@ -120,7 +120,7 @@ def test_streaming(guard: Guard) -> None:
 
     async def parts() -> Any:
         for number in range(3):
-            assert guard.clock.in_flight == 1
+            assert guard.meter.clock.in_flight == 1
             yield str(number).encode()
 
     app = Starlette(routes=[Route("/x", lambda _: StreamingResponse(parts()))])
@@ -128,7 +128,7 @@ def test_streaming(guard: Guard) -> None:
     sent = call(MemoryMiddleware(app, guard=guard), scope("/x"))
 
     assert b"".join(message.get("body", b"") for message in sent) == b"012"
-    assert guard.counters.work == 1
+    assert guard.meter.counters.work == 1
 
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
@@ -142,7 +142,7 @@ def test_an_app_that_raises(guard: Guard, kind: str, error: type[BaseException])
     with pytest.raises(error):
         call(MemoryMiddleware(app, guard=guard), scope(kind=kind))
 
-    assert (guard.counters.work, guard.clock.in_flight) == (1, 0)
+    assert (guard.meter.counters.work, guard.meter.clock.in_flight) == (1, 0)
 
 
 def test_lifespan_passes_untouched(guard: Guard) -> None:
@@ -157,7 +157,7 @@ def test_lifespan_passes_untouched(guard: Guard) -> None:
     asyncio.run(MemoryMiddleware(app, guard=guard)(*given))
 
     assert all(got is gave for got, gave in zip(seen, given, strict=True))
-    assert (given[0], guard.counters.work) == ({"type": "lifespan"}, 0)
+    assert (given[0], guard.meter.counters.work) == ({"type": "lifespan"}, 0)
 
 
 @pytest.mark.parametrize("kind", ["http", "websocket", "lifespan"])
@@ -173,7 +173,7 @@ def test_trio(kind: str) -> None:
 
     guard = current.get_guard()
     assert seen == [kind]
-    assert (guard.counters.work if guard else 0) == (kind != "lifespan")
+    assert (guard.meter.counters.work if guard else 0) == (kind != "lifespan")
 
 
 @pytest.mark.parametrize("setting", [True, SECRET])
@@ -184,7 +184,7 @@ def test_a_scope_of_a_tests_own(kind: str, setting: bool | str) -> None:
     sent: list[Message] = []
 
     async def app(request: Any, receive: Any, send: Any) -> None:
-        guard.leaving = True
+        guard.meter.leaving = True
         await send({"type": f"{kind}.response.start", "status": 200})
 
     async def send(message: Message) -> None:
@@ -220,7 +220,7 @@ def test_a_websocket_is_in_flight_while_it_is_open(guard: Guard) -> None:
     del request["method"]
     call(MemoryMiddleware(MemoryMiddleware(app, guard=guard), guard=guard), request)
 
-    assert (seen, guard.counters.work, guard.clock.in_flight) == (["WEBSOCKET /chat"], 1, 0)
+    assert (seen, guard.meter.counters.work, guard.meter.clock.in_flight) == (["WEBSOCKET /chat"], 1, 0)
 
 
 def test_growth_beside_an_idle_websocket(guard: Guard, memory: Memory) -> None:
@@ -232,13 +232,13 @@ def test_growth_beside_an_idle_websocket(guard: Guard, memory: Memory) -> None:
 
     async def websocket(request: Any, receive: Any, send: Any) -> None:
         await MemoryMiddleware(http, guard=guard)(scope("/x"), receive, send)
-        growth.append(guard.largest)
+        growth.append(guard.meter.largest)
         memory.be(61 * MIB)
 
     call(MemoryMiddleware(websocket, guard=guard), scope("/chat", kind="websocket"))
 
     assert growth == [(8 * MIB, b"GET /x")]
-    assert (guard.largest, guard.clock.background) == ((8 * MIB, b"GET /x"), 3 * MIB)
+    assert (guard.meter.largest, guard.meter.clock.background) == ((8 * MIB, b"GET /x"), 3 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -313,13 +313,13 @@ def test_wrapped_twice(outer: bool) -> None:
 
     guard = current.get_guard()
     assert guard is not None
-    assert (guard.counters.work, len(headers_of(sent))) == (1, 5)
+    assert (guard.meter.counters.work, len(headers_of(sent))) == (1, 5)
 
 
 @pytest.mark.parametrize(("outer", "inner"), [(False, True), (True, False), (True, True), ("a secret of some length", True)])
 def test_wrapped_twice_in_a_worker_that_leaves(guard: Guard, outer: bool | str, inner: bool) -> None:
     """The outer one says that the connection is closed; who of them shows memory figures does not change."""
-    guard.leaving = True
+    guard.meter.leaving = True
 
     sent = call(MemoryMiddleware(MemoryMiddleware(hello, headers=inner), guard=guard_with(guard, outer)), scope())
 
@@ -334,24 +334,24 @@ def test_a_request_waits_for_memory(guard: Guard, monkeypatch: pytest.MonkeyPatc
     looks = []
 
     def knock() -> None:
-        looks.append(guard.in_flight)
-        guard.crowded = not (opens and len(looks) == 3)
+        looks.append(guard.meter.in_flight)
+        guard.meter.crowded = not (opens and len(looks) == 3)
 
     monkeypatch.setattr(guard, "knock", knock)
-    guard.crowded = True
+    guard.meter.crowded = True
 
     sent = call(MemoryMiddleware(hello, guard=guard), scope())
 
     assert sent[0]["status"] == 200
     assert set(looks) == {0}
     assert len(looks) == 3 if opens else len(looks) > 3
-    assert (guard.counters.work, guard.in_flight) == (1, 0)
+    assert (guard.meter.counters.work, guard.meter.in_flight) == (1, 0)
 
 
 def test_without_asyncio_s_loop_nothing_waits(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no supervisor of ours above trio's servers: nobody who leaves would be seen."""
     monkeypatch.setattr(guard, "knock", lambda: pytest.fail("it waits"))
-    guard.crowded = True
+    guard.meter.crowded = True
     sent = []
 
     async def send(message: Message) -> None:
@@ -403,7 +403,7 @@ def test_routes(guard: Guard, make: Callable[[], App], path: str, expected: str)
         names_routes()
     call(MemoryMiddleware(make(), guard=guard), scope(path))
 
-    assert [expected] == list(guard.counters.routes)
+    assert [expected] == list(guard.meter.counters.routes)
 
 
 def test_routes_stay_few(guard: Guard) -> None:
@@ -413,8 +413,8 @@ def test_routes_stay_few(guard: Guard) -> None:
     for number in range(50):
         call(app, scope(f"/sub/deep/{number}"))
 
-    assert len(guard.counters.routes) == 1
-    assert "49" not in next(iter(guard.counters.routes))
+    assert len(guard.meter.counters.routes) == 1
+    assert "49" not in next(iter(guard.meter.counters.routes))
 
 
 def test_a_mounted_app_is_not_lost(guard: Guard) -> None:

@@ -113,7 +113,7 @@ def test_it_ends_though_nobody_closes(guard: Guard, bridge: Bridge, app: Any) ->
     bodies = [get(bridged)[1] for _ in range(20)]
 
     assert bodies == [b"12"] * 20
-    assert (guard.counters.work, guard.in_flight, len(guard._cells)) == (20, 0, 16)
+    assert (guard.meter.counters.work, guard.meter.in_flight, len(guard.meter._cells)) == (20, 0, 16)
 
 
 @pytest.mark.parametrize("bridge", [starlettes, uvicorns])
@@ -122,7 +122,7 @@ def test_it_ends_with_what_fails(guard: Guard, bridge: Bridge) -> None:
     with pytest.raises(ZeroDivisionError):
         get(bridge(oomsafe.wsgi.MemoryMiddleware(breaking, guard=guard)))
 
-    assert (guard.counters.work, guard.in_flight) == (1, 0)
+    assert (guard.meter.counters.work, guard.meter.in_flight) == (1, 0)
 
 
 @BRIDGES
@@ -137,8 +137,8 @@ def test_it_is_counted_once(guard: Guard, bridge: Bridge, outer: bool) -> None:
 
     assert {names.count(b"x-memory-rss") for names, _ in answers} == {1}
     assert [body for _, body in answers] == [b"%d" % number for number in range(10)]
-    assert (guard.counters.work, guard.in_flight) == (10, 0)
-    assert {route: sum(row[1:]) for route, row in guard.counters.routes.items()} == {"GET /x/<name>": 10}
+    assert (guard.meter.counters.work, guard.meter.in_flight) == (10, 0)
+    assert {route: sum(row[1:]) for route, row in guard.meter.counters.routes.items()} == {"GET /x/<name>": 10}
 
 
 @BRIDGES
@@ -149,7 +149,7 @@ def test_start_response_that_another_has_wrapped(guard: Guard, bridge: Bridge) -
     bridged = oomsafe.asgi.MemoryMiddleware(bridge(lambda environ, start: inner(environ, lambda *given: start(*given))), guard=guard)
 
     assert get(bridged)[1] == b"12"
-    assert (guard.counters.work, guard.in_flight) == (1, 0)
+    assert (guard.meter.counters.work, guard.meter.in_flight) == (1, 0)
 
 
 @BRIDGES
@@ -161,7 +161,7 @@ def test_djangos_is_counted_once(bridge: Bridge) -> None:
 
     get(bridged, "/")
 
-    assert (guard.counters.work, guard.in_flight) == (1, 0)
+    assert (guard.meter.counters.work, guard.meter.in_flight) == (1, 0)
 
 
 def test_an_asgi_app_in_a_wsgi_server(guard: Guard) -> None:
@@ -188,4 +188,4 @@ def test_an_asgi_app_in_a_wsgi_server(guard: Guard) -> None:
     loop.close()
 
     assert {sum(name.lower() == "x-memory-rss" for name in names) for names in seen} == {1}
-    assert (guard.counters.work, guard.in_flight) == (10, 0)
+    assert (guard.meter.counters.work, guard.meter.in_flight) == (10, 0)

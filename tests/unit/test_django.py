@@ -50,7 +50,7 @@ def test_routes(guard: Guard, client: Callable[..., Any], url: str, route: str, 
     response = client(url)
 
     assert (response.status_code, routes(guard)) == (status, {route: 1})
-    assert guard.clock.in_flight == 0
+    assert guard.meter.clock.in_flight == 0
 
 
 @BOTH
@@ -59,19 +59,19 @@ def test_in_flight(guard: Guard, client: Callable[..., Any]) -> None:
     client("/users/1/")
 
     assert seen == ["GET /users/1/"]
-    assert guard.largest == (2 * MIB, b"GET /users/1/")
+    assert guard.meter.largest == (2 * MIB, b"GET /users/1/")
 
 
 @pytest.mark.parametrize(("client", "url"), [(get, "/users/1/"), (async_get, "/coroutines/1/")], ids=["sync", "async"])
 def test_no_thread_is_taken(guard: Guard, monkeypatch: pytest.MonkeyPatch, client: Callable[..., Any], url: str) -> None:
     """Django has nothing to adapt: a middleware of only one kind costs each request of the other a thread's turn."""
-    begin, threads = guard.begin, []
+    begin, threads = guard.meter.begin, []
 
     def noting(name: bytes) -> Work:
         threads.append(threading.current_thread())
         return begin(name)
 
-    monkeypatch.setattr(guard, "begin", noting)
+    monkeypatch.setattr(guard.meter, "begin", noting)
     client(url)
 
     assert threads == [threading.current_thread()]
@@ -92,7 +92,7 @@ def test_a_stream_that_nobody_reads(guard: Guard) -> None:
     response.close()
     response.close()
 
-    assert (seen, routes(guard), guard.clock.in_flight) == ([], {"GET /stream": 1}, 0)
+    assert (seen, routes(guard), guard.meter.clock.in_flight) == ([], {"GET /stream": 1}, 0)
 
 
 def test_an_async_stream(guard: Guard) -> None:
@@ -110,7 +110,7 @@ def test_an_async_stream_that_fails(guard: Guard) -> None:
         call(ASGIHandler(), scope("/broken-stream"))
     gc.collect()
 
-    assert (routes(guard), guard.clock.in_flight) == ({"GET /broken-stream": 1}, 0)
+    assert (routes(guard), guard.meter.clock.in_flight) == ({"GET /broken-stream": 1}, 0)
 
 
 @BOTH
@@ -119,7 +119,7 @@ def test_a_view_that_exits(guard: Guard, client: Callable[..., Any]) -> None:
     with pytest.raises(SystemExit):
         client("/exiting")
 
-    assert (routes(guard), guard.clock.in_flight) == ({"GET /exiting": 1}, 0)
+    assert (routes(guard), guard.meter.clock.in_flight) == ({"GET /exiting": 1}, 0)
 
 
 def test_an_async_request_that_is_cancelled(guard: Guard) -> None:
@@ -131,7 +131,7 @@ def test_an_async_request_that_is_cancelled(guard: Guard) -> None:
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(MemoryMiddleware(gone)(AsyncRequestFactory().get("/x")))  # type: ignore[arg-type]
 
-    assert (routes(guard), guard.clock.in_flight) == ({"unmatched": 1}, 0)
+    assert (routes(guard), guard.meter.clock.in_flight) == ({"unmatched": 1}, 0)
 
 
 def test_django_takes_it_for_what_it_is() -> None:
@@ -145,7 +145,7 @@ def test_django_takes_it_for_what_it_is() -> None:
 def test_no_response(guard: Guard) -> None:
     """A middleware after us that returns None is Django's to blame: the request has ended."""
     assert MemoryMiddleware(lambda request: None)(RequestFactory().get("/x")) is None
-    assert guard.clock.in_flight == 0
+    assert guard.meter.clock.in_flight == 0
 
 
 @override_settings(MIDDLEWARE=[OURS, OURS], OOMSAFE={"headers": True})
@@ -154,4 +154,4 @@ def test_listed_twice(guard: Guard, client: Callable[..., Any]) -> None:
     """Counted once, and headers once."""
     response = client("/timed")
 
-    assert (guard.counters.work, response.headers["Server-Timing"].count("mem;")) == (1, 1)
+    assert (guard.meter.counters.work, response.headers["Server-Timing"].count("mem;")) == (1, 1)

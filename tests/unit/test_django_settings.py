@@ -67,7 +67,7 @@ def test_a_stream_under_the_wsgi_middleware(guard: Guard) -> None:
     finally:
         request_finished.disconnect(finished)
 
-    assert (seen, routes(guard), guard.clock.in_flight) == (["GET /stream"] * 3, {"GET /stream": 1}, 0)
+    assert (seen, routes(guard), guard.meter.clock.in_flight) == (["GET /stream"] * 3, {"GET /stream": 1}, 0)
 
 
 @BOTH
@@ -107,7 +107,7 @@ def test_a_cache_before_us(guard: Guard) -> None:
     answers = [get("/").content for _ in range(3)]
 
     assert (answers, seen) == ([b"hello"] * 3, ["GET /"])
-    assert guard.counters.work == 3
+    assert guard.meter.counters.work == 3
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_guard_of_its_own(monkeypatch: pytest.MonkeyPatch, said: Callable[[], 
 
     guard = current.get_guard()
     assert guard is not None
-    assert (guard.policy.soft_limit, guard.counters.work) == (900 * MIB, 1)
+    assert (guard.policy.soft_limit, guard.meter.counters.work) == (900 * MIB, 1)
     assert [line for line in said() if "OOMSAFE_SOFT_LIMT" in line]
 
 
@@ -162,17 +162,17 @@ def test_a_failure_of_ours(guard: Guard, monkeypatch: pytest.MonkeyPatch, said: 
     def fail(*_: Any) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(guard, part, fail)
+    monkeypatch.setattr(guard.meter, part, fail)
     with override_settings(OOMSAFE={"headers": True}):
         response = client("/")
 
-    assert (response.content, guard.clock.in_flight) == (b"hello", 0)
+    assert (response.content, guard.meter.clock.in_flight) == (b"hello", 0)
     assert len([line for line in said() if line.startswith("oomsafe failed in")]) == 1
 
 
 def test_a_failure_is_said_once(guard: Guard, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]) -> None:
     """Not at each request of a server that serves thousands."""
-    monkeypatch.setattr(guard, "begin", None)
+    monkeypatch.setattr(guard.meter, "begin", None)
     app = WSGIHandler()
     for _ in range(3):
         serve(app, "/")

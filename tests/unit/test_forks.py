@@ -36,9 +36,9 @@ class Worker:
         self.guard = Guard(policy, recycle=self.recycle, board=board, slot=slot, capacity=HERE, memory=self.memory)
         self.guard.ready()
         for _ in range(3):
-            self.guard.begin(b"before").end()
-        self.guard._publish_at = 0.0
-        self.work = self.guard.begin(b"GET /fork")
+            self.guard.meter.begin(b"before").end()
+        self.guard.meter.publish_at = 0.0
+        self.work = self.guard.meter.begin(b"GET /fork")
         self.work.route = "/fork"
 
     def recycle(self) -> None:
@@ -78,7 +78,7 @@ def serves(worker: Worker) -> None:
     worker.work.end()
     works: list[Work] = []
     for number in range(20):
-        works.append(worker.guard.begin(b"stolen %d" % number))
+        works.append(worker.guard.meter.begin(b"stolen %d" % number))
     works[0].end()
 
 
@@ -86,7 +86,7 @@ def ticks(worker: Worker) -> None:
     """The server's loop goes on in it."""
     worker.memory.be(200 * MIB)
     worker.guard.ready()
-    worker.guard._publish_at = 0.0
+    worker.guard.meter.publish_at = 0.0
     worker.guard.tick()
 
 
@@ -113,7 +113,7 @@ def test_nothing_reaches_the_parent(worker: Worker, act: Callable[[Worker], None
     assert in_child(child) == (0, False)
     assert (worker.slot(), worker.names()) == (before, names)
     worker.work.end()
-    assert (worker.guard.counters.work, worker.guard.in_flight, worker.board.read().workers[0].in_flight) == (4, 0, [])
+    assert (worker.guard.meter.counters.work, worker.guard.meter.in_flight, worker.board.read().workers[0].in_flight) == (4, 0, [])
 
 
 @pytest.mark.parametrize("act", [ticks, retires], ids=lambda act: act.__name__)
@@ -141,7 +141,7 @@ def test_a_lock_that_another_thread_held(worker: Worker) -> None:
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with worker.guard._lock:
+        with worker.guard.meter._lock:
             held.set()
             done.wait(10)
 
@@ -149,7 +149,7 @@ def test_a_lock_that_another_thread_held(worker: Worker) -> None:
     thread.start()
     held.wait(10)
     try:
-        assert in_child(lambda: (worker.work.end(), worker.guard.measure())[1]) == 50 * MIB
+        assert in_child(lambda: (worker.work.end(), worker.guard.meter.measure())[1]) == 50 * MIB
     finally:
         done.set()
         thread.join()
@@ -204,4 +204,4 @@ def test_a_request_that_forks(board: Scoreboard) -> None:
         assert child.hear() is True
     body.close()
 
-    assert (worker.guard.counters.work, worker.guard.in_flight) == (5, 0)
+    assert (worker.guard.meter.counters.work, worker.guard.meter.in_flight) == (5, 0)

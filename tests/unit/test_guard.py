@@ -72,7 +72,7 @@ def test_recycles_once(guarded: Any, clock: Clock, recycled: list[str], said: Sa
 
     assert within == ([], False)
     assert (recycled, guard.should_recycle) == (["now"], True)
-    assert guard.counters.recycles[0] == 1
+    assert guard.meter.counters.recycles[0] == 1
     (line,) = said()
     assert "recycling: anon 200 MiB > soft limit 100 MiB for 0.0 s, after 2 pieces of work" in line
     assert "largest growth in one of them: GET /leak (+100 MiB)" in line
@@ -108,8 +108,8 @@ def test_reclaims_first(guarded: Any, clock: Clock, recycled: list[str], monkeyp
 
     do(guard, memory, 200 * MIB, clock)
 
-    assert (recycled, guard.should_recycle, guard.rss) == ([], False, 80 * MIB)
-    assert (guard.counters.reclaims, guard.counters.reclaimed) == (1, 120 * MIB)
+    assert (recycled, guard.should_recycle, guard.meter.rss) == ([], False, 80 * MIB)
+    assert (guard.meter.counters.reclaims, guard.meter.counters.reclaimed) == (1, 120 * MIB)
 
 
 def test_reclaims_every_so_often(guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,13 +119,13 @@ def test_reclaims_every_so_often(guarded: Any, clock: Clock, recycled: list[str]
     do(guard, memory, 200 * MIB, clock)
     clock.go(RECLAIM_EVERY)
     do(guard, memory, 200 * MIB, clock)
-    twice = (guard.counters.reclaims, list(recycled))
+    twice = (guard.meter.counters.reclaims, list(recycled))
 
     clock.go(RECLAIM_EVERY - 1)
     do(guard, memory, 200 * MIB, clock)
 
     assert twice == (2, [])
-    assert (guard.counters.reclaims, recycled) == (2, ["now"])
+    assert (guard.meter.counters.reclaims, recycled) == (2, ["now"])
 
 
 def test_a_reclaim_that_does_not_help(guarded: Any, clock: Clock, recycled: list[str]) -> None:
@@ -134,7 +134,7 @@ def test_a_reclaim_that_does_not_help(guarded: Any, clock: Clock, recycled: list
 
     do(guard, memory, 200 * MIB, clock)
 
-    assert (guard.counters.reclaims, guard.counters.reclaimed, recycled) == (1, 0, ["now"])
+    assert (guard.meter.counters.reclaims, guard.meter.counters.reclaimed, recycled) == (1, 0, ["now"])
 
 
 @pytest.mark.parametrize(("freed", "expected"), [(0, [10, 30, 70]), (100, [10, 20, 30, 40, 50, 60, 70])], ids=["futile", "useful"])
@@ -178,7 +178,7 @@ def test_a_reclaim_that_takes_long(guarded: Any, clock: Clock, recycled: list[st
 
     do(guard, memory, 200 * MIB, clock)
 
-    assert (guard.counters.reclaims, recycled) == (1, ["now"])
+    assert (guard.meter.counters.reclaims, recycled) == (1, ["now"])
 
 
 def test_a_reclaim_in_the_background(guarded: Any, clock: Clock, recycled: list[str]) -> None:
@@ -247,7 +247,7 @@ def test_hard_waits_for_nothing(guarded: Any, clock: Clock, recycled: list[str],
     do(guard, memory, 151 * MIB, clock)
 
     assert recycled == ["now"]
-    assert guard.counters.recycles[:2] == [0, 1]
+    assert guard.meter.counters.recycles[:2] == [0, 1]
     assert "anon 151 MiB > hard limit 150 MiB" in said()[0]
 
 
@@ -261,7 +261,7 @@ def test_dry_run(guarded: Any, clock: Clock, recycled: list[str], said: Said, mo
         do(guard, memory, 200 * MIB, clock)
 
     assert (recycled, guard.should_recycle, read_score()) == ([], False, score)
-    assert (guard.counters.recycles[0], guard.counters.reclaims, guard.slot.state) == (1, 0, State.SERVING)
+    assert (guard.meter.counters.recycles[0], guard.meter.counters.reclaims, guard.slot.state) == (1, 0, State.SERVING)
     (line,) = said()
     assert "would be recycled (dry run)" in line
 
@@ -276,7 +276,7 @@ def test_a_soft_limit_below_what_boot_needs(guarded: Any, clock: Clock, recycled
     assert recycled == []
     (line,) = said()
     assert "soft limit 100 MiB is not used: a worker needs 120 MiB (anon) right after boot" in line
-    assert all(guard.soft_limit is None for guard, _ in guards)
+    assert all(guard.meter.soft_limit is None for guard, _ in guards)
 
 
 def test_a_refused_soft_limit_leaves_the_hard_one(guarded: Any, clock: Clock, recycled: list[str]) -> None:
@@ -326,7 +326,7 @@ def test_clean_file_pages(
     guard.tick()
 
     assert expected == recycled
-    assert (guard.rss, guard.anon, guard.counters.routes["unmatched"][0] > 0) == (300 * MIB, 50 * MIB, bool(expected))
+    assert (guard.meter.rss, guard.meter.anon, guard.meter.counters.routes["unmatched"][0] > 0) == (300 * MIB, 50 * MIB, bool(expected))
 
 
 @pytest.mark.parametrize("told_apart", [True, False])
@@ -337,7 +337,7 @@ def test_shared_memory_counts(guarded: Any, clock: Clock, recycled: list[str], t
 
     do(guard, memory, 110 * MIB, clock)
 
-    assert (recycled, guard.anon) == (["now"], 110 * MIB)
+    assert (recycled, guard.meter.anon) == (["now"], 110 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -423,7 +423,7 @@ def test_no_figure_never_acts(guarded: Any, clock: Clock, recycled: list[str]) -
     guard.tick()
 
     (worker,) = guard.pool().workers
-    assert (recycled, guard.should_recycle, guard.counters.work) == ([], False, 1)
+    assert (recycled, guard.should_recycle, guard.meter.counters.work) == ([], False, 1)
     assert (worker.figures.rss, worker.figures.peak_rss, worker.figures.baseline) == (None, None, None)
     assert headers_of(guard.work("x")).text == []
 
@@ -435,7 +435,7 @@ def test_a_figure_that_is_missing_for_a_while(guarded: Any, clock: Clock, recycl
 
     do(guard, memory, 60 * MIB, clock)
 
-    assert (recycled, guard.rss, guard.clock.value) == ([], 60 * MIB, 10 * MIB)
+    assert (recycled, guard.meter.rss, guard.meter.clock.value) == ([], 60 * MIB, 10 * MIB)
 
 
 def test_a_scoreboard_that_can_not_be_written(guarded: Any, clock: Clock, recycled: list[str], said: Said) -> None:
@@ -445,15 +445,15 @@ def test_a_scoreboard_that_can_not_be_written(guarded: Any, clock: Clock, recycl
     def fail(*_: object) -> None:
         raise OSError("broken")
 
-    guard.slot.publish = guard._write = fail
+    guard.slot.publish = guard.meter._write = fail
     clock.go(2)
     for _ in range(3):
         do(guard, memory, 90 * MIB, clock)
     for _ in range(3):
         do(guard, memory, 200 * MIB, clock)
 
-    assert guard.counters.work == 6
-    assert guard.clock.in_flight == 0
+    assert guard.meter.counters.work == 6
+    assert guard.meter.clock.in_flight == 0
     assert len([line for line in said() if "oomsafe failed in begin" in line]) == 1
     assert recycled == ["now"]
 
@@ -470,7 +470,7 @@ def test_a_recycle_that_fails(guarded: Any, clock: Clock, said: Said) -> None:
     do(guard, memory, 200 * MIB, clock)
     do(guard, memory, 210 * MIB, clock)
 
-    assert guard.counters.work == 2
+    assert guard.meter.counters.work == 2
     assert any("no pipe" in line for line in said())
 
 
@@ -478,13 +478,13 @@ def test_a_pool_that_changes(guarded: Any, clock: Clock, board: Scoreboard) -> N
     """With SIGTTIN each worker's share of the budget shrinks, at the next tick."""
     board.describe(workers=2, turns=1, limit=None, budget=None)
     guard, _ = guarded(board=board, soft_limit="auto")
-    before = guard.soft_limit
+    before = guard.meter.soft_limit
 
     board.describe(workers=5, turns=1, limit=None, budget=None)
     clock.go(1)
     guard.tick()
 
-    assert (before, guard.soft_limit) == (450 * MIB, 180 * MIB)
+    assert (before, guard.meter.soft_limit) == (450 * MIB, 180 * MIB)
     assert guard.pool().workers[0].figures.soft == 180 * MIB
 
 
@@ -497,7 +497,7 @@ def test_a_limit_that_moves(guarded: Any, clock: Clock, board: Scoreboard, monke
     clock.go(1)
     guard.tick()
 
-    assert guard.soft_limit == (270 - 40) * MIB // 2
+    assert guard.meter.soft_limit == (270 - 40) * MIB // 2
     do(guard, memory, 130 * MIB, clock)
     assert guard.should_recycle
 
@@ -517,11 +517,11 @@ def test_a_limit_below_what_a_worker_needs(
 
     (line,) = said()
     assert "soft limit 36.0 MiB is not used: a worker needs " in line
-    assert (guard.soft_limit, recycled) == (None, [])
+    assert (guard.meter.soft_limit, recycled) == (None, [])
     board.allow(Capacity(200 * MIB, CGROUP))
     clock.go(1)
     guard.tick()
-    assert guard.soft_limit == 90 * MIB
+    assert guard.meter.soft_limit == 90 * MIB
 
 
 def test_a_worker_that_has_settled_stays_whatever_others_use(guarded: Any, clock: Clock, board: Scoreboard) -> None:
@@ -540,12 +540,12 @@ def test_a_worker_that_has_settled_stays_whatever_others_use(guarded: Any, clock
 def test_a_worker_whom_nobody_tells(guarded: Any, clock: Clock, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a supervisor it asks the kernel itself, and says so."""
     guard, _ = guarded(soft_limit="auto")
-    assert guard.soft_limit == 450 * MIB
+    assert guard.meter.soft_limit == 450 * MIB
     monkeypatch.setattr(guard._thresholds, "_measure", lambda: Capacity(500 * MIB, CGROUP, working_set=60 * MIB))
     clock.go(2)
     guard.tick()
 
-    assert guard.soft_limit == 225 * MIB
+    assert guard.meter.soft_limit == 225 * MIB
     assert said() == ["the memory limit is another: soft limit 225 MiB, budget 450 MiB of 500 MiB (cgroup v2 /here)"]
 
 
@@ -613,13 +613,13 @@ def test_a_limit_that_was_raised_comes_down_again(guarded: Any, clock: Clock, re
     do(guard, memory, 120 * MIB, clock)
     clock.go(10)
     do(guard, memory, 121 * MIB, clock)
-    raised = guard.soft_limit
+    raised = guard.meter.soft_limit
 
     memory.be(60 * MIB)
     clock.go(SETTLED_FOR)
     guard.tick()
 
-    assert (raised, guard.soft_limit) == (146 * MIB, 100 * MIB)
+    assert (raised, guard.meter.soft_limit) == (146 * MIB, 100 * MIB)
 
 
 def test_a_leak_is_no_lazy_load(guarded: Any, clock: Clock, recycled: list[str], board: Scoreboard) -> None:
@@ -709,12 +709,12 @@ def test_new_work_waits_where_the_pool_is_about_to_run_out(crowd: Any, clock: Cl
     leave(left)
 
     grow(guard, memory, clock)
-    found = guard.crowded
+    found = guard.meter.crowded
     leave(400)
     clock.go(0.06)
     guard.knock()
 
-    assert (found, guard.crowded) == (crowded, False)
+    assert (found, guard.meter.crowded) == (crowded, False)
 
 
 def test_nothing_waits_long(crowd: Any, clock: Clock) -> None:
@@ -722,13 +722,13 @@ def test_nothing_waits_long(crowd: Any, clock: Clock) -> None:
     guard, memory, leave = crowd()
     leave(20)
     grow(guard, memory, clock)
-    assert guard.crowded
+    assert guard.meter.crowded
 
     clock.go(door.WAITS_FOR)
     guard.knock()
-    assert not guard.crowded
+    assert not guard.meter.crowded
     grow(guard, memory, clock)
-    assert not guard.crowded
+    assert not guard.meter.crowded
 
 
 def test_nothing_waits_in_a_dry_run(crowd: Any, clock: Clock) -> None:
@@ -738,7 +738,7 @@ def test_nothing_waits_in_a_dry_run(crowd: Any, clock: Clock) -> None:
 
     grow(guard, memory, clock)
 
-    assert not guard.crowded
+    assert not guard.meter.crowded
 
 
 def test_nothing_waits_in_a_worker_that_leaves_itself(crowd: Any, clock: Clock, recycled: list[str], board: Scoreboard) -> None:
@@ -746,13 +746,13 @@ def test_nothing_waits_in_a_worker_that_leaves_itself(crowd: Any, clock: Clock, 
     guard, memory, leave = crowd()
     leave(20)
     grow(guard, memory, clock)
-    assert guard.crowded
+    assert guard.meter.crowded
 
     board.give_order(guard.slot.number, guard.slot.generation, Order.GO)
     clock.go(LOOK_AGAIN)
     guard.knock()
 
-    assert (recycled, guard.crowded) == (["now"], False)
+    assert (recycled, guard.meter.crowded) == (["now"], False)
 
 
 def test_a_look_that_fails_lets_work_in(crowd: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
@@ -765,7 +765,7 @@ def test_a_look_that_fails_lets_work_in(crowd: Any, clock: Clock, monkeypatch: p
     clock.go(0.06)
     guard.knock()
 
-    assert not guard.crowded
+    assert not guard.meter.crowded
     assert any("oomsafe failed in looking at the pool" in line for line in said())
 
 
@@ -825,4 +825,4 @@ def test_a_worker_that_could_not_be_ready_is_so_later(monkeypatch: pytest.Monkey
     before = slot.state
     guard.ready()
 
-    assert (before, slot.state, guard.soft_limit) == (State.STARTING, State.SERVING, 100 * MIB)
+    assert (before, slot.state, guard.meter.soft_limit) == (State.STARTING, State.SERVING, 100 * MIB)

@@ -35,22 +35,22 @@ def test_ended_twice_counts_once() -> None:
         work.end()
     work.end()
 
-    assert (guard.counters.work, guard.clock.in_flight) == (1, 0)
-    assert guard.counters.routes["unmatched"][1:] == [1] + [0] * 9
+    assert (guard.meter.counters.work, guard.meter.clock.in_flight) == (1, 0)
+    assert guard.meter.counters.routes["unmatched"][1:] == [1] + [0] * 9
 
 
 def test_more_at_once_than_cells() -> None:
     """The seventeenth has no cell, and is counted; the cells come back."""
     guard = measuring()
 
-    several = [guard.begin(b"GET /%d" % number) for number in range(CELLS + 1)]
+    several = [guard.meter.begin(b"GET /%d" % number) for number in range(CELLS + 1)]
     in_flight = guard.pool().workers[0].in_flight
     for work in several:
         work.end()
-    again = [guard.begin(b"again") for _ in range(CELLS)]
+    again = [guard.meter.begin(b"again") for _ in range(CELLS)]
 
     assert {f"GET /{number}" for number in range(CELLS)} == {piece.name for piece in in_flight}
-    assert (guard.counters.work, guard.clock.in_flight) == (CELLS + 1, CELLS)
+    assert (guard.meter.counters.work, guard.meter.clock.in_flight) == (CELLS + 1, CELLS)
     assert all(work.cell >= 0 for work in again)
 
 
@@ -63,22 +63,22 @@ def test_growth_goes_to_its_route() -> None:
             work.route = route
             memory.be(size)
 
-    assert guard.counters.routes == {"/a": [2 * MIB, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0], "/b": [MIB, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]}
-    assert guard.largest == (2 * MIB, b"x")
+    assert guard.meter.counters.routes == {"/a": [2 * MIB, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0], "/b": [MIB, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]}
+    assert guard.meter.largest == (2 * MIB, b"x")
 
 
 def test_growth_is_shared_by_what_is_in_flight() -> None:
     """Two at once have half each; what grows while nothing is in flight is the background's."""
     memory = Memory(100 * MIB)
     guard = measuring(memory)
-    first, second = guard.begin(b"1"), guard.begin(b"2")
+    first, second = guard.meter.begin(b"1"), guard.meter.begin(b"2")
     memory.be(110 * MIB)
     growths = [second.grown(), second.end(), first.end()]
     memory.be(113 * MIB)
-    guard.measure()
+    guard.meter.measure()
 
     assert growths == [5 * MIB] * 3
-    assert guard.clock.background == 3 * MIB
+    assert guard.meter.clock.background == 3 * MIB
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 400)), max_size=40))
@@ -92,17 +92,17 @@ def test_no_growth_is_lost(steps: list[tuple[int, int]]) -> None:
         if number in in_flight:
             ended += in_flight.pop(number).end()
         else:
-            in_flight[number] = guard.begin(b"x")
+            in_flight[number] = guard.meter.begin(b"x")
     ended += sum(work.end() for work in in_flight.values())
 
-    assert pytest.approx(guard.rss - 100 * MIB, abs=len(steps) + 1) == ended + guard.clock.background
-    assert guard.counters.work == sum(sum(row[1:]) for row in guard.counters.routes.values())
+    assert pytest.approx(guard.meter.rss - 100 * MIB, abs=len(steps) + 1) == ended + guard.meter.clock.background
+    assert guard.meter.counters.work == sum(sum(row[1:]) for row in guard.meter.counters.routes.values())
 
 
 def test_real_growth_alone() -> None:
     """Real memory: a request that keeps 32 MiB has grown the process by that, within a MiB."""
     guard = measuring()
-    before = guard.measure()
+    before = guard.meter.measure()
 
     with guard.work("balloon") as work:
         kept = bytearray(32 * MIB)
@@ -110,11 +110,11 @@ def test_real_growth_alone() -> None:
         del kept[16 * MIB :]
         kept += b"y" * (16 * MIB)
         during = work.grown()
-    after = guard.rss
+    after = guard.meter.rss
 
     assert 31 * MIB <= during <= 70 * MIB
     assert abs(during - (after - before)) <= 70 * MIB
-    assert guard.largest[1] == b"balloon"
+    assert guard.meter.largest[1] == b"balloon"
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_threads_count_together(kib: int) -> None:
     def run() -> None:
         start.wait()
         for _ in range(times):
-            work = guard.begin(b"x")
+            work = guard.meter.begin(b"x")
             kept.append(b"x" * (kib << 10))
             work.end()
 
@@ -148,10 +148,10 @@ def test_threads_count_together(kib: int) -> None:
     for thread in threads:
         thread.join()
 
-    assert (guard.counters.work, guard.clock.in_flight) == (4 * times, 0)
-    assert sum(guard.counters.routes["unmatched"][1:]) == 4 * times
+    assert (guard.meter.counters.work, guard.meter.clock.in_flight) == (4 * times, 0)
+    assert sum(guard.meter.counters.routes["unmatched"][1:]) == 4 * times
     assert guard.pool().workers[0].in_flight == []
-    assert len(guard._cells) == CELLS
+    assert len(guard.meter._cells) == CELLS
 
 
 def broken() -> int:
@@ -166,16 +166,16 @@ def test_a_reading_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     plain = memory.sizes
     for _ in range(3):
         memory.sizes = broken  # type: ignore[method-assign]
-        guard._same_breath = 0.0
+        guard.meter._same_breath = 0.0
         memory.be(100 * MIB)
-        work = guard.begin(b"x")
+        work = guard.meter.begin(b"x")
         memory.be(102 * MIB)
         work.end()
     memory.sizes = plain  # type: ignore[method-assign]
-    guard.begin(b"y").end()
+    guard.meter.begin(b"y").end()
 
-    assert (guard.counters.work, guard.in_flight, len(guard._cells)) == (4, 0, CELLS)
-    assert guard.rss == 102 * MIB
+    assert (guard.meter.counters.work, guard.meter.in_flight, len(guard.meter._cells)) == (4, 0, CELLS)
+    assert guard.meter.rss == 102 * MIB
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
         "oomsafe failed in reading memory (the server goes on)",
     ]
@@ -186,7 +186,7 @@ def test_an_end_that_is_interrupted(error: type[BaseException]) -> None:
     """A signal's handler may raise while memory is read: the work is in flight no more."""
     memory = Memory(100 * MIB)
     guard = measuring(memory)
-    work = guard.begin(b"x")
+    work = guard.meter.begin(b"x")
 
     def interrupted() -> int:
         raise error
@@ -198,7 +198,7 @@ def test_an_end_that_is_interrupted(error: type[BaseException]) -> None:
     except (KeyboardInterrupt, SystemExit) as raised:
         assert type(raised) is error
 
-    assert (guard.counters.work, guard.in_flight, len(guard._cells)) == (1, 0, CELLS)
+    assert (guard.meter.counters.work, guard.meter.in_flight, len(guard.meter._cells)) == (1, 0, CELLS)
 
 
 def test_a_route_that_cannot_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,20 +207,20 @@ def test_a_route_that_cannot_be_counted(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(guard, "_admit", lambda _: broken())
 
     for _ in range(3):
-        guard.begin(b"x").end()
+        guard.meter.begin(b"x").end()
 
-    assert (guard.counters.work, guard.in_flight, len(guard._cells)) == (3, 0, CELLS)
+    assert (guard.meter.counters.work, guard.meter.in_flight, len(guard.meter._cells)) == (3, 0, CELLS)
 
 
 def test_work_that_ends_while_memory_is_read() -> None:
     """A finalizer may run anywhere, also where memory is being read, and end a piece of work: no deadlock."""
     memory = Memory(MIB)
     guard = measuring(memory)
-    work = guard.begin(b"in a generator that nobody closed")
+    work = guard.meter.begin(b"in a generator that nobody closed")
     plain = memory.sizes
     memory.sizes = lambda: (work.end(), plain())[1]  # type: ignore[method-assign]
 
-    thread = threading.Thread(target=guard.measure, daemon=True)
+    thread = threading.Thread(target=guard.meter.measure, daemon=True)
     thread.start()
     thread.join(timeout=1)
 
@@ -232,10 +232,10 @@ def test_nobody_waits_for_another_thread_that_reads() -> None:
     memory = Memory(100 * MIB)
     guard = measuring(memory)
     plain, reading, go = memory.sizes, threading.Event(), threading.Event()
-    guard.begin(b"the first of its route").end()
-    work = guard.begin(b"x")
+    guard.meter.begin(b"the first of its route").end()
+    work = guard.meter.begin(b"x")
     memory.sizes = lambda: (reading.set(), go.wait(5), plain())[2]  # type: ignore[method-assign]
-    thread = threading.Thread(target=guard.measure)
+    thread = threading.Thread(target=guard.meter.measure)
     thread.start()
     reading.wait(5)
     memory.be(101 * MIB)
@@ -245,10 +245,10 @@ def test_nobody_waits_for_another_thread_that_reads() -> None:
     thread.join()
     memory.sizes = plain  # type: ignore[method-assign]
     memory.be(102 * MIB)
-    guard.begin(b"y").end()
+    guard.meter.begin(b"y").end()
 
     assert ended == (0, True)
-    assert guard.rss == guard.clock.last == 102 * MIB
+    assert guard.meter.rss == guard.meter.clock.last == 102 * MIB
 
 
 def test_publishes(board: Scoreboard) -> None:
@@ -281,7 +281,7 @@ def taking_turns(board: Scoreboard, slot: object) -> Callable[[Line], None]:
         guard.ready()
         line.say(guard.slot.state)
         while size := line.hear():
-            guard._look_at = 0.0
+            guard.meter.look_at = 0.0
             with guard.work("x"):
                 memory.be(size * MIB)
             line.say(guard.should_recycle)

@@ -484,6 +484,6 @@ def test_a_supervisor_without_any_scoreboard(monkeypatch: pytest.MonkeyPatch, sa
     supervisor.close()
 
     assert supervisor.board is None
-    assert guard.counters.work == 1
+    assert guard.meter.counters.work == 1
     assert any(line.startswith("no scoreboard (") for line in said())
     assert logging.getLogger("oomsafe").handlers == []

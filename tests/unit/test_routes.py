@@ -41,9 +41,9 @@ def guard() -> Guard:
 
 def names(guard: Guard) -> list[str]:
     """What was counted since the last call."""
-    found = list(guard.counters.routes)
-    guard.counters.routes.clear()
-    guard._routes.clear()
+    found = list(guard.meter.counters.routes)
+    guard.meter.counters.routes.clear()
+    guard.meter._routes.clear()
     return found
 
 

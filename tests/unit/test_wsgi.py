@@ -92,17 +92,17 @@ def test_a_request_waits_for_memory(guard: Guard, monkeypatch: pytest.MonkeyPatc
     looks = []
 
     def knock() -> None:
-        looks.append(guard.in_flight)
-        guard.crowded = not (opens and len(looks) == 3)
+        looks.append(guard.meter.in_flight)
+        guard.meter.crowded = not (opens and len(looks) == 3)
 
     monkeypatch.setattr(guard, "knock", knock)
-    guard.crowded = True
+    guard.meter.crowded = True
 
     assert Server().get(MemoryMiddleware(hello, guard=guard)) == b"hello"
 
     assert set(looks) == {0}
     assert len(looks) == 3 if opens else len(looks) > 3
-    assert (guard.counters.work, guard.in_flight) == (1, 0)
+    assert (guard.meter.counters.work, guard.meter.in_flight) == (1, 0)
 
 
 def test_in_flight_until_it_is_closed(guard: Guard) -> None:
@@ -110,12 +110,12 @@ def test_in_flight_until_it_is_closed(guard: Guard) -> None:
     body = MemoryMiddleware(hello, guard=guard)(environ("/x"), Server().start_response)
     in_flight = [piece.name for piece in guard.pool().workers[0].in_flight]
     sent = b"".join(body)
-    before = guard.counters.work
+    before = guard.meter.counters.work
 
     body.close()  # type: ignore[attr-defined]
 
     assert (in_flight, sent, before) == (["GET /x"], b"hello", 0)
-    assert (guard.counters.work, guard.clock.in_flight) == (1, 0)
+    assert (guard.meter.counters.work, guard.meter.clock.in_flight) == (1, 0)
 
 
 def test_the_body_is_closed_once(guard: Guard) -> None:
@@ -127,7 +127,7 @@ def test_the_body_is_closed_once(guard: Guard) -> None:
     for _ in range(3):
         body.close()  # type: ignore[attr-defined]
 
-    assert (theirs.closed, guard.counters.work) == (1, 1)
+    assert (theirs.closed, guard.meter.counters.work) == (1, 1)
 
 
 def test_a_close_that_fails(guard: Guard) -> None:
@@ -138,7 +138,7 @@ def test_a_close_that_fails(guard: Guard) -> None:
     with pytest.raises(ZeroDivisionError):
         MemoryMiddleware(lambda *_: theirs, guard=guard)(environ(), Server().start_response).close()  # type: ignore[attr-defined]
 
-    assert guard.clock.in_flight == 0
+    assert guard.meter.clock.in_flight == 0
 
 
 def test_a_generator(guard: Guard) -> None:
@@ -159,7 +159,7 @@ def test_a_generator(guard: Guard) -> None:
     assert next(iter(body)) == b"1"
     body.close()  # type: ignore[attr-defined]
 
-    assert (steps, guard.counters.work) == (["called", "closed"], 1)
+    assert (steps, guard.meter.counters.work) == (["called", "closed"], 1)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, GeneratorExit], ids=lambda kind: kind.__name__)
@@ -172,7 +172,7 @@ def test_an_app_that_raises(guard: Guard, error: type[BaseException]) -> None:
     with pytest.raises(error):
         Server().get(MemoryMiddleware(app, guard=guard))
 
-    assert (guard.counters.work, guard.clock.in_flight) == (1, 0)
+    assert (guard.meter.counters.work, guard.meter.clock.in_flight) == (1, 0)
 
 
 def test_a_body_that_raises(guard: Guard) -> None:
@@ -185,7 +185,7 @@ def test_a_body_that_raises(guard: Guard) -> None:
     with pytest.raises(ZeroDivisionError):
         Server().get(MemoryMiddleware(app, guard=guard))
 
-    assert (guard.counters.work, guard.clock.in_flight) == (1, 0)
+    assert (guard.meter.counters.work, guard.meter.clock.in_flight) == (1, 0)
 
 
 @pytest.mark.parametrize("body", [[b"a", b"b"], (b"a",), []], ids=["list", "tuple", "empty"])
@@ -209,11 +209,11 @@ def test_a_file_wrapper_is_handed_on(guard: Guard) -> None:
     theirs = FileWrapper(file)
 
     body = MemoryMiddleware(lambda *_: theirs, guard=guard)(environ(**{"wsgi.file_wrapper": FileWrapper}), Server().start_response)
-    before = guard.counters.work
+    before = guard.meter.counters.work
     body.close()  # type: ignore[attr-defined]
 
     assert body is theirs
-    assert (before, guard.counters.work, file.closed) == (0, 1, True)
+    assert (before, guard.meter.counters.work, file.closed) == (0, 1, True)
 
 
 def test_a_file_wrapper_that_takes_no_attribute(guard: Guard) -> None:
@@ -230,7 +230,7 @@ def test_a_file_wrapper_that_takes_no_attribute(guard: Guard) -> None:
     body = MemoryMiddleware(lambda *_: theirs, guard=guard)(environ(**{"wsgi.file_wrapper": Slots}), Server().start_response)
 
     assert body is theirs
-    assert guard.clock.in_flight == 0
+    assert guard.meter.clock.in_flight == 0
 
 
 def test_already_handled(guard: Guard) -> None:
@@ -238,7 +238,7 @@ def test_already_handled(guard: Guard) -> None:
     mark = object()
 
     assert MemoryMiddleware(lambda *_: mark, guard=guard)(environ(), Server().start_response) is mark  # type: ignore[arg-type, return-value]
-    assert (guard.counters.work, guard.clock.in_flight) == (1, 0)
+    assert (guard.meter.counters.work, guard.meter.clock.in_flight) == (1, 0)
 
 
 class Streamed:
@@ -273,9 +273,9 @@ def test_a_body_that_nobody_closes(guard: Guard, make: Callable[[], Any]) -> Non
     during, parts = [], []
     for part in app(environ(), Server().start_response):
         parts.append(part)
-        during.append(guard.in_flight)
+        during.append(guard.meter.in_flight)
 
-    assert (b"".join(parts), guard.in_flight, guard.counters.work) == (b"12", 0, 1)
+    assert (b"".join(parts), guard.meter.in_flight, guard.meter.counters.work) == (b"12", 0, 1)
     assert during in ([1, 1], [0, 0])  # of a list all is there before it is sent
     assert during == [1, 1] or type(make()) is list
 
@@ -288,17 +288,17 @@ def test_a_body_that_is_forgotten(guard: Guard, make: Callable[[], Any], parts: 
     iterator = iter(body)
     for _ in range(parts):
         next(iterator)
-    before = guard.in_flight
+    before = guard.meter.in_flight
     del body, iterator
 
-    assert (before, guard.in_flight, guard.counters.work) == (1, 0, 1)
+    assert (before, guard.meter.in_flight, guard.meter.counters.work) == (1, 0, 1)
 
 
 def test_what_is_done_at_its_close_is_the_requests_own(guard: Guard) -> None:
     """A framework runs there what is to be done after the response."""
     log: list[str] = []
     streamed = Streamed(log)
-    streamed.close = lambda: log.append(f"closed with {guard.in_flight} in flight")  # type: ignore[method-assign]
+    streamed.close = lambda: log.append(f"closed with {guard.meter.in_flight} in flight")  # type: ignore[method-assign]
     body: Any = MemoryMiddleware(lambda *_: streamed, guard=guard)(environ(), Server().start_response)
 
     assert b"".join(body) == b"12"
@@ -306,7 +306,7 @@ def test_what_is_done_at_its_close_is_the_requests_own(guard: Guard) -> None:
     body.close()
 
     assert log == ["between", "closed with 1 in flight"]
-    assert (guard.in_flight, guard.counters.work) == (0, 1)
+    assert (guard.meter.in_flight, guard.meter.counters.work) == (0, 1)
 
 
 def test_a_file_wrapper_that_is_forgotten(guard: Guard) -> None:
@@ -317,7 +317,7 @@ def test_a_file_wrapper_that_is_forgotten(guard: Guard) -> None:
     del body
     gc.collect()
 
-    assert (guard.in_flight, guard.counters.work) == (0, 1)
+    assert (guard.meter.in_flight, guard.meter.counters.work) == (0, 1)
 
 
 def test_it_is_transparent(guard: Guard) -> None:
@@ -411,7 +411,7 @@ def test_wrapped_twice() -> None:
 
     guard = current.get_guard()
     assert guard is not None
-    assert (guard.counters.work, len(server.headers)) == (1, 5)
+    assert (guard.meter.counters.work, len(server.headers)) == (1, 5)
 
 
 def test_the_inner_one_adds_headers_where_the_outer_may_not() -> None:
@@ -461,7 +461,7 @@ def test_keeps_to_pep_3333(guard: Guard) -> None:
     app = validator(MemoryMiddleware(validator(hello), guard=guard))
 
     assert Server().get(app, environ(**{"wsgi.input": io.BytesIO(), "QUERY_STRING": ""})) == b"hello"
-    assert guard.counters.work == 1
+    assert guard.meter.counters.work == 1
 
 
 def test_flask_routes(guard: Guard) -> None:
@@ -473,7 +473,7 @@ def test_flask_routes(guard: Guard) -> None:
     answers = [Server().get(wrapped, environ(path)) for path in ("/users/1", "/users/2", "/users/x", "/nothing")]
 
     assert answers[:2] == [b"1", b"2"]
-    assert {name: sum(row[1:]) for name, row in guard.counters.routes.items()} == {"GET /users/<int:user>": 2, "unmatched": 2}
+    assert {name: sum(row[1:]) for name, row in guard.meter.counters.routes.items()} == {"GET /users/<int:user>": 2, "unmatched": 2}
 
 
 def test_a_path_from_outside(guard: Guard) -> None:
@@ -495,4 +495,4 @@ def test_a_guard_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     guard = current.get_guard()
     assert guard is not None
     assert guard.policy.soft_limit == 900 * MIB
-    assert guard.counters.work == 1
+    assert guard.meter.counters.work == 1
