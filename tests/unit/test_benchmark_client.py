@@ -166,9 +166,9 @@ BADLY = [
 ]
 
 
-def ask(port: int, *, requests: int = 3, timeout: float = 5) -> dict[str, Any]:
+def ask(port: int, *, requests: int = 3, timeout: float = 5, pause: float = 0.03) -> dict[str, Any]:
     """One client that keeps its connection, and asks so often, with pauses in which a server gets to close."""
-    pauses = iter([0.03] * (requests - 1))
+    pauses = iter([pause] * (requests - 1))
     load = Load(port, timeout=timeout)
     load.add("busy", 1, "/", lambda: next(pauses, None))
     return load.run(10)
@@ -188,7 +188,8 @@ def test_a_server_that_keeps_the_rules_fails_nothing(script: Script) -> None:
 def test_one_failure_is_one_and_is_named(script: Script, kind: str) -> None:
     """The first connection is treated badly, the others well: exactly one failure, and the clients go on."""
     with serving(script, good) as port:
-        told = ask(port, timeout=0.1 if script is silent else 5)
+        # what nobody asked for must come before something is
+        told = ask(port, timeout=0.1 if script is silent else 5, pause=0.5 if script is talks_unasked else 0.03)
 
     assert told["failures"] == {kind: 1}
     assert told["requests"] == 3
