@@ -1,4 +1,7 @@
-"""The command line: one file a command."""
+"""The command line: one file a command.
+
+A process of its own, which looks at others. It may import demo, scoreboard and what is below, click and rich. Begin with app.py.
+"""
 
 from __future__ import annotations
 

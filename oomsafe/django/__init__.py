@@ -1,4 +1,8 @@
-"""Middleware for Django, sync and async: ``MIDDLEWARE = ["oomsafe.django.MemoryMiddleware", ...]``, ``OOMSAFE = {...}``."""
+"""Middleware for Django, sync and async: ``MIDDLEWARE = ["oomsafe.django.MemoryMiddleware", ...]``, ``OOMSAFE = {...}``.
+
+Runs in a worker, for each request, also under the middleware of the server's adapter, which has counted it already. It may import http,
+worker and what is below, and Django. It is one file: middleware.py.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,9 @@
 import oomsafe.uvicorn
 
 oomsafe.uvicorn.run("app:app", workers=4, soft_limit="300MiB")
+
+In the parent: launch.py, where to begin, reading.py (uvicorn's own options) and supervisor.py. In a worker: process.py (its first moments)
+and server.py.
 """
 
 from __future__ import annotations

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from gunicorn.config import Config
-from serving import Gunicorn, Server, until
+from serving import ENDING_WITH_US, Gunicorn, Server, until
 from uvicorning import Uvicorn
 from versions import names_routes
+
+from oomsafe.scoreboard.places import board_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -127,8 +130,46 @@ def metrics_of(server: Server) -> str:
     return server.get("/metrics/")[2].decode()
 
 
+class Hypercorn(Server):
+    """The example's hypercorn, guarded by the adapter in its one file."""
+
+    LISTENS = "Running on "
+
+    def __init__(self, folder: Path, **policy: object) -> None:
+        env = {f"OOMSAFE_{name.upper()}": str(value) for name, value in policy.items()}
+        script = EXAMPLES / "hypercorn_starlette" / "guarded.py"
+        options = ["--workers", "2", "--bind", "127.0.0.1:0"]
+        super().__init__(folder, [*ENDING_WITH_US, sys.executable, str(script), f"{script.parent / 'app.py'}:app", *options], env)
+
+    def workers(self, master: int | None = None) -> list[int]:
+        """Without multiprocessing's resource tracker."""
+        return [worker.pid for worker in self.pool().workers]
+
+
+def test_an_adapter_in_a_page(tmp_path: Path) -> None:
+    """Of hypercorn: its workers are measured, scored, seen, and recycled one after the other, as CONTRIBUTING.md has it."""
+    with Hypercorn(tmp_path, soft_limit="80MiB", min_lifetime=0) as hypercorn:
+        hypercorn.serving()
+        before = hypercorn.workers()
+        scores = [int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (hypercorn.pid, *before)]
+
+        until(lambda: hypercorn.get("/leak/1024")[0] == 200 and len(hypercorn.lines(" recycling: ")) >= 3, "three are recycled", 60)
+        hypercorn.serving()
+
+        assert [score - scores[0] for score in scores[1:]] == [300, 300]
+        assert set(hypercorn.workers()).isdisjoint(before)
+        assert sum(hypercorn.pool().totals.recycles) == len(hypercorn.lines(" recycling: "))
+        assert not hypercorn.lines("oomsafe failed")
+        assert not hypercorn.lines("Traceback")
+        board = board_of(hypercorn.pid)
+        assert board is not None
+        assert hypercorn.stop() == 0
+        assert not Path(board).exists()
+
+
 def test_every_example_is_tested() -> None:
     """A new example wants a row above; Celery's is in test_celery_example.py."""
     assert {path.name for path in EXAMPLES.iterdir() if path.is_dir()} == {
-        "celery_redis", "gunicorn_django", "gunicorn_flask", "gunicorn_uvicorn_fastapi", "uvicorn_starlette",
+        "celery_redis", "gunicorn_django", "gunicorn_flask", "gunicorn_uvicorn_fastapi", "hypercorn_starlette",
+        "uvicorn_starlette",
     }  # fmt: skip
