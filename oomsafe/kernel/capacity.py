@@ -21,8 +21,9 @@ def read_capacity(
     `held` tells what the pool's processes hold in bytes, where no cgroup does; without, that is what this process has.
     """
     cgroup = find_cgroup(proc=proc)
-    own = cgroup.working_set() if cgroup is not None else None
-    levels = cgroup.levels(own) if cgroup is not None else []
+    use = cgroup.use() if cgroup is not None else None
+    levels = cgroup.levels(use) if cgroup is not None else []
+    own = None if use is None else use.working_set
     total, in_use = _machine(proc)
     if total is not None:
         levels.append(Level(total, MACHINE, in_use))
@@ -35,7 +36,7 @@ def read_capacity(
     others = None if own is None or level.used is None else max(0, level.used - own)
     return Capacity(
         level.limit, level.source, own if level.used is None else level.used, supervisor_rss, workers, beside,
-        others=others, smallest=min(each.limit for each in levels), unseen=_unseen(cgroup, level, in_use),
+        others=others, droppable=level.droppable, smallest=min(each.limit for each in levels), unseen=_unseen(cgroup, level, in_use),
     )  # fmt: skip
 
 

@@ -19,6 +19,15 @@ NO_LIMIT = 1 << 62
 SEARCHED = 2000
 
 
+class Use(NamedTuple):
+    """What is in use in a cgroup, in bytes."""
+
+    working_set: int | None
+    """None where it can't be read."""
+    droppable: int = 0
+    """Of that, page cache that was used lately: the kernel drops it before it kills."""
+
+
 class Cgroup(NamedTuple):
     """One memory cgroup. Every figure is read anew, in bytes; None is one that can't be read."""
 
@@ -28,31 +37,30 @@ class Cgroup(NamedTuple):
     mount: str
     """Where the hierarchy is mounted: the highest ancestor that can be seen."""
 
-    def levels(self, own: int | None = None) -> list[Level]:
+    def levels(self, own: Use | None = None) -> list[Level]:
         """Each limit that holds for it, its own and its ancestors', the nearest first; empty for none.
 
         In v2 it is the smaller of memory.max and memory.high: above the latter the kernel throttles what it does not kill yet.
-        `own` is its own working set, where that was read already.
+        `own` is its own use, where that was read already.
         """
-        own = self.working_set() if own is None else own
+        own = self.use() if own is None else own
         return self._v1_levels(own) if self.version == 1 else self._v2_levels(own)
 
     def limit(self) -> int | None:
         """The smallest of its own and its ancestors' limits; None for no limit."""
         return min((level.limit for level in self.levels()), default=None)
 
-    def _v2_levels(self, own: int | None) -> list[Level]:
+    def _v2_levels(self, own: Use) -> list[Level]:
         levels = []
         for folder in self.ancestry():
             limits = [(limit, name) for name in ("memory.max", "memory.high") if (limit := _v2_limit(f"{folder}/{name}")) is not None]
             if limits:
                 limit, name = min(limits)
                 source = Source(Kind.CGROUP, folder, 2, "" if name == "memory.max" else name)
-                used = own if folder == self.path else self._working_set(folder)
-                levels.append(Level(limit, source, used))
+                levels.append(Level(limit, source, *(own if folder == self.path else self._use(folder))))
         return levels
 
-    def _v1_levels(self, own: int | None) -> list[Level]:
+    def _v1_levels(self, own: Use) -> list[Level]:
         smallest = read_keyed(f"{self.path}/memory.stat").get("hierarchical_memory_limit")
         if smallest is None or smallest >= NO_LIMIT:
             return []
@@ -61,7 +69,7 @@ class Cgroup(NamedTuple):
             limit = read_int(f"{folder}/memory.limit_in_bytes")
             # before Linux 5.11 a cgroup may be told not to count what its children use (memory.use_hierarchy): its limit is not theirs
             if limit is not None and smallest <= limit < NO_LIMIT:
-                levels.append(Level(limit, Source(Kind.CGROUP, folder, 1), own if folder == self.path else self._working_set(folder)))
+                levels.append(Level(limit, Source(Kind.CGROUP, folder, 1), *(own if folder == self.path else self._use(folder))))
         if all(level.limit != smallest for level in levels):
             levels.append(Level(smallest, Source(Kind.HIDDEN, self.mount), None))
         return levels
@@ -76,8 +84,8 @@ class Cgroup(NamedTuple):
         return self._usage(self.path)
 
     def working_set(self) -> int | None:
-        """usage - inactive_file, at least 0: what can't be dropped under pressure, as kubelet and cAdvisor count it."""
-        return self._working_set(self.path)
+        """usage - inactive_file, at least 0: what is in use, as kubelet and cAdvisor count it."""
+        return self._use(self.path).working_set
 
     def _usage(self, folder: str) -> int | None:
         path = f"{folder}/{'memory.usage_in_bytes' if self.version == 1 else 'memory.current'}"
@@ -86,13 +94,20 @@ class Cgroup(NamedTuple):
             once(path, logging.WARNING, "%s can't be read: what is in use there is unknown", path)
         return usage
 
-    def _working_set(self, folder: str) -> int | None:
+    def use(self) -> Use:
+        """What is in use in it."""
+        return self._use(self.path)
+
+    def _use(self, folder: str) -> Use:
         usage = self._usage(folder)
         if usage is None:
-            return None
-        key = "total_inactive_file" if self.version == 1 else "inactive_file"
-        inactive = read_keyed(f"{folder}/memory.stat").get(key)
-        return None if inactive is None else max(0, usage - inactive)
+            return Use(None)
+        of, stat = "total_" if self.version == 1 else "", read_keyed(f"{folder}/memory.stat")
+        inactive = stat.get(f"{of}inactive_file")
+        if inactive is None:
+            return Use(None)
+        working_set = max(0, usage - inactive)
+        return Use(working_set, min(working_set, stat.get(f"{of}active_file", 0)))
 
     def oom_kills(self) -> int | None:
         """How many processes of this cgroup the kernel has killed (since 4.13); None when it can't be read."""

@@ -11,8 +11,9 @@ from oomsafe.policy.recycle import outruns
 from oomsafe.policy.trend import Growth
 from oomsafe.policy.units import MIB
 
-#: Seconds that work waits at most, and that a door stays shut until there has been room again.
-WAITS_FOR = 1.0
+#: Seconds that work waits at most, and that a door stays shut until there has been room again: less than the one second that Kubernetes
+#: gives a probe.
+WAITS_FOR = 0.8
 
 #: A worker looks at the room that is left after it has grown by this share of its part in it, and by so many bytes at the latest: to
 #: touch them takes the kernel twenty times as long as the look.

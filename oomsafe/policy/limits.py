@@ -61,6 +61,8 @@ class Level(NamedTuple):
     source: Source
     used: int | None
     """The working set of all that lives below it, the pool and others; None where it can't be read."""
+    droppable: int = 0
+    """Of that, what the kernel drops before it kills."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Capacity:
     """The smallest limit of all levels, whoever uses what; None: `limit` is."""
     unseen: str = ""
     """What can't be known of all this, for the log; empty for nothing."""
+    droppable: int = 0
+    """Of the working set, page cache: it is in use, and yet the kernel drops it before it kills."""
     supervisor_held: int | None = None
     """Its rss without file pages; None: not known."""
 
@@ -91,6 +95,11 @@ class Capacity:
     def supervisor(self) -> int | None:
         """What the supervisor has that counts: clean file pages the kernel drops."""
         return self.supervisor_rss if self.supervisor_held is None else self.supervisor_held
+
+    @property
+    def undroppable(self) -> int | None:
+        """What is in use that the kernel can't drop: when this meets the limit, it kills."""
+        return None if self.working_set is None else max(0, self.working_set - self.droppable)
 
     @property
     def room(self) -> int | None:

@@ -142,7 +142,7 @@ class Replacements:
         away = [entry for entry in entries if entry.state.leaves]
         leaving = sum(max(0, (entry.used or 0) - (entry.baseline or 0)) for entry in away)
         short = is_short(None if used is None else used - leaving, budget, growth, self._boot)
-        held = capacity.working_set
+        held = capacity.undroppable
         share = None if budget is None else budget // max(1, capacity.workers)
         fast = short and any(outruns(entry.soft or share, entry.growth.burst) for entry in entries)
         out = fast or (short and not away and is_out(held, capacity.limit, growth))

@@ -299,7 +299,7 @@ class Guard:
             self.meter.crowded = self._door.shut
             if self.meter.crowded:
                 once(
-                    "door", logging.INFO, "%s keeps what comes waiting, %.0f s at most, for the memory of a worker that leaves: "
+                    "door", logging.INFO, "%s keeps what comes waiting, %.1f s at most, for the memory of a worker that leaves: "
                     "%s are left up to the limit", self, WAITS_FOR, format_size(self._pressure.room),
                 )  # fmt: skip
             self._set_alert()

@@ -87,4 +87,4 @@ class Pressure:
         self._usage = self._usage or Usage()
         budget, capacity = self._thresholds.budget, read_capacity(held=lambda: together(pids_of(self._pool())))
         used = self._usage.of(self._policy, capacity, budget, lambda: pids_of(self._pool()), now)
-        return used, budget, capacity.working_set, capacity.limit
+        return used, budget, capacity.undroppable, capacity.limit

@@ -137,6 +137,7 @@ class Thresholds:
         return replace(
             force,
             working_set=None,
+            droppable=0,
             supervisor_rss=capacity.supervisor_rss,
             supervisor_held=capacity.supervisor_held,
             workers=capacity.workers,

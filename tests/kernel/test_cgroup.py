@@ -234,6 +234,26 @@ def test_an_ancestors_limit_goes_with_its_use(tree: Tree, version: int) -> None:
     assert capacity.whence == f"{capacity.source}, others use 290 MiB"
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_the_kernel_drops_before_it_kills(tree: Tree, version: int) -> None:
+    """Page cache that was used lately is in use, and yet no reason to kill."""
+    if version == 1:
+        tree.at("4:memory:/a\n", v1_mount())
+        tree.v1("cg/memory/a", 300 * MIB)
+        stat = tree.root / "cg/memory/a/memory.stat"
+        stat.write_text(f"{stat.read_text()}total_active_file {50 * MIB}\nactive_file 1\n")
+    else:
+        tree.at("0::/a\n", v2_mount(point="{root}/cg/memory"))
+        tree.v2("cg/memory/a", 300 * MIB)
+        stat = tree.root / "cg/memory/a/memory.stat"
+        stat.write_text(f"{stat.read_text()}active_file {50 * MIB}\n")
+    tree.write("proc/meminfo", "MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n")
+
+    capacity = read_capacity(proc=tree.proc)
+
+    assert (capacity.working_set, capacity.undroppable) == (70 * MIB, 20 * MIB)
+
+
 def test_memory_high_is_named(tree: Tree) -> None:
     """Who reads the line looks for the file that has the figure."""
     throttled(tree)

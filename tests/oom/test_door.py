@@ -54,7 +54,7 @@ def test_the_last_room_is_not_filled_while_another_leaves(cgroup, serve, worker_
         closing(connected(gunicorn, stays)) as third,
     ):
         ask(first, "/fill?mib=180")
-        working = threading.Thread(target=lambda: slow.append(ask(second, "/slow?s=0.6")))
+        working = threading.Thread(target=lambda: slow.append(ask(second, "/slow?s=0.4")))
         working.start()
         until(lambda: [work.name for work in gunicorn.worker(leaves).in_flight] == ["GET /slow"], "it has work")
         ask(first, "/fill?mib=192")

@@ -717,6 +717,17 @@ def test_new_work_waits_where_the_pool_is_about_to_run_out(crowd: Any, clock: Cl
     assert (found, guard.meter.crowded) == (crowded, False)
 
 
+def test_page_cache_is_no_reason_to_wait(crowd: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel drops it before it kills."""
+    guard, memory, _ = crowd()
+    full = Capacity(1000 * MIB, CGROUP, working_set=990 * MIB, droppable=600 * MIB)
+    monkeypatch.setattr(pressure, "read_capacity", lambda **_: full)
+
+    grow(guard, memory, clock)
+
+    assert not guard.meter.crowded
+
+
 def test_nothing_waits_long(crowd: Any, clock: Clock) -> None:
     """The other may take its whole grace period: its memory is not waited for again and again."""
     guard, memory, leave = crowd()
