@@ -297,17 +297,16 @@ class Guard:
         elif not self.policy.dry_run:
             self._door.look(now, used or 0, self.meter.soft_limit, self.meter.held, self._trend.growth(now, self.meter.held))
             self.meter.crowded = self._door.shut
-            if self.meter.crowded:
-                once(
-                    "door", logging.INFO, "%s keeps what comes waiting, %.1f s at most, for the memory of a worker that leaves: "
-                    "%s are left up to the limit", self, WAITS_FOR, format_size(self._pressure.room),
-                )  # fmt: skip
             self._set_alert()
         return True
 
     def knock(self) -> None:
-        """Work waits at the door: is there room by now?"""
+        """Work waits at the door: is there room by now? Only adapters that ask have it wait, and only then it is said."""
         now = time.monotonic()
+        once(
+            "door", logging.INFO, "%s keeps what comes waiting, %.1f s at most, for memory that is about to be given back: "
+            "%s are left up to the limit", self, WAITS_FOR, format_size(self._pressure.room),
+        )  # fmt: skip
         try:
             self._look(now)
         except Exception as error:

@@ -65,3 +65,4 @@ def test_the_last_room_is_not_filled_while_another_leaves(cgroup, serve, worker_
 
     assert (sandbox.cgroup.oom_kills(), gunicorn.lines("SIGKILL"), len(slow)) == (0, [], 1)
     assert 0.1 < max(waits) < 2
+    assert len(gunicorn.lines(f"worker {stays} (slot 1) keeps what comes waiting, 0.8 s at most")) == 1
