@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import is_alive, start_of_child, start_time
 from oomsafe.log import log
-from oomsafe.policy.limits import Capacity
 from oomsafe.policy.recycle import Order
 from oomsafe.policy.state import State
 from oomsafe.policy.trend import Growth
 from oomsafe.scoreboard import file as backing
 from oomsafe.scoreboard import layout, places
 from oomsafe.scoreboard.file import Backing
+from oomsafe.scoreboard.header import Header
 from oomsafe.scoreboard.layout import Counters, optional, stored
 from oomsafe.scoreboard.lock import Kept, PoolLock
 from oomsafe.scoreboard.slot import Slot, order_of
@@ -52,18 +52,6 @@ class Entry(NamedTuple):
     """What the soft limit is compared with."""
     growth: Growth
     order: Order
-
-
-class Allowed(NamedTuple):
-    """What the supervisor has found that the kernel allows. Sizes in bytes; None is a figure that is not known."""
-
-    changes: int
-    """How often it has changed; 0: the supervisor has not said it."""
-    limit: int | None = None
-    smallest: int | None = None
-    others: int | None = None
-    supervisor: int | None = None
-    """What the supervisor has."""
 
 
 class Others(NamedTuple):
@@ -118,6 +106,7 @@ class Scoreboard:
         """What the file names: those who read it from outside need it to be open."""
         self._text = where.text
         self._lock = PoolLock(self._file)
+        self.header = Header(self._memory, self._lock)
         # the supervisor's own
         self._tenants: dict[int, Tenant] = {}
         self._generations = 0
@@ -163,97 +152,10 @@ class Scoreboard:
         with Scoreboard.open(path) as board:
             return board.read()
 
-    def describe(self, *, workers: int, turns: int, limit: int | None, budget: int | None, anew: bool = True) -> None:
-        """The supervisor says what the pool is; all but `workers` and `turns` in bytes.
-
-        `anew`: its limits are others, and what workers have learnt under the old ones is forgotten.
-        """
-        server = layout.POOL.unpack_from(self._memory, layout.POOL_AT)[-1]
-        figures = (self._generations, workers, turns, stored(limit), stored(budget), server)
-        layout.write(self._memory, layout.POOL_AT, layout.POOL, *figures)
-        if anew:  # new limits deserve a new verdict
-            layout.write(self._memory, layout.REFUSED_AT, layout.REFUSED, 0)
-            layout.write(self._memory, layout.SETTLED_AT, layout.SETTLED, 0)
-
-    def allow(self, capacity: Capacity) -> None:
-        """The supervisor says what limits are worked out from, for workers that live."""
-        figures = tuple(map(stored, (capacity.limit, capacity.smallest, capacity.others, capacity.supervisor)))
-        changes, *before = layout.ALLOWED.unpack_from(self._memory, layout.ALLOWED_AT)
-        layout.write(self._memory, layout.SOURCE_AT, layout.SOURCE, str(capacity.source).encode("utf-8", "replace"))
-        if not changes or tuple(before) != figures:
-            layout.write(self._memory, layout.ALLOWED_AT, layout.ALLOWED, layout.count(changes + 1) or 1, *figures)
-
-    @property
-    def allowed(self) -> Allowed | None:
-        """What allow() has said; None while it is being written."""
-        found = layout.ALLOWED.unpack_from(self._memory, layout.ALLOWED_AT)
-        if found != layout.ALLOWED.unpack_from(self._memory, layout.ALLOWED_AT):
-            return None
-        return Allowed(found[0], *map(optional, found[1:]))
-
-    def hold(self, held: int | None) -> None:
-        """The supervisor says what the pool holds, in bytes, as its budget counts it."""
-        layout.write(self._memory, layout.HELD_AT, layout.HELD, stored(held))
-
-    @property
-    def held(self) -> int | None:
-        """What hold() has said."""
-        return optional(layout.HELD.unpack_from(self._memory, layout.HELD_AT)[0])
-
     @property
     def pids(self) -> list[int]:
         """In the supervisor: of the workers that it has started, or that have said which they are; not all need live."""
         return [pid for number, tenant in self._tenants.items() if (pid := tenant.pid or self._claimed(number))]
-
-    @property
-    def workers(self) -> int:
-        """How many workers the supervisor wants now."""
-        return int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[1])
-
-    @property
-    def settled(self) -> int:
-        """How many recycled workers in a row had settled above their soft limit. Read and set with the lock held."""
-        return int(layout.SETTLED.unpack_from(self._memory, layout.SETTLED_AT)[0])
-
-    @settled.setter
-    def settled(self, count: int) -> None:
-        layout.write(self._memory, layout.SETTLED_AT, layout.SETTLED, min(count, 0xFFFF))
-
-    def first_to_refuse(self, which: int) -> bool:
-        """Whether this worker is the pool's first to refuse this limit (layout.REFUSES_SOFT and so on), and should say so."""
-        locked = self.try_lock()  # without it, two may say it: better than to wait for a process that may be stopped
-        (said,) = layout.REFUSED.unpack_from(self._memory, layout.REFUSED_AT)
-        layout.write(self._memory, layout.REFUSED_AT, layout.REFUSED, said | which)
-        if locked:
-            self.unlock()
-        return not said & which
-
-    def admit(self, route: str) -> str | None:
-        """What `route` is counted under by every worker of the pool; None: ask again later.
-
-        The pool has one list of names, first come, first served, and OTHER for the rest: what was
-        counted under a name by one worker is so by all, and when it is gone.
-        """
-        name = layout.route_name(route)
-        known = self._names()
-        if name in known or len(known) >= layout.ROUTES - 1:
-            return name if name in known else layout.OTHER
-        if not self.try_lock():
-            return layout.OTHER if self._lock.lost else None
-        try:
-            known = self._names()
-            if name not in known and len(known) < layout.ROUTES - 1:
-                at = layout.NAMES_AT + len(known) * layout.ROUTE_NAME
-                self._memory[at : at + layout.ROUTE_NAME] = name.encode().ljust(layout.ROUTE_NAME, b"\0")
-                known.append(name)
-        finally:
-            self.unlock()
-        return name if name in known else layout.OTHER
-
-    def _names(self) -> list[str]:
-        rows = range(layout.NAMES_AT, layout.NAMES_AT + layout.ROUTES * layout.ROUTE_NAME, layout.ROUTE_NAME)
-        names = [layout.as_text(self._memory[at : at + layout.ROUTE_NAME].tobytes()) for at in rows]
-        return [name for name in names if name]
 
     def reserve(self) -> Slot | None:
         """In the supervisor, before a fork: a slot for the new worker; None when all are taken, and there is no memory for more.
@@ -272,8 +174,7 @@ class Scoreboard:
         self._generations += 1
         self._tenants[number] = tenant = Tenant(self._generations, time.time())
         at = self._offset(number)
-        _, *rest = layout.POOL.unpack_from(self._memory, layout.POOL_AT)
-        layout.write(self._memory, layout.POOL_AT, layout.POOL, self._generations, *rest)
+        self.header.generations = self._generations
         self._memory[at : at + layout.SLOT_SIZE] = bytes(layout.SLOT_SIZE)
         layout.write(self._memory, at + layout.OWNER_AT, layout.OWNER, 0, 0, tenant.generation, tenant.reserved)
         layout.write_state(self._memory, at, State.STARTING)
@@ -481,25 +382,6 @@ class Scoreboard:
         at = self._offset(number) + layout.TOLD_AT
         return not self._is_of(number, generation) or layout.TOLD.unpack_from(self._memory, at)[0] != ticket
 
-    @property
-    def looked(self) -> float:
-        """When the supervisor looked last for who may go, on the monotonic clock; 0: it gives no orders."""
-        return float(layout.LOOKED.unpack_from(self._memory, layout.LOOKED_AT)[0])
-
-    @looked.setter
-    def looked(self, now: float) -> None:
-        layout.write(self._memory, layout.LOOKED_AT, layout.LOOKED, now)
-
-    @property
-    def unserved(self) -> tuple[float, float]:
-        """(since, before): since when no worker has served, on the monotonic clock, 0 while one does; seconds without one before that."""
-        since, before = layout.UNSERVED.unpack_from(self._memory, layout.UNSERVED_AT)
-        return since, before
-
-    @unserved.setter
-    def unserved(self, unserved: tuple[float, float]) -> None:
-        layout.write(self._memory, layout.UNSERVED_AT, layout.UNSERVED, *unserved)
-
     def others(self, slot: Slot) -> Others:
         """The living workers beside `slot`."""
         self._learn()
@@ -511,7 +393,7 @@ class Scoreboard:
                 starting += state is State.STARTING
                 serving += state.serves
                 leaving += state.leaves
-        return Others(starting, serving, leaving, int(layout.POOL.unpack_from(self._memory, layout.POOL_AT)[2]))
+        return Others(starting, serving, leaving, self.header.turns)
 
     def try_lock(self) -> bool:
         """Keep all other workers and threads from taking a turn until unlock(); the thread that has it may have it again.

@@ -104,7 +104,7 @@ class Replacements:
                 for step in steps:
                     self._do(step, entries, policy, why)
         # in a dry run each worker decides by itself, and says what it would do
-        self._board.looked = 0.0 if policy.dry_run else now
+        self._board.header.looked = 0.0 if policy.dry_run else now
 
     def _do(self, step: Step, entries: Sequence[Entry], policy: Policy, why: str) -> None:
         if step.do is Do.SPAWN:
@@ -183,16 +183,16 @@ class Replacements:
     def _note_unserved(self, entries: Sequence[Entry], now: float) -> None:
         """Count the time in which nobody serves; what lasts is said, and for how long when it is over. Not before a worker has served."""
         serving = sum(entry.state.serves for entry in entries)
-        since, before = self._board.unserved
+        since, before = self._board.header.unserved
         if serving:
             self._has_served = True
             if since:
-                self._board.unserved = (0.0, before + now - since)
+                self._board.header.unserved = (0.0, before + now - since)
             if self._said_unserved:
                 self._said_unserved = False
                 log.warning("a worker serves again: for %.1f s none did", now - since)
-        elif self._has_served and not since and self._board.workers:
-            self._board.unserved = (now, before)
+        elif self._has_served and not since and self._board.header.workers:
+            self._board.header.unserved = (now, before)
         elif since and now - since >= UNSERVED_FOR and not self._said_unserved:
             self._said_unserved = True
             starting = sum(entry.state is State.STARTING for entry in entries)

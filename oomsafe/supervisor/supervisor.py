@@ -277,7 +277,7 @@ class Supervisor:
             bound = None if budget is None else max(0, budget - (0 if self.board is None else fresh_of(self.board.roll()) or 0))
             used = self._usage.of(self.policy, self.capacity, bound, self._pids, time.monotonic())
             if self.board is not None:
-                self.board.hold(used)
+                self.board.header.held = used
             self._reading = Reading(self.capacity, budget, used)
         return self._reading
 
@@ -317,8 +317,8 @@ class Supervisor:
         if self.board is not None:
             workers = self.capacity.workers
             away = turns(self.policy, workers)
-            self.board.describe(workers=workers, turns=away, limit=self.capacity.limit, budget=limits.budget, anew=anew)
-            self.board.allow(self.capacity)
+            self.board.header.describe(workers=workers, turns=away, limit=self.capacity.limit, budget=limits.budget, anew=anew)
+            self.board.header.allow(self.capacity)
         if say:
             self._said = limits.budget, time.monotonic()
             for warning in warnings:

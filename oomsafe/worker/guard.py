@@ -222,7 +222,7 @@ class Guard:
             return False
 
     def _admit(self, route: str) -> str | None:
-        return route if self._board is None or not self.here else self._board.admit(route)
+        return route if self._board is None or not self.here else self._board.header.admit(route)
 
     def retire(self) -> None:
         """The worker has no work any more and ends: its last figures go to the scoreboard."""

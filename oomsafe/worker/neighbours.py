@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from oomsafe.policy.recycle import Pool
-from oomsafe.scoreboard.board import Allowed, Others, Scoreboard
+from oomsafe.scoreboard.board import Others, Scoreboard
+from oomsafe.scoreboard.header import Allowed
 from oomsafe.scoreboard.slot import Slot
 
 if TYPE_CHECKING:
@@ -44,13 +45,13 @@ class Neighbours:
     def workers(self) -> int | None:
         """How many workers the supervisor wants now, or, where it does not tell, has; None where there is no telling."""
         if self._board is not None:
-            return self._board.workers
+            return self._board.header.workers
         return None if self._siblings is None else self._siblings.counted
 
     @property
     def allowed(self) -> Allowed | None:
         """What the supervisor has found that the kernel allows; None where nobody says."""
-        found = None if self._board is None else self._board.allowed
+        found = None if self._board is None else self._board.header.allowed
         return found if found is not None and found.changes else None
 
     @property
@@ -61,7 +62,7 @@ class Neighbours:
     @property
     def supervised(self) -> bool:
         """Whether a supervisor decides who goes, and when."""
-        return self._asks and self._board is not None and self._board.looked > 0
+        return self._asks and self._board is not None and self._board.header.looked > 0
 
     @property
     def others(self) -> Others:
@@ -71,7 +72,7 @@ class Neighbours:
     @property
     def room(self) -> int | None:
         """Bytes that were left up to the kernel's limit when the supervisor looked; None where it has not said so."""
-        allowed, held = self.allowed, None if self._board is None else self._board.held
+        allowed, held = self.allowed, None if self._board is None else self._board.header.held
         if allowed is None or allowed.limit is None or held is None:
             return None
         return allowed.limit - held - (allowed.others or 0)
@@ -93,11 +94,11 @@ class Neighbours:
         """Inside look(): a worker leaves that has or has not settled above its limit."""
         self._leaves = True
         if self._locked and self._board is not None:
-            self._board.settled = min(self._board.settled + 1, 0xFFFF) if settled else 0
+            self._board.header.settled = min(self._board.header.settled + 1, 0xFFFF) if settled else 0
 
     def first_to_refuse(self, which: int) -> bool:
         """Whether this worker should say for the whole pool that it refuses this limit (layout.REFUSES_SOFT and so on)."""
-        return self._board is None or self._board.first_to_refuse(which)
+        return self._board is None or self._board.header.first_to_refuse(which)
 
     def _pool(self, short: bool, full: bool, out: bool) -> Pool:
         abandoned = self._parent is not None and os.getppid() != self._parent
@@ -105,7 +106,7 @@ class Neighbours:
             return Pool(0 if abandoned else self._siblings_away(out), short=short, full=full, out=out, abandoned=abandoned)
         if self._board is None:
             return Pool(short=short, full=full, out=out, abandoned=abandoned)
-        order, settled, looked = self._slot.order, self._board.settled, self._board.looked if self._asks else 0.0
+        order, settled, looked = self._slot.order, self._board.header.settled, self._board.header.looked if self._asks else 0.0
         # without the lock another is taking its turn just now; with a supervisor there are none, unless the kernel is faster
         counts = self._locked and (out or not looked)
         starting, _, leaving, turns = self._board.others(self._slot) if counts else Others(leaving=sys.maxsize)

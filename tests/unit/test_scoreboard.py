@@ -69,7 +69,7 @@ def test_a_worker_is_seen(board: Scoreboard) -> None:
     """From its claim on, with what it published and what it has in flight."""
     slot = taken(board)
     assert board.read().workers == []
-    board.describe(workers=4, turns=2, limit=1 << 30, budget=None)
+    board.header.describe(workers=4, turns=2, limit=1 << 30, budget=None)
 
     slot.claim()
     note(slot, b"GET /a\x1b[2J", time.monotonic() - 100, 77)
@@ -140,7 +140,7 @@ def test_no_route_goes_back_when_the_table_is_full(board: Scoreboard) -> None:
 
     for slot, letter in ((first, "a"), (second, "b")):
         slot.claim()
-        names = [board.admit(f"{letter}{number}") for number in range(20)]
+        names = [board.header.admit(f"{letter}{number}") for number in range(20)]
         slot.publish(Figures(), counting(1, **{str(name): names.count(name) for name in names}))
         look()
     board.release(second.number)
@@ -164,13 +164,13 @@ def test_a_route_is_admitted_once_for_the_whole_pool(board: Scoreboard) -> None:
         line.say("held")
         line.hear()
 
-    assert [board.admit("/a"), board.admit("/a"), board.admit("")] == ["/a", "/a", "unmatched"]
+    assert [board.header.admit("/a"), board.header.admit("/a"), board.header.admit("")] == ["/a", "/a", "unmatched"]
     with Child(hold) as child:
         assert child.hear() == "held"
-        assert (board.admit("/a"), board.admit("/new")) == ("/a", None)
+        assert (board.header.admit("/a"), board.header.admit("/new")) == ("/a", None)
         child.kill()
-    assert board.admit("/new") == "/new"
-    assert [board.admit(f"/{number}") for number in range(100)][-1] == "other"
+    assert board.header.admit("/new") == "/new"
+    assert [board.header.admit(f"/{number}") for number in range(100)][-1] == "other"
 
 
 def test_no_torn_reads(board: Scoreboard) -> None:
@@ -333,7 +333,7 @@ def test_others(board: Scoreboard) -> None:
     mine, starting, serving, gone = (taken(board) for _ in range(4))
     mine.set_state(State.DRAINING)
     serving.set_state(State.SERVING)
-    board.describe(workers=4, turns=3, limit=None, budget=None)
+    board.header.describe(workers=4, turns=3, limit=None, budget=None)
 
     def drain(line: Line) -> None:
         gone.claim()
@@ -388,15 +388,15 @@ def test_the_lock_is_kept_through_what_is_done_inside(board: Scoreboard) -> None
     """Record locks are the process's: neither a nested call nor another thread's may let go of it."""
     assert board.try_lock()
 
-    assert board.first_to_refuse(layout.REFUSES_SOFT)
+    assert board.header.first_to_refuse(layout.REFUSES_SOFT)
     after_a_nested_call = _others_get_it(board)
-    routes = [_in_thread(lambda: board.admit("/a")), board.admit("/b")]
+    routes = [_in_thread(lambda: board.header.admit("/a")), board.header.admit("/b")]
     after_another_thread = _others_get_it(board)
     board.unlock()
 
     assert (after_a_nested_call, after_another_thread, _others_get_it(board)) == (False, False, True)
     assert routes == [None, "/b"]
-    assert _in_thread(lambda: board.admit("/a")) == "/a"
+    assert _in_thread(lambda: board.header.admit("/a")) == "/a"
 
 
 def test_only_its_owner_releases_the_lock(board: Scoreboard) -> None:
@@ -458,7 +458,7 @@ def test_a_lock_that_can_not_be_had_again_is_said_to_be_lost(said: Callable[[], 
 
     def work() -> tuple[bool, bool, str | None, list[str]]:
         os.close(board._file._fd)
-        return board.try_lock(), board.try_lock(), board.admit("/a"), said()
+        return board.try_lock(), board.try_lock(), board.header.admit("/a"), said()
 
     *answers, lines = in_child(work)
 
@@ -513,8 +513,8 @@ def test_what_a_worker_writes_takes_no_slot(board: Scoreboard, byte: bytes) -> N
         slot.claim()
     _spoil(board, byte)
 
-    board.describe(workers=2, turns=1, limit=None, budget=None)
-    board.looked = 1.0
+    board.header.describe(workers=2, turns=1, limit=None, budget=None)
+    board.header.looked = 1.0
     assert len(board.roll()) in (0, board.slots)
     board.read()
     board.in_hand()
@@ -581,12 +581,12 @@ def test_a_read_ends_in_time(board: Scoreboard) -> None:
 def test_first_to_refuse(board: Scoreboard) -> None:
     """One worker of the pool says it of each limit, until the supervisor describes the pool anew."""
     soft, hard = layout.REFUSES_SOFT, layout.REFUSES_HARD
-    answers = [board.first_to_refuse(which) for which in (soft, soft, hard, hard)]
-    board.settled = 3
-    board.describe(workers=1, turns=1, limit=None, budget=None)
+    answers = [board.header.first_to_refuse(which) for which in (soft, soft, hard, hard)]
+    board.header.settled = 3
+    board.header.describe(workers=1, turns=1, limit=None, budget=None)
 
-    assert [*answers, board.first_to_refuse(soft)] == [True, False, True, False, True]
-    assert board.settled == 0
+    assert [*answers, board.header.first_to_refuse(soft)] == [True, False, True, False, True]
+    assert board.header.settled == 0
 
 
 @given(st.integers(1, 1 << 22), st.integers(0, 9999), st.integers(1, 1 << 30))

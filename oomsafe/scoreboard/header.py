@@ -1,0 +1,150 @@
+"""The head of a scoreboard: what the supervisor says of the pool for all, and what workers have found out for each other."""
+
+from __future__ import annotations
+
+import struct
+from typing import Generic, NamedTuple, TypeVar
+
+from oomsafe.policy.limits import Capacity
+from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.layout import optional, stored
+from oomsafe.scoreboard.lock import PoolLock
+
+T = TypeVar("T", int, float)
+
+
+class _Field(Generic[T]):
+    """One number in the shared bytes, read and written at once."""
+
+    def __init__(self, at: int, form: struct.Struct, place: int = 0) -> None:
+        self._at, self._form, self._place = at, form, place
+
+    def __get__(self, header: Header, kind: type[Header]) -> T:
+        number: T = self._form.unpack_from(header.memory, self._at)[self._place]
+        return number
+
+    def __set__(self, header: Header, number: T) -> None:
+        fields = [*self._form.unpack_from(header.memory, self._at)]
+        fields[self._place] = number
+        layout.write(header.memory, self._at, self._form, *fields)
+
+
+class Allowed(NamedTuple):
+    """What the supervisor has found that the kernel allows. Sizes in bytes; None is a figure that is not known."""
+
+    changes: int
+    """How often it has changed; 0: the supervisor has not said it."""
+    limit: int | None = None
+    smallest: int | None = None
+    others: int | None = None
+    supervisor: int | None = None
+    """What the supervisor has."""
+
+
+class Header:
+    """Of one scoreboard, whose `lock` keeps others from writing what needs to be read first."""
+
+    generations: _Field[int] = _Field(layout.POOL_AT, layout.POOL, 0)
+    """How many have been handed out. Written by the supervisor."""
+    workers: _Field[int] = _Field(layout.POOL_AT, layout.POOL, 1)
+    """How many workers the supervisor wants now."""
+    turns: _Field[int] = _Field(layout.POOL_AT, layout.POOL, 2)
+    """How many may be away at once."""
+    looked: _Field[float] = _Field(layout.LOOKED_AT, layout.LOOKED)
+    """When the supervisor looked last for who may go, on the monotonic clock; 0: it gives no orders."""
+
+    def __init__(self, memory: memoryview, lock: PoolLock) -> None:
+        self.memory = memory
+        self._lock = lock
+
+    def describe(self, *, workers: int, turns: int, limit: int | None, budget: int | None, anew: bool = True) -> None:
+        """The supervisor says what the pool is; all but `workers` and `turns` in bytes.
+
+        `anew`: its limits are others, and what workers have learnt under the old ones is forgotten.
+        """
+        server = layout.POOL.unpack_from(self.memory, layout.POOL_AT)[-1]
+        figures = (self.generations, workers, turns, stored(limit), stored(budget), server)
+        layout.write(self.memory, layout.POOL_AT, layout.POOL, *figures)
+        if anew:  # new limits deserve a new verdict
+            layout.write(self.memory, layout.REFUSED_AT, layout.REFUSED, 0)
+            self.settled = 0
+
+    def allow(self, capacity: Capacity) -> None:
+        """The supervisor says what limits are worked out from, for workers that live."""
+        figures = tuple(map(stored, (capacity.limit, capacity.smallest, capacity.others, capacity.supervisor)))
+        changes, *before = layout.ALLOWED.unpack_from(self.memory, layout.ALLOWED_AT)
+        layout.write(self.memory, layout.SOURCE_AT, layout.SOURCE, str(capacity.source).encode("utf-8", "replace"))
+        if not changes or tuple(before) != figures:
+            layout.write(self.memory, layout.ALLOWED_AT, layout.ALLOWED, layout.count(changes + 1) or 1, *figures)
+
+    @property
+    def allowed(self) -> Allowed | None:
+        """What allow() has said; None while it is being written."""
+        found = layout.ALLOWED.unpack_from(self.memory, layout.ALLOWED_AT)
+        if found != layout.ALLOWED.unpack_from(self.memory, layout.ALLOWED_AT):
+            return None
+        return Allowed(found[0], *map(optional, found[1:]))
+
+    @property
+    def held(self) -> int | None:
+        """What the pool holds, in bytes, as its budget counts it, by the supervisor's last look."""
+        return optional(layout.HELD.unpack_from(self.memory, layout.HELD_AT)[0])
+
+    @held.setter
+    def held(self, held: int | None) -> None:
+        layout.write(self.memory, layout.HELD_AT, layout.HELD, stored(held))
+
+    @property
+    def settled(self) -> int:
+        """How many recycled workers in a row had settled above their soft limit. Read and set with the lock held."""
+        return int(layout.SETTLED.unpack_from(self.memory, layout.SETTLED_AT)[0])
+
+    @settled.setter
+    def settled(self, count: int) -> None:
+        layout.write(self.memory, layout.SETTLED_AT, layout.SETTLED, min(count, 0xFFFF))
+
+    @property
+    def unserved(self) -> tuple[float, float]:
+        """(since, before): since when no worker has served, on the monotonic clock, 0 while one does; seconds without one before that."""
+        since, before = layout.UNSERVED.unpack_from(self.memory, layout.UNSERVED_AT)
+        return since, before
+
+    @unserved.setter
+    def unserved(self, unserved: tuple[float, float]) -> None:
+        layout.write(self.memory, layout.UNSERVED_AT, layout.UNSERVED, *unserved)
+
+    def first_to_refuse(self, which: int) -> bool:
+        """Whether this worker is the pool's first to refuse this limit (layout.REFUSES_SOFT and so on), and should say so."""
+        locked = self._lock.try_acquire()  # without it, two may say it: better than to wait for a process that may be stopped
+        (said,) = layout.REFUSED.unpack_from(self.memory, layout.REFUSED_AT)
+        layout.write(self.memory, layout.REFUSED_AT, layout.REFUSED, said | which)
+        if locked:
+            self._lock.release()
+        return not said & which
+
+    def admit(self, route: str) -> str | None:
+        """What `route` is counted under by every worker of the pool; None: ask again later.
+
+        The pool has one list of names, first come, first served, and OTHER for the rest: what was
+        counted under a name by one worker is so by all, and when it is gone.
+        """
+        name = layout.route_name(route)
+        known = self._names()
+        if name in known or len(known) >= layout.ROUTES - 1:
+            return name if name in known else layout.OTHER
+        if not self._lock.try_acquire():
+            return layout.OTHER if self._lock.lost else None
+        try:
+            known = self._names()
+            if name not in known and len(known) < layout.ROUTES - 1:
+                at = layout.NAMES_AT + len(known) * layout.ROUTE_NAME
+                self.memory[at : at + layout.ROUTE_NAME] = name.encode().ljust(layout.ROUTE_NAME, b"\0")
+                known.append(name)
+        finally:
+            self._lock.release()
+        return name if name in known else layout.OTHER
+
+    def _names(self) -> list[str]:
+        rows = range(layout.NAMES_AT, layout.NAMES_AT + layout.ROUTES * layout.ROUTE_NAME, layout.ROUTE_NAME)
+        names = [layout.as_text(self.memory[at : at + layout.ROUTE_NAME].tobytes()) for at in rows]
+        return [name for name in names if name]
