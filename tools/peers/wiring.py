@@ -80,11 +80,11 @@ empty_django.sync_capable = empty_django.async_capable = True
 if WAY == "oomsafe":
     from oomsafe import asgi, wsgi
     from oomsafe.worker.current import guard_for
-    from oomsafe.worker.guard import Guard
+    from oomsafe.worker.meter import Meter
 
     ASGI, WSGI = asgi.MemoryMiddleware, wsgi.MemoryMiddleware
     DJANGO = "oomsafe.django.MemoryMiddleware"
-    Guard.begin = count(Guard.begin)  # what is counted is measured
+    Meter.begin = count(Meter.begin)  # what is counted is measured
 else:
     ASGI, WSGI, DJANGO = EmptyASGI, EmptyWSGI, "wiring.empty_django"
     EmptyASGI.__call__, EmptyWSGI.__call__ = count(EmptyASGI.__call__), count(EmptyWSGI.__call__)
