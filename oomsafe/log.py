@@ -70,6 +70,16 @@ def once(key: Hashable, level: int, message: str, *figures: object, exc_info: Ba
         log.log(level, message, *figures, exc_info=exc_info)
 
 
+def said() -> frozenset[str]:
+    """What a process that is spawned needn't say again, for was_said(): a fork has it by itself."""
+    return frozenset(key for key in _said if isinstance(key, str))
+
+
+def was_said(keys: frozenset[str]) -> None:
+    """In a spawned process: its parent has said these."""
+    _said.update(keys)
+
+
 def attempt(what: str, server: str, function: Callable[[], T]) -> T | None:
     """What `function` gives; None when it fails, which is logged once for each kind: `server` goes on."""
     try:

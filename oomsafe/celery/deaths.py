@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from functools import partial
 from typing import Any
 
@@ -97,6 +98,9 @@ class Enforcing:
         ours = stopped or (ticket and ticket - 1 not in self._cache) or getattr(worker, "_job_terminated", False)
         killed = worker.exitcode == -signal.SIGKILL and not ours
         job = self._cache.get(ticket - 1)
+        if job is not None and not getattr(job, "_accepted", True):
+            # it had begun, and MainProcess has not read so yet: billiard would hand it to another child, where it would run a second time
+            attempt("a task that has begun", "Celery", lambda: job._ack(None, time.monotonic(), worker.pid, None))
         in_hand = None if job is None else name_and_id(job)
         self._gone[worker.pid] = gone = Gone(worker.pid, ticket, rss, killed, in_hand, stopped)
         if len(self._gone) > REMEMBERED:

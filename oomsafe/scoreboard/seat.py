@@ -8,7 +8,7 @@ from typing import Any
 from oomsafe.errors import ScoreboardError, ScoreRefused
 from oomsafe.kernel.oom_score import raise_score
 from oomsafe.kernel.process import set_comm
-from oomsafe.log import log
+from oomsafe.log import log, was_said
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.scoreboard.board import Scoreboard
@@ -30,6 +30,8 @@ class Seat:
     number: int | None
     generation: int | None
     """None: no slot was free, and the worker protects itself unseen."""
+    said: frozenset[str] = frozenset()
+    """What its supervisor has said once for all."""
     board: Scoreboard | None = None
     """The supervisor's own, which a forked process inherits, wherever it lies; it does not go to one that is spawned."""
 
@@ -38,6 +40,7 @@ class Seat:
 
     def take(self) -> tuple[Scoreboard | None, Slot | None]:
         """In the new process, as early as can be: its slot, its name, its score."""
+        was_said(self.said)
         board, slot = self.board, None
         try:
             if board is None and self.address is not None:

@@ -19,7 +19,7 @@ from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.cgroup import find_cgroup
 from oomsafe.kernel.oom_score import read_score, write_score
 from oomsafe.kernel.process import anonymous_of, descendants_of, is_alive, sizes_of
-from oomsafe.log import attempt, log
+from oomsafe.log import attempt, log, said
 from oomsafe.policy.boot_line import dry, limits_in_force
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
 from oomsafe.policy.readers import SCORE_MAX
@@ -154,7 +154,7 @@ class Supervisor:
         address = self.board.address if self.board is not None and slot is not None else None
         number, generation = (slot.number, slot.generation) if slot is not None else (None, None)
         board = self.board if slot is not None else None
-        return Seat(self.policy, self.capacity, self.pid, self._step(), address, number, generation, board)
+        return Seat(self.policy, self.capacity, self.pid, self._step(), address, number, generation, said(), board)
 
     def release(self, slot: Slot | None) -> None:
         """In the supervisor, when the worker is gone. May be called in the handler of a signal, where gunicorn before 24 reaps."""

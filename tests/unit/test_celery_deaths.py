@@ -61,6 +61,20 @@ def test_a_death_that_is_told_twice_counts_once(pool: Any) -> None:
     assert pool.fallen.counts == {"confirmed": 2}
 
 
+@pytest.mark.parametrize(("accepted", "told"), [(False, [(None, 11)]), (True, [])])
+def test_a_task_that_had_begun_is_not_handed_out_again(pool: Any, monkeypatch: pytest.MonkeyPatch, accepted: bool, told: list[Any]) -> None:
+    """Its child was killed inside of it before MainProcess had read that it had taken it up: it is this child's all the same."""
+    acks: list[Any] = []
+    job = SimpleNamespace(_job=4, _accepted=accepted, _ack=lambda part, _, pid, fd: acks.append((part, pid)))
+    pool._cache[4] = job
+    monkeypatch.setattr(pool, "_left_behind", lambda _: (5, None))
+
+    worker = child(11, -9)
+    pool.gone(worker, SimpleNamespace())
+
+    assert acks == told
+
+
 def test_what_no_death_explains_was_another_process() -> None:
     """Told once, when it can't be a child's any more: a death may take that long to be told of."""
     counted, clock = [0], [0.0]
