@@ -63,7 +63,7 @@ def next_door(door: Door, crowd: Crowd, limit: int | None, used: int, growth: Gr
 
     While nobody leaves, and nobody boots, nothing would come of waiting.
     """
-    growth = Growth(*map(max, zip(growth, door.growth, strict=True)))
+    growth = growth.at_least(door.growth)
     soon = growth.burst * max(1, crowd.serving) * SHUTS_WITHIN + crowd.starting * crowd.fresh + crowd.leaving * ENDING_TAKES
     out = crowd.room is not None and crowd.room < soon
     above = crowd.full and limit is not None and used > limit * (1 + ABOVE) and outruns(limit, growth.burst)

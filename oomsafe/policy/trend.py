@@ -30,6 +30,10 @@ class Growth(NamedTuple):
         assert isinstance(other, Growth)
         return Growth(self.steady + other.steady, self.burst + other.burst)
 
+    def at_least(self, other: Growth) -> Growth:
+        """The greater figure of each kind."""
+        return Growth(max(self.steady, other.steady), max(self.burst, other.burst))
+
     def times(self, number: int) -> Growth:
         """Of so many that grow alike."""
         return Growth(self.steady * number, self.burst * number)

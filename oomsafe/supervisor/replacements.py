@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import NamedTuple, Protocol
 
 from oomsafe.log import log
@@ -170,7 +171,7 @@ class Replacements:
     def _lately(self, growth: Growth, now: float) -> Growth:
         """How fast the pool has grown at most, within the last moments: who drains grows no more, and what comes next will."""
         self._paces = [(at, pace) for at, pace in self._paces if now - at < LATELY] + [(now, growth)]
-        return Growth(*map(max, zip(*(pace for _, pace in self._paces), strict=True)))
+        return reduce(Growth.at_least, (pace for _, pace in self._paces))
 
     def _note_boots(self, entries: Sequence[Entry], now: float) -> None:
         booting = {entry.generation for entry in entries if entry.state is State.STARTING}

@@ -37,7 +37,7 @@ class Door:
 
     def growth(self, growth: Growth) -> Growth:
         """How fast this worker grows when work does not wait, where it grows so fast now."""
-        return Growth(*map(max, zip(growth, self._state.growth, strict=True))) if self.shut else growth
+        return growth.at_least(self._state.growth) if self.shut else growth
 
     def look(self, now: float, used: int, limit: int | None, held: int, growth: Growth) -> None:
         """Right after the pressure was looked at, or forgotten. Bytes: what the soft limit is compared with, that limit, what is held."""
