@@ -15,6 +15,9 @@ from oomsafe.policy.units import MIB
 #: gives a probe.
 WAITS_FOR = 0.8
 
+#: Seconds for which a door that has waited in vain stays open, whatever comes: room that comes and goes is no reason to wait over and over.
+RESTS_FOR = 10.0
+
 #: A worker looks at the room that is left after it has grown by this share of its part in it, and by so many bytes at the latest: to
 #: touch them takes the kernel twenty times as long as the look.
 LOOKS_AFTER, AT_THE_LATEST = 0.5, 16 * MIB
@@ -37,8 +40,8 @@ class Door(NamedTuple):
     """Since when new work waits; None: it does not."""
     growth: Growth = Growth()
     """How fast it grew at most since that began: who waits does not grow."""
-    spent: bool = False
-    """It has waited as long as it may, and what it waited for has not come."""
+    spent_at: float | None = None
+    """When it had waited as long as it may, and what it waited for had not come."""
 
 
 class Crowd(NamedTuple):
@@ -68,12 +71,12 @@ def next_door(door: Door, crowd: Crowd, limit: int | None, used: int, growth: Gr
     out = crowd.room is not None and crowd.room < soon
     above = crowd.full and limit is not None and used > limit * (1 + ABOVE) and outruns(limit, growth.burst)
     if not (out and growth.burst) and not above:
-        return Door()
-    if door.spent or not (crowd.leaving or (above and crowd.starting)):
+        return door._replace(shut_at=None) if door.spent_at is not None and now - door.spent_at < RESTS_FOR else Door()
+    if door.spent_at is not None or not (crowd.leaving or (above and crowd.starting)):
         return door._replace(shut_at=None)
     if door.shut_at is None:
         return Door(now, growth)
-    return door._replace(growth=growth) if now - door.shut_at < WAITS_FOR else Door(None, growth, spent=True)
+    return door._replace(growth=growth) if now - door.shut_at < WAITS_FOR else Door(None, growth, now)
 
 
 def looks_from(held: int, room: int | None, workers: int) -> int | None:
