@@ -43,12 +43,11 @@ class Door:
         """Right after the pressure was looked at, or forgotten. Bytes: what the soft limit is compared with, that limit, what is held."""
         pressure = self._pressure
         room = pressure.room if now - pressure.read_at <= SHORT_EVERY else None
-        if room is None and not pressure.full:
-            self._state = State()
-        else:
+        crowd = Crowd()
+        if room is not None or pressure.full:
             starting, serving, leaving, _ = self._neighbours.others
             crowd = Crowd(room, pressure.full, 1 + serving, leaving, starting, pressure.fresh)
-            self._state = next_door(self._state, crowd, limit, used, growth, now)
+        self._state = next_door(self._state, crowd, limit, used, growth, now)
         self.follow(now, held)
 
     def follow(self, now: float, held: int) -> None:
