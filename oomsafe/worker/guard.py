@@ -303,10 +303,11 @@ class Guard:
     def knock(self) -> None:
         """Work waits at the door: is there room by now? Only adapters that ask have it wait, and only then it is said."""
         now = time.monotonic()
-        once(
-            "door", logging.INFO, "%s keeps what comes waiting, %.1f s at most, for memory that is about to be given back: "
-            "%s are left up to the limit", self, WAITS_FOR, format_size(self._pressure.room),
-        )  # fmt: skip
+        if self._door.shut:
+            once(
+                "door", logging.INFO, "%s keeps what comes waiting, %.1f s at most, for the memory of a worker that leaves: "
+                "%s are left up to the limit", self, WAITS_FOR, format_size(self._pressure.room),
+            )  # fmt: skip
         try:
             self._look(now)
         except Exception as error:
@@ -376,8 +377,9 @@ class Guard:
         from oomsafe.worker.reclaim import collect  # here: only a worker over its limit pays for it
 
         before = self.meter.rss
-        # a tenth of a second: what comes meanwhile would take it far above its limit
-        self.meter.crowded = time.monotonic() - self._grew_fast_at < LATELY
+        # a tenth of a second: what comes meanwhile would take it far above its limit, which matters where there is not much room
+        fast, room = time.monotonic() - self._grew_fast_at < LATELY, self._pressure.room
+        self.meter.crowded = fast and room is not None and room < (self.limits.soft or 0) * (self._neighbours.workers or 1)
         collect(others_wait=self._background is not None or self.meter.in_flight > 0)
         if self._background is None:
             self._reclaimed(before, over)

@@ -40,11 +40,11 @@ def test_status_shows_a_pool_from_outside(serve: Callable[..., Gunicorn]) -> Non
     pools = json.loads(ended.stdout)["pools"]
     (pool,) = [pool for pool in pools if pool["supervisor"] == gunicorn.pid]
     assert ended.returncode == 0
-    assert {worker["pid"] for worker in pool["workers"]} == {worker.pid for worker in board.header.workers}
+    assert {worker["pid"] for worker in pool["workers"]} == {worker.pid for worker in board.workers}
     assert all(worker["figures"]["soft"] <= 1 << 30 for worker in pool["workers"])
     assert pool["totals"]["recycles"] == {"soft_limit": 0, "hard_limit": 0, "replaced": 0}
     text = run("status", env={"COLUMNS": "140"}).stdout
-    assert all(str(worker.pid) in text for worker in board.header.workers)
+    assert all(str(worker.pid) in text for worker in board.workers)
 
 
 def test_status_shows_what_is_in_flight_and_lets_no_client_write_to_the_terminal(serve: Callable[..., Gunicorn]) -> None:
