@@ -21,9 +21,8 @@ from oomsafe.log import log
 from oomsafe.policy.recycle import Order
 from oomsafe.policy.state import State
 from oomsafe.policy.trend import Growth
-from oomsafe.scoreboard import file as backing
-from oomsafe.scoreboard import layout, places
-from oomsafe.scoreboard.file import Backing
+from oomsafe.scoreboard import backing, layout, places
+from oomsafe.scoreboard.backing import Backing
 from oomsafe.scoreboard.header import Header
 from oomsafe.scoreboard.layout import Counters, optional, stored
 from oomsafe.scoreboard.lock import Kept, PoolLock

@@ -7,8 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from oomsafe.errors import ScoreboardError
-from oomsafe.scoreboard import file as backing
-from oomsafe.scoreboard import layout
+from oomsafe.scoreboard import backing, layout
 from oomsafe.scoreboard.view import PATIENCE, PoolView, read_pool
 
 if TYPE_CHECKING:

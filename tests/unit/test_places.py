@@ -20,8 +20,7 @@ from unit.children import Child, Line, in_child
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import start_time
 from oomsafe.policy.settings import Policy
-from oomsafe.scoreboard import file as backing
-from oomsafe.scoreboard import layout, places
+from oomsafe.scoreboard import backing, layout, places
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.slot import Figures
 from oomsafe.supervisor.supervisor import Supervisor

@@ -29,8 +29,7 @@ from oomsafe.policy.trend import Growth
 from oomsafe.scoreboard.board import Entry
 from oomsafe.scoreboard.layout import Counters
 from oomsafe.scoreboard.slot import Figures, Slot, comm_of
-from oomsafe.supervisor import onlooker
-from oomsafe.supervisor import replacements as monitor
+from oomsafe.supervisor import onlooker, replacements
 from oomsafe.supervisor import supervisor as module
 from oomsafe.supervisor.supervisor import Supervisor
 
@@ -351,7 +350,7 @@ def test_a_worker_without_a_slot_is_nobody_else(pool: Any) -> None:
 
 def test_that_nobody_serves_is_said_and_counted(pool: Any, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not before somebody has; when it lasts, and for how long when it is over."""
-    monkeypatch.setattr(monitor, "UNSERVED_FOR", 0)
+    monkeypatch.setattr(replacements, "UNSERVED_FOR", 0)
     _, supervisor, slots = pool(2)
     for slot in slots:
         slot.set_state(State.DRAINING)
