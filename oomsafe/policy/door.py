@@ -11,8 +11,7 @@ from oomsafe.policy.recycle import outruns
 from oomsafe.policy.trend import Growth
 from oomsafe.policy.units import MIB
 
-#: Seconds that work waits at most, and that a door stays shut until there has been room again: less than the one second that Kubernetes
-#: gives a probe.
+#: Seconds that work waits at most, and that a door stays shut: less than the one second that Kubernetes gives a probe.
 WAITS_FOR = 0.8
 
 #: Seconds for which a door that has waited in vain stays open, whatever comes: room that comes and goes is no reason to wait over and over.
@@ -24,7 +23,6 @@ LOOKS_AFTER, AT_THE_LATEST = 0.5, 16 * MIB
 
 #: Bytes that a worker takes at most while it ends: 5 to 6 MiB were seen, of a server's own shutting down.
 ENDING_TAKES = 8 * MIB
-
 
 #: Seconds within which a door is shut once there is no room: between two looks, and until what has passed it is done.
 SHUTS_WITHIN = 0.05

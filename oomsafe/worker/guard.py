@@ -125,6 +125,8 @@ class Guard:
         self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self._view)
         self._door = Door(self._pressure, self._neighbours)
         self._grew_fast_at = float("-inf")
+        self._near: float = sys.maxsize
+        """Bytes held from which its own limit is near: only there are figures read that stall it."""
         self._ready = self._asking = False
         if board is None:
             self.ready()
@@ -240,7 +242,7 @@ class Guard:
 
     def leave(self) -> None:
         """In a fork of its process, which says nothing of the worker that it comes from, and decides nothing for it."""
-        self.here = False
+        self.here = self.meter.crowded = False
         self.meter.leave()
         self.slot.leave()
         self._deciding = allocate_lock()
@@ -273,7 +275,7 @@ class Guard:
         """Once a second, more often while it grows: the memory, the limits, and what the others see of both."""
         try:
             if not self.meter.counts_clean:
-                self.meter.file_dirty = self._gauge.file_dirty(self.meter.held, self.meter.rss, self.meter.alert, now)
+                self.meter.file_dirty = self._gauge.file_dirty(self.meter.held, self.meter.rss, self._near, now)
             self.meter.measure()
             self._thresholds.follow(now)
             self._trend.add(now, self.meter.held)
@@ -414,6 +416,9 @@ class Guard:
     def _go(self, reason: Reason, now: float, used: int | None) -> None:
         """This worker's day is over."""
         self._decided = True
+        # from here on nobody looks whether there is room: what comes yet, to one that leaves or to one that nobody can recycle, goes on
+        self._door.open()
+        self.meter.crowded = False
         self.should_recycle = not self.policy.dry_run
         self.meter.counters.recycles[layout.REASONS.index(reason.value)] += 1
         self._publish(now)
@@ -425,8 +430,6 @@ class Guard:
         except ScoreRefused as error:  # under --user it always is: the worker goes without
             once("score", logging.DEBUG, "%s", error)
         self.meter.leaving = True
-        self._door.open()
-        self.meter.crowded = False
         self._wake_supervisor()  # what is in flight may take long: its replacement needn't wait for that
         self._recycle()
 
@@ -445,10 +448,10 @@ class Guard:
 
     def _set_alert(self) -> None:
         """From how many bytes on the end of work has something to decide."""
-        self.meter.alert = self._thresholds.alert
+        self._near = self._thresholds.alert
         if self._grows_fast and self._neighbours.supervised:
-            self.meter.alert *= ASKS_FROM
-        self.meter.alert = min(self.meter.alert, self._door.looks_from)
+            self._near *= ASKS_FROM
+        self.meter.alert = min(self._near, self._door.looks_from)
 
     @property
     def _grows_fast(self) -> bool:
@@ -465,7 +468,7 @@ class Guard:
 
     def _used(self, now: float) -> int | None:
         """The figure that the soft limit is compared with."""
-        return self._gauge.read(self.limits.metric, self.meter.held, self.meter.alert, now) if self.meter.rss_known else None
+        return self._gauge.read(self.limits.metric, self.meter.held, self._near, now) if self.meter.rss_known else None
 
     def _publish(self, now: float) -> None:
         self.meter.publish_at = now + min(ASK_EVERY if self._asking else PUBLISH_EVERY, self._look_within(now))

@@ -766,6 +766,55 @@ def test_nothing_waits_in_a_worker_that_leaves_itself(crowd: Any, clock: Clock, 
     assert (recycled, guard.meter.crowded) == (["now"], False)
 
 
+def test_nothing_waits_in_a_worker_that_nobody_can_recycle(guarded: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has been said that it should go, and after that it is looked at no more: whoever waited then would wait at each request."""
+    monkeypatch.setattr(pressure, "read_capacity", lambda **_: Capacity(1000 * MIB, CGROUP, working_set=910 * MIB))
+    waited: list[bool] = []
+    guard, memory = guarded(rss=10 * MIB, alone=True, reclaim=True, budget="100%")
+    monkeypatch.setattr(reclaim, "collect", lambda **_: waited.append(guard.meter.crowded))
+    monkeypatch.setattr(module, "trim", lambda: None)
+
+    for size in (25, 40, 55, 70, 85, 104):
+        clock.go(0.25)
+        do(guard, memory, size * MIB, clock)
+
+    assert (waited, guard.meter.counters.recycles[0]) == ([True], 1)
+    assert not guard.meter.crowded
+
+
+@pytest.mark.parametrize("metric", ["private", "uss", "pss"])
+def test_the_room_is_no_reason_to_sample_what_stalls(
+    crowd: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:  # fmt: skip
+    """smaps_rollup is read near the worker's own limit, and not wherever it looks at what the pool has left."""
+    samples: list[None] = []
+    monkeypatch.setattr(gauge, "shared_out", lambda: samples.append(None))
+    guard, memory, leave = crowd(metric=metric)
+    samples.clear()  # right after boot it is one
+    leave(100)
+
+    grow(guard, memory, clock)
+
+    assert guard.meter.held > guard.meter.alert - 16 * MIB
+    assert samples == []
+
+
+def test_the_room_is_no_reason_to_walk_what_is_mapped(crowd: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that maps a large file has it resident, and that is not near its limit."""
+    walks: list[None] = []
+    monkeypatch.setattr(gauge, "file_dirty_of", lambda: walks.append(None))
+    monkeypatch.setattr(gauge, "awaits_writing", lambda: 500 * MIB)
+    guard, memory, leave = crowd()
+    memory.clean = 300 * MIB
+    leave(100)
+
+    grow(guard, memory, clock)
+    clock.go(2)
+    guard.tick()
+
+    assert walks == []
+
+
 def test_a_look_that_fails_lets_work_in(crowd: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
     """Whoever waits for what can't be known any more would wait for nothing."""
     guard, memory, leave = crowd()
