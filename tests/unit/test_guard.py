@@ -791,6 +791,7 @@ def test_the_room_is_no_reason_to_sample_what_stalls(
     monkeypatch.setattr(gauge, "shared_out", lambda: samples.append(None))
     guard, memory, leave = crowd(metric=metric)
     samples.clear()  # right after boot it is one
+    clock.go(10)
     leave(100)
 
     grow(guard, memory, clock)
