@@ -23,7 +23,7 @@ class Use(NamedTuple):
     """What is in use in a cgroup, in bytes."""
 
     working_set: int | None
-    """None where it can't be read."""
+    """usage - inactive_file, at least 0, as kubelet and cAdvisor count it; None where it can't be read."""
     droppable: int = 0
     """Of that, page cache that was used lately: the kernel drops it before it kills."""
 
@@ -82,10 +82,6 @@ class Cgroup(NamedTuple):
     def usage(self) -> int | None:
         """Everything charged to it, page cache included."""
         return self._usage(self.path)
-
-    def working_set(self) -> int | None:
-        """usage - inactive_file, at least 0: what is in use, as kubelet and cAdvisor count it."""
-        return self._use(self.path).working_set
 
     def _usage(self, folder: str) -> int | None:
         path = f"{folder}/{'memory.usage_in_bytes' if self.version == 1 else 'memory.current'}"

@@ -147,7 +147,7 @@ def test_seen(tree: Tree, make: Callable[[Tree], None], said: Said) -> None:
 
     cgroup = found(tree)
 
-    assert (cgroup.limit(), cgroup.usage(), cgroup.working_set(), cgroup.oom_kills()) == (300 * MIB, 100 * MIB, 70 * MIB, 2)
+    assert (cgroup.limit(), cgroup.usage(), cgroup.use().working_set, cgroup.oom_kills()) == (300 * MIB, 100 * MIB, 70 * MIB, 2)
     assert said() == []
 
 
@@ -417,7 +417,7 @@ def test_the_working_set_is_not_negative(tree: Tree, version: int) -> None:
     tree.at("4:memory:/\n" if version == 1 else "0::/\n", v1_mount(), v2_mount())
     (tree.v1 if version == 1 else tree.v2)("cg/memory" if version == 1 else "cg/unified", usage=10, inactive=11)
 
-    assert (version, 0) == (found(tree).version, found(tree).working_set())
+    assert (version, 0) == (found(tree).version, found(tree).use().working_set)
 
 
 def test_garbage_is_no_figure(tree: Tree, said: Said) -> None:
@@ -428,7 +428,7 @@ def test_garbage_is_no_figure(tree: Tree, said: Said) -> None:
 
     for _ in range(3):
         cgroup = found(tree)
-        assert (cgroup.limit(), cgroup.usage(), cgroup.working_set()) == (None, None, None)
+        assert (cgroup.limit(), cgroup.usage(), cgroup.use().working_set) == (None, None, None)
 
     assert len(said()) == 2
     assert all("'rubbish\\n'" in line for line in said())
@@ -441,7 +441,7 @@ def test_files_that_vanish(tree: Tree, said: Said) -> None:
     for path in Path(cgroup.path).iterdir():
         path.unlink()
 
-    assert (cgroup.limit(), cgroup.usage(), cgroup.working_set(), cgroup.oom_kills()) == (None, None, None, None)
+    assert (cgroup.limit(), cgroup.usage(), cgroup.use().working_set, cgroup.oom_kills()) == (None, None, None, None)
     assert said() == [f"{cgroup.path}/memory.current can't be read: what is in use there is unknown"]
 
 
@@ -451,7 +451,7 @@ def test_statistics_that_vanish(tree: Tree) -> None:
     cgroup = found(tree)
     Path(cgroup.path, "memory.stat").unlink()
 
-    assert cgroup.working_set() is None
+    assert cgroup.use().working_set is None
 
 
 @given(st.text(max_size=200), st.text(max_size=200))
