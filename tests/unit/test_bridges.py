@@ -119,9 +119,11 @@ def test_it_ends_though_nobody_closes(guard: Guard, bridge: Bridge, app: Any) ->
 @pytest.mark.parametrize("bridge", [starlettes, uvicorns])
 def test_it_ends_with_what_fails(guard: Guard, bridge: Bridge) -> None:
     """In the middle of the response."""
-    with pytest.raises(ZeroDivisionError):
+    # an old Starlette raises it in a group
+    with pytest.raises(Exception) as raised:
         get(bridge(oomsafe.wsgi.MemoryMiddleware(breaking, guard=guard)))
 
+    assert [type(error) for error in getattr(raised.value, "exceptions", [raised.value])] == [ZeroDivisionError]
     assert (guard.meter.counters.work, guard.meter.in_flight) == (1, 0)
 
 
