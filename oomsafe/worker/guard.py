@@ -308,7 +308,7 @@ class Guard:
         if self._door.shut:
             once(
                 "door", logging.INFO, "%s keeps what comes waiting, %.1f s at most, for the memory of a worker that leaves: "
-                "%s are left up to the limit", self, WAITS_FOR, format_size(self._pressure.room),
+                "%s are left up to the limit; lower soft_limit, or have fewer workers", self, WAITS_FOR, format_size(self._pressure.room),
             )  # fmt: skip
         try:
             self._look(now)
