@@ -42,6 +42,10 @@ GOES_ON_FOR = 0.3
 #: Seconds that a worker which has nothing to do takes to end, at the least.
 GONE_WITHIN = 0.2
 
+#: Seconds for which an order to go is the answer to having asked: a replacement may be brought up after the longest pause between two
+#: tries, and take as long to boot. Its worker may have stopped growing meanwhile.
+ANSWERED_WITHIN = 120.0
+
 #: Seconds by which a replacement is taken to be late: a machine on which a worker leaks at full speed boots more slowly.
 BOOTS_LATE = 0.3
 
@@ -141,8 +145,8 @@ class History:
     """How many attempts to reclaim in a row have given back next to nothing."""
     refused: bool = False
     """Its soft limit is below what a worker needs: recycling would never end."""
-    asks: bool = False
-    """Whether it has asked to be replaced."""
+    asked_at: float | None = None
+    """When it last asked to be replaced; None: it never has."""
     stays: bool = False
     """Whether its limit has been raised, for it had settled above it: once, else clients could raise it step by step."""
     ready_with: int | None = None
@@ -168,7 +172,8 @@ def _decide(policy: Policy, limits: Limits, seen: Snapshot, history: History, po
     over = seen.used is not None and limits.early is not None and seen.used > limits.early and not history.refused
     far_over = seen.held is not None and limits.hard is not None and seen.held > limits.hard
     if pool.order is Order.GO:
-        return Decision(Action.RECYCLE, Reason.HARD if far_over else Reason.SOFT if over or history.asks else Reason.REPLACED)
+        asked = history.asked_at is not None and now - history.asked_at <= ANSWERED_WITHIN
+        return Decision(Action.RECYCLE, Reason.HARD if far_over else Reason.SOFT if over or asked else Reason.REPLACED)
     if far_over:
         return _leave(Reason.HARD, pool, outruns(limits.hard, seen.burst))
     if seen.used is None or limits.soft is None or limits.early is None:

@@ -359,9 +359,10 @@ class Guard:
 
     def _ask(self, asking: bool, now: float, used: int | None) -> None:
         """Say on the scoreboard whether this worker asks to be replaced, and what it holds: its supervisor decides by that."""
+        if asking:
+            self._history = replace(self._history, asked_at=now)
         if asking is not self._asking:
             self._asking = asking
-            self._history = replace(self._history, asks=asking)
             self.slot.need(used, self._trend.growth(now, self.meter.held))
             self._publish(now)
             self.slot.set_state(State.WAITING if asking else State.SERVING)
@@ -436,7 +437,9 @@ class Guard:
     def _farewell(self, reason: Reason, now: float, used: int | None) -> str:
         dry, here = self.policy.dry_run, self._recycle is not None
         doing = "would be recycled (dry run)" if dry else "recycling" if here else "should be recycled, and nothing here can"
-        why = farewell(self.limits, reason, used, self.meter.held, now - (self._history.breached_since or now))
+        asked, breached = self._history.asked_at, self._history.breached_since
+        stopped = None if self._asking or asked is None else now - asked
+        why = farewell(self.limits, reason, used, self.meter.held, now - (breached or now), stopped)
         return f"{self} {doing}: {why}, {history(self.meter.counters.work, self._unit, self.meter.largest)}"
 
     def _take_limits(self) -> None:

@@ -30,7 +30,7 @@ def worker_exit(server, worker):
 
 RECYCLING = re.compile(
     r"worker (?P<pid>\d+) \(slot \d+\) recycling: anon [\d.]+ MiB( >|, growing towards) soft limit [\d.]+ MiB( \(of 80\.0 MiB, jitter\))?"
-    r"( for \d+\.\d s)?, after (?P<work>\d+) requests; largest growth in one of them: GET /leak \(\+[\d.]+ [KM]iB\)"
+    r"( for \d+\.\d s| until \d+\.\d s ago)?, after (?P<work>\d+) requests; largest growth in one of them: GET /leak \(\+[\d.]+ [KM]iB\)"
 )
 
 

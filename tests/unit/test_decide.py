@@ -118,7 +118,9 @@ def at(used: int | None, rss: int | None = None, speed: float = 0) -> Snapshot:
         pytest.param({}, LIMITS, at(80, speed=11), replace(OLD, reclaimed_at=None), SUPERVISED, RECLAIM, Reason.SOFT, id="reclaims first"),
         pytest.param({}, LIMITS, at(80, speed=11), replace(OLD, ready_at=NOW), SUPERVISED, SERVE, Reason.WITHIN, id="soon over, and young"),
         pytest.param({}, LIMITS, at(91), OLD, GO, RECYCLE, Reason.SOFT, id="told"),
-        pytest.param({}, LIMITS, at(80), replace(OLD, asks=True), GO, RECYCLE, Reason.SOFT, id="told, for it has asked"),
+        pytest.param({}, LIMITS, at(80), replace(OLD, asked_at=NOW), GO, RECYCLE, Reason.SOFT, id="told, for it asks"),
+        pytest.param({}, LIMITS, at(60), replace(OLD, asked_at=NOW - 120), GO, RECYCLE, Reason.SOFT, id="told, for it has asked"),
+        pytest.param({}, LIMITS, at(60), replace(OLD, asked_at=NOW - 121), GO, RECYCLE, Reason.REPLACED, id="told long after it asked"),
         pytest.param({}, LIMITS, at(91), History(NOW), GO, RECYCLE, Reason.SOFT, id="told beats age, reclaim and sustain"),
         pytest.param({}, LIMITS, at(90), OLD, GO, RECYCLE, Reason.REPLACED, id="told though it is below its limit again"),
         pytest.param({}, LIMITS, at(201), OLD, GO, RECYCLE, Reason.HARD, id="told, over its hard limit"),
@@ -205,7 +207,7 @@ def test_unknown_memory_never_acts(policy: Policy, limits: Limits, used: int | N
 @given(policies, limits, memory, histories, pools)
 def test_refused_never_recycles_on_soft(policy: Policy, limits: Limits, used: int, history: History, pool: Pool) -> None:
     """Law: a soft limit below what a worker needs is no limit."""
-    decided = decide(policy, limits, Snapshot(used, used), replace(history, refused=True, asks=False), pool, NOW)
+    decided = decide(policy, limits, Snapshot(used, used), replace(history, refused=True, asked_at=None), pool, NOW)
 
     assert decided.reason in (Reason.HARD, Reason.REPLACED) or decided.action is SERVE
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -887,3 +888,28 @@ def test_a_worker_that_could_not_be_ready_is_so_later(monkeypatch: pytest.Monkey
     guard.ready()
 
     assert (before, slot.state, guard.meter.soft_limit) == (State.STARTING, State.SERVING, 100 * MIB)
+
+
+def test_a_worker_that_asked_and_then_stopped_growing_says_so(
+    guarded: Any, clock: Clock, board: Scoreboard, recycled: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its replacement serves by then, so it goes: for its soft limit, and not for one worker too many."""
+    caplog.set_level(logging.INFO)
+    guard, memory = guarded(rss=20 * MIB, board=board)
+    board.header.looked = time.monotonic()
+    for size in range(20, 96, 5):
+        clock.go(0.25)
+        do(guard, memory, size * MIB, clock)
+    assert guard.slot.state is State.WAITING
+
+    clock.go(5)
+    memory.be(60 * MIB)
+    guard.tick()
+    assert guard.slot.state is State.SERVING
+
+    board.give_order(guard.slot.number, guard.slot.generation, Order.GO)
+    clock.go(1)
+    guard.tick()
+
+    assert (recycled, guard.meter.counters.recycles[0]) == (["now"], 1)
+    assert "recycling: anon 60.0 MiB, growing towards soft limit 100 MiB until " in caplog.text
