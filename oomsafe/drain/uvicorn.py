@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
 import os
 from typing import Any
 
@@ -105,7 +106,16 @@ def recycles_alone(config: Any) -> bool:
     """
     if os.environ.get("OOMSAFE_SINGLE") == "exit":
         return not config.should_reload
-    return config.workers > 1 and not config.should_reload
+    return config.workers > 1 and not config.should_reload and _is_worker()
+
+
+def _is_worker() -> bool:
+    """Whether uvicorn's supervisor has started this process.
+
+    `workers` alone does not tell: it comes from WEB_CONCURRENCY, too, and a Server that a program runs by itself takes no notice of it.
+    """
+    target = getattr(multiprocessing.current_process(), "_target", None)
+    return getattr(target, "__module__", None) == "uvicorn._subprocess"
 
 
 def log_with_uvicorn() -> None:

@@ -23,6 +23,13 @@ async def app(scope, receive, send):
     await uvicorn_apps.protected(scope, receive, send)
 """
 
+#: A program that runs a Server by itself: Config takes its number of workers from WEB_CONCURRENCY, and there is one.
+PROGRAM = """
+import uvicorn
+
+uvicorn.Server(uvicorn.Config("uvicorn_apps:protected", port=0, access_log=False)).run()
+"""
+
 #: What a process says that goes over its limit and may not end.
 WARNING = "should be recycled, and nothing here can"
 
@@ -164,3 +171,16 @@ def test_a_plain_single_uvicorn_is_measured_and_stays(serve_uvicorn):
     assert int(uvicorn.get("/pid")[2]) == uvicorn.pid
     assert len(uvicorn.lines(WARNING)) == 1
     assert os.path.exists(f"/proc/{uvicorn.pid}")
+
+
+def test_a_server_in_a_program_stays_whatever_number_of_workers_the_environment_wants(serve_uvicorn):
+    """It was ended at its soft limit, as one of several: and there was no other, nor anybody to bring one up."""
+    env = {"WEB_CONCURRENCY": "4"}
+    how = {"start": ("program.py",), "app": "", "files": {"program.py": PROGRAM}, "env": env}
+    uvicorn = serve_uvicorn(**how, soft_limit="130MiB", min_lifetime=0).up()
+
+    assert uvicorn.get("/fill?mib=134")[0] == 200
+    uvicorn.wait_for(WARNING)
+
+    assert [uvicorn.get(f"/leak?kib=64&n={n}")[0] for n in range(20)] == [200] * 20
+    assert "nothing here would bring up another" in uvicorn.lines("oomsafe guards this process")[0]
