@@ -80,6 +80,11 @@ def was_said(keys: frozenset[str]) -> None:
     _said.update(keys)
 
 
+def say_off() -> None:
+    """That OOMSAFE_DISABLE is set: what does nothing must not look as if it did."""
+    once("off", logging.WARNING, "oomsafe is off (OOMSAFE_DISABLE is set): nothing is measured, and no limit holds")
+
+
 def attempt(what: str, server: str, function: Callable[[], T]) -> T | None:
     """What `function` gives; None when it fails, which is logged once for each kind: `server` goes on."""
     try:

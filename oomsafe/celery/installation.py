@@ -11,8 +11,8 @@ from typing import Any
 from celery.exceptions import ImproperlyConfigured
 
 from oomsafe.errors import ConfigError
-from oomsafe.log import log
-from oomsafe.policy.settings import Policy, load_policy, misplaced
+from oomsafe.log import log, say_off
+from oomsafe.policy.settings import Policy, is_off, load_policy, misplaced
 
 #: Of a node, and of its consumer; by name: those who only send tasks don't import them.
 WORKER_STEP = "oomsafe.celery.pool_choice:PoolChoice"
@@ -36,7 +36,11 @@ def install(app: Any, **policy: Any) -> None:
 
     It may be called before `app` is configured, or after: the conf is not read here. A pool of another kind (threads, gevent,
     solo) is measured, and left as it is. Raises Celery's ImproperlyConfigured, in one line, for a setting that can't be right.
+    OOMSAFE_DISABLE turns it off.
     """
+    if is_off(os.environ):
+        say_off()
+        return
     try:
         checked, warnings = load_policy(os.environ, policy)
     except ConfigError as error:
@@ -69,6 +73,8 @@ def worker_process_init(**_: Any) -> None:
 
     The policy is that of the environment. What MainProcess has to do, tasks' own limits among it, takes install(). Never raises.
     """
+    if is_off(os.environ):
+        return
     try:
         from oomsafe.celery.by_hand import guard_child  # here: who only sends tasks needs none of it
 

@@ -1,6 +1,7 @@
 """The command line: one file a command.
 
-A process of its own, which looks at others. It may import demo, scoreboard and what is below, click and rich. Begin with app.py.
+A process of its own, which looks at others; `run` becomes another program. It may import demo, run, scoreboard and what is below, click
+and rich. Begin with app.py.
 """
 
 from __future__ import annotations
@@ -9,7 +10,11 @@ import sys
 
 
 def main() -> None:
-    """The entry point ``oomsafe``. click and rich come with an extra: a worker never needs them."""
+    """The entry point ``oomsafe``. click and rich come with an extra: a worker never needs them, nor does `run`."""
+    if sys.argv[1:2] == ["run"]:
+        from oomsafe.cli.run import run
+
+        run(sys.argv[2:])
     try:
         from oomsafe.cli.app import cli
     except ModuleNotFoundError as error:

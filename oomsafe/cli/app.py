@@ -15,5 +15,14 @@ def cli() -> None:
     """Keep a Python service up when its workers run out of memory."""
 
 
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(arguments: tuple[str, ...]) -> None:
+    """Run a command, and guard every server that it starts: oomsafe run -- gunicorn app:app."""
+    from oomsafe.cli.run import run
+
+    run(arguments)
+
+
 cli.add_command(demo)
 cli.add_command(status)

@@ -43,6 +43,11 @@ def chain(ours: Hook, theirs: Any, *, first: bool, failed: Failed) -> Any:
     return hook
 
 
+def is_ours(hook: Any) -> bool:
+    """Whether this is what chain() makes."""
+    return hasattr(hook, THEIRS)
+
+
 def _guarded(hook: Hook, failed: Failed, *arguments: Any) -> None:
     try:
         hook(*arguments)

@@ -16,8 +16,8 @@ from oomsafe.gunicorn import workers
 from oomsafe.gunicorn.chain import chain
 from oomsafe.gunicorn.fleet import GunicornFleet
 from oomsafe.kernel.net import migrates_requests
-from oomsafe.log import failed, log, log_with
-from oomsafe.policy.settings import PREFIX, Policy, came_too_late, load_policy, set_in
+from oomsafe.log import failed, log, log_with, say_off
+from oomsafe.policy.settings import PREFIX, Policy, came_too_late, is_off, load_policy, set_in
 from oomsafe.scoreboard.slot import Slot
 from oomsafe.supervisor.supervisor import Supervisor
 from oomsafe.worker.current import set_guard
@@ -37,8 +37,11 @@ def install(namespace: dict[str, Any], **policy: Any) -> None:
 
     The hooks that the configuration defines are called as before. Keywords are those of Policy. A
     setting that can't be right is one line on stderr, and gunicorn does not start; at a reload
-    (SIGHUP) the policy stays as it was, for exiting would take the whole service down.
+    (SIGHUP) the policy stays as it was, for exiting would take the whole service down. OOMSAFE_DISABLE turns it off.
     """
+    if is_off(os.environ):
+        say_off()
+        return
     global _plugin
     running = _plugin is not None and _plugin.running
     try:

@@ -28,8 +28,13 @@ from oomsafe.policy.units import MIB, Percent, Size, refused
 
 PREFIX = "OOMSAFE_"
 
+#: Turns all of it off: nothing is measured, and nothing done.
+DISABLE = "OOMSAFE_DISABLE"
+
 #: Variables that begin with the prefix and are not fields of the policy.
-OTHER_VARIABLES = ("OOMSAFE_SCOREBOARD", "OOMSAFE_GUNICORN_CONF", "OOMSAFE_SINGLE", "OOMSAFE_STATE", "OOMSAFE_TESTS_REQUIRE")
+OTHER_VARIABLES = (
+    "OOMSAFE_SCOREBOARD", "OOMSAFE_GUNICORN_CONF", "OOMSAFE_SINGLE", "OOMSAFE_STATE", "OOMSAFE_TESTS_REQUIRE", "OOMSAFE_RUN", DISABLE,
+)  # fmt: skip
 
 SizeLike = int | str | Percent
 
@@ -164,8 +169,11 @@ def load_policy(environ: Mapping[str, str], keywords: Mapping[str, Any]) -> tupl
     """The policy of keywords over `environ`'s OOMSAFE_ variables over the defaults, and warnings to log.
 
     A misspelt keyword is a ConfigError; an unknown variable is only a warning, for an environment is
-    shared with others and may be newer or older than this version. An empty variable counts as unset.
+    shared with others and may be newer or older than this version. An empty variable counts as unset. When all of it is off, what is
+    wrong here must keep nothing from starting: the defaults then.
     """
+    if is_off(environ):
+        return Policy(), []
     known = FIELD_OF
     from_environment: dict[str, Any] = {}
     warnings = []
@@ -176,7 +184,20 @@ def load_policy(environ: Mapping[str, str], keywords: Mapping[str, Any]) -> tupl
             warnings.append(f"ignoring unknown variable {printable(variable)}{near_matches(variable, list(known))}")
         elif text.strip():
             from_environment[known[variable]] = _from_text(variable, known[variable], text)
-    return Policy(**{**from_environment, **keywords}), warnings
+    policy = Policy(**{**from_environment, **keywords})
+    for name, text in from_environment.items():
+        if name in keywords and READERS[name](name, text) != getattr(policy, name):
+            warnings.append(f"{PREFIX}{name.upper()} does nothing: the app's own code or configuration sets {name}, and that holds")
+    return policy, warnings
+
+
+def is_off(environ: Mapping[str, str]) -> bool:
+    """Whether DISABLE is set. A value that is neither yes nor no counts as yes: who sets it wants to be rid of us, not of his service."""
+    text = environ.get(DISABLE, "")
+    try:
+        return bool(text.strip()) and read_switch(DISABLE, text)
+    except ConfigError:
+        return True
 
 
 def set_in(environ: Mapping[str, str]) -> dict[str, str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
-from oomsafe.policy.settings import READERS
+from oomsafe.log import say_off
+from oomsafe.policy.settings import READERS, is_off
 from oomsafe.uvicorn.reading import read_policy
 
 
@@ -23,8 +25,26 @@ def main() -> None:
     _guard({}).main()
 
 
+def guard_server(module: Any) -> None:
+    """For ``oomsafe run``: `module` is uvicorn.server, just imported; its Server, and uvicorn's, is one that is guarded."""
+    if is_off(os.environ):
+        return
+    from oomsafe.uvicorn.server import GuardedServer
+
+    module.Server = GuardedServer
+
+
+def guard_multiprocess(module: Any) -> None:
+    """The same of uvicorn.supervisors.multiprocess and its Multiprocess. Raises ImportError for a uvicorn before 0.30."""
+    if is_off(os.environ):
+        return
+    from oomsafe.uvicorn.supervisor import GuardedMultiprocess
+
+    module.Multiprocess = GuardedMultiprocess
+
+
 def _guard(keywords: dict[str, Any]) -> Any:
-    """uvicorn's main module, which makes from now on what is guarded."""
+    """uvicorn's main module, which makes from now on what is guarded; as it was, when oomsafe is off."""
     read_policy(keywords)  # what can't be right is said before anything is loaded
     try:
         from uvicorn import main as _  # noqa: F401  its module has the name of its function
@@ -35,6 +55,9 @@ def _guard(keywords: dict[str, Any]) -> Any:
     from oomsafe.uvicorn.supervisor import GuardedMultiprocess
 
     module: Any = sys.modules["uvicorn.main"]
+    if is_off(os.environ):
+        say_off()
+        return module
     # classes: others patch them (sse-starlette does), subclass them, or ask what is one of them
     GuardedServer.keywords = GuardedMultiprocess.keywords = keywords
     module.Server, module.Multiprocess = GuardedServer, GuardedMultiprocess

@@ -13,11 +13,11 @@ from uvicorn.server import Server
 from oomsafe.asgi.middleware import MemoryMiddleware
 from oomsafe.drain.uvicorn import UvicornDrain, log_with_uvicorn, recycles_alone
 from oomsafe.log import attempt, log
-from oomsafe.policy.settings import came_too_late, set_in
+from oomsafe.policy.settings import Policy, came_too_late, set_in
 from oomsafe.scoreboard.seat import Seat
 from oomsafe.uvicorn.reading import GIVE_IT, read_policy
 from oomsafe.worker.background import in_thread
-from oomsafe.worker.current import STAYS, Way, set_guard
+from oomsafe.worker.current import STAYS, Way, get_guard, set_guard
 from oomsafe.worker.guard import Guard
 
 
@@ -29,10 +29,15 @@ class GuardedServer(Server):
 
     keywords: ClassVar[Mapping[str, Any]] = {}
     """Of the policy of those that have no seat."""
+    first: ClassVar[Guard | None] = None
+    """This process's guard, where one of these has made it."""
 
     def __init__(self, config: Config, *, seat: Seat | None = None) -> None:
         super().__init__(config)
-        self._policy, self._warnings = read_policy(self.keywords) if seat is None else (seat.policy, [])
+        self._policy = Policy() if seat is None else seat.policy
+        self._warnings: list[str] = []
+        if seat is None and get_guard() is None:
+            self._policy, self._warnings = read_policy(self.keywords)
         self._variables = set_in(os.environ)
         self._seat = seat
         self._taken: Any = None
@@ -46,9 +51,14 @@ class GuardedServer(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """The app is loaded; afterwards it serves."""
-        log_with_uvicorn()
-        self._warn()
-        attempt("app", "uvicorn", self._wrap_app)
+        if get_guard() is None:
+            log_with_uvicorn()
+            self._warn()
+            attempt("app", "uvicorn", self._wrap_app)
+        elif get_guard() is GuardedServer.first:
+            # another Server of the same process, say for its metrics: its requests count, and it ends with the process
+            self.config.loaded_app = MemoryMiddleware(self.config.loaded_app, guard=get_guard())
+        # else gunicorn's adapter guards the worker that this one serves in, its app and its end
         await super().startup(sockets)
         if self.started and self._drain is not None:
             self._drain.serves(self)
@@ -85,6 +95,7 @@ class GuardedServer(Server):
             told = STAYS if recycle is None else Way(recycle).told
             attempt("the line at boot", "uvicorn", lambda: guard.say_limits(told))
         self._guard.at_the_door = True
+        GuardedServer.first = self._guard
         set_guard(self._guard)
         self.config.loaded_app = MemoryMiddleware(self.config.loaded_app, guard=self._guard)
 

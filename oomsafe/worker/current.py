@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from oomsafe.log import attempt, log, once
-from oomsafe.policy.settings import Policy, load_policy
+from oomsafe.log import attempt, log, once, say_off
+from oomsafe.policy.settings import Policy, is_off, load_policy
 from oomsafe.worker.guard import Guard, Recycle
 
 if TYPE_CHECKING:
@@ -75,9 +75,12 @@ def guard_for(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | No
 
     `recycle_of(policy)` tells how such a process can be recycled; None where it can't, and it only measures.
     None when even that failed, which is logged once: the work goes on unmeasured, and it is tried again later.
-    None also in a fork of a server's worker, which is no worker.
+    None also in a fork of a server's worker, which is no worker, and where oomsafe is off.
     """
     guard = get_guard()
+    if guard is None and is_off(os.environ):
+        say_off()
+        return None
     if guard is None:
         return None if _by_server and _guard is not None else _alone(keywords, unit, recycle_of)
     ignored = ", ".join(sorted(set(keywords) - {"headers"}))

@@ -1,0 +1,5 @@
+"""``python -m oomsafe``: the command line."""
+
+from oomsafe.cli import main
+
+main()

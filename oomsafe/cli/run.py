@@ -1,0 +1,98 @@
+"""``oomsafe run``: becomes the command, with every server that it starts guarded. Without click, which a worker's image may lack."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from oomsafe.errors import ConfigError
+from oomsafe.policy.readers import read_switch
+from oomsafe.policy.settings import PREFIX, READERS, is_off, load_policy
+from oomsafe.policy.text import printable
+from oomsafe.run.environment import environment_for, given_path
+
+#: As shells have it: not found, found and not to be run. Bad usage is argparse's.
+NOT_FOUND, NOT_RUN, USAGE = 127, 126, 2
+
+ABOUT = """\
+Run COMMAND, and guard every gunicorn, uvicorn and Celery worker that it starts: `oomsafe run --soft-limit 300MiB -- gunicorn app:app`.
+The command takes this process's place: its exit status, signals and standard streams are its own. Each option sets the variable of the
+same name for it (OOMSAFE_SOFT_LIMIT=300MiB); all settings are in the README. OOMSAFE_DISABLE=1 turns all of it off.
+"""
+
+
+def run(arguments: Sequence[str]) -> NoReturn:
+    """Never returns: the process is the command, or ends with one line on stderr."""
+    options, command = _read(arguments)
+    settings = {PREFIX + name.upper(): text for name, text in options.items()}
+    environ = dict(os.environ)
+    if is_off(environ):
+        print("oomsafe run: off (OOMSAFE_DISABLE is set)", file=sys.stderr)
+    else:
+        _check(options, {**environ, **settings})
+        environ = environment_for(environ, settings, given_path())
+    _become(command, environ)
+
+
+def _read(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """(what is set, by field; the command)."""
+    parser = argparse.ArgumentParser(
+        prog="oomsafe run", description=ABOUT, allow_abbrev=False, usage="oomsafe run [OPTION ...] [--] COMMAND [ARGUMENT ...]"
+    )
+    for name, read in READERS.items():
+        option = f"--{name.replace('_', '-')}"
+        if read is read_switch or name == "headers":  # a secret would be there for everybody to see, in the list of processes
+            parser.add_argument(option, dest=name, action="store_const", const="true")
+            parser.add_argument(f"--no-{option[2:]}", dest=name, action="store_const", const="false")
+        else:
+            parser.add_argument(option, dest=name, metavar="VALUE")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    read_arguments = vars(parser.parse_args(arguments))
+    command = list(read_arguments.pop("command"))
+    if command[:1] == ["--"]:
+        del command[0]
+    if not command:
+        parser.error("no COMMAND: oomsafe run -- gunicorn app:app")
+    return {name: text for name, text in read_arguments.items() if text is not None}, command
+
+
+def _check(options: Mapping[str, str], environ: Mapping[str, str]) -> None:
+    """What can't be right is said before anything starts."""
+    try:
+        for name, text in options.items():
+            READERS[name](f"--{name.replace('_', '-')}", text)
+        load_policy(environ, {})
+    except ConfigError as error:
+        _end(USAGE, str(error))
+
+
+def _become(command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    program = command[0]
+    # Python ignores these, and what is ignored stays so in the program that takes our place
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execvpe(program, list(command), dict(environ))  # noqa: S606  the user's own
+    except FileNotFoundError:
+        if len(program.split()) > 1 and len(command) == 1:
+            _end(NOT_FOUND, f"COMMAND {printable(program)!r} is one word with spaces in it; leave the quotes out: oomsafe run -- {program}")
+        if os.path.exists(program):
+            _end(NOT_FOUND, f"COMMAND {printable(program)!r} can't be run: the interpreter in its first line does not exist")
+        _end(NOT_FOUND, f"COMMAND not found: {printable(program)!r}; an example: oomsafe run -- gunicorn app:app")
+    except NotADirectoryError:
+        _end(NOT_FOUND, f"COMMAND not found: {printable(program)!r}; an example: oomsafe run -- gunicorn app:app")
+    except PermissionError:
+        _end(NOT_RUN, f"COMMAND {printable(program)!r} is not executable; chmod +x, or name its interpreter: oomsafe run -- python app.py")
+    except OSError as error:
+        _end(NOT_RUN, f"COMMAND {printable(program)!r} can't be run: {error.strerror}")
+
+
+def _end(status: int, line: str) -> NoReturn:
+    print(f"oomsafe run: {line}", file=sys.stderr, flush=True)
+    raise SystemExit(status)

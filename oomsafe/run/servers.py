@@ -1,0 +1,86 @@
+"""Below ``oomsafe run``, servers that oomsafe does not recycle.
+
+Their apps are measured; development servers are left alone. Both are said, for nobody should take them for guarded.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from functools import wraps
+from typing import Any
+
+
+def measure_hypercorn(module: Any) -> None:
+    """`module` is hypercorn.utils: the app that it wraps for its protocol is measured, and has memory headers."""
+    wrap_app = module.wrap_app
+
+    @wraps(wrap_app)
+    def measured(app: Any, wsgi_max_body_size: int, mode: Any = None) -> Any:
+        mode = mode or ("asgi" if module.is_asgi(app) else "wsgi")
+        return wrap_app(_measured(app, mode), wsgi_max_body_size, mode)
+
+    module.wrap_app = measured
+    _say("hypercorn", "its workers' memory is measured; it recycles them by --max-requests")
+
+
+def measure_granian(module: Any) -> None:
+    """`module` is granian.server.mp: the same of the app that each of its workers loads."""
+    module._asgi_call_wrap = _wrapping(module._asgi_call_wrap, "asgi")
+    module._wsgi_call_wrap = _wrapping(module._wsgi_call_wrap, "wsgi")
+    _say("granian", "its workers' memory is measured; it recycles them by --workers-max-rss, --workers-lifetime")
+
+
+def leave_runserver(module: Any) -> None:
+    """`module` is Django's runserver command."""
+    handle = module.Command.handle
+
+    @wraps(handle)
+    def handled(self: Any, *args: Any, **options: Any) -> Any:
+        if not os.environ.get("RUN_MAIN"):  # its autoreloader runs it again
+            _say("Django's runserver", "a development server; it is left alone")
+        return handle(self, *args, **options)
+
+    module.Command.handle = handled
+
+
+def leave_werkzeug(module: Any) -> None:
+    """`module` is werkzeug.serving, by which flask run serves."""
+    run_simple = module.run_simple
+
+    @wraps(run_simple)
+    def run(*args: Any, **options: Any) -> Any:
+        if not os.environ.get("WERKZEUG_RUN_MAIN"):
+            _say("Werkzeug's server", "a development server; it is left alone")
+        return run_simple(*args, **options)
+
+    module.run_simple = run
+
+
+def _wrapping(wrap: Any, kind: str) -> Any:
+    @wraps(wrap)
+    def wrapping(callback: Any, *args: Any, **options: Any) -> Any:
+        return wrap(_measured(callback, kind), *args, **options)
+
+    return wrapping
+
+
+def _measured(app: Any, kind: str) -> Any:
+    """The app, measured; as it is where that fails."""
+    try:
+        if kind == "asgi":
+            from oomsafe.asgi.middleware import MemoryMiddleware as Middleware
+        else:
+            from oomsafe.wsgi.middleware import MemoryMiddleware as Middleware  # type: ignore[assignment]
+        return Middleware(app)
+    except Exception as error:
+        _say("this app", f"not measured: {type(error).__name__}: {error}")
+        return app
+
+
+def _say(what: str, fact: str) -> None:
+    """On stderr, for no log is configured yet; once, and not in each process that multiprocessing spawns."""
+    spawned = multiprocessing.parent_process() is not None or getattr(multiprocessing.current_process(), "_inheriting", False)
+    if not spawned:
+        sys.stderr.write(f"oomsafe run: {what}: {fact} (pid {os.getpid()})\n")
