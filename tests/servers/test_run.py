@@ -324,3 +324,15 @@ if __name__ == "__main__":
     settings.configure(DEBUG=True, ROOT_URLCONF="own", SECRET_KEY="x", USE_TZ=True)
     execute_from_command_line(sys.argv)
 """
+
+
+def test_a_celery_node_is_guarded(celery):
+    """Its children are recycled between two tasks, and no result is lost."""
+    env = {"OOMSAFE_SOFT_LIMIT": "120MiB", "OOMSAFE_MIN_LIFETIME": "0"}
+    node = celery(install=False, env=env, wrap=lambda command: [*OOMSAFE, "--", *command]).ready()
+
+    tasks = "results = [proj.leak.delay(number, 1280) for number in range(300)]; result = [r.get(timeout=60) for r in results]"
+    assert node.ask(tasks, seconds=120) == list(range(300))
+
+    assert len(node.lines(" recycling: ")) >= 5
+    assert node.lines("oomsafe guards 2 workers: soft limit 120 MiB each")
