@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from oomsafe.run.start import RUN
 
 #: Where our sitecustomize lies, and nothing else.
-PATH = str(Path(__file__).with_name("path"))
+PATH = os.path.join(os.path.dirname(__file__), "path")
 
 
 def environment_for(environ: Mapping[str, str], settings: Mapping[str, str], given: str | None = None) -> dict[str, str]:
@@ -44,7 +43,8 @@ def stay_first(module: Any) -> None:
 def given_path() -> str | None:
     """The PYTHONPATH that this process was started with, whatever has become of it in os.environ; None where the kernel can't tell."""
     try:
-        block = Path("/proc/self/environ").read_bytes()
+        with open("/proc/self/environ", "rb") as file:
+            block = file.read()
     except OSError:
         return None
     found = [entry for entry in block.split(b"\0") if entry.startswith(b"PYTHONPATH=")]
