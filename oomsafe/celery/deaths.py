@@ -20,7 +20,7 @@ from oomsafe.policy.verdicts import Verdict
 from oomsafe.scoreboard.seat import Seat
 from oomsafe.supervisor.deaths import Deaths
 from oomsafe.supervisor.supervisor import Supervisor
-from oomsafe.supervisor.watcher import Watcher
+from oomsafe.supervisor.watcher import Watcher, WatcherThread
 
 #: Children that have died and are remembered: billiard may learn only later what they had in hand.
 REMEMBERED = 64
@@ -47,11 +47,13 @@ class Enforcing:
         self._ran: set[str] = set()
         self._then: set[str] = set()
         self._watcher: Watcher | None = None
+        self._watching: WatcherThread | None = None
         if oomsafe.board is not None:
             dry = oomsafe.policy.dry_run
             self._watcher = Watcher(
                 oomsafe.board, lambda: bool(self._cache), lambda ticket: ticket - 1 in self._cache, redelivery.lasting, dry
             )
+            self._watching = WatcherThread(self._watcher)
         super().__init__(*args, **options)
 
     def apply_async(self, func: Any, args: Any = (), kwds: Any = None, **options: Any) -> Any:
@@ -77,8 +79,8 @@ class Enforcing:
             self._redelivery.handed_out(job._job + 1, request)
         job.oomsafe_task = name, _, headers = task_of(args)
         ceiling = self._limits.of(name, headers)
-        if self._watcher is not None:
-            self._watcher.watch(job._job + 1, ceiling)
+        if self._watching is not None:
+            self._watching.watch(job._job + 1, ceiling)
 
     def begin_to_end(self) -> None:
         """The node has been told to end. Whoever told it may lose patience, and kill it with what still runs."""
@@ -86,8 +88,8 @@ class Enforcing:
 
     def end_watch(self) -> None:
         """The pool is closed."""
-        if self._watcher is not None:
-            self._watcher.end()
+        if self._watching is not None:
+            self._watching.end()
         self._redelivery.close()
 
     def gone(self, worker: Any, seat: Seat | None) -> None:

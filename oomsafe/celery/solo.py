@@ -15,7 +15,7 @@ from oomsafe.celery.limits import TaskLimits, heed, task_of
 from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.policy.text import printable
 from oomsafe.scoreboard.board import InHand, Scoreboard
-from oomsafe.supervisor.watcher import TELL, Watcher, tell
+from oomsafe.supervisor.watcher import TELL, Watcher, WatcherThread, tell
 from oomsafe.worker.guard import Guard
 
 
@@ -31,7 +31,8 @@ class SoftLimits:
         slot.claim()
         self._slot = slot
         self._name, self._last, self._ticket = "", 0, 0
-        self._watcher = Watcher(board, lambda: self._ticket != 0, lambda ticket: ticket == self._ticket, dry_run=dry_run, tell=self._tell)
+        watcher = Watcher(board, lambda: self._ticket != 0, lambda ticket: ticket == self._ticket, dry_run=dry_run, tell=self._tell)
+        self._watcher = WatcherThread(watcher)
         self._hears = threading.current_thread() is threading.main_thread()
         self._thread: int | None = None
         self._set = False

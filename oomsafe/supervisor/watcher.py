@@ -1,7 +1,7 @@
-"""Watches from the supervisor what its workers have in hand: a worker that is deep in C can't watch itself.
+"""Holds the work that workers have in hand to its limits, from the supervisor: a worker that is deep in C can't watch itself.
 
-One thread, which sleeps while there is no work. It reads the ticket that each worker writes into its
-slot while it runs a piece of work, and statm; it signals, and says nothing else to anybody.
+`Watcher` knows what is due and has neither thread nor clock; `WatcherThread` calls it where the server's own loop can't do so every few
+milliseconds. Both read the ticket that each worker writes into its slot while it runs a piece of work, and its statm.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from oomsafe.kernel.descendants import Descendants, Program, since_boot
 from oomsafe.kernel.process import sizes_of
@@ -22,24 +23,24 @@ from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
 from oomsafe.scoreboard.board import InHand, Scoreboard
 
-#: What a worker is told by that the work in its hand is over its soft limit. macOS has no signals for real time; what it has is ignored
-#: by who does not expect it.
+#: The signal for a worker whose work is over its soft limit. macOS has no real-time signals; a process that does not expect SIGINFO
+#: ignores it.
 TELL: int = signal.SIGRTMIN + 7 if hasattr(signal, "SIGRTMIN") else signal.SIGINFO  # type: ignore[attr-defined]
 
-#: Seconds between two looks at work without limits: what it held is all that is known of a worker that the kernel kills.
+#: Seconds between two measurements of work without limits: what it held is all that is known of a worker that the kernel kills.
 CASUAL = 0.1
 
-#: Seconds between two looks at whether work that has limits has begun.
+#: Seconds between two checks whether work that has limits has begun.
 BEGINS = 0.01
 
-#: Seconds until work that was told and has not heeded is told again; twice as many each time, for the signal may disturb what it calls.
-#: CPython looks for signals between two bytecodes: one that comes after that look and before a blocking call's system call waits until
-#: that call ends. Where the watcher's thread takes the GIL from who is about to block, they often come just then.
+#: Seconds until a worker that has not heeded the signal gets it again; twice as many each time, for it may disturb what the work calls.
+#: CPython asks for signals between two bytecodes: one that comes after that, and before a blocking call's system call, waits until that
+#: call ends. Where the watcher's thread takes the GIL from a worker that is about to block, they often come just then.
 AGAIN = 0.02
 
 
 def tell(work: InHand) -> None:
-    """By a signal, which the worker's main thread hears."""
+    """Signal the worker's main thread to read in its slot that its work is over the soft limit."""
     try:
         with Target(work.pid, work.started) as worker:
             worker.send(TELL)
@@ -47,12 +48,33 @@ def tell(work: InHand) -> None:
         pass  # it is gone
 
 
+def kill_if(pid: int, started: int, is_over: Callable[[], bool]) -> bool:
+    """Kill this process if `is_over` still holds while it stands still. Returns whether it was killed.
+
+    Between a measurement and the signal a worker might end this work and begin the next, or take a lock that it shares with other
+    workers to hand its result over. So it is made to stand still first: then what `is_over` finds can't change before the kill.
+    """
+    killed = False
+    try:
+        with Target(pid, started) as process:
+            try:
+                process.stop()
+                if is_over():
+                    process.send(signal.SIGKILL)
+                    killed = True
+            finally:
+                process.send(signal.SIGCONT)
+    except ProcessLookupError:
+        pass  # it is gone, by this very signal or before it
+    return killed
+
+
 def _held(programs: list[Program]) -> int:
     return sum(program.held for program in programs)
 
 
 def _end(programs: list[Program], work: InHand, used: int) -> None:
-    """What has been started for work that is over would hold on to what that was stopped for."""
+    """End what the work has started: it would hold on to the memory that the work was stopped for."""
     for program in programs:
         try:
             with Target(program.pid, program.started) as one:
@@ -73,20 +95,23 @@ class _Watched:
     """One piece of work that has limits and has begun."""
 
     held: int
-    """With what the programs hold that it has started."""
+    """Bytes at the last measurement, with what the programs hold that it has started."""
     at: float
+    """When that was."""
     descendants: Descendants
-    look_at: float = 0.0
+    due: float = 0.0
+    """When it is to be measured again."""
     tell_at: float = 0.0
-    """When it is to be told again; 0: it has not been told."""
+    """When its worker is to be signalled again; 0: it has not been yet."""
     again: float = AGAIN
 
 
 class Watcher:
-    """`busy`: whether there is any work; `wanted`: whether the work with this ticket has not ended.
+    """Measures the work in hand, and enforces its limits. Its caller brings the clock: check(now) does what is due.
 
-    `lasting` is told, by their tickets, of all work that is in hand for more than CASUAL, and by how many bytes it has grown.
-    `tell` has the work's worker look at its slot: the work is over its soft limit. All four are called in its thread.
+    `busy`: whether any work is handed out; `wanted`: whether the work with this ticket has not ended. `lasting` gets, by their tickets,
+    all pieces of work that have been in hand for more than CASUAL, and by how many bytes each has grown. `tell` makes a worker read in its
+    slot that its work is over the soft limit. All four are called from check(). `sizes` of a pid: (rss, the same without file pages).
     """
 
     def __init__(
@@ -97,11 +122,12 @@ class Watcher:
         lasting: Callable[[dict[int, int]], None] = lambda _: None,
         dry_run: bool = False,
         tell: Callable[[InHand], None] = tell,
+        sizes: Callable[[int], tuple[int, int] | None] = sizes_of,
     ) -> None:
         self.stopped: dict[int, tuple[int, int]] = {}
-        """Work that was stopped, by its ticket: the bytes that it used, and its limit. Whoever has heard of it removes it."""
+        """Work that was stopped, by its ticket: the bytes that it used, and its limit. Whoever has dealt with it removes it."""
         self.seen: dict[int, int] = {}
-        """What each worker had resident when it was last seen with work, in bytes, by its generation."""
+        """What each worker had resident when it was last measured with work, in bytes, by its generation."""
         self._board = board
         self._busy = busy
         self._wanted = wanted
@@ -109,58 +135,38 @@ class Watcher:
         self._held: dict[int, int] = {}
         """The same without file pages, which its limits don't count: the kernel drops clean ones by itself."""
         self._in_hand: set[int] = set()
-        self._looked = since_boot()
+        self._checked = since_boot()
         self._lasts_at = 0.0
         self._dry_run = dry_run
         self._tell = tell
+        self._sizes = sizes
         self._limited: dict[int, Ceiling] = {}
         self._watched: dict[int, _Watched] = {}
-        self._poke = threading.Event()
-        self._sleeps = math.inf
-        self._ended = False
-        self._thread: threading.Thread | None = None
 
-    def watch(self, ticket: int, ceiling: Ceiling | None) -> None:
-        """Work with this ticket is about to be handed out; `ceiling` None: it has no limits."""
-        if ceiling is not None:
-            self._limited[ticket] = ceiling
-        if self._thread is None:
-            thread = threading.Thread(target=self._run, name="oomsafe-watcher", daemon=True)
-            thread.start()  # where no thread can be had now, the next piece of work tries again
-            self._thread = thread
-        # not for each piece: it would take the GIL from whoever hands out the next
-        if self._sleeps > (CASUAL if ceiling is None else BEGINS):
-            self._poke.set()
+    def watch(self, ticket: int, ceiling: Ceiling | None) -> float:
+        """Work with this ticket is about to be handed out; `ceiling` None: it has no limits. Returns within how many seconds to check()."""
+        if ceiling is None:
+            return CASUAL
+        self._limited[ticket] = ceiling
+        return BEGINS
 
-    def end(self) -> None:
-        """No work is watched from now on."""
-        self._ended = True
-        self._poke.set()
-        if self._thread is not None:
-            self._thread.join(1)
+    def check(self, now: float) -> float:
+        """Do what is due at `now`, in seconds on the monotonic clock. Returns the seconds until more is; inf: once work is handed out."""
+        pause = CASUAL if self._busy() else math.inf
+        if self._limited:
+            # a worker does not announce that it begins
+            pause = attempt("watching work", "the server", partial(self._enforce, now)) or CASUAL
+        elif pause < math.inf:
+            attempt("watching work", "the server", self._measure_all)
+        if pause < math.inf:
+            attempt("work that lasts", "the server", partial(self._report_lasting, now))
+        return pause
 
-    def _run(self) -> None:
-        while not self._ended:
-            # from here on it is woken: what is handed out now may not be seen below
-            self._sleeps = math.inf
-            pause = CASUAL if self._busy() else None
-            if self._limited:
-                # what has not begun yet begins without telling
-                pause = attempt("watching work", "the server", self._look) or CASUAL
-            elif pause is not None:
-                attempt("watching work", "the server", self._glance)
-            if pause is not None:
-                attempt("work that lasts", "the server", self._lasts)
-            self._sleeps = math.inf if pause is None else pause
-            self._poke.wait(pause)
-            self._poke.clear()
-
-    def _glance(self) -> None:
+    def _measure_all(self) -> None:
         for work in self._board.in_hand():
             self._measure(work)
 
-    def _lasts(self) -> None:
-        now = time.monotonic()
+    def _report_lasting(self, now: float) -> None:
         if now >= self._lasts_at:
             self._lasts_at = now + CASUAL
             work = self._board.in_hand()
@@ -171,20 +177,20 @@ class Watcher:
 
     def _measure(self, work: InHand) -> int | None:
         """What its worker holds, in bytes; None when it is gone."""
-        rss, held = sizes_of(work.pid) or (0, 0)
+        rss, held = self._sizes(work.pid) or (0, 0)
         if not rss:
             return None
         self.seen[work.generation], self._held[work.generation] = rss, held
         return held
 
-    def _look(self) -> float:
-        """Look at each piece of work that is due. Returns the seconds until the next is."""
+    def _enforce(self, now: float) -> float:
+        """Measure each piece of work that is due. Returns the seconds until the next is."""
         for ticket in [ticket for ticket in list(self._limited) if not self._wanted(ticket)]:
             self._limited.pop(ticket, None)
         for ticket in [ticket for ticket in self._watched if ticket not in self._limited]:
             del self._watched[ticket]
         pause, running = CASUAL, 0
-        looked, self._looked = self._looked, since_boot()
+        before, self._checked = self._checked, since_boot()
         for work in self._board.in_hand():
             ceiling = self._limited.get(work.ticket)
             if ceiling is None:
@@ -192,22 +198,22 @@ class Watcher:
                 continue
             running += 1
             if work.ticket not in self._watched:
-                # it has begun since the last look; what was started before that is not its
-                self._watched[work.ticket] = _Watched(work.held, time.monotonic() - BEGINS, Descendants(work.pid, looked))
-            pause = min(pause, self._look_at(work, ceiling, self._watched[work.ticket]))
+                # it has begun since the last check; what was started before that is not its
+                self._watched[work.ticket] = _Watched(work.held, now - BEGINS, Descendants(work.pid, before))
+            pause = min(pause, self._hold_to(ceiling, work, self._watched[work.ticket], now))
         return min(pause, BEGINS) if running < len(self._limited) else pause
 
-    def _look_at(self, work: InHand, ceiling: Ceiling, watched: _Watched) -> float:
-        now = time.monotonic()
-        if now < watched.look_at:
-            return watched.look_at - now
+    def _hold_to(self, ceiling: Ceiling, work: InHand, watched: _Watched, now: float) -> float:
+        """Returns the seconds until this piece of work is due again."""
+        if now < watched.due:
+            return watched.due - now
         held = self._measure(work)
         if held is None:
             return CASUAL  # it is gone
         held += _held(watched.descendants.look())
         told = watched.tell_at > 0 and (now < watched.tell_at or self._board.has_heeded(work.number, work.generation, work.ticket))
         look = judge(ceiling, work.held, held, (held - watched.held) / max(0.0001, now - watched.at), told)
-        watched.held, watched.at, watched.look_at = held, now, now + look.again
+        watched.held, watched.at, watched.due = held, now, now + look.again
         if look.step is not Step.LEAVE and self._dry_run:
             self._limited.pop(work.ticket, None)
             log.warning("a limit would be met (dry run): %s > %s, worker %d", format_size(look.used), format_size(look.limit), work.pid)
@@ -224,22 +230,58 @@ class Watcher:
     def _stop(self, work: InHand, ceiling: Ceiling, descendants: Descendants) -> None:
         """Kill the worker, if it still has this very work in hand, and then what it has started for that.
 
-        Between a look at its ticket and the signal it might end this work and begin the next, or hold a
-        lock that it shares with other workers while it hands its result over. So it is made to stand
-        still first: it has the ticket in its slot only while it is inside the work, and then it can't lose it any more.
+        A worker has the ticket in its slot only while it is inside the work: one that stands still there can't put it down any more.
         """
-        try:
-            with Target(work.pid, work.started) as worker:
-                try:
-                    worker.stop()
-                    programs = descendants.look()  # now, while they are its descendants
-                    look = judge(ceiling, work.held, (self._measure(work) or 0) + _held(programs), 0, True)
-                    if look.step is Step.STOP and self._board.hand(work.number, work.generation)[0] == work.ticket:
-                        self.stopped[work.ticket] = (look.used, look.limit or 0)
-                        worker.send(signal.SIGKILL)
-                        self._limited.pop(work.ticket, None)
-                        _end(programs, work, look.used)
-                finally:
-                    worker.send(signal.SIGCONT)
-        except ProcessLookupError:
-            pass  # it is gone
+        programs: list[Program] = []
+        used = 0
+
+        def is_over() -> bool:
+            nonlocal used
+            programs.extend(descendants.look())  # now, while they are its descendants
+            look = judge(ceiling, work.held, (self._measure(work) or 0) + _held(programs), 0, True)
+            used = look.used
+            if look.step is not Step.STOP or self._board.hand(work.number, work.generation)[0] != work.ticket:
+                return False
+            self.stopped[work.ticket] = (used, look.limit or 0)  # before it is killed: whoever reaps it asks
+            return True
+
+        if kill_if(work.pid, work.started, is_over):
+            self._limited.pop(work.ticket, None)
+            _end(programs, work, used)
+
+
+class WatcherThread:
+    """Calls a watcher's check() as often as it asks for; sleeps while no work is handed out."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+        self._poke = threading.Event()
+        self._sleeps = math.inf
+        self._ended = False
+        self._thread: threading.Thread | None = None
+
+    def watch(self, ticket: int, ceiling: Ceiling | None) -> None:
+        """Work with this ticket is about to be handed out; `ceiling` None: it has no limits. Raises RuntimeError: no thread can be had."""
+        due = self.watcher.watch(ticket, ceiling)
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="oomsafe-watcher", daemon=True)
+            thread.start()  # where no thread can be had now, the next piece of work tries again
+            self._thread = thread
+        # not for each piece: it would take the GIL from whoever hands out the next
+        if self._sleeps > due:
+            self._poke.set()
+
+    def end(self) -> None:
+        """No work is watched from now on."""
+        self._ended = True
+        self._poke.set()
+        if self._thread is not None:
+            self._thread.join(1)
+
+    def _run(self) -> None:
+        while not self._ended:
+            # from here on watch() wakes it: what is handed out now may be missed below
+            self._sleeps = math.inf
+            pause = self._sleeps = self.watcher.check(time.monotonic())
+            self._poke.wait(None if pause == math.inf else pause)
+            self._poke.clear()

@@ -1,13 +1,16 @@
-"""The supervisor's watcher, with real processes in its hand: it stops the one that still has that work, and nobody else."""
+"""The supervisor's watcher: what is due when, by a clock of the test's; and with real processes in its hand, that it stops the one which
+still has that work, and nobody else.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, pairwise
 
 import pytest
 from serving import until
@@ -17,12 +20,12 @@ from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.kernel.descendants import Descendants, since_boot
 from oomsafe.kernel.process import held_of, start_time
 from oomsafe.kernel.target import Target
-from oomsafe.policy.ceilings import Ceiling
+from oomsafe.policy.ceilings import OFTEN, SELDOM, Ceiling
 from oomsafe.policy.state import State
 from oomsafe.scoreboard import layout
-from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.board import InHand, Scoreboard
 from oomsafe.scoreboard.slot import Slot
-from oomsafe.supervisor.watcher import TELL, Watcher
+from oomsafe.supervisor.watcher import AGAIN, BEGINS, CASUAL, TELL, Watcher, WatcherThread, kill_if
 
 MIB = 1 << 20
 
@@ -91,23 +94,28 @@ def workers(board: Scoreboard) -> Iterator[list[Worker]]:
         worker.end()
 
 
+def watching(board: Scoreboard, wanted: Callable[[int], bool] = lambda _: True) -> WatcherThread:
+    """A thread that watches all work which is `wanted`."""
+    return WatcherThread(Watcher(board, lambda: True, wanted))
+
+
 def test_the_one_over_its_limit_is_stopped(board: Scoreboard, workers: list[Worker]) -> None:
     """And the figures of it are there; the other, which is within its own, lives."""
-    watcher = Watcher(board, lambda: True, lambda ticket: True)
+    watcher = watching(board)
     watcher.watch(5, Ceiling(hard=20 * MIB))
     watcher.watch(6, Ceiling(hard=60 * MIB))
 
     assert workers[0].ended() == -signal.SIGKILL
     assert workers[1].ended(0.5) is None
     watcher.end()
-    used, limit = watcher.stopped[5]
-    assert (limit, set(watcher.stopped)) == (20 * MIB, {5})
+    used, limit = watcher.watcher.stopped[5]
+    assert (limit, set(watcher.watcher.stopped)) == (20 * MIB, {5})
     assert 40 * MIB <= used < 50 * MIB
 
 
 def test_the_one_over_its_soft_limit_is_told(board: Scoreboard, workers: list[Worker]) -> None:
     """With its ticket and the figures."""
-    watcher = Watcher(board, lambda: True, lambda ticket: True)
+    watcher = watching(board)
     watcher.watch(5, Ceiling(soft=20 * MIB, hard=200 * MIB))
 
     assert workers[0].ended() == 77
@@ -129,7 +137,7 @@ def test_one_that_has_not_heeded_is_told_again(board: Scoreboard) -> None:
             os._exit(77)
 
     worker = Worker(board, 7, 40, told)
-    watcher = Watcher(board, lambda: True, lambda ticket: True)
+    watcher = watching(board)
     try:
         watcher.watch(7, Ceiling(soft=20 * MIB))
 
@@ -174,7 +182,7 @@ def test_another_process_with_its_pid_is_not_signalled(workers: list[Worker]) ->
 
 def test_no_work_is_watched_that_has_ended(board: Scoreboard, workers: list[Worker]) -> None:
     """Whose ticket is still in the slot of a worker that hands its result over."""
-    watcher = Watcher(board, lambda: True, lambda ticket: ticket != 5)
+    watcher = watching(board, lambda ticket: ticket != 5)
     watcher.watch(5, Ceiling(hard=20 * MIB))
     watcher.watch(6, Ceiling(hard=20 * MIB))
 
@@ -197,6 +205,140 @@ def test_a_signal_that_comes_late_is_not_the_next_task_s() -> None:
     with pytest.raises(SoftMemoryLimitExceeded, match=r"task proj.task used 2.0 MiB > its soft memory limit 1.0 MiB"):
         worker._told()
     worker._told()  # it has heeded
+
+
+def test_a_process_that_is_within_its_limit_by_then_goes_on(workers: list[Worker]) -> None:
+    """It stands still while it is asked about, and only then; one that has its pid, but not its start time, is not even asked about."""
+    work, states = workers[0].work, []
+
+    def is_over() -> bool:
+        states.append(_state(work.pid))
+        return len(states) > 1
+
+    assert not kill_if(work.pid, work.started, is_over)
+    assert (states, _state(work.pid)) == (["T"], "S")
+    assert not kill_if(work.pid, work.started + 1, is_over)
+    assert kill_if(work.pid, work.started, is_over)
+    assert states == ["T", "T"]
+    assert workers[0].ended() == -signal.SIGKILL
+
+
+class Watched:
+    """A watcher of one worker, this process, whose figures and whose clock are the test's."""
+
+    def __init__(self) -> None:
+        self.board = Scoreboard.private()
+        slot = self.board.reserve()
+        assert slot is not None
+        slot.claim()
+        self.slot = slot
+        self.now, self.held = 100.0, 50 * MIB
+        self.handed_out: set[int] = set()
+        self.lasting: list[dict[int, int]] = []
+        self.told: list[InHand] = []
+        self.watcher = Watcher(
+            self.board, lambda: bool(self.handed_out), self.handed_out.__contains__, self.lasting.append,
+            tell=self.told.append, sizes=lambda _: (self.held + MIB, self.held),
+        )  # fmt: skip
+
+    def hand_out(self, ticket: int, ceiling: Ceiling | None = None) -> float:
+        """To the worker, which has not begun yet."""
+        self.handed_out.add(ticket)
+        return self.watcher.watch(ticket, ceiling)
+
+    def check(self, later: float = 0.0) -> float:
+        """After so many seconds."""
+        self.now += later
+        return self.watcher.check(self.now)
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+def test_nothing_is_due_without_work(watched: Watched) -> None:
+    """Until some is handed out."""
+    assert watched.check() == math.inf
+    assert watched.hand_out(5) == CASUAL
+    assert watched.check() == CASUAL
+    watched.handed_out.clear()
+    assert watched.check(CASUAL) == math.inf
+
+
+def test_limited_work_that_has_not_begun_is_due_soon(watched: Watched) -> None:
+    """A worker does not say that it begins."""
+    assert watched.hand_out(5, Ceiling(hard=100 * MIB)) == BEGINS
+    assert watched.check() == BEGINS
+
+
+def test_work_is_due_the_sooner_the_less_is_left(watched: Watched) -> None:
+    """And is not measured before it is due."""
+    watched.hand_out(5, Ceiling(hard=100 * MIB))
+    watched.slot.take_up(5, watched.held)
+    pause = watched.check()
+    assert OFTEN < pause < SELDOM
+    watched.held += 99 * MIB
+    assert watched.check(pause / 2) == pytest.approx(pause / 2)
+    assert watched.watcher.seen == {watched.slot.generation: 51 * MIB}
+    assert watched.check(pause) == OFTEN
+    assert watched.watcher.seen == {watched.slot.generation: 150 * MIB}
+
+
+def test_what_a_worker_held_last_is_known(watched: Watched) -> None:
+    """Of work without limits too: it is all that is known of one that the kernel kills."""
+    watched.hand_out(5)
+    watched.slot.take_up(5, watched.held)
+    watched.check()
+    watched.held += MIB
+    watched.check(CASUAL)
+
+    assert watched.watcher.seen == {watched.slot.generation: 52 * MIB}
+
+
+def test_work_that_lasts_is_reported_with_its_growth(watched: Watched) -> None:
+    """Once it has been in hand for two checks, as often as every CASUAL seconds."""
+    watched.hand_out(5)
+    watched.slot.take_up(5, watched.held)
+    watched.check()
+    watched.held += 3 * MIB
+    watched.check(CASUAL / 2)
+    assert watched.lasting == []
+    watched.check(CASUAL / 2)
+    assert watched.lasting == [{5: 3 * MIB}]
+
+
+def test_work_over_its_soft_limit_is_told_again_until_it_heeds(watched: Watched) -> None:
+    """Each time after twice as long, or when it is measured next."""
+    watched.hand_out(5, Ceiling(soft=MIB, hard=3 * MIB))
+    watched.slot.take_up(5, watched.held)
+    watched.held += 2 * MIB
+    pause, times = watched.check(), [watched.now]
+    assert watched.slot.told_of_limit == (5, 2 * MIB, MIB)
+    while len(times) < 4:
+        pause = watched.check(pause)
+        times += [watched.now] * (len(watched.told) - len(times))
+    gaps = [later - before for before, later in pairwise(times)]
+    assert gaps == pytest.approx([AGAIN, 2 * AGAIN, 4 * AGAIN], abs=OFTEN)
+
+    watched.slot.heed_limit(5)
+    for _ in range(1000):
+        pause = watched.check(pause)
+    assert {work.ticket for work in watched.told} == {5}
+    assert len(watched.told) == 4
+
+
+def test_work_that_has_ended_has_no_limits(watched: Watched) -> None:
+    """Its ticket may still be in the slot of a worker that hands its result over."""
+    watched.hand_out(5, Ceiling(soft=MIB))
+    watched.slot.take_up(5, watched.held)
+    watched.handed_out.clear()
+    watched.handed_out.add(6)
+    watched.held += 2 * MIB
+
+    watched.check()
+
+    assert watched.told == []
 
 
 def _state(pid: int) -> str:
