@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from functools import partial
 from typing import Any
@@ -10,20 +9,17 @@ from typing import Any
 from celery.exceptions import TaskRevokedError
 
 from oomsafe.celery.errors import WorkerOutOfMemory, info_of
-from oomsafe.celery.fallen import Fallen, Gone, name_and_id
 from oomsafe.celery.limits import TaskLimits, task_of
 from oomsafe.celery.redelivery import Redelivery, request_of
 from oomsafe.errors import MemoryLimitExceeded
 from oomsafe.log import attempt, failed, log
+from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
 from oomsafe.policy.verdicts import Verdict
 from oomsafe.scoreboard.seat import Seat
 from oomsafe.supervisor.deaths import Deaths
 from oomsafe.supervisor.supervisor import Supervisor
 from oomsafe.supervisor.watcher import Watcher, WatcherThread
-
-#: Children that have died and are remembered: billiard may learn only later what they had in hand.
-REMEMBERED = 64
 
 #: Of so many tasks it is told that they ran when the kernel killed something else.
 NAMED = 3
@@ -39,11 +35,6 @@ class Enforcing:
         self._supervisor = oomsafe
         self._redelivery = redelivery
         self._limits = limits
-        self._deaths = Deaths()
-        self.fallen = Fallen()
-        """Who has died for memory."""
-        self._gone: dict[int, Gone] = {}
-        self._just_gone: list[Gone] = []
         self._ran: set[str] = set()
         self._then: set[str] = set()
         self._watcher: Watcher | None = None
@@ -54,6 +45,7 @@ class Enforcing:
                 oomsafe.board, lambda: bool(self._cache), lambda ticket: ticket - 1 in self._cache, redelivery.lasting, dry
             )
             self._watching = WatcherThread(self._watcher)
+        self.deaths = Deaths(oomsafe.board, lambda: oomsafe.capacity, self._watcher)
         super().__init__(*args, **options)
 
     def apply_async(self, func: Any, args: Any = (), kwds: Any = None, **options: Any) -> Any:
@@ -94,70 +86,48 @@ class Enforcing:
 
     def gone(self, worker: Any, seat: Seat | None) -> None:
         """For each child that billiard has joined, while its slot, if it had one, is still its own."""
-        ticket, rss = self._left_behind(seat) if seat is not None else (0, None)
-        stopped = self._watcher is not None and ticket in self._watcher.stopped
+        number, generation = (seat.number, seat.generation) if seat is not None else (None, None)
+        death = self.deaths.read(number, generation, pid=worker.pid, exitcode=worker.exitcode)
+        ticket = death.ticket
         # a time limit has given the task its result by now; revoke(terminate) is noted with the child
-        ours = stopped or (ticket and ticket - 1 not in self._cache) or getattr(worker, "_job_terminated", False)
-        killed = worker.exitcode == -signal.SIGKILL and not ours
+        death.explained = bool(ticket and ticket - 1 not in self._cache) or getattr(worker, "_job_terminated", False)
         job = self._cache.get(ticket - 1)
         if job is not None and not getattr(job, "_accepted", True):
             # it had begun, and MainProcess has not read so yet: billiard would hand it to another child, where it would run a second time
             attempt("a task that has begun", "Celery", lambda: job._ack(None, time.monotonic(), worker.pid, None))
-        in_hand = None if job is None else name_and_id(job)
-        self._gone[worker.pid] = gone = Gone(worker.pid, ticket, rss, killed, in_hand, stopped)
-        if len(self._gone) > REMEMBERED:
-            del self._gone[next(iter(self._gone))]
-        if killed:
-            self._just_gone.append(gone)
-        else:
-            self.fallen.note(gone)
+        death.work = None if job is None else name_and_id(job)
+        self.deaths.record(death)
+        if not death.is_unexplained_kill:
             self._redelivery.ended(ticket)
 
-    def _left_behind(self, seat: Seat) -> tuple[int, int | None]:
-        """(ticket, rss) of what a child had in hand, as far as its slot tells."""
-        board, watcher = self._supervisor.board, self._watcher
-        if board is None or watcher is None or seat.number is None or seat.generation is None:
-            return 0, None
-        ticket, before = board.hand(seat.number, seat.generation)
-        return ticket, watcher.seen.pop(seat.generation, None) or before or None
-
     def _join_exited_workers(self, shutdown: bool = False) -> Any:
-        attempt("the OOM counter", "Celery", self._deaths.look)
+        attempt("the OOM counter", "Celery", self.deaths.counter.read)
         try:
             return super()._join_exited_workers(shutdown)  # type: ignore[misc]
         finally:
-            attempt("the deaths of children", "Celery", self._settle)
+            attempt("the deaths of children", "Celery", self.deaths.settle)
 
     def look_for_others(self) -> None:
         """About once a second: has the kernel killed a process here that is none of the children, as a program that a task runs is?"""
         before, self._ran = self._ran, {name_and_id(job)[0] for job in list(self._cache.values())}
-        kills = self._deaths.look()
-        if self._deaths.risen:
+        counter = self.deaths.counter
+        kills = counter.read()
+        if counter.risen:
             self._then = self._then or before | self._ran
-        others = self._deaths.others() if kills is not None and kills.own else 0
+        others = counter.others() if kills is not None and kills.own else 0
         if others:
             log.warning(
                 "the kernel's OOM killer took %d of this cgroup's processes that were no child of this node: programs that a task ran, or "
                 "others in the cgroup; with memory_limit a task is stopped for what its programs hold%s", others,
                 f"; then ran {', '.join(sorted(self._then)[:NAMED])}" if self._then else "",
             )  # fmt: skip
-        if not self._deaths.risen:
+        if not counter.risen:
             self._then = set()
-
-    def _settle(self) -> None:
-        self._judge()
-        self._deaths.settle(len(self._just_gone))
-        for gone in self._just_gone:
-            self.fallen.note(gone)
-        self._just_gone.clear()
-        stopped = self._watcher.stopped if self._watcher is not None else {}
-        for ticket in [ticket for ticket in stopped if ticket - 1 not in self._cache]:
-            stopped.pop(ticket, None)
 
     def on_job_process_lost(self, job: Any, pid: int, exitcode: int) -> None:
         """The child died with this task. Inside of it there is no result on its way that billiard would have to wait for."""
-        gone = self._gone.get(pid)
-        if gone is not None and gone.ticket == job._job + 1:
+        death = self.deaths.of(pid)
+        if death is not None and death.ticket == job._job + 1:
             self.mark_as_worker_lost(job, exitcode)
         else:
             super().on_job_process_lost(job, pid, exitcode)  # type: ignore[misc]
@@ -197,27 +167,25 @@ class Enforcing:
             flush()
 
     def _why(self, job: Any) -> Exception | None:
-        stopped = self._watcher.stopped.get(job._job + 1) if self._watcher is not None else None
-        name, task_id = name_and_id(job)
-        if stopped is not None:
-            return MemoryLimitExceeded(name, *stopped)
-        gone = self._gone.get(job._worker_pid)
-        if gone is None or not gone.killed or gone.ticket not in (0, job._job + 1):
+        death, (name, task_id) = self.deaths.of(job._worker_pid), name_and_id(job)
+        if death is None or death.ticket not in (0, job._job + 1):
             return None
-        self._judge()
-        gone.in_hand = gone.in_hand or (name, task_id)  # it was not inside of it, or not any more
-        if gone.verdict not in (Verdict.CONFIRMED, Verdict.LIKELY):
+        if death.stopped is not None:
+            return MemoryLimitExceeded(name, death.stopped.used, death.stopped.limit)
+        if not death.is_unexplained_kill:
             return None
-        capacity = self._supervisor.capacity
+        self.deaths.judge()
+        death.work = death.work or (name, task_id)  # it was not inside of it, or not any more
+        if death.verdict not in (Verdict.CONFIRMED, Verdict.LIKELY):
+            return None
         return WorkerOutOfMemory(
-            f"task {name}[{task_id}]: the kernel's OOM killer took its child {gone.pid} ({gone.verdict.value}): "
-            f"rss {format_size(gone.rss)} when last seen, limit {format_size(capacity.limit)} ({capacity.whence}); "
+            f"task {name}[{task_id}]: the kernel's OOM killer took its child {death.pid} ({death.verdict.value}): "
+            f"rss {format_size(death.rss)} when last seen, limit {format_size(death.limit)} ({death.whence}); "
             "raise the limit, or set memory_limit for the task"
         )
 
-    def _judge(self) -> None:
-        """All that died at the same time, together: the counter tells how many were killed, never who."""
-        if any(gone.verdict is None for gone in self._just_gone):
-            verdict = self._deaths.judge(len(self._just_gone))
-            for gone in self._just_gone:
-                gone.verdict = verdict
+
+def name_and_id(job: Any) -> tuple[str, str]:
+    """Of the task that one of billiard's jobs is, printable and short: both may have been chosen by whoever sent it."""
+    name, task_id = getattr(job, "oomsafe_task", ("?", "?"))[:2]
+    return printable(str(name)), printable(str(task_id))

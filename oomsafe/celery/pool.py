@@ -13,7 +13,6 @@ from celery.concurrency.asynpool import AsynPool
 
 from oomsafe.celery.child import GuardedAsynWorker, GuardedBlockingWorker
 from oomsafe.celery.deaths import Enforcing
-from oomsafe.celery.fallen import Fallen
 from oomsafe.celery.installation import installed
 from oomsafe.celery.limits import limits_of
 from oomsafe.celery.poison import Poison
@@ -22,6 +21,7 @@ from oomsafe.log import attempt, log, log_with
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits
 from oomsafe.policy.settings import Policy
 from oomsafe.scoreboard.seat import Seat
+from oomsafe.supervisor.deaths import Deaths
 from oomsafe.supervisor.supervisor import Supervisor
 
 
@@ -125,10 +125,10 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         self.options["limits"].follow(capacity, limits)
 
     @property
-    def fallen(self) -> Fallen:
-        """Which children have died for memory."""
-        found = getattr(self._pool, "fallen", None)
-        return found if isinstance(found, Fallen) else Fallen()
+    def deaths(self) -> Deaths | None:
+        """Of its children; None while there is no pool of ours."""
+        found = getattr(self._pool, "deaths", None)
+        return found if isinstance(found, Deaths) else None
 
     def look_for_others(self) -> None:
         """About once a second: has the kernel killed what is no child?"""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from oomsafe.celery.fallen import Fallen
 from oomsafe.scoreboard.usage import present_rss
 from oomsafe.scoreboard.view import PoolView, WorkerView
+from oomsafe.supervisor.deaths import Death, Deaths
 
 #: Of so many children it tells, the biggest first.
 MOST = 64
@@ -30,12 +30,13 @@ def pool_told(pool: PoolView) -> dict[str, Any]:
 
 def node_told(consumer: Any) -> dict[str, Any]:
     """What the node as a whole holds, in bytes, and whether it has paused; None while it has not looked yet. Who has died for memory."""
-    node, fallen = getattr(consumer, "oomsafe_node", None), getattr(consumer.pool, "fallen", None) or Fallen()
+    node, found = getattr(consumer, "oomsafe_node", None), getattr(consumer.pool, "deaths", None)
+    deaths = found if isinstance(found, Deaths) else None
     return {
         "working_set": getattr(node, "used", None),
         "paused": getattr(node, "paused", None),
-        "deaths": fallen.counts,
-        "last_deaths": fallen.told(),
+        "deaths": deaths.counts if deaths else {},
+        "last_deaths": [_death(death) for death in deaths.last] if deaths else [],
     }
 
 
@@ -44,6 +45,11 @@ def brief(told: dict[str, Any]) -> dict[str, Any]:
     kept = ("pid", "state", "tasks", "rss", "soft", "in_flight")
     short = {name: figure for name, figure in told.items() if name != "last_deaths"}
     return {**short, "children": [{name: child[name] for name in kept} for child in told["children"]]}
+
+
+def _death(death: Death) -> dict[str, Any]:
+    name, task_id = death.work or (None, None)
+    return {"at": death.at, "task": name, "id": task_id, "pid": death.pid, "rss": death.rss, "verdict": death.for_memory}
 
 
 def _child(worker: WorkerView) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from oomsafe.kernel.descendants import Descendants, Program, since_boot
 from oomsafe.kernel.process import sizes_of
@@ -90,6 +91,15 @@ def _end(programs: list[Program], work: InHand, used: int) -> None:
         )  # fmt: skip
 
 
+class Stopped(NamedTuple):
+    """Work whose worker was killed for it. Sizes in bytes."""
+
+    ticket: int
+    used: int
+    """As its limits count it."""
+    limit: int
+
+
 @dataclass
 class _Watched:
     """One piece of work that has limits and has begun."""
@@ -124,16 +134,14 @@ class Watcher:
         tell: Callable[[InHand], None] = tell,
         sizes: Callable[[int], tuple[int, int] | None] = sizes_of,
     ) -> None:
-        self.stopped: dict[int, tuple[int, int]] = {}
-        """Work that was stopped, by its ticket: the bytes that it used, and its limit. Whoever has dealt with it removes it."""
-        self.seen: dict[int, int] = {}
-        """What each worker had resident when it was last measured with work, in bytes, by its generation."""
+        self.stopped: dict[int, Stopped] = {}
+        """Workers that were killed for their work, by their generation, until forget()."""
         self._board = board
         self._busy = busy
         self._wanted = wanted
         self._lasting = lasting
-        self._held: dict[int, int] = {}
-        """The same without file pages, which its limits don't count: the kernel drops clean ones by itself."""
+        self._measured: dict[int, tuple[int, int]] = {}
+        """(rss, the same without file pages, which its limits don't count) of each worker when it was last measured, by generation."""
         self._in_hand: set[int] = set()
         self._checked = since_boot()
         self._lasts_at = 0.0
@@ -162,6 +170,11 @@ class Watcher:
             attempt("work that lasts", "the server", partial(self._report_lasting, now))
         return pause
 
+    def forget(self, generation: int) -> tuple[int | None, Stopped | None]:
+        """Once a worker is gone: its rss in bytes when it was last measured, and the work that it was killed for; None: never, and none."""
+        rss, _ = self._measured.pop(generation, (None, None))
+        return rss, self.stopped.pop(generation, None)
+
     def _measure_all(self) -> None:
         for work in self._board.in_hand():
             self._measure(work)
@@ -171,17 +184,17 @@ class Watcher:
             self._lasts_at = now + CASUAL
             work = self._board.in_hand()
             before, self._in_hand = self._in_hand, {one.ticket for one in work}
-            lasting = {one.ticket: max(0, self._held.get(one.generation, 0) - one.held) for one in work if one.ticket in before}
+            lasting = {one.ticket: max(0, self._measured.get(one.generation, (0, 0))[1] - one.held) for one in work if one.ticket in before}
             if lasting:
                 self._lasting(lasting)
 
     def _measure(self, work: InHand) -> int | None:
         """What its worker holds, in bytes; None when it is gone."""
-        rss, held = self._sizes(work.pid) or (0, 0)
-        if not rss:
+        sizes = self._sizes(work.pid)
+        if sizes is None or not sizes[0]:
             return None
-        self.seen[work.generation], self._held[work.generation] = rss, held
-        return held
+        self._measured[work.generation] = sizes
+        return sizes[1]
 
     def _enforce(self, now: float) -> float:
         """Measure each piece of work that is due. Returns the seconds until the next is."""
@@ -242,7 +255,7 @@ class Watcher:
             used = look.used
             if look.step is not Step.STOP or self._board.hand(work.number, work.generation)[0] != work.ticket:
                 return False
-            self.stopped[work.ticket] = (used, look.limit or 0)  # before it is killed: whoever reaps it asks
+            self.stopped[work.generation] = Stopped(work.ticket, used, look.limit or 0)  # before the kill: whoever reaps it asks
             return True
 
         if kill_if(work.pid, work.started, is_over):

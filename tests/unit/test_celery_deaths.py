@@ -9,12 +9,15 @@ import pytest
 
 pytest.importorskip("celery")
 
+from unit.scripted import CGROUP
+
 from oomsafe.celery.pool import Seating
 from oomsafe.celery.redelivery import Redelivery
 from oomsafe.kernel.oom_kills import Kills
+from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.verdicts import Verdict
-from oomsafe.supervisor.deaths import FRESH, Deaths
+from oomsafe.supervisor.deaths import Death, OomCounter
 
 
 class Billiard:
@@ -34,11 +37,11 @@ class Pool(Seating, Billiard):
 
 @pytest.fixture
 def pool() -> Any:
-    supervisor: Any = SimpleNamespace(board=None, policy=Policy())
+    supervisor: Any = SimpleNamespace(board=None, policy=Policy(), capacity=Capacity(None, CGROUP))
     limits: Any = None
     made = Pool(oomsafe=supervisor, limits=limits, redelivery=Redelivery(lambda: None, 2, "", False))
     counted = [0]
-    made._deaths = Deaths(lambda: Kills(counted[0], own=True))
+    made.deaths.counter = OomCounter(lambda: Kills(counted[0], own=True))
     made.counted = counted  # type: ignore[attr-defined]
     return made
 
@@ -53,12 +56,12 @@ def test_a_death_that_is_told_twice_counts_once(pool: Any) -> None:
     first, second = child(11, -9), child(12, -9)
     for worker in (first, first):
         pool.process_flush_queues(worker)
-    pool._settle()
+    pool.deaths.settle()
     pool.process_flush_queues(second)
-    pool._settle()
+    pool.deaths.settle()
 
-    assert [(gone.pid, gone.verdict) for gone in pool._gone.values()] == [(11, Verdict.CONFIRMED), (12, Verdict.CONFIRMED)]
-    assert pool.fallen.counts == {"confirmed": 2}
+    assert [(death.pid, death.verdict) for death in pool.deaths.last] == [(12, Verdict.CONFIRMED), (11, Verdict.CONFIRMED)]
+    assert pool.deaths.counts == {"confirmed": 2}
 
 
 @pytest.mark.parametrize(("accepted", "told"), [(False, [(None, 11)]), (True, [])])
@@ -67,27 +70,11 @@ def test_a_task_that_had_begun_is_not_handed_out_again(pool: Any, monkeypatch: p
     acks: list[Any] = []
     job = SimpleNamespace(_job=4, _accepted=accepted, _ack=lambda part, _, pid, fd: acks.append((part, pid)))
     pool._cache[4] = job
-    monkeypatch.setattr(pool, "_left_behind", lambda _: (5, None))
+    monkeypatch.setattr(pool.deaths, "read", lambda *_, **__: Death(pid=11, exitcode=-9, ticket=5))
 
-    worker = child(11, -9)
-    pool.gone(worker, SimpleNamespace())
+    pool.gone(child(11, -9), None)
 
     assert acks == told
-
-
-def test_what_no_death_explains_was_another_process() -> None:
-    """Told once, when it can't be a child's any more: a death may take that long to be told of."""
-    counted, clock = [0], [0.0]
-    deaths = Deaths(lambda: Kills(counted[0], own=True), lambda: clock[0])
-    counted[0] = 3
-    deaths.look()
-    deaths.settle(1)
-    assert (deaths.risen, deaths.others()) == (True, 0)
-
-    clock[0] = FRESH + 1
-    deaths.look()
-
-    assert (deaths.risen, deaths.others(), deaths.others()) == (False, 2, 0)
 
 
 def test_a_child_whose_queues_are_flushed_while_it_lives_keeps_its_seat(pool: Any) -> None:
@@ -95,4 +82,4 @@ def test_a_child_whose_queues_are_flushed_while_it_lives_keeps_its_seat(pool: An
     pool.process_flush_queues(child(11, None))
 
     assert pool._seats == {11: seat}
-    assert not pool._gone
+    assert pool.deaths.of(11) is None

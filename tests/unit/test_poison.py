@@ -19,7 +19,7 @@ from oomsafe.policy.poison import ALONE_FOR, Count, Fate, Run, fate_of, grew, is
 from oomsafe.policy.verdicts import Verdict
 from oomsafe.scoreboard import places
 from oomsafe.scoreboard.keep import FOLDER, OLD, Keep
-from oomsafe.supervisor.deaths import FRESH, Deaths
+from oomsafe.supervisor.deaths import FRESH, OomCounter
 
 runs = st.builds(Run, st.sampled_from(["", "a", "b"]), st.one_of(st.none(), st.integers(0, 5)))
 
@@ -125,7 +125,7 @@ class Counter:
 
     def __init__(self, total: int | None) -> None:
         self.total, self.now = total, 0.0
-        self.deaths = Deaths(lambda: None if self.total is None else Kills(self.total, True), lambda: self.now)
+        self.counter = OomCounter(lambda: None if self.total is None else Kills(self.total, True), lambda: self.now)
 
 
 class Machines:
@@ -243,19 +243,19 @@ def test_a_note_that_is_none_of_ours(machines: Machines, note: bytes) -> None:
 def test_each_rise_explains_one_death() -> None:
     """Also when it comes before its victim's exit; and not for ever."""
     kernel = Counter(7)
-    assert kernel.deaths.judge(1) is Verdict.NOT_THE_KERNEL
+    assert kernel.counter.judge(1) is Verdict.NOT_THE_KERNEL
     kernel.total = 9
-    assert kernel.deaths.judge(1) is Verdict.CONFIRMED
-    kernel.deaths.settle(1)
-    assert kernel.deaths.judge(1) is Verdict.CONFIRMED
-    kernel.deaths.settle(1)
-    assert kernel.deaths.judge(1) is Verdict.NOT_THE_KERNEL
+    assert kernel.counter.judge(1) is Verdict.CONFIRMED
+    kernel.counter.settle(1)
+    assert kernel.counter.judge(1) is Verdict.CONFIRMED
+    kernel.counter.settle(1)
+    assert kernel.counter.judge(1) is Verdict.NOT_THE_KERNEL
     kernel.total = 10
-    assert kernel.deaths.judge(2) is Verdict.LIKELY
+    assert kernel.counter.judge(2) is Verdict.LIKELY
     kernel.now += FRESH
-    assert kernel.deaths.judge(1) is Verdict.NOT_THE_KERNEL
+    assert kernel.counter.judge(1) is Verdict.NOT_THE_KERNEL
     kernel.total = None
-    assert kernel.deaths.judge(1) is Verdict.UNKNOWN
+    assert kernel.counter.judge(1) is Verdict.UNKNOWN
 
 
 def test_the_machine_s_own_figures(tmp_path: Path) -> None:
