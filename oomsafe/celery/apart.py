@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from oomsafe.celery.redelivery import Redelivery, Turn
+from oomsafe.celery.pool_guard import PoolGuard
+from oomsafe.celery.redelivery import Turn
 from oomsafe.log import attempt, log
 from oomsafe.policy.text import printable
 
@@ -44,7 +45,7 @@ class Apart:
         """Whether this task is kept back, to be started from here."""
         if not request.task.acks_late:
             return False
-        turn, seconds = self._redelivery.turn(request)
+        turn, seconds = self._guard.redelivery.turn(request)
         if turn is Turn.NOW:
             return False
         if turn is Turn.LATER:
@@ -65,18 +66,12 @@ class Apart:
         self._suspects.clear()
         self._waiting.clear()
         self._running = None
-        self._redelivery.runs_alone(False)
+        self._guard.redelivery.runs_alone(False)
 
     @property
-    def _redelivery(self) -> Redelivery:
-        found: Redelivery = self._consumer.pool.redelivery
+    def _guard(self) -> PoolGuard:
+        found: PoolGuard = self._consumer.pool.guard
         return found
-
-    @property
-    def _jobs(self) -> dict[int, Any]:
-        """Of billiard: what is in its children's hands."""
-        jobs: dict[int, Any] = self._consumer.pool._pool._cache
-        return jobs
 
     def _arm(self, seconds: float) -> None:
         if not self._armed:
@@ -94,25 +89,22 @@ class Apart:
         waiting, self._waiting = self._waiting, []
         for request in waiting:
             self._consumer.on_task_request(request)
-        if self._running is not None and not self._runs():
+        if self._running is not None and not self._guard.runs(self._running):
             self._running = None
-            self._redelivery.runs_alone(False)
+            self._guard.redelivery.runs_alone(False)
             if self._units:
                 self._consumer.controller._quick_acquire(_nothing)  # its end has given back a unit that it did not have
         if self._running is None and self._suspects:
             self._close()
-            if not self._jobs:
+            if not self._guard.jobs:
                 self._run(*self._suspects.popleft())
         elif self._running is None or time.monotonic() >= self._until:
-            self._redelivery.runs_alone(False)
+            self._guard.redelivery.runs_alone(False)
             self._open()
-
-    def _runs(self) -> bool:
-        return any(getattr(job, "oomsafe_request", None) is self._running for job in list(self._jobs.values()))
 
     def _run(self, request: Any, seconds: float) -> None:
         log.warning("%s runs alone, and for %d s nothing else is started here", _named(request), seconds)
-        self._redelivery.runs_alone(True)
+        self._guard.redelivery.runs_alone(True)
         self._running, self._until = request, time.monotonic() + seconds
         self._start(request)
 

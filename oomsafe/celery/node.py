@@ -10,6 +10,7 @@ from celery.worker.consumer.tasks import Tasks
 
 from oomsafe.celery.intake import Gate
 from oomsafe.celery.pool import TaskPool
+from oomsafe.celery.pool_guard import PoolGuard
 from oomsafe.celery.telling import brief, node_told, pool_told
 from oomsafe.log import attempt, log
 from oomsafe.policy.limits import resolve_limits
@@ -66,14 +67,15 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
     shutdown = stop
 
     def _look(self, consumer: Any) -> None:
-        supervisor: Supervisor = consumer.pool.supervisor
+        guard: PoolGuard = consumer.pool.guard
+        supervisor = guard.supervisor
         if supervisor.board is None:
             return
         supervisor.tick()
-        consumer.pool.look_for_others()
+        guard.report_other_kills()
         pool = supervisor.board.read()
         limits = resolve_limits(supervisor.policy, supervisor.capacity)[0]
-        attempt("limits of tasks", "Celery", lambda: consumer.pool.follow(supervisor.capacity, limits))
+        guard.follow(supervisor.capacity, limits)
         self._keep_to_budget(supervisor, pool)
         events, now = consumer.event_dispatcher, time.monotonic()
         if events and events.enabled and now >= self._tell_at:

@@ -1,4 +1,7 @@
-"""Celery's prefork pool, its children in a pool of ours: ``worker_pool = "oomsafe.celery.pool:TaskPool"``."""
+"""Celery's prefork pool, its children in a pool of ours: ``worker_pool = "oomsafe.celery.pool:TaskPool"``.
+
+In MainProcess. What is here overrides billiard's and Celery's methods, and hands over to a PoolGuard (pool_guard.py).
+"""
 
 from __future__ import annotations
 
@@ -7,85 +10,113 @@ import os
 from functools import partial
 from typing import Any
 
+import billiard.pool
 from billiard.pool import Pool as BlockingPool
 from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool
 
 from oomsafe.celery.child import GuardedAsynWorker, GuardedBlockingWorker
-from oomsafe.celery.deaths import Enforcing
 from oomsafe.celery.installation import installed
 from oomsafe.celery.limits import limits_of
 from oomsafe.celery.poison import Poison
+from oomsafe.celery.pool_guard import PoolGuard
 from oomsafe.celery.redelivery import Redelivery
 from oomsafe.log import attempt, log, log_with
-from oomsafe.policy.limits import Capacity, Limits, resolve_limits
+from oomsafe.policy.limits import resolve_limits
 from oomsafe.policy.settings import Policy
-from oomsafe.scoreboard.seat import Seat
-from oomsafe.supervisor.deaths import Deaths
 from oomsafe.supervisor.supervisor import Supervisor
 
 
-class Seating(Enforcing):
-    """What both of Celery's pools have in common here: each child gets a seat, and gives it back when it is gone."""
+class Guarded:
+    """What is overridden in both of billiard's pools. Each method does what billiard does, and hands over to the guard."""
 
     _worker: Any
     _processes: int
 
-    def __init__(self, *args: Any, oomsafe: Supervisor, **options: Any) -> None:
-        self._seat: Seat | None = None
-        self._seats: dict[int, Seat] = {}
-        super().__init__(*args, oomsafe=oomsafe, **options)
+    def __init__(self, *args: Any, oomsafe: PoolGuard, **options: Any) -> None:
+        self._guard = oomsafe
+        oomsafe.attach(self)  # its children are made below
+        # a job's number is its ticket on the scoreboard, where 0 means none: the first number there is, 0, is left out
+        attempt("tickets", "Celery", lambda: next(billiard.pool.job_counter))
+        super().__init__(*args, **options)
 
     @property
     def Worker(self) -> Any:  # noqa: N802  billiard's name
         """What billiard makes a child of: it looks this up for each."""
-        lasting = self._redelivery.says_so and self._watcher is not None
-        return partial(self._worker, seat=self._seat, notes_first=not lasting)
+        return partial(self._worker, **self._guard.for_child())
+
+    def _create_worker_process(self, i: int) -> Any:
+        self._guard.reserve_seat()
+        process = super()._create_worker_process(i)  # type: ignore[misc]
+        self._guard.started(process)
+        return process
 
     def grow(self, n: int = 1) -> Any:
-        """By `worker --autoscale` or `control pool_grow`: from now on each child has a smaller share, those that are there too."""
+        """More children."""
         try:
             return super().grow(n)  # type: ignore[misc]
         finally:
-            self._resized()
+            self._guard.resized(self._processes)
 
     def shrink(self, n: int = 1) -> Any:
-        """The reverse; what can't be spared stays, and then this raises ValueError."""
+        """The reverse; a child that can't be spared stays, and then this raises ValueError."""
         try:
             return super().shrink(n)  # type: ignore[misc]
         finally:
-            self._resized()
+            self._guard.resized(self._processes)
 
-    def _resized(self) -> None:
-        attempt("the pool's size", "Celery", lambda: self._supervisor.change(self._processes))
+    def apply_async(self, func: Any, args: Any = (), kwds: Any = None, **options: Any) -> Any:
+        """Celery hands out a task: (name, id, the message's headers, ...). Raises TaskRevokedError for one that has been given up."""
+        request = self._guard.before_handing_out(options)
+        job = super().apply_async(func, args, kwds or {}, **options)  # type: ignore[misc]
+        if job is not None:
+            self._guard.handed_out(job, args, request)
+        return job
 
-    def _create_worker_process(self, i: int) -> Any:
-        self._seat = attempt("seat", "Celery", lambda: self._supervisor.seat(self._supervisor.reserve()))
-        process = super()._create_worker_process(i)  # type: ignore[misc]
-        if self._seat is not None:
-            self._seats[process.pid] = self._seat
-            self._supervisor.born_seat(self._seat.number, self._seat.generation, process.pid)
-        return process
+    def on_job_ready(self, job: int, i: Any, obj: Any, fd: Any) -> None:
+        """The child has sent what its task returned."""
+        super().on_job_ready(job, i, obj, fd)  # type: ignore[misc]
+        self._guard.ended(job)
+
+    def _join_exited_workers(self, shutdown: bool = False) -> Any:
+        self._guard.before_reaping()
+        try:
+            return super()._join_exited_workers(shutdown)  # type: ignore[misc]
+        finally:
+            self._guard.reaped()
 
     def process_flush_queues(self, worker: Any) -> None:
-        """For each child that billiard has joined, and by Celery for the same child once more: it has died but once."""
+        """For each child that billiard has joined; Celery also calls it when the connection is lost, for those that live."""
         super().process_flush_queues(worker)  # type: ignore[misc]
-        if worker.exitcode is None or getattr(worker, "oomsafe_gone", False):
-            return
-        worker.oomsafe_gone = True
-        seat = self._seats.pop(worker.pid, None)
-        attempt("the death of a child", "Celery", lambda: self.gone(worker, seat))
-        if seat is not None:
-            attempt("release", "Celery", lambda: self._supervisor.release_seat(seat.number, seat.generation))
+        self._guard.gone(worker)
+
+    def on_job_process_lost(self, job: Any, pid: int, exitcode: int) -> None:
+        """The child that had this task died."""
+        if self._guard.died_inside(job, pid):
+            self.mark_as_worker_lost(job, exitcode)
+        else:
+            super().on_job_process_lost(job, pid, exitcode)  # type: ignore[misc]
+
+    def mark_as_worker_lost(self, job: Any, exitcode: int) -> None:
+        """The task's result: with what we know, else Celery's own."""
+        if not self._guard.settles(job):
+            super().mark_as_worker_lost(job, exitcode)  # type: ignore[misc]
+
+    def flush(self) -> None:
+        """The connection to the broker is lost."""
+        self._guard.connection_lost()
+        flush = getattr(super(), "flush", None)
+        if flush is not None:
+            flush()
 
 
-class GuardedAsynPool(Seating, AsynPool):  # type: ignore[misc]
+class GuardedAsynPool(Guarded, AsynPool):  # type: ignore[misc]
     """For brokers with an event loop: Redis, RabbitMQ."""
 
     _worker = GuardedAsynWorker
 
 
-class GuardedBlockingPool(Seating, BlockingPool):  # type: ignore[misc]
+class GuardedBlockingPool(Guarded, BlockingPool):  # type: ignore[misc]
     """For the others: the filesystem, SQS and so on."""
 
     _worker = GuardedBlockingWorker
@@ -97,6 +128,8 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
     options: dict[str, Any]
     Pool = GuardedAsynPool
     BlockingPool = GuardedBlockingPool
+    guard: PoolGuard | None = None
+    """Once it has been started."""
 
     def on_start(self) -> None:
         """Before the first child."""
@@ -107,33 +140,21 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         limit = self.app.conf.worker_max_memory_per_child if self.app else None
         if limit:
             log.warning("worker_max_memory_per_child=%s is left alone: it compares a peak that never falls; soft_limit does not", limit)
-        self.supervisor = Supervisor(found.policy, "celery prefork", self.limit, forks=self.forking_enable)
-        if self.supervisor.board is None:
-            log.error("without a scoreboard this node has no memory limits of tasks, no budget, no worker-memory events, no inspect memory")
-        capacity = self.supervisor.capacity
-        self.redelivery = self._redelivery(found.policy)
-        self.options = {
-            **self.options,
-            "oomsafe": self.supervisor,
-            "limits": limits_of(self.app, found.policy, capacity, resolve_limits(found.policy, capacity)[0]),
-            "redelivery": self.redelivery,
-        }
+        self.guard = self._made_guard(found.policy)
+        self.options = {**self.options, "oomsafe": self.guard}
         super().on_start()
 
-    def follow(self, capacity: Capacity, limits: Limits) -> None:
-        """What the kernel allows may have moved."""
-        self.options["limits"].follow(capacity, limits)
-
-    @property
-    def deaths(self) -> Deaths | None:
-        """Of its children; None while there is no pool of ours."""
-        found = getattr(self._pool, "deaths", None)
-        return found if isinstance(found, Deaths) else None
-
-    def look_for_others(self) -> None:
-        """About once a second: has the kernel killed what is no child?"""
-        if self._pool is not None:
-            self._pool.look_for_others()
+    def _made_guard(self, policy: Policy) -> PoolGuard:
+        """Raises ImproperlyConfigured for a task's limit that can't be right."""
+        supervisor = Supervisor(policy, "celery prefork", self.limit, forks=self.forking_enable)
+        if supervisor.board is None:
+            log.error("without a scoreboard this node has no memory limits of tasks, no budget, no worker-memory events, no inspect memory")
+        try:
+            redelivery, capacity = self._redelivery(policy), supervisor.capacity
+            return PoolGuard(supervisor, limits_of(self.app, policy, capacity, resolve_limits(policy, capacity)[0]), redelivery)
+        except Exception:
+            supervisor.close()
+            raise
 
     def _redelivery(self, policy: Policy) -> Redelivery:
         def poison() -> Poison:
@@ -146,18 +167,22 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
 
     def on_stop(self) -> None:
         """A shutdown: a warm one waits here for what runs, a cold one for what it has signalled."""
-        pool = self._pool
-        if pool is not None:
-            pool.begin_to_end()
+        runs = self._pool is not None
+        if self.guard is not None and runs:
+            self.guard.begin_to_end()
         super().on_stop()
-        if pool is not None:
-            pool.end_watch()
-        self.supervisor.close()
+        if self.guard is not None and runs:
+            self.guard.end()
+        self._close()
 
     def on_terminate(self) -> None:
         """One that waits for nothing."""
-        if self._pool is not None:
-            self._pool.begin_to_end()
-            self._pool.end_watch()
+        if self.guard is not None and self._pool is not None:
+            self.guard.begin_to_end()
+            self.guard.end()
         super().on_terminate()
-        self.supervisor.close()
+        self._close()
+
+    def _close(self) -> None:
+        if self.guard is not None:
+            self.guard.supervisor.close()

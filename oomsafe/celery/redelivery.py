@@ -217,7 +217,7 @@ class Redelivery:
             self._poison.forgive(request.id)  # who sends one with this id again means another
 
 
-def request_of(options: dict[str, Any]) -> Any:
+def request_of(options: Mapping[str, Any]) -> Any:
     """Celery's Request, whose methods the pool calls back; None where the work is none of Celery's tasks."""
     request = getattr(options.get("error_callback"), "__self__", None)
     return request if hasattr(request, "delivery_info") and hasattr(request, "task") else None

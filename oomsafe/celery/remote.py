@@ -46,5 +46,5 @@ def memory_recycle(state: Any) -> dict[str, Any]:
 
 
 def _supervisor(state: Any) -> Supervisor | None:
-    found = getattr(state.consumer.pool, "supervisor", None)
+    found = getattr(getattr(state.consumer.pool, "guard", None), "supervisor", None)
     return found if isinstance(found, Supervisor) else None

@@ -104,8 +104,7 @@ class TaskLoop:
         if self.guard is not None:
             self._work = self.guard.meter.begin(f"{name}[{task_id}]".encode("utf-8", "replace"))
             self._work.route = name
-        # job numbers begin with 0, which is no ticket
-        return kind, (job, i, _Contained(function, name, self._tasks, job + 1, task_id), args, kwargs)
+        return kind, (job, i, _Contained(function, name, self._tasks, job, task_id), args, kwargs)
 
 
 class _Contained:

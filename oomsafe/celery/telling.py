@@ -30,7 +30,7 @@ def pool_told(pool: PoolView) -> dict[str, Any]:
 
 def node_told(consumer: Any) -> dict[str, Any]:
     """What the node as a whole holds, in bytes, and whether it has paused; None while it has not looked yet. Who has died for memory."""
-    node, found = getattr(consumer, "oomsafe_node", None), getattr(consumer.pool, "deaths", None)
+    node, found = getattr(consumer, "oomsafe_node", None), getattr(getattr(consumer.pool, "guard", None), "deaths", None)
     deaths = found if isinstance(found, Deaths) else None
     return {
         "working_set": getattr(node, "used", None),

@@ -1,0 +1,256 @@
+"""In MainProcess: what oomsafe does for a prefork pool, whichever of billiard's two it is. The pool hands over to it: see pool.py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from celery.exceptions import TaskRevokedError
+
+from oomsafe.celery.errors import WorkerOutOfMemory, info_of
+from oomsafe.celery.limits import TaskLimits, task_of
+from oomsafe.celery.redelivery import Redelivery, request_of
+from oomsafe.errors import MemoryLimitExceeded
+from oomsafe.log import attempt, failed, log
+from oomsafe.policy.limits import Capacity, Limits
+from oomsafe.policy.text import printable
+from oomsafe.policy.units import format_size
+from oomsafe.policy.verdicts import Verdict
+from oomsafe.scoreboard.seat import Seat
+from oomsafe.supervisor.deaths import Deaths
+from oomsafe.supervisor.supervisor import Supervisor
+from oomsafe.supervisor.watcher import Watcher, WatcherThread
+
+#: Of so many tasks it is told that they ran when the kernel killed something else.
+NAMED = 3
+
+
+class HandedOut(NamedTuple):
+    """What one of billiard's jobs is; kept with it, as its attribute `oomsafe`."""
+
+    request: Any
+    """Celery's Request; None where the work is none of Celery's tasks."""
+    name: str
+    task_id: str
+
+
+class PoolGuard:
+    """Of one pool: its seats, what each task may take, what became of a child, and of the task that it had.
+
+    The number of one of billiard's jobs is its ticket on the scoreboard: pool.py sees to it that no job has 0, which means none there.
+    """
+
+    def __init__(self, supervisor: Supervisor, limits: TaskLimits, redelivery: Redelivery) -> None:
+        self.supervisor = supervisor
+        self.redelivery = redelivery
+        self._limits = limits
+        self._pool: Any = None
+        watcher = None
+        if supervisor.board is not None:
+            watcher = Watcher(
+                supervisor.board, lambda: bool(self.jobs), lambda ticket: ticket in self.jobs, redelivery.lasting, supervisor.policy.dry_run
+            )
+        self._watching = None if watcher is None else WatcherThread(watcher)
+        self.deaths = Deaths(supervisor.board, lambda: supervisor.capacity, watcher)
+        self._seat: Seat | None = None
+        self._children: dict[int, Seat | None] = {}
+        """The seat of each child that has not died, by its pid; None: it has none."""
+        self._ran: set[str] = set()
+        self._then: set[str] = set()
+
+    def attach(self, pool: Any) -> None:
+        """billiard's pool is about to be made."""
+        self._pool = pool
+
+    @property
+    def jobs(self) -> Mapping[int, Any]:
+        """billiard's: all that has been handed out and has no result yet, by number."""
+        jobs: Mapping[int, Any] = self._pool._cache
+        return jobs
+
+    # its children
+
+    def reserve_seat(self) -> None:
+        """A child is about to be started, with what for_child() gives it."""
+        self._seat = attempt("seat", "Celery", lambda: self.supervisor.seat(self.supervisor.reserve()))
+
+    def for_child(self) -> dict[str, Any]:
+        """What GuardedWorker takes besides what billiard's own worker does."""
+        lasting = self.redelivery.says_so and self._watching is not None
+        return {"seat": self._seat, "notes_first": not lasting}
+
+    def started(self, process: Any) -> None:
+        """It has been."""
+        self._children[process.pid] = seat = self._seat
+        if seat is not None:
+            attempt("seat", "Celery", lambda: self.supervisor.born_seat(seat.number, seat.generation, process.pid))
+
+    def resized(self, children: int) -> None:
+        """By `worker --autoscale` or `control pool_grow`: from now on each child has another share, those that are there too."""
+        attempt("the pool's size", "Celery", lambda: self.supervisor.change(children))
+
+    def gone(self, process: Any) -> None:
+        """For each child that billiard has joined, and by Celery for the same child once more: it has died but once."""
+        if process.exitcode is None or process.pid not in self._children:
+            return
+        seat = self._children.pop(process.pid)
+        attempt("the death of a child", "Celery", partial(self._record_death, process, seat))
+        if seat is not None:
+            attempt("release", "Celery", lambda: self.supervisor.release_seat(seat.number, seat.generation))
+
+    def _record_death(self, process: Any, seat: Seat | None) -> None:
+        """While the slot, if it had one, is still its own."""
+        number, generation = (seat.number, seat.generation) if seat is not None else (None, None)
+        death = self.deaths.read(number, generation, pid=process.pid, exitcode=process.exitcode)
+        job = self.jobs.get(death.ticket)
+        # a time limit has given the task its result by now; revoke(terminate) is noted with the child
+        death.explained = bool(death.ticket and job is None) or getattr(process, "_job_terminated", False)
+        if job is not None and not getattr(job, "_accepted", True):
+            # it had begun, and MainProcess has not read so yet: billiard would hand it to another child, where it would run a second time
+            attempt("a task that has begun", "Celery", lambda: job._ack(None, time.monotonic(), process.pid, None))
+        death.work = None if job is None else name_and_id(job)
+        self.deaths.record(death)
+        if not death.is_unexplained_kill:
+            self.redelivery.ended(death.ticket)
+
+    def before_reaping(self) -> None:
+        """billiard is about to join the children that have died."""
+        attempt("the OOM counter", "Celery", self.deaths.counter.read)
+
+    def reaped(self) -> None:
+        """It has joined them."""
+        attempt("the deaths of children", "Celery", self.deaths.settle)
+
+    def report_other_kills(self) -> None:
+        """About once a second: has the kernel killed a process here that is none of the children, as a program that a task runs is?"""
+        before, self._ran = self._ran, {name_and_id(job)[0] for job in list(self.jobs.values())}
+        counter = self.deaths.counter
+        kills = counter.read()
+        if counter.risen:
+            self._then = self._then or before | self._ran
+        others = counter.others() if kills is not None and kills.own else 0
+        if others:
+            log.warning(
+                "the kernel's OOM killer took %d of this cgroup's processes that were no child of this node: programs that a task ran, or "
+                "others in the cgroup; with memory_limit a task is stopped for what its programs hold%s", others,
+                f"; then ran {', '.join(sorted(self._then)[:NAMED])}" if self._then else "",
+            )  # fmt: skip
+        if not counter.risen:
+            self._then = set()
+
+    # its tasks
+
+    def before_handing_out(self, options: Mapping[str, Any]) -> Any:
+        """`options` are those of apply_async(). Returns the Request among them. Raises TaskRevokedError: the task has been given up."""
+        request = request_of(options)
+        if self.redelivery.says_alone and self.jobs:
+            attempt("poison", "Celery", self.redelivery.joined)
+        if is_late(request) and attempt("poison", "Celery", lambda: self.redelivery.is_refused(request)):
+            raise TaskRevokedError(request.id)  # what Celery expects of a task that is not to run
+        return request
+
+    def handed_out(self, job: Any, args: Any, request: Any) -> None:
+        """`args` are those of Celery's tracer: (name, id, the message's headers, ...)."""
+        try:
+            name, task_id, headers = task_of(args)
+            job.oomsafe = HandedOut(request, name, task_id)
+            if is_late(request) or getattr(request and request.task, "retry_on_worker_lost", None):
+                self.redelivery.lone_child = len(self.jobs) == len(self._pool._pool) == 1
+                self.redelivery.handed_out(job._job, request)
+            ceiling = self._limits.of(name, headers)
+            if self._watching is not None:
+                self._watching.watch(job._job, ceiling)
+        except Exception as error:
+            failed("limits", "Celery", error)
+
+    def ended(self, job: int) -> None:
+        """Its child has sent what it returned."""
+        try:
+            self.redelivery.forget(job)
+        except Exception as error:
+            failed("the end of a task", "Celery", error)
+
+    def died_inside(self, job: Any, pid: int) -> bool:
+        """Whether the child died inside of this task: then there is no result on its way that billiard would have to wait for."""
+        death = self.deaths.of(pid)
+        return death is not None and death.ticket == job._job
+
+    def settles(self, job: Any) -> bool:
+        """Whether a task whose child is lost has got its result from here; if not, Celery's own is right."""
+        error = attempt("the death of a child", "Celery", partial(self._why, job))
+        if error is None:
+            attempt("the end of a task", "Celery", lambda: self.redelivery.ended(job._job))
+            return False
+        if isinstance(error, WorkerOutOfMemory) and attempt("poison", "Celery", partial(self._is_given_up, job, error)):
+            job._set(None, (False, None))  # no value: Celery is told nothing more
+            return True
+        if isinstance(error, WorkerOutOfMemory):
+            log.error("%s", error)
+        else:  # what it is made of has room for neither
+            log.error("%s (task id %s, child %s)", error, name_and_id(job)[1], job._worker_pid)
+        job._set(None, (False, info_of(error)))
+        return True
+
+    def runs(self, request: Any) -> bool:
+        """Whether the task of this Request has been handed out and has no result yet."""
+        return any((work := _work_of(job)) is not None and work.request is request for job in list(self.jobs.values()))
+
+    def _is_given_up(self, job: Any, error: Exception) -> bool:
+        work = _work_of(job)
+        return self.redelivery.died(job._job, None if work is None else work.request, str(error))
+
+    def _why(self, job: Any) -> Exception | None:
+        death, (name, task_id) = self.deaths.of(job._worker_pid), name_and_id(job)
+        if death is None or death.ticket not in (0, job._job):
+            return None
+        if death.stopped is not None:
+            return MemoryLimitExceeded(name, death.stopped.used, death.stopped.limit)
+        if not death.is_unexplained_kill:
+            return None
+        self.deaths.judge()
+        death.work = death.work or (name, task_id)  # it was not inside of it, or not any more
+        if death.verdict not in (Verdict.CONFIRMED, Verdict.LIKELY):
+            return None
+        return WorkerOutOfMemory(
+            f"task {name}[{task_id}]: the kernel's OOM killer took its child {death.pid} ({death.verdict.value}): "
+            f"rss {format_size(death.rss)} when last seen, limit {format_size(death.limit)} ({death.whence}); "
+            "raise the limit, or set memory_limit for the task"
+        )
+
+    # its node
+
+    def follow(self, capacity: Capacity, limits: Limits) -> None:
+        """What the kernel allows may have moved: a task's share of it is a share of that, when it is handed out from now on."""
+        attempt("limits of tasks", "Celery", lambda: self._limits.follow(capacity, limits))
+
+    def connection_lost(self) -> None:
+        """What runs goes on, and its messages come again."""
+        attempt("a lost connection", "Celery", self.redelivery.all_ended)
+
+    def begin_to_end(self) -> None:
+        """The node has been told to end. Whoever told it may lose patience, and kill it with what still runs."""
+        attempt("the shutdown", "Celery", self.redelivery.all_ended)
+
+    def end(self) -> None:
+        """The pool is closed."""
+        if self._watching is not None:
+            self._watching.end()
+        self.redelivery.close()
+
+
+def is_late(request: Any) -> bool:
+    """Whether the message of this task is acknowledged when it has ended; None is no task."""
+    return request is not None and bool(request.task.acks_late)
+
+
+def name_and_id(job: Any) -> tuple[str, str]:
+    """Of the task that one of billiard's jobs is, printable and short: both may have been chosen by whoever sent it."""
+    work = _work_of(job)
+    return ("?", "?") if work is None else (printable(work.name), printable(work.task_id))
+
+
+def _work_of(job: Any) -> HandedOut | None:
+    found = getattr(job, "oomsafe", None)
+    return found if isinstance(found, HandedOut) else None
