@@ -6,7 +6,7 @@ celery.signals.worker_process_init.connect(oomsafe.celery.worker_process_init)
 
 Begin with installation.py. In MainProcess run pool.py (the children), node.py and intake.py (the budget), pool_guard.py,
 redelivery.py, poison.py, noting.py, apart.py and given_up.py (what becomes of a task whose child was killed), pool_choice.py, remote.py
-and telling.py. In a child: child.py, task_loop.py, contained.py, meta.py; by_hand.py where MainProcess knows nothing of us. In a node
+and telling.py. In a child: child.py, task_loop.py; stock_child.py where MainProcess knows nothing of us. In a node
 of one process: single.py and solo.py. It may import supervisor, worker and what is below.
 """
 

@@ -1,4 +1,4 @@
-"""A child of our prefork pool: it has a seat in the pool, and its tasks have limits."""
+"""A child of our prefork pool: it has a seat in the pool, its tasks have limits, and their results tell what they took."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 from billiard.pool import Worker as BlockingWorker
 from celery import current_app
 from celery.concurrency.asynpool import Worker as AsynWorker
+from celery.states import READY_STATES
 
-from oomsafe.celery.limits import heed
-from oomsafe.celery.meta import Meta
+from oomsafe.celery.errors import heed
 from oomsafe.celery.poison import Poison
 from oomsafe.celery.task_loop import TaskLoop, nothing
 from oomsafe.errors import SoftMemoryLimitExceeded
+from oomsafe.kernel.process import forget_peak, peak_rss_of
 from oomsafe.log import attempt, failed, log, log_with
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.seat import Seat
@@ -27,8 +28,8 @@ from oomsafe.worker.current import set_guard
 from oomsafe.worker.guard import Guard
 
 
-class Guarded:
-    """What both of billiard's workers have in common here. Everything below runs in the child."""
+class GuardedWorker:
+    """What is overridden in both of billiard's workers."""
 
     def __init__(self, *args: Any, seat: Seat | None = None, notes_first: bool = True, **options: Any) -> None:
         """`notes_first`: note tasks that come for the first time, too: nobody else does."""
@@ -129,11 +130,11 @@ class Guarded:
         heed(self._slot, self._ticket, self._name)
 
 
-class GuardedAsynWorker(Guarded, AsynWorker):  # type: ignore[misc]
+class GuardedAsynWorker(GuardedWorker, AsynWorker):  # type: ignore[misc]
     """Of AsynPool."""
 
 
-class GuardedBlockingWorker(Guarded, BlockingWorker):  # type: ignore[misc]
+class GuardedBlockingWorker(GuardedWorker, BlockingWorker):  # type: ignore[misc]
     """Of billiard's own Pool."""
 
 
@@ -149,3 +150,34 @@ def _has_come_before(args: tuple[Any, ...]) -> bool:
     request = args[2] if len(args) > 2 else None
     info = request.get("delivery_info") if isinstance(request, dict) else None
     return isinstance(info, dict) and bool(info.get("redelivered"))
+
+
+class Meta:
+    """Of one task after the other: ``memory: {"peak_growth": ..., "rss_end": ...}`` in bytes, where ``result_extended`` is on."""
+
+    def __init__(self, app: Any, guard: Guard) -> None:
+        """From here on what the app's result backend stores has it."""
+        self._guard = guard
+        # Celery's own setting compares the peak that would be reset here: where that is set, the peak of one task can't be known
+        self._resets = not app.conf.worker_max_memory_per_child
+        self._before: int | None = None
+        backend, inner = app.backend, app.backend._get_result_meta
+
+        def with_memory(*args: Any, **options: Any) -> Any:
+            meta = inner(*args, **options)
+            if isinstance(meta, dict) and meta.get("status") in READY_STATES:
+                memory = attempt("a result's meta", "Celery", self._memory)
+                return meta if memory is None else {**meta, "memory": memory}
+            return meta
+
+        backend._get_result_meta = with_memory
+
+    def begins(self) -> None:
+        """A task does."""
+        self._before = self._guard.meter.measure() if self._resets and forget_peak() else None
+
+    def _memory(self) -> dict[str, int | None]:
+        rss = self._guard.meter.measure() if self._guard.meter.rss_known else None
+        peak = peak_rss_of(os.getpid())
+        known = self._before is not None and peak is not None
+        return {"peak_growth": max(0, (peak or 0) - (self._before or 0)) if known else None, "rss_end": rss}

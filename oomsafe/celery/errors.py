@@ -1,9 +1,17 @@
-"""Celery's own kinds of errors: this file is only imported where Celery is."""
+"""How a task's failure is made for billiard and Celery, wherever the task runs. Imported only where Celery is."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
+
+from oomsafe.errors import SoftMemoryLimitExceeded, TaskMemoryError
+from oomsafe.policy.text import printable
+
+if TYPE_CHECKING:
+    from oomsafe.scoreboard.slot import Slot
 
 
 class WorkerOutOfMemory(WorkerLostError):  # type: ignore[misc]
@@ -16,3 +24,31 @@ def info_of(error: Exception) -> ExceptionInfo:
         raise error
     except Exception:
         return ExceptionInfo()
+
+
+def memory_error_in(result: Any) -> BaseException | None:
+    """The MemoryError that a tracer has made a failure of, and stored; None: it has not.
+
+    What it returns is (failed, what the task returned or an ExceptionInfo, seconds).
+    """
+    if not isinstance(result, tuple) or not result[0]:
+        return None
+    error = getattr(result[1], "exception", None)
+    error = getattr(error, "exc", error)  # billiard may have it wrapped, to keep its traceback
+    return error if isinstance(error, MemoryError) else None
+
+
+def in_words(name: str, error: BaseException) -> TaskMemoryError:
+    """What may leave the task in place of its MemoryError, which would end the whole node if Celery raised it again (celery#5655).
+
+    Plain text, and no chain: what can't be pickled must not cross either.
+    """
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return TaskMemoryError(f"task {name} ran out of memory: {said}")
+
+
+def heed(slot: Slot | None, ticket: int, name: str) -> None:
+    """In the handler of TELL: raises SoftMemoryLimitExceeded if the task with this ticket, 0: none, is the one that is over its limit."""
+    told = slot.heed_limit(ticket) if slot is not None else None
+    if told is not None:
+        raise SoftMemoryLimitExceeded(printable(name), *told)

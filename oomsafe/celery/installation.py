@@ -76,7 +76,7 @@ def worker_process_init(**_: Any) -> None:
     if is_off(os.environ):
         return
     try:
-        from oomsafe.celery.by_hand import guard_child  # here: who only sends tasks needs none of it
+        from oomsafe.celery.stock_child import guard_child  # here: who only sends tasks needs none of it
 
         guard_child()
     except Exception as error:

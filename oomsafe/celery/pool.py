@@ -17,17 +17,17 @@ from celery.concurrency.asynpool import AsynPool
 
 from oomsafe.celery.child import GuardedAsynWorker, GuardedBlockingWorker
 from oomsafe.celery.installation import installed
-from oomsafe.celery.limits import limits_of
 from oomsafe.celery.poison import Poison
 from oomsafe.celery.pool_guard import PoolGuard
 from oomsafe.celery.redelivery import Redelivery
+from oomsafe.celery.task_limits import limits_of
 from oomsafe.log import attempt, log, log_with
 from oomsafe.policy.limits import resolve_limits
 from oomsafe.policy.settings import Policy
 from oomsafe.supervisor.supervisor import Supervisor
 
 
-class Guarded:
+class GuardedPool:
     """What is overridden in both of billiard's pools. Each method does what billiard does, and hands over to the guard."""
 
     _worker: Any
@@ -110,13 +110,13 @@ class Guarded:
             flush()
 
 
-class GuardedAsynPool(Guarded, AsynPool):  # type: ignore[misc]
+class GuardedAsynPool(GuardedPool, AsynPool):  # type: ignore[misc]
     """For brokers with an event loop: Redis, RabbitMQ."""
 
     _worker = GuardedAsynWorker
 
 
-class GuardedBlockingPool(Guarded, BlockingPool):  # type: ignore[misc]
+class GuardedBlockingPool(GuardedPool, BlockingPool):  # type: ignore[misc]
     """For the others: the filesystem, SQS and so on."""
 
     _worker = GuardedBlockingWorker

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from celery.exceptions import TaskRevokedError
 
 from oomsafe.celery.errors import WorkerOutOfMemory, info_of
-from oomsafe.celery.limits import TaskLimits, task_of
 from oomsafe.celery.redelivery import Redelivery, request_of
+from oomsafe.celery.task_limits import TaskLimits, task_of
 from oomsafe.errors import MemoryLimitExceeded
 from oomsafe.log import attempt, failed, log
 from oomsafe.policy.limits import Capacity, Limits
@@ -77,7 +77,7 @@ class PoolGuard:
         self._seat = attempt("seat", "Celery", lambda: self.supervisor.seat(self.supervisor.reserve()))
 
     def for_child(self) -> dict[str, Any]:
-        """What GuardedWorker takes besides what billiard's own worker does."""
+        """What a GuardedWorker takes besides what billiard's own worker does."""
         lasting = self.redelivery.says_so and self._watching is not None
         return {"seat": self._seat, "notes_first": not lasting}
 

@@ -11,11 +11,10 @@ from celery import bootsteps, signals
 from celery.worker import state as node_state
 from celery.worker.consumer.tasks import Tasks
 
-from oomsafe.celery.contained import in_words, memory_error_in
-from oomsafe.celery.errors import info_of
+from oomsafe.celery.errors import in_words, info_of, memory_error_in
 from oomsafe.celery.installation import installed
-from oomsafe.celery.limits import HARD, SOFT, limits_of
 from oomsafe.celery.solo import SoftLimits
+from oomsafe.celery.task_limits import HARD, SOFT, limits_of
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.log import attempt, log, log_with
 from oomsafe.policy.settings import Policy

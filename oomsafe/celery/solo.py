@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from oomsafe.celery.errors import info_of
-from oomsafe.celery.limits import TaskLimits, heed, task_of
+from oomsafe.celery.errors import heed, info_of
+from oomsafe.celery.task_limits import TaskLimits, task_of
 from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.policy.text import printable
 from oomsafe.scoreboard.board import InHand, Scoreboard

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 
 from billiard.pool import EX_RECYCLE
 
-from oomsafe.celery.contained import in_words, memory_error_in
-from oomsafe.celery.errors import info_of
+from oomsafe.celery.errors import in_words, info_of, memory_error_in
 from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.log import attempt, failed
 from oomsafe.worker.guard import Guard

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from unit.children import in_child
 
-from oomsafe.celery.child import Guarded
+from oomsafe.celery.child import GuardedWorker
 from oomsafe.celery.poison import Poison
 from oomsafe.celery.task_loop import _Contained
 from oomsafe.errors import SoftMemoryLimitExceeded
@@ -27,7 +27,7 @@ class Billiard:
     """What is asked of billiard's worker here."""
 
 
-class Child(Guarded, Billiard):
+class Child(GuardedWorker, Billiard):
     """With a task in hand whose message is still the broker's."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ pytest.importorskip("celery")
 
 from unit.scripted import CGROUP
 
-from oomsafe.celery.pool import Guarded
+from oomsafe.celery.pool import GuardedPool
 from oomsafe.celery.pool_guard import HandedOut, PoolGuard
 from oomsafe.celery.redelivery import Redelivery
 from oomsafe.kernel.oom_kills import Kills
@@ -45,7 +45,7 @@ class Billiard:
         job._set(None, (False, "WorkerLostError"))
 
 
-class Pool(Guarded, Billiard):
+class Pool(GuardedPool, Billiard):
     """One without seats: a child's slot tells nothing."""
 
 

@@ -11,7 +11,7 @@ pytest.importorskip("celery")
 
 from unit.scripted import CGROUP
 
-from oomsafe.celery.limits import TaskLimits
+from oomsafe.celery.task_limits import TaskLimits
 from oomsafe.policy.ceilings import Ceiling
 from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.settings import Policy

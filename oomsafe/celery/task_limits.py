@@ -13,7 +13,7 @@ from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 
-from oomsafe.errors import ConfigError, SoftMemoryLimitExceeded
+from oomsafe.errors import ConfigError
 from oomsafe.log import log, once
 from oomsafe.policy.ceilings import Ceiling, in_order, lowered
 from oomsafe.policy.limits import Capacity, Limits, in_bytes
@@ -21,7 +21,6 @@ from oomsafe.policy.readers import read_hard_limit, read_switch
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
-from oomsafe.scoreboard.slot import Slot
 
 SOFT, HARD, ABSOLUTE = "soft_memory_limit", "memory_limit", "memory_absolute"
 
@@ -116,13 +115,6 @@ def limits_of(app: Any, policy: Policy, capacity: Capacity, limits: Limits) -> T
 def task_of(args: Any) -> tuple[str, str, Mapping[str, Any]]:
     """(name, id, the message's headers) among the arguments of Celery's tracer."""
     return (str(args[0]), str(args[1]), args[2]) if len(args) > 2 and isinstance(args[2], dict) else ("?", "?", {})
-
-
-def heed(slot: Slot | None, ticket: int, name: str) -> None:
-    """In the handler of TELL: raises SoftMemoryLimitExceeded if the task with this ticket, 0: none, is the one that is over its limit."""
-    told = slot.heed_limit(ticket) if slot is not None else None
-    if told is not None:
-        raise SoftMemoryLimitExceeded(printable(name), *told)
 
 
 def _first(field: str, given: Any, conf: Mapping[str, Any], read: Callable[[str, object], Any]) -> Any:

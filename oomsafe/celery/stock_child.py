@@ -10,7 +10,7 @@ from typing import Any
 from billiard.pool import Worker
 from billiard.process import current_process
 
-from oomsafe.celery.child import Guarded
+from oomsafe.celery.child import GuardedWorker
 from oomsafe.celery.task_loop import TaskLoop, nothing
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.process import rss_of, sizes_of
@@ -34,7 +34,7 @@ def guard_child() -> None:
     In a pool whose tasks run in this process there is no such loop: only its score is raised. Raises ConfigError.
     """
     worker = getattr(current_process(), "_target", None)
-    if isinstance(worker, Guarded):
+    if isinstance(worker, GuardedWorker):
         return  # install() has been here
     policy, warnings = load_policy(os.environ, {})
     # its supervisor knows nothing of us: by what ranks it above its parent
