@@ -15,7 +15,7 @@ from celery.concurrency.asynpool import Worker as AsynWorker
 from celery.states import READY_STATES
 
 from oomsafe.celery.errors import heed
-from oomsafe.celery.poison import Poison
+from oomsafe.celery.notes import Notes
 from oomsafe.celery.task_loop import TaskLoop, nothing
 from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.kernel.process import forget_peak, peak_rss_of
@@ -40,7 +40,7 @@ class GuardedWorker:
         self._loop = TaskLoop(self, self._begins)
         self._ticket, self._name, self._late = 0, "", ""
         self._is_late: dict[str, bool] = {}
-        self._poison: Poison | None = None
+        self._notes: Notes | None = None
         self._meta: Meta | None = None
         super().__init__(*args, **options)
 
@@ -92,8 +92,8 @@ class GuardedWorker:
                 late = self._is_late[name] = bool(getattr(current_app.tasks.get(name), "acks_late", False))
             if late and (self._notes_first or self._slot is None or _has_come_before(args)):
                 # its message is still the broker's: should all of this node die now, another will get it
-                self._poison = self._poison or Poison(current_app.backend, os.getppid())
-                self._poison.begins(task_id)
+                self._notes = self._notes or Notes(current_app.backend, os.getppid())
+                self._notes.begins(task_id)
                 self._late = task_id
             if self._meta is not None:
                 self._meta.begins()
@@ -121,8 +121,8 @@ class GuardedWorker:
         if self._ticket and self._slot is not None:
             self._ticket = 0  # from here on it can't be told of its limit
             self._slot.put_down()
-        if self._late and self._poison is not None:
-            (self._poison.ended_well if of_its_own else self._poison.ended)(self._late)
+        if self._late and self._notes is not None:
+            (self._notes.ended_well if of_its_own else self._notes.ended)(self._late)
             self._late = ""
 
     def _told(self, *_: object) -> None:

@@ -15,8 +15,8 @@ from oomsafe.log import log, say_off
 from oomsafe.policy.settings import Policy, is_off, load_policy, misplaced
 
 #: Of a node, and of its consumer; by name: those who only send tasks don't import them.
-WORKER_STEP = "oomsafe.celery.pool_choice:PoolChoice"
-CONSUMER_STEPS = ("oomsafe.celery.node:Node", "oomsafe.celery.single:Single")
+WORKER_STEP = "oomsafe.celery.pool:PoolChoice"
+CONSUMER_STEPS = ("oomsafe.celery.consumer:Node", "oomsafe.celery.single_process:Single")
 
 #: How one gives a setting.
 INSTEAD = "write oomsafe.celery.install(app, {field}=...), or set {variable} in the environment"

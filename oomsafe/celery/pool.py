@@ -1,7 +1,6 @@
 """Celery's prefork pool, its children in a pool of ours: ``worker_pool = "oomsafe.celery.pool:TaskPool"``.
 
-In MainProcess. What is here overrides billiard's and Celery's methods, and hands over to a PoolGuard (pool_guard.py).
-"""
+In MainProcess. What is here overrides billiard's and Celery's methods, and hands over to a PoolGuard (pool_guard.py)."""
 
 from __future__ import annotations
 
@@ -12,18 +11,22 @@ from typing import Any
 
 import billiard.pool
 from billiard.pool import Pool as BlockingPool
+from celery import bootsteps
 from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool
+from celery.worker.components import Pool
 
 from oomsafe.celery.child import GuardedAsynWorker, GuardedBlockingWorker
 from oomsafe.celery.installation import installed
-from oomsafe.celery.poison import Poison
+from oomsafe.celery.notes import Notes
 from oomsafe.celery.pool_guard import PoolGuard
 from oomsafe.celery.redelivery import Redelivery
+from oomsafe.celery.single_process import runs_in_one_process
 from oomsafe.celery.task_limits import limits_of
 from oomsafe.log import attempt, log, log_with
 from oomsafe.policy.limits import resolve_limits
 from oomsafe.policy.settings import Policy
+from oomsafe.policy.text import printable
 from oomsafe.supervisor.supervisor import Supervisor
 
 
@@ -157,13 +160,13 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
             raise
 
     def _redelivery(self, policy: Policy) -> Redelivery:
-        def poison() -> Poison:
-            return Poison(self.app.backend if self.app else None, os.getpid())
+        def notes() -> Notes:
+            return Notes(self.app.backend if self.app else None, os.getpid())
 
-        poison().sweep()
+        notes().sweep()
         # not known: each late message is looked up
         driver = attempt("the broker's kind", "Celery", lambda: str(self.app.connection_for_read().transport.driver_type)) or ""
-        return Redelivery(poison, policy.max_oom_redeliveries, driver, policy.dry_run)
+        return Redelivery(notes, policy.max_oom_redeliveries, driver, policy.dry_run)
 
     def on_stop(self) -> None:
         """A shutdown: a warm one waits here for what runs, a cold one for what it has signalled."""
@@ -186,3 +189,28 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
     def _close(self) -> None:
         if self.guard is not None:
             self.guard.supervisor.close()
+
+
+class PoolChoice(bootsteps.StartStopStep):  # type: ignore[misc]
+    """A step of each node: whatever name the prefork pool was asked for by, it is ours; any other that nothing guards is named in the log.
+
+    Which pool it is is known no sooner: the command line, a keyword of app.Worker() and the conf have their say.
+    """
+
+    name = "oomsafe.PoolChoice"
+    requires = (Pool,)  # so it is created before its pool is, which is when all steps are there
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        if worker.pool_cls is prefork.TaskPool:
+            worker.pool_cls = TaskPool
+
+    def start(self, worker: Any) -> None:
+        """Once, when the node starts, and logs."""
+        if not isinstance(worker.pool, TaskPool) and not runs_in_one_process(worker.pool):
+            kind = type(worker.pool)
+            log.warning(
+                "oomsafe does not guard this node: its pool is %s, so no child is recycled, and memory limits of tasks are off; "
+                "use -P prefork, or derive that pool from oomsafe.celery.pool:TaskPool",
+                printable(f"{kind.__module__}:{kind.__qualname__}"),
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -10,11 +11,13 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
-from oomsafe.celery import poison
-from oomsafe.celery.errors import WorkerOutOfMemory
-from oomsafe.celery.given_up import give_up
-from oomsafe.celery.noting import Noting
-from oomsafe.celery.poison import Poison, Standing
+from celery import signals
+from celery.worker.state import task_ready
+
+from oomsafe.celery import notes
+from oomsafe.celery.errors import WorkerOutOfMemory, info_of
+from oomsafe.celery.notes import Notes, Standing
+from oomsafe.log import attempt, log
 from oomsafe.policy.poison import GROWN, is_poison
 from oomsafe.policy.text import printable
 
@@ -55,17 +58,17 @@ class Redelivery:
     a note and remove it is two round trips, more than a short task takes. What has come before is noted by its child before it runs.
     """
 
-    def __init__(self, make: Callable[[], Poison], allowed: int, driver: str, dry_run: bool) -> None:
-        """`make`: a Poison, for this thread; `driver`: of the broker, as kombu calls its kind."""
-        self._poison = make()
+    def __init__(self, make: Callable[[], Notes], allowed: int, driver: str, dry_run: bool) -> None:
+        """`make`: a Notes, for this thread; `driver`: of the broker, as kombu calls its kind."""
+        self._notes = make()
         self._make = make
         self._allowed = allowed
         self._dry_run = dry_run
         self._late: dict[int, _Late] = {}
-        self._theirs: Poison | None = None
+        self._theirs: Notes | None = None
         self._leasing = threading.Lock()
         self._leased = False
-        self._noting = Noting(self._renew_there, lambda: any(map(_is_noted, list(self._late.values()))))
+        self._notes_thread = NotesThread(self._renew_there, lambda: any(map(_is_noted, list(self._late.values()))))
         self._grown: dict[int, int] = {}
         self._looked_up: dict[int, tuple[Any, Standing]] = {}
         self._waits: dict[str, float] = {}
@@ -81,12 +84,12 @@ class Redelivery:
         """When an acks_late task may be handed out; and for how many seconds at least nothing may be started beside it."""
         if self._dry_run or self._is_first(request):
             return Turn.NOW, 0.0
-        standing = self._poison.again(request.id)
+        standing = self._notes.again(request.id)
         held, now = standing.held, time.monotonic()
         if not is_poison(held.deaths, self._allowed):
             since = self._waits.setdefault(request.id, now)
             # a lease that is good for so long after it was first asked for has been renewed: its node lives
-            if is_poison(held.deaths + held.doubts // 2 + standing.open, self._allowed) and standing.open and now < since + poison.LEASE:
+            if is_poison(held.deaths + held.doubts // 2 + standing.open, self._allowed) and standing.open and now < since + notes.LEASE:
                 return Turn.LATER, 0.0
         self._waits.pop(request.id, None)
         self._looked_up[id(request)] = request, standing
@@ -98,7 +101,7 @@ class Redelivery:
         if self._dry_run or self._is_first(request):
             return False
         _, looked_up = self._looked_up.pop(id(request), (None, None))
-        deaths = (looked_up or self._poison.again(request.id)).held.deaths
+        deaths = (looked_up or self._notes.again(request.id)).held.deaths
         if not is_poison(deaths, self._allowed):
             return False
         self._give_up(request, deaths, "its whole node, while it ran")
@@ -108,12 +111,12 @@ class Redelivery:
         """The next task that is handed out runs alone, and nothing is started beside it until this says otherwise."""
         if alone != self._alone:
             self._alone = alone
-            self._renew(self._poison)  # it stands before anything else begins
+            self._renew(self._notes)  # it stands before anything else begins
 
     def joined(self) -> None:
         """A task is about to be handed out beside another one, and this node says that it runs alone."""
         self._alone = self.lone_child = False
-        self._renew(self._poison)
+        self._renew(self._notes)
 
     def handed_out(self, ticket: int, request: Any) -> None:
         """A task that may come again, to a child."""
@@ -123,7 +126,7 @@ class Redelivery:
             return
         self._late[ticket] = entry = _Late(request.id, self._is_first(request) or not late, retried, late)
         if not entry.first:
-            self._noting.keep()
+            self._notes_thread.keep()
         while len(self._late) > REMEMBERED:
             del self._late[next(iter(self._late))]
 
@@ -133,13 +136,13 @@ class Redelivery:
             late = self._late.get(ticket)
             if late is not None and late.late and late.first and not late.noted:
                 late.noted = True
-                self._noting.submit(partial(self._note, ticket, late.task_id))
+                self._notes_thread.submit(partial(self._note, ticket, late.task_id))
         grown = {ticket: size for ticket, size in growth.items() if size >= GROWN}
         doubled = any(size >= 2 * self._grown.get(ticket, GROWN // 2) for ticket, size in grown.items())
         # what is said of a task is what it had when it was said, until it has doubled
         self._grown = grown if doubled else {ticket: size for ticket, size in self._grown.items() if ticket in grown}
         if doubled and _any_noted(self._late):
-            self._noting.renew()
+            self._notes_thread.renew()
 
     def died(self, ticket: int, request: Any, why: str) -> bool:
         """The kernel has killed it. Returns whether it has been given up; else Celery does with it as it would."""
@@ -147,7 +150,7 @@ class Redelivery:
         if request is None or not comes_again(request.task):
             return False
         # a message that comes for the first time has nothing to do with those before that had the same id
-        deaths = self._poison.died(request.id, anew=self._is_first(request) and not request.request_dict.get("retries"))
+        deaths = self._notes.died(request.id, anew=self._is_first(request) and not request.request_dict.get("retries"))
         if not is_poison(deaths, self._allowed) or self._dry_run:
             return False
         self._give_up(request, deaths, why)
@@ -157,7 +160,7 @@ class Redelivery:
         """Its child is gone, and not for memory: a limit, a revoke, an operator, an error of its own."""
         late = self._late.pop(ticket, None)
         if late is not None and _is_noted(late):
-            self._poison.ended(late.task_id)
+            self._notes.ended(late.task_id)
 
     def all_ended(self) -> None:
         """The connection is lost, or the node ends at once: what comes again comes for that reason."""
@@ -170,13 +173,13 @@ class Redelivery:
         """It has come to its end in its child, which has removed the note that it made."""
         late = self._late.pop(ticket, None)
         if late is not None and (late.noted or (late.first and late.retried)):
-            self._noting.submit(partial(self._forget, late))
+            self._notes_thread.submit(partial(self._forget, late))
 
     def close(self) -> None:
         """No task runs any more, or none is waited for."""
-        self._noting.close()
+        self._notes_thread.close()
         if self._leased:
-            self._poison.gives_up()
+            self._notes.gives_up()
 
     def _is_first(self, request: Any) -> bool:
         return self.says_so and not request.delivery_info.get("redelivered")
@@ -185,11 +188,11 @@ class Redelivery:
         """By task id; of those that are acknowledged early, nobody asks which."""
         return {late.task_id if (late := self._late.get(ticket)) else "": size for ticket, size in self._grown.items()}
 
-    def _renew(self, notes: Poison) -> None:
+    def _renew(self, writer: Notes) -> None:
         with self._leasing:  # the last one to be written is the last one to be thought of
             self._leased = True
             self.says_alone = self._alone or self.lone_child
-            notes.renew(self.says_alone, self._all_grown())
+            writer.renew(self.says_alone, self._all_grown())
 
     def _renew_there(self) -> None:
         """In the thread for notes."""
@@ -214,7 +217,7 @@ class Redelivery:
             f"task {name} is given up: it was killed for memory {deaths} times, max_oom_redeliveries={self._allowed}; last: {last}"
         ))  # fmt: skip
         if not self.says_so:
-            self._poison.forgive(request.id)  # who sends one with this id again means another
+            self._notes.forgive(request.id)  # who sends one with this id again means another
 
 
 def request_of(options: Mapping[str, Any]) -> Any:
@@ -234,3 +237,97 @@ def _is_noted(late: _Late) -> bool:
 
 def _any_noted(late: Mapping[int, _Late]) -> bool:
     return any(map(_is_noted, list(late.values())))
+
+
+class NotesThread:
+    """Writes notes of tasks, so that no task waits for that, and renews this node's lease.
+
+    It is there from the first note on, and sleeps while there is nothing to write and no lease to renew.
+    """
+
+    def __init__(self, renew: Callable[[], object], wanted: Callable[[], bool]) -> None:
+        """`renew` is called in the thread every RENEW seconds while `wanted`, and when told to."""
+        self._renew = renew
+        self._wanted = wanted
+        self._renewed = -notes.RENEW
+        self._todo: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._ended = False
+
+    def submit(self, note: Callable[[], object]) -> None:
+        """Write it soon, after what has been submitted before, and with a lease that is good. From any thread."""
+        if self._ended:
+            return
+        self._todo.put(note)
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="oomsafe-notes", daemon=True)
+            thread.start()  # where no thread can be had now, the next note tries again
+            self._thread = thread
+
+    def renew(self) -> None:
+        """The lease says something new. From any thread."""
+        self.submit(self._now)
+
+    def keep(self) -> None:
+        """The lease is wanted from now on. Nothing but a look at the clock where it is kept already."""
+        if self._is_due():
+            self._renewed = time.monotonic()
+            self.renew()
+
+    def _is_due(self) -> bool:
+        return time.monotonic() >= self._renewed + notes.RENEW
+
+    def close(self) -> None:
+        """Write nothing more; what is being written may yet be."""
+        self._ended = True
+        self._todo.put(None)
+
+    def _run(self) -> None:
+        while not self._ended:
+            pause = self._renewed + notes.RENEW - time.monotonic()
+            # a lease that is due and not wanted is renewed with the next note, or by keep()
+            idle = pause <= 0 and not self._wanted()
+            try:
+                note = self._todo.get(timeout=None if idle else max(0.0, pause))
+            except queue.Empty:
+                if not self._wanted():
+                    continue
+                note = self._now
+            if note is None:
+                return
+            if note != self._now and self._is_due():
+                attempt("renewing a lease", "Celery", self._now)
+            attempt("noting a task", "Celery", note)
+
+    def _now(self) -> None:
+        self._renewed = time.monotonic()
+        self._renew()
+
+
+def give_up(request: Any, error: Exception) -> None:
+    """Fail a task with its reason, and reject its message for good, so that a dead-letter exchange gets it.
+
+    Celery's own Request.on_failure does the same, but for a lost worker it would ask the broker for another run. Each part is tried
+    by itself: a result backend that is down must not keep the message.
+    """
+    log.error("%s", error)
+    info = info_of(error)
+    for what, step in (
+        ("the failure of a task", partial(_record, request, error)),
+        ("the rejection of a message", partial(request.reject, requeue=False)),
+        ("the end of a task", partial(task_ready, request)),
+        ("task_failure", partial(_signal, request, error, info)),
+        ("the event of a task", partial(request.send_event, "task-failed", exception=repr(error), traceback=info.traceback)),
+    ):
+        attempt(what, "Celery", step)
+
+
+def _record(request: Any, error: Exception) -> None:
+    request.task.backend.mark_as_failure(request.id, error, request=request._context, store_result=request.store_errors)
+
+
+def _signal(request: Any, error: Exception, info: Any) -> None:
+    signals.task_failure.send(
+        sender=request.task, task_id=request.id, exception=error, args=request.args, kwargs=request.kwargs,
+        traceback=info.traceback, einfo=info,
+    )  # fmt: skip

@@ -1,13 +1,16 @@
-"""Celery's own ways of looking: ``celery -A proj inspect memory`` and ``celery -A proj control memory_recycle``."""
+"""In MainProcess: ``celery -A proj inspect memory``, ``celery -A proj control memory_recycle``, and what monitors are sent."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from celery.worker.control import control_command, inspect_command
 
-from oomsafe.celery.telling import node_told, pool_told
 from oomsafe.policy.state import State
+from oomsafe.scoreboard.usage import present_rss
+from oomsafe.scoreboard.view import PoolView, WorkerView
+from oomsafe.supervisor.deaths import Death, Deaths
 from oomsafe.supervisor.supervisor import Supervisor
 from oomsafe.worker.guard import Guard
 
@@ -48,3 +51,58 @@ def memory_recycle(state: Any) -> dict[str, Any]:
 def _supervisor(state: Any) -> Supervisor | None:
     found = getattr(getattr(state.consumer.pool, "guard", None), "supervisor", None)
     return found if isinstance(found, Supervisor) else None
+
+
+#: Of so many children it tells, the biggest first.
+MOST = 64
+
+
+def pool_told(pool: PoolView) -> dict[str, Any]:
+    """Its children, its limits, what it has done. Bytes and seconds; None is not known."""
+    children = sorted((_child(worker) for worker in pool.workers), key=lambda child: -(child["rss"] or 0))
+    return {
+        "children": children[:MOST],
+        "children_left_out": max(0, len(children) - MOST),
+        "limit": pool.limit,
+        "others": pool.others,
+        "budget": pool.budget,
+        "tasks": pool.totals.work,
+        "recycles": {reason: count for reason, count in pool.totals.by_reason.items() if count},
+        "reclaimed": pool.totals.reclaimed,
+    }
+
+
+def node_told(consumer: Any) -> dict[str, Any]:
+    """What the node as a whole holds, in bytes, and whether it has paused; None while it has not looked yet. Who has died for memory."""
+    node, found = getattr(consumer, "oomsafe_node", None), getattr(getattr(consumer.pool, "guard", None), "deaths", None)
+    deaths = found if isinstance(found, Deaths) else None
+    return {
+        "working_set": getattr(node, "used", None),
+        "paused": getattr(node, "paused", None),
+        "deaths": deaths.counts if deaths else {},
+        "last_deaths": [_death(death) for death in deaths.last] if deaths else [],
+    }
+
+
+def brief(told: dict[str, Any]) -> dict[str, Any]:
+    """The same, as short as a message that is sent every few seconds should be."""
+    kept = ("pid", "state", "tasks", "rss", "soft", "in_flight")
+    short = {name: figure for name, figure in told.items() if name != "last_deaths"}
+    return {**short, "children": [{name: child[name] for name in kept} for child in told["children"]]}
+
+
+def _death(death: Death) -> dict[str, Any]:
+    name, task_id = death.work or (None, None)
+    return {"at": death.at, "task": name, "id": task_id, "pid": death.pid, "rss": death.rss, "verdict": death.for_memory}
+
+
+def _child(worker: WorkerView) -> dict[str, Any]:
+    figures = {name: figure for name, figure in asdict(worker.figures).items() if name != "in_flight"}
+    # what it has published is as old as the task that it runs
+    figures["rss"] = rss = present_rss(worker)
+    flight = [{"task": work.name, "began": work.began, "rss_then": work.rss, "growth": _growth(rss, work.rss)} for work in worker.in_flight]
+    return {"pid": worker.pid, "state": worker.state.value, "tasks": worker.counters.work, **figures, "in_flight": flight}
+
+
+def _growth(now: int | None, then: int | None) -> int | None:
+    return None if now is None or then is None else now - then

@@ -34,9 +34,9 @@ if "SET_LATE" in os.environ:
     variable, _, text = os.environ["SET_LATE"].partition("=")
     os.environ[variable] = text
 if "LEASE" in os.environ:
-    from oomsafe.celery import poison
+    from oomsafe.celery import notes
 
-    poison.LEASE, poison.RENEW = float(os.environ["LEASE"]), float(os.environ["LEASE"]) / 4
+    notes.LEASE, notes.RENEW = float(os.environ["LEASE"]), float(os.environ["LEASE"]) / 4
 if "BY_HAND" in os.environ:
     from celery.signals import worker_process_init
 

@@ -12,7 +12,7 @@ import pytest
 from unit.children import in_child
 
 from oomsafe.celery.child import GuardedWorker
-from oomsafe.celery.poison import Poison
+from oomsafe.celery.notes import Notes
 from oomsafe.celery.task_loop import _Contained
 from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.policy.settings import Policy
@@ -39,7 +39,7 @@ class Child(GuardedWorker, Billiard):
         assert self._slot is not None
         self._slot.claim()
         self._guard = Guard(Policy(soft_limit="1GiB"))
-        self._poison = Poison(None, os.getpid())
+        self._notes = Notes(None, os.getpid())
         self._is_late = {"proj.late": True}
         signal.signal(TELL, self._told)
 

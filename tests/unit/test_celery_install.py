@@ -13,9 +13,9 @@ from celery.app.base import PendingConfiguration
 from celery.concurrency import prefork, solo, thread
 
 import oomsafe.celery
-from oomsafe.celery.node import Node
+from oomsafe.celery.consumer import Node
 from oomsafe.celery.pool import TaskPool
-from oomsafe.celery.single import runs_in_one_process
+from oomsafe.celery.single_process import runs_in_one_process
 
 CONF = {"broker_url": "memory://", "worker_prefetch_multiplier": 7}
 IN_CAPITALS = {f"CELERY_{name.upper()}": value for name, value in CONF.items()}

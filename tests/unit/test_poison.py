@@ -11,8 +11,8 @@ from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oomsafe.celery import poison
-from oomsafe.celery.poison import Poison
+from oomsafe.celery import notes
+from oomsafe.celery.notes import Notes
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.oom_kills import Kills, boot_id, machine_kills
 from oomsafe.policy.poison import ALONE_FOR, Count, Fate, Run, fate_of, grew, is_poison
@@ -137,9 +137,9 @@ class Machines:
         self.backend = Celery(backend="cache+memory://", set_as_current=False).backend
         self.backend.client.cache.clear()  # one for the whole process
 
-    def node(self, boot: str) -> Poison:
+    def node(self, boot: str) -> Notes:
         """MainProcess on another machine."""
-        made = Poison(self.backend, os.getpid())
+        made = Notes(self.backend, os.getpid())
         made._boot = boot
         return made
 
@@ -161,7 +161,7 @@ def test_a_run_whose_lease_is_renewed_is_no_death(machines: Machines, monkeypatc
     assert third.again("one") == (Count(), 2)
     assert third.again("one") == (Count(), 2)
 
-    monkeypatch.setattr(poison, "LEASE", 0.0)
+    monkeypatch.setattr(notes, "LEASE", 0.0)
 
     assert third.again("one") == (Count(2), 0)
     assert third.again("one") == (Count(2), 0)
@@ -189,7 +189,7 @@ def test_what_had_run_beside_it(machines: Machines, monkeypatch: pytest.MonkeyPa
     first.renew(alone=False, grown={"big": 300 << 20, "": 40 << 20})
     for task in ("big", "small"):
         first.begins(task)
-    monkeypatch.setattr(poison, "LEASE", 0.0)
+    monkeypatch.setattr(notes, "LEASE", 0.0)
 
     assert second.again("big").held == Count(0, 2)
     assert second.again("small").held == Count(0, 1)
@@ -216,14 +216,14 @@ def test_no_two_ids_share_a_count(machines: Machines, ids: tuple[str, str]) -> N
     """However long they are, and whatever a stranger has put into them."""
     node = machines.node("a")
     assert [node.died(ids[0]), node.died(ids[0]), node.died(ids[1]), node.again(ids[0]).held.deaths] == [1, 2, 1, 2]
-    assert all(poison._PLAIN.fullmatch(key.split("-", 2)[2].removeprefix("sha256:")) for key in machines.backend.client.cache)
+    assert all(notes._PLAIN.fullmatch(key.split("-", 2)[2].removeprefix("sha256:")) for key in machines.backend.client.cache)
 
 
 def test_where_no_note_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Neither a backend nor a folder: it is said, and a node still counts the deaths of its own children."""
     monkeypatch.setattr(places, "folders", lambda: iter([str(tmp_path / "not" / "there")]))
     monkeypatch.delenv("OOMSAFE_STATE", raising=False)
-    node = Poison(None, os.getpid())
+    node = Notes(None, os.getpid())
 
     assert [node.died("one"), node.died("one"), node.again("one").held.deaths] == [1, 2, 2]
     assert "it is forgotten with this node" in caplog.text

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from unit.children import in_child
 
-from oomsafe.celery.telling import pool_told
+from oomsafe.celery.remote import pool_told
 from oomsafe.cli.status import as_record, render
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import start_time

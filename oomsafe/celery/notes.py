@@ -66,7 +66,7 @@ class Standing(NamedTuple):
     """Runs of it on nodes that may be gone, which can't be seen from here before their lease has expired."""
 
 
-class Poison:
+class Notes:
     """Of one process; `node` is MainProcess's pid. No method raises."""
 
     def __init__(self, backend: Any, node: int) -> None:
