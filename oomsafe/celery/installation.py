@@ -1,4 +1,4 @@
-"""install(): a Celery app whose nodes are guarded. Also imported by those who only send tasks, so it costs them nothing."""
+"""install(): a Celery app whose nodes are guarded. Those who only send tasks import it too, so it loads nothing of a node."""
 
 from __future__ import annotations
 

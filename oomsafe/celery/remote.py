@@ -1,18 +1,25 @@
-"""In MainProcess: ``celery -A proj inspect memory``, ``celery -A proj control memory_recycle``, and what monitors are sent."""
+"""In MainProcess: ``celery -A proj inspect memory``, ``celery -A proj control memory_recycle``, and what monitors are sent.
+
+Those who only send tasks import it too, for install() makes the commands known: what a node alone needs is imported inside functions.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery.worker.control import control_command, inspect_command
 
 from oomsafe.policy.state import State
-from oomsafe.scoreboard.usage import present_rss
-from oomsafe.scoreboard.view import PoolView, WorkerView
-from oomsafe.supervisor.deaths import Death, Deaths
-from oomsafe.supervisor.supervisor import Supervisor
-from oomsafe.worker.guard import Guard
+
+if TYPE_CHECKING:
+    from oomsafe.celery.pool_guard import PoolGuard
+    from oomsafe.scoreboard.view import PoolView, WorkerView
+    from oomsafe.supervisor.deaths import Death
+    from oomsafe.supervisor.supervisor import Supervisor
+
+#: At most so many children are shown, the biggest first.
+MOST = 64
 
 UNGUARDED = {"error": "the pool of this node is not guarded: call oomsafe.celery.install(app) where the app is made"}
 
@@ -23,7 +30,7 @@ UNSEEN = {"error": "this node could make no scoreboard, so it goes on without: i
 def memory(state: Any) -> dict[str, Any]:
     """The node's children: what they hold, their limits, the task in flight; who died for memory. Bytes and seconds; null is not known."""
     supervisor, guard = _supervisor(state), getattr(state.consumer, "oomsafe_guard", None)
-    if isinstance(guard, Guard):
+    if guard is not None:
         return {**pool_told(guard.pool()), **node_told(state.consumer)}
     if supervisor is None or supervisor.board is None:
         return UNGUARDED if supervisor is None else UNSEEN
@@ -49,12 +56,15 @@ def memory_recycle(state: Any) -> dict[str, Any]:
 
 
 def _supervisor(state: Any) -> Supervisor | None:
-    found = getattr(getattr(state.consumer.pool, "guard", None), "supervisor", None)
-    return found if isinstance(found, Supervisor) else None
+    guard = _guard_of(state.consumer)
+    return None if guard is None else guard.supervisor
 
 
-#: Of so many children it tells, the biggest first.
-MOST = 64
+def _guard_of(consumer: Any) -> PoolGuard | None:
+    from oomsafe.celery.pool_guard import PoolGuard
+
+    found = getattr(consumer.pool, "guard", None)
+    return found if isinstance(found, PoolGuard) else None
 
 
 def pool_told(pool: PoolView) -> dict[str, Any]:
@@ -74,13 +84,12 @@ def pool_told(pool: PoolView) -> dict[str, Any]:
 
 def node_told(consumer: Any) -> dict[str, Any]:
     """What the node as a whole holds, in bytes, and whether it has paused; None while it has not looked yet. Who has died for memory."""
-    node, found = getattr(consumer, "oomsafe_node", None), getattr(getattr(consumer.pool, "guard", None), "deaths", None)
-    deaths = found if isinstance(found, Deaths) else None
+    node, guard = getattr(consumer, "oomsafe_node", None), _guard_of(consumer)
     return {
         "working_set": getattr(node, "used", None),
         "paused": getattr(node, "paused", None),
-        "deaths": deaths.counts if deaths else {},
-        "last_deaths": [_death(death) for death in deaths.last] if deaths else [],
+        "deaths": {} if guard is None else guard.deaths.counts,
+        "last_deaths": [] if guard is None else [_death(death) for death in guard.deaths.last],
     }
 
 
@@ -97,6 +106,8 @@ def _death(death: Death) -> dict[str, Any]:
 
 
 def _child(worker: WorkerView) -> dict[str, Any]:
+    from oomsafe.scoreboard.usage import present_rss
+
     figures = {name: figure for name, figure in asdict(worker.figures).items() if name != "in_flight"}
     # what it has published is as old as the task that it runs
     figures["rss"] = rss = present_rss(worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -83,6 +84,19 @@ def test_install_does_not_end_the_lazy_configuration(app: Celery) -> None:
     assert not read
     assert not app.configured
     assert isinstance(app.conf.maps[1] if len(app.conf.maps) > 1 else app.conf.maps[0], PendingConfiguration)
+
+
+def test_who_only_sends_tasks_loads_nothing_of_a_node() -> None:
+    """No supervisor, no scoreboard, no guard: install() is called in web applications, too."""
+    code = (
+        "import sys, celery, oomsafe.celery; oomsafe.celery.install(celery.Celery('of_a_test')); "
+        "import celery.worker.control as control; assert 'memory' in control.Panel.meta; print(*sys.modules)"
+    )
+
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    loaded = {".".join(name.split(".")[:2]) for name in ran.stdout.split() if name.startswith("oomsafe.")}
+    assert loaded & {"oomsafe.supervisor", "oomsafe.scoreboard", "oomsafe.worker", "oomsafe.kernel"} == set()
 
 
 @pytest.mark.parametrize("pool", ["prefork", "processes", "celery.concurrency.prefork:TaskPool", prefork.TaskPool])
