@@ -23,11 +23,17 @@ from oomsafe.policy.units import format_size
 from oomsafe.scoreboard.view import PoolView, WorkerView
 from oomsafe.supervisor.supervisor import Supervisor
 
-#: Seconds between two looks.
-LOOK_EVERY = 1.0
+#: Seconds between two measurements of the node.
+MEASURE_EVERY = 1.0
 
 #: Seconds between two events for monitors, while events are on.
-TELL_EVERY = 5.0
+SEND_EVERY = 5.0
+
+#: Why the gate may be closed.
+MEMORY, SUSPECTS = "memory", "suspects"
+
+#: Seconds between two checks whether the next suspect may be started.
+RETRY_EVERY = 0.1
 
 
 class Node(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -43,9 +49,9 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
         self._intake = Intake()
         self._fresh: dict[int, int] = {}
         self._timer: Any = None
-        self._tell_at = 0.0
+        self._send_at = 0.0
         self.used: int | None = None
-        """What the node holds as its budget counts it, in bytes, at the last look; None: that can't be told."""
+        """What the node holds as its budget counts it, in bytes, when it was last measured; None: that is not known."""
         consumer.oomsafe_node = self
 
     @property
@@ -56,7 +62,7 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, consumer: Any) -> None:
         """At each connection."""
         self._timer = consumer.timer.call_repeatedly(
-            LOOK_EVERY, lambda: attempt("the look at the node", "Celery", lambda: self._look(consumer))
+            MEASURE_EVERY, lambda: attempt("the look at the node", "Celery", lambda: self._tick(consumer))
         )
 
     def stop(self, consumer: Any) -> None:
@@ -69,7 +75,7 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
 
     shutdown = stop
 
-    def _look(self, consumer: Any) -> None:
+    def _tick(self, consumer: Any) -> None:
         guard: PoolGuard = consumer.pool.guard
         supervisor = guard.supervisor
         if supervisor.board is None:
@@ -81,8 +87,8 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
         guard.follow(supervisor.capacity, limits)
         self._keep_to_budget(supervisor, pool)
         events, now = consumer.event_dispatcher, time.monotonic()
-        if events and events.enabled and now >= self._tell_at:
-            self._tell_at = now + TELL_EVERY
+        if events and events.enabled and now >= self._send_at:
+            self._send_at = now + SEND_EVERY
             events.send("worker-memory", **brief({**pool_told(pool), **node_told(consumer)}))
 
     def _keep_to_budget(self, supervisor: Supervisor, pool: PoolView) -> None:
@@ -129,10 +135,6 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
         return Child(worker.generation, held, self._fresh.get(worker.generation, held), serves, not worker.in_flight)
 
 
-#: Why a gate may be closed.
-MEMORY, SUSPECTS = "memory", "suspects"
-
-
 class Gate:
     """What comes to the node passes here on its way to the pool. Made once, with the consumer.
 
@@ -154,7 +156,7 @@ class Gate:
         units = consumer.on_task_request != self._start
         if not units:
             consumer.on_task_request = self._take
-        self._apart = Apart(consumer, self._start, units, lambda: self.close(reason=SUSPECTS), lambda: self.open(SUSPECTS))
+        self._suspects = Suspects(consumer, self._start, units, lambda: self.close(reason=SUSPECTS), lambda: self.open(SUSPECTS))
         worker._process_task = self._take
 
     @property
@@ -163,7 +165,7 @@ class Gate:
         return bool(self._reasons)
 
     def close(self, line: str | None = None, reason: str = MEMORY) -> None:
-        """Start no more tasks. From any thread, and again at each look. `line` is logged when nothing more comes."""
+        """Start no more tasks. From any thread, and again each time that the node is measured. `line` is logged when nothing more comes."""
         before = reason in self._reasons
         self._reasons.add(reason)
         self._says = line or self._says
@@ -181,7 +183,7 @@ class Gate:
         """The connection has gone, and with it the right to acknowledge what is held: the broker gives it to somebody again."""
         self._held.clear()
         self._reasons.discard(SUSPECTS)
-        attempt("forgetting suspects", "Celery", self._apart.forget)
+        attempt("forgetting suspects", "Celery", self._suspects.forget)
 
     def _turn(self) -> None:
         """In the thread that consumes: a timer fires there if there is an event loop, else that thread may be busy for long."""
@@ -200,7 +202,7 @@ class Gate:
             self._held.append(request)
             return None
         try:
-            if self._apart.keeps(request):
+            if self._suspects.keeps(request):
                 return None
         except Exception as error:
             failed("running suspects apart", "Celery", error)
@@ -221,39 +223,35 @@ class Gate:
             self._take(self._held.popleft())
 
 
-#: Seconds between two looks at whether the next may be started.
-STEP = 0.1
+class Suspects:
+    """Tasks that may have taken a whole node down. They run one at a time, while nothing else runs: then it shows which one it was.
 
-
-class Apart:
-    """Runs tasks that may have taken a whole node down one at a time, while nothing else runs, so that it shows which one did.
-
-    Of one node, and all of it in the thread that consumes.
-
-    A suspect waits here until all else has ended; then it runs alone for a while, and when it lasts longer, others may be
-    started beside it again. Nobody gives up the broker's place in a queue for it: what waits is unacknowledged.
+    All of it runs in the thread that consumes. A suspect waits until every other task has ended. Then it runs by itself for a while; when
+    it lasts longer than that, other tasks may be started beside it again. No message that waits here is acknowledged.
     """
 
     def __init__(
         self, consumer: Any, start: Callable[[Any], Any], units: bool, close: Callable[[], None], open_: Callable[[], None]
     ) -> None:
-        """`start` hands a task to the pool; after `close` it is from here only that any is started, until `open_`.
+        """`start` hands a task to the pool; from `close` to `open_` no task is started but from here.
 
-        `units`: each task comes with one of the node's semaphore.
+        `units`: each task that comes has acquired the node's semaphore.
         """
         self._consumer = consumer
         self._start = start
         self._units = units
         self._close = close
         self._open = open_
-        self._suspects: deque[tuple[Any, float]] = deque()
+        self._next: deque[tuple[Any, float]] = deque()
+        """Each with the seconds that it runs by itself."""
         self._waiting: list[Any] = []
+        """Of which it is not known yet whether their node is gone."""
         self._running: Any = None
         self._until = 0.0
         self._armed = False
 
     def keeps(self, request: Any) -> bool:
-        """Whether this task is kept back, to be started from here."""
+        """Whether this task is kept here, to be started later."""
         if not request.task.acks_late:
             return False
         turn, seconds = self._guard.redelivery.turn(request)
@@ -262,19 +260,19 @@ class Apart:
         if turn is Turn.LATER:
             self._waiting.append(request)
         else:
-            self._suspects.append((request, seconds))
+            self._next.append((request, seconds))
             log.warning(
                 "%s may have taken down the node that it ran on: it waits until all else here has ended, to run alone", _named(request)
             )
         if self._units:
             # not at once: that starts the next, which may be kept as well, and so on
             self._consumer.call_soon(self._consumer.controller._quick_release)
-        self._arm(STEP)
+        self._arm(RETRY_EVERY)
         return True
 
     def forget(self) -> None:
         """The connection has gone: what waits comes again."""
-        self._suspects.clear()
+        self._next.clear()
         self._waiting.clear()
         self._running = None
         self._guard.redelivery.runs_alone(False)
@@ -288,13 +286,13 @@ class Apart:
         if not self._armed:
             self._armed = True
             # a node without an event loop has a thread for its timer
-            self._consumer.timer.call_after(seconds, self._step if self._consumer.hub else lambda: self._consumer.call_soon(self._step))
+            self._consumer.timer.call_after(seconds, self._retry if self._consumer.hub else lambda: self._consumer.call_soon(self._retry))
 
-    def _step(self) -> None:
+    def _retry(self) -> None:
         self._armed = False
         attempt("running suspects apart", "Celery", self._advance)
-        if self._suspects or self._waiting or self._running is not None:
-            self._arm(STEP if self._suspects or self._running is not None else 1.0)
+        if self._next or self._waiting or self._running is not None:
+            self._arm(RETRY_EVERY if self._next or self._running is not None else 1.0)
 
     def _advance(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -305,10 +303,10 @@ class Apart:
             self._guard.redelivery.runs_alone(False)
             if self._units:
                 self._consumer.controller._quick_acquire(_nothing)  # its end has given back a unit that it did not have
-        if self._running is None and self._suspects:
+        if self._running is None and self._next:
             self._close()
             if not self._guard.jobs:
-                self._run(*self._suspects.popleft())
+                self._run(*self._next.popleft())
         elif self._running is None or time.monotonic() >= self._until:
             self._guard.redelivery.runs_alone(False)
             self._open()
