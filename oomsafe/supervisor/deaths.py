@@ -149,7 +149,8 @@ class Deaths:
         except ScoreboardError:  # the slot is another's, or the worker has written over whose it is
             published = None
         measured, death.stopped = self._watcher.forget(generation) if self._watcher is not None else (None, None)
-        death.rss = measured or before or published
+        # of one without work, what it has published is newer: the watcher measures those that have some
+        death.rss = (measured or before or published) if death.ticket else (published or measured)
         return death
 
     def record(self, death: Death) -> None:

@@ -97,10 +97,14 @@ def test_what_a_worker_had_in_hand_is_read_before_its_slot_is_given_away(board: 
     ("live", "rss"), [(lambda slot: slot.publish(Figures(rss=50 * MIB), Counters()), 50 * MIB), (lambda _: None, None)]
 )
 def test_one_without_work(board: Scoreboard, kernel: Kernel, live: Callable[[Slot], None], rss: int | None) -> None:
-    """It held what it had published last; nothing is known of one that had not come so far."""
-    death = read(kernel.deaths(board), *killed(board, live))
-
+    """It held what it has published since its last work; of one that has published nothing yet, what was measured counts, if anything."""
+    slot, pid = killed(board, live)
+    watcher = Watcher(board, lambda: True, lambda _: True)
+    death = read(kernel.deaths(board, watcher), slot, pid)
     assert (death.ticket, death.in_flight, death.rss) == (0, (), rss)
+
+    watcher._measured[slot.generation] = 90 * MIB, 80 * MIB
+    assert read(kernel.deaths(board, watcher), slot, pid).rss == (rss or 90 * MIB)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there are no start times")
