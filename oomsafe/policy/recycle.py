@@ -9,7 +9,7 @@ from typing import NamedTuple
 from oomsafe.policy.limits import Limits
 from oomsafe.policy.reclaim import due
 from oomsafe.policy.settings import Policy
-from oomsafe.policy.trend import Growth
+from oomsafe.policy.trend import SAMPLE_EVERY, Growth
 
 #: A worker that has grown by less than this share of its limit since it came over it does not leak: it needs that much.
 SETTLED = 0.1
@@ -282,6 +282,20 @@ def came_by_a_step(limits: Limits, began_with: int | None, growth: int | None) -
     if limits.early is None or began_with is None or growth is None:
         return False
     return growth >= STEP * (limits.early - began_with)
+
+
+def note_breach(history: History, limits: Limits, used: int | None, growth: int | None, pace: float | None, now: float) -> History:
+    """What a worker that uses so many bytes remembers of its breach: since when it is over its limit, and how it came there.
+
+    `growth` and `pace` are those of its last step, as Trend.step() tells them.
+    """
+    if used is None or limits.early is None or used <= limits.early:
+        return replace(history, breached_since=None, breached_with=None)
+    if history.breached_since is not None:
+        return history
+    step = came_by_a_step(limits, history.ready_with, growth)
+    climbed = pace is None or pace * SAMPLE_EVERY >= limits.early * SETTLED
+    return replace(history, breached_since=now, breached_with=used, breached_by_step=step, climbed=climbed)
 
 
 def within_reach(limits: Limits, baseline: int | None, held: int | None) -> Limits:

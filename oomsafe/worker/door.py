@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import TYPE_CHECKING
 
+from oomsafe.log import once
 from oomsafe.policy.door import WAITS_FOR, Crowd, looks_from, next_door
 from oomsafe.policy.door import Door as State
-from oomsafe.policy.trend import Growth
+from oomsafe.policy.trend import LATELY, Growth
+from oomsafe.policy.units import format_size
 from oomsafe.worker.meter import PUBLISH_EVERY
 from oomsafe.worker.neighbours import Neighbours
 from oomsafe.worker.pressure import SHORT_EVERY, Pressure
@@ -29,6 +32,7 @@ class Door:
         self._state = State()
         self.looks_from: float = sys.maxsize
         """Bytes held from which it is to be looked at."""
+        self._grew_fast_at = float("-inf")
 
     @property
     def shut(self) -> bool:
@@ -56,6 +60,27 @@ class Door:
         room = pressure.room if now - pressure.read_at < PUBLISH_EVERY else self._neighbours.room
         found = looks_from(held, room, self._neighbours.workers or 1)
         self.looks_from = sys.maxsize if found is None else found
+
+    def grew_fast(self, now: float) -> None:
+        """This worker has just grown so fast that it can't wait for another to end."""
+        self._grew_fast_at = now
+
+    def waits_for_reclaim(self, now: float, limit: int | None) -> bool:
+        """Whether new work waits while a worker with this soft limit gives memory back, which takes a tenth of a second.
+
+        What comes meanwhile would take one that has just grown fast far above its limit. That matters where its pool has no room to double.
+        """
+        room = self._pressure.room
+        fast = now - self._grew_fast_at < LATELY
+        return fast and room is not None and room < (limit or 0) * (self._neighbours.workers or 1)
+
+    def say_that_it_waits(self, name: str) -> None:
+        """Once, where new work waits in the worker of this name."""
+        if self.shut:
+            once(
+                "door", logging.INFO, "%s keeps what comes waiting, %.1f s at most, for the memory of a worker that leaves: "
+                "%s are left up to the limit; lower soft_limit, or have fewer workers", name, WAITS_FOR, format_size(self._pressure.room),
+            )  # fmt: skip
 
     def open(self) -> None:
         """The worker leaves: what comes to it yet was promised an answer."""

@@ -15,6 +15,7 @@ from oomsafe.scoreboard.header import Allowed
 from oomsafe.scoreboard.slot import Slot
 
 if TYPE_CHECKING:
+    from oomsafe.scoreboard.view import PoolView
     from oomsafe.worker.siblings import Siblings
 
 #: Seconds after which a supervisor that has not looked gives no orders any more: it is stopped, or gone.
@@ -68,6 +69,12 @@ class Neighbours:
     def others(self) -> Others:
         """What the other workers do; where that can't be seen, there are none."""
         return Others() if self._board is None else self._board.others(self._slot)
+
+    def view(self) -> PoolView:
+        """All of the pool, as it stands on the scoreboard; without one, this worker alone."""
+        from oomsafe.scoreboard.view import view_alone  # here: most workers are never asked
+
+        return self._board.read() if self._board is not None else view_alone(self._slot.copy())
 
     @property
     def room(self) -> int | None:

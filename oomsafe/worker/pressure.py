@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from oomsafe.kernel.capacity import read_capacity
+from oomsafe.log import failed
 from oomsafe.policy.recycle import holds_up, is_out, is_short
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.trend import Growth
@@ -73,11 +74,18 @@ class Pressure:
         self._again = 0.0
 
     def holds_up(self, now: float) -> bool:
-        """Whether what this worker holds while it leaves is what keeps the pool from serving: then it must not wait for what is no work."""
-        if now >= self._holds_up_again:
+        """Whether what this worker holds while it leaves is what keeps the pool from serving: then it must not wait for what is no work.
+
+        False where that can't be told.
+        """
+        if now >= self._holds_up_again and not self._policy.dry_run:
             self._holds_up_again = now + SHORT_EVERY
-            used, budget, _, _ = self._read(now)
-            self._holds_up = holds_up(used, budget, self._growth, self._neighbours.boot, self.fresh)
+            self._holds_up = False
+            try:
+                used, budget, _, _ = self._read(now)
+                self._holds_up = holds_up(used, budget, self._growth, self._neighbours.boot, self.fresh)
+            except Exception as error:
+                failed("looking at the pool", "the server", error)
         return self._holds_up
 
     def _read(self, now: float) -> tuple[int | None, int | None, int | None, int | None]:

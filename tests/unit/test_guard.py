@@ -20,8 +20,7 @@ from oomsafe.policy.recycle import SETTLED_FOR, SETTLED_WORKERS, Order
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.scoreboard.board import Scoreboard
-from oomsafe.worker import door, gauge, pressure, reclaim
-from oomsafe.worker import guard as module
+from oomsafe.worker import door, gauge, pressure, reclaim, report
 from oomsafe.worker.guard import LOOK_AGAIN, Guard
 
 Said = Callable[[], list[str]]
@@ -105,7 +104,7 @@ def test_without_a_way_to_recycle(guarded: Any, clock: Clock, said: Said) -> Non
 def test_reclaims_first(guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What can be given back is given back, and if that is enough the worker serves on."""
     guard, memory = guarded(reclaim=True)
-    monkeypatch.setattr(module, "trim", lambda: memory.be(80 * MIB))
+    monkeypatch.setattr(reclaim, "trim", lambda: memory.be(80 * MIB))
 
     do(guard, memory, 200 * MIB, clock)
 
@@ -116,7 +115,7 @@ def test_reclaims_first(guarded: Any, clock: Clock, recycled: list[str], monkeyp
 def test_reclaims_every_so_often(guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Not at each piece of work: the second breach within ten seconds recycles at once, a later one reclaims again."""
     guard, memory = guarded(reclaim=True)
-    monkeypatch.setattr(module, "trim", lambda: memory.be(80 * MIB))
+    monkeypatch.setattr(reclaim, "trim", lambda: memory.be(80 * MIB))
     do(guard, memory, 200 * MIB, clock)
     clock.go(RECLAIM_EVERY)
     do(guard, memory, 200 * MIB, clock)
@@ -145,7 +144,7 @@ def test_a_futile_reclaim_is_remembered(
     """A worker that can't go and gets nothing back tries again after 20 s, then 40; one that gets something back, every 10."""
     guard, memory = guarded(reclaim=True, min_lifetime=1000)
     tried: list[float] = []
-    monkeypatch.setattr(module, "trim", lambda: (tried.append(round(clock() - began)), memory.be((200 - freed) * MIB)))
+    monkeypatch.setattr(reclaim, "trim", lambda: (tried.append(round(clock() - began)), memory.be((200 - freed) * MIB)))
     began = clock()
 
     for _ in range(7):
@@ -175,7 +174,7 @@ def test_a_reclaim_knows_who_waits(guarded: Any, clock: Clock, monkeypatch: pyte
 def test_a_reclaim_that_takes_long(guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A heap that takes longer to walk than RECLAIM_EVERY is walked once, not for ever."""
     guard, memory = guarded(reclaim=True)
-    monkeypatch.setattr(module, "trim", lambda: clock.go(RECLAIM_EVERY + 1))
+    monkeypatch.setattr(reclaim, "trim", lambda: clock.go(RECLAIM_EVERY + 1))
 
     do(guard, memory, 200 * MIB, clock)
 
@@ -254,7 +253,7 @@ def test_hard_waits_for_nothing(guarded: Any, clock: Clock, recycled: list[str],
 
 def test_dry_run(guarded: Any, clock: Clock, recycled: list[str], said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     """It decides, counts and logs, and does nothing: no call, no flag, no score, no reclaim."""
-    monkeypatch.setattr(module, "trim", lambda: recycled.append("trimmed"))
+    monkeypatch.setattr(reclaim, "trim", lambda: recycled.append("trimmed"))
     guard, memory = guarded(dry_run=True, reclaim=True, draining_oom_score_adj=300)
     score = read_score()
 
@@ -773,7 +772,7 @@ def test_nothing_waits_in_a_worker_that_nobody_can_recycle(guarded: Any, clock: 
     waited: list[bool] = []
     guard, memory = guarded(rss=10 * MIB, alone=True, reclaim=True, budget="100%")
     monkeypatch.setattr(reclaim, "collect", lambda **_: waited.append(guard.meter.crowded))
-    monkeypatch.setattr(module, "trim", lambda: None)
+    monkeypatch.setattr(reclaim, "trim", lambda: None)
 
     for size in (25, 40, 55, 70, 85, 104):
         clock.go(0.25)
@@ -860,7 +859,7 @@ def test_what_fails_once_a_second_keeps_nothing_from_being_decided(
         raise RuntimeError("blocking call")
 
     monkeypatch.setattr(guard._thresholds, "follow", broken)
-    monkeypatch.setattr(module, "read_score", broken)
+    monkeypatch.setattr(report, "read_score", broken)
     for _ in range(3):
         clock.go(1)
         do(guard, memory, 150 * MIB, clock)
