@@ -220,6 +220,11 @@ def as_text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
+def slot_at(number: int) -> int:
+    """Where the slot of this number begins."""
+    return HEADER_SIZE + number * SLOT_SIZE
+
+
 def write(memory: memoryview, at: int, form: struct.Struct, *values: object) -> None:
     """Put `values` into shared memory, each at once: struct.pack_into would show zeros for a moment first."""
     memory[at : at + form.size] = form.pack(*values)

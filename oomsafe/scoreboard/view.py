@@ -161,7 +161,7 @@ def _copies(fetch: Fetch, slots: int, until: float) -> list[tuple[int, bytes]]:
 
 def _take(fetch: Fetch, number: int, copies: dict[int, bytes], asks: bool) -> bool:
     """Copy a slot. False: its worker publishes just now; who was killed at it (if `asks`) does so for ever."""
-    at = layout.HEADER_SIZE + number * layout.SLOT_SIZE
+    at = layout.slot_at(number)
     # before and after, and not from the copy itself: memcpy has an order of its own
     head = fetch(at, layout.SLOT_SEQUENCE_AT + layout.SEQUENCE.size)
     if layout.read_state(head) is State.FREE:

@@ -22,7 +22,7 @@ from unit.children import Child, Line, in_child
 from oomsafe.kernel.process import start_time
 from oomsafe.policy.state import State
 from oomsafe.scoreboard import board as scoreboard
-from oomsafe.scoreboard import layout, view
+from oomsafe.scoreboard import layout, tenants, view
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.layout import Counters
 from oomsafe.scoreboard.slot import Figures, Slot, comm_of
@@ -315,8 +315,8 @@ def test_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     slots = [taken(board) for _ in range(board.slots)]
     assert board.reserve() is None
 
-    later = time.time() + scoreboard.RESERVED_FOR + 1
-    monkeypatch.setattr(scoreboard.time, "time", lambda: later)
+    later = time.time() + tenants.RESERVED_FOR + 1
+    monkeypatch.setattr(tenants.time, "time", lambda: later)
 
     assert board.reserve() is not None
     assert len({slot.number for slot in slots}) == board.slots
@@ -488,6 +488,24 @@ def test_the_supervisor_holds_its_file_again(board: Scoreboard, said: Callable[[
 
     assert (before, after) == (True, False)
     assert len(lines) == (board._named is not None)
+
+
+def test_a_supervisor_that_has_lost_its_memory_does_not_enlarge_the_file_that_names_it(board: Scoreboard) -> None:
+    """Then there are no more slots: the new worker is not seen."""
+    if board._named is None:
+        pytest.skip("the file is the memory")
+    size = os.stat(str(board.path)).st_size
+
+    def lose() -> tuple[bool, int]:
+        board._owner = os.getpid()
+        assert board._named is not None
+        os.close(board._named._fd)
+        board.mend()
+        for _ in range(board.slots):
+            taken(board)
+        return board.reserve() is None, os.stat(str(board.path)).st_size
+
+    assert in_child(lose) == (True, size)
 
 
 def _can_lock(fd: int) -> bool:

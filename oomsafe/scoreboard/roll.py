@@ -1,0 +1,120 @@
+"""The workers of a pool, each as short as can be: for the supervisor's schedule, and for workers that take turns."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from oomsafe.policy.recycle import Order
+from oomsafe.policy.state import State
+from oomsafe.policy.trend import Growth
+from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.header import Header
+from oomsafe.scoreboard.layout import optional, stored
+from oomsafe.scoreboard.slot import Slot, order_of
+from oomsafe.scoreboard.tenants import Tenants
+
+
+class Entry(NamedTuple):
+    """One worker. Sizes in bytes; None is a figure that is not known."""
+
+    number: int
+    generation: int
+    state: State
+    rss: int | None
+    anon: int | None
+    baseline: int | None
+    soft: int | None
+    hard: int | None
+    used: int | None
+    """What the soft limit is compared with."""
+    growth: Growth
+    order: Order
+
+
+class Others(NamedTuple):
+    """How many other workers do what."""
+
+    starting: int = 0
+    serving: int = 0
+    leaving: int = 0
+    """They drain, or are gone in a moment."""
+    turns: int = 1
+    """How many may be away at once."""
+
+
+class Roll:
+    """Of one scoreboard, whose slots are its `tenants`'."""
+
+    def __init__(self, memory: memoryview, header: Header, tenants: Tenants) -> None:
+        self._memory = memory
+        self._header = header
+        self._tenants = tenants
+
+    def call(self) -> list[Entry]:
+        """In the supervisor: every worker that has a slot, with what a schedule needs. One that has died is there until it is released."""
+        entries = []
+        for number in range(self._tenants.slots):
+            tenant = self._tenants.by_number.get(number)
+            state = layout.read_state(self._memory, layout.slot_at(number), unknown=State.STARTING)
+            if tenant is not None and state is not State.FREE and not self._tenants.was_never_born(number):
+                entries.append(self._entry(number, tenant.generation, state))
+        return entries
+
+    def others(self, slot: Slot) -> Others:
+        """The living workers beside `slot`."""
+        self._tenants.learn()
+        starting = serving = leaving = 0
+        for number in range(self._tenants.slots):
+            state = layout.read_state(self._memory, layout.slot_at(number))
+            if state is not State.FREE and number != slot.number and not self._tenants.is_abandoned(number):
+                starting += state is State.STARTING
+                serving += state.serves
+                leaving += state.leaves
+        return Others(starting, serving, leaving, self._header.turns)
+
+    def silent(self, before: float) -> list[tuple[int, int, int]]:
+        """In the supervisor: (slot, pid, start time) of the workers that have published nothing since `before`, seconds since 1970."""
+        found = []
+        for number in self._tenants.by_number:
+            published = layout.FIGURES.unpack_from(self._memory, layout.slot_at(number) + layout.FIGURES_AT)[-1]
+            who = None if published >= before else self._tenants.identity(number)
+            if who is not None and who[0]:
+                found.append((number, who[0], who[1]))
+        return found
+
+    def saw(self, number: int, rss: int, anon: int, *, counts_clean: bool) -> None:
+        """In the supervisor: what the worker of this slot has resident at this moment, and what of it is no file; `counts_clean` is the
+        policy's metric's. What it has grown by since it has published is taken to be its own."""
+        at = layout.slot_at(number)
+        rss_said, anon_said, used = self._said(at)
+        said, now = (rss_said, rss) if counts_clean else (anon_said, anon)
+        used = None if used is None or said is None else max(0, used + now - said)
+        layout.write(self._memory, at + layout.SEEN_AT, layout.SEEN, time.time(), rss, anon, stored(used))
+
+    def give_order(self, number: int, generation: int, order: Order) -> None:
+        """In the supervisor: this worker is to drain, now or when it is over its limit."""
+        if self._tenants.is_of(number, generation):
+            layout.write(self._memory, layout.slot_at(number) + layout.ORDER_AT, layout.ORDER, order)
+
+    def _entry(self, number: int, generation: int, state: State) -> Entry:
+        at = layout.slot_at(number)
+        _, _, baseline, soft, hard, *_, published = layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)
+        paces = layout.NEED.unpack_from(self._memory, at + layout.NEED_AT)[1:]
+        rss, anon, used = layout.seen_since(self._memory, published, at) or self._said(at)
+        return Entry(
+            number=number, generation=generation, state=state, rss=rss, anon=anon, baseline=optional(baseline), soft=optional(soft),
+            hard=optional(hard), used=used, growth=Growth(*(float(max(0, pace)) for pace in paces)),
+            order=order_of(layout.ORDER.unpack_from(self._memory, at + layout.ORDER_AT)[0]),
+        )  # fmt: skip
+
+    def _said(self, at: int) -> tuple[int | None, int | None, int | None]:
+        """(rss, anon, what the soft limit is compared with) by the worker's own word."""
+        rss, *_, published = layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)
+        if not published:  # before, the zeros are no figures
+            return None, None, None
+        (anon, _), (used, *_) = (
+            layout.MORE.unpack_from(self._memory, at + layout.MORE_AT),
+            layout.NEED.unpack_from(self._memory, at + layout.NEED_AT),
+        )
+        return optional(rss), optional(anon), optional(used)
