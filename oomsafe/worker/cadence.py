@@ -18,6 +18,9 @@ ASK_EVERY = 0.1
 #: A worker that will be over its limit within so many seconds, at the pace of the last moment, is measured more often.
 LOOKS_AHEAD = 2.0
 
+#: A worker that grows is measured about so many times until it is over its limit: fewer would not tell who makes it grow.
+LOOKS_LEFT = 12
+
 
 class Cadence:
     """Of one worker; used under its guard's lock."""
@@ -49,8 +52,8 @@ class Cadence:
         return pace is None or (pace > 0 and self._meter.held + pace * LOOKS_AHEAD > self._thresholds.alert)
 
     def _until_over(self, now: float) -> float:
-        """A quarter of the seconds that are left until it is over its limit, as fast as it grows."""
+        """A part of the seconds that are left until it is over its limit, as fast as it grows."""
         if self._trend.pace is None:
             return SAMPLE_EVERY
         burst, left = self._trend.growth(now, self._meter.held).burst, self._thresholds.alert - self._meter.held
-        return max(SHORT_EVERY, left / burst / 4) if burst > 0 else PUBLISH_EVERY
+        return max(SHORT_EVERY, left / burst / LOOKS_LEFT) if burst > 0 else PUBLISH_EVERY

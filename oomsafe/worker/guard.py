@@ -16,7 +16,7 @@ from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.oom_score import raise_score
 from oomsafe.kernel.process import OwnMemory
-from oomsafe.log import failed, log, once
+from oomsafe.log import attempt, failed, log, once
 from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.reclaim import futile_after
@@ -36,8 +36,9 @@ from oomsafe.worker.gauge import Gauge
 from oomsafe.worker.meter import PUBLISH_EVERY, Meter, Work
 from oomsafe.worker.neighbours import Neighbours
 from oomsafe.worker.pressure import SHORT_EVERY, Pressure
-from oomsafe.worker.recycle_line import say_it_stays, why, work_done
+from oomsafe.worker.recycle_line import say_it_stays, why
 from oomsafe.worker.report import Report
+from oomsafe.worker.suspects import Suspects
 from oomsafe.worker.thresholds import Thresholds
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class Guard:
         self._thresholds = Thresholds(self.policy, capacity or read_capacity(), self._gauge, self._neighbours, measure=read_capacity)
         self._history = History(ready_at=time.monotonic())
         self._trend = Trend()
+        self._suspects = Suspects(self.meter)
         self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self._neighbours.view)
         self._door = Door(self._pressure, self._neighbours)
         self._cadence = Cadence(self.meter, self._trend, self._thresholds, self._neighbours, self._door)
@@ -143,6 +145,7 @@ class Guard:
             self._pressure.look(now, Growth())  # what the supervisor has seen may be a second old: as long as a leak takes
         self._take_limits()
         self._history = replace(self._history, ready_with=self.baseline)
+        self._suspects.follow(now)
         self._ready = True  # last: what has failed above is tried again at the next call
         self._look(now)
         if not self._decided:
@@ -250,6 +253,7 @@ class Guard:
             self.meter.measure()
             self._thresholds.follow(now)
             self._trend.add(now, self.meter.held)
+            self._suspects.follow(now)
             self._take_limits()
             self._report.need(now, self._used(now))
         except Exception as error:
@@ -353,7 +357,8 @@ class Guard:
         dry, here = self.policy.dry_run, self._recycle is not None
         doing = "would be recycled (dry run)" if dry else "recycling" if here else "should be recycled, and nothing here can"
         told = why(self.limits, reason, used, self.meter.held, self._history, self._report.asks, now)
-        return f"{self} {doing}: {told}, {work_done(self.meter.counters.work, self._unit, self.meter.largest)}"
+        who = attempt("looking for who made it grow", "the server", self._suspects.line) or ""
+        return f"{self} {doing}: {told}, after {self.meter.counters.work} {self._unit}{who}"
 
     def _take_limits(self) -> None:
         self.meter.limit(self._thresholds.soft)

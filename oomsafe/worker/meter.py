@@ -38,6 +38,9 @@ AT_ONCE = 0.0001
 #: Bytes that file pages and shared memory may grow by together until it is looked at which of them it was, for 5 us.
 WEIGHED_EVERY = 1 << 20
 
+#: Names of work that has no route, of which it is counted how often each came.
+MOST_NAMES = 256
+
 #: Seconds between two publications of a worker's figures.
 PUBLISH_EVERY = 1.0
 
@@ -141,7 +144,13 @@ class Meter:
         self.soft_limit: int | None = None
         """In bytes, as work is told of it; None while there is none. Set by limit()."""
         self.largest = (0, b"")
-        """The most that one piece of work has grown the process by, and its name."""
+        """The most that one piece of work has grown the process by, and its name; not the first of its route."""
+        self.first = (0, b"")
+        """The same of those that were the first of their route here: imports and caches, mostly."""
+        self.warm_up = 0
+        """Bytes that all of those have grown the process by."""
+        self.names: dict[bytes, int] = {}
+        """How many pieces of work there were of each name, of those whose route is not known; never more than MOST_NAMES."""
         self.clock = GrowthClock(self.held)
         self._faults = -1
         # a finalizer or a signal's handler may run while it is held, and end a piece of work in the same thread
@@ -221,6 +230,8 @@ class Meter:
                     self._cells.append(cell)
             if mark is not None:
                 row = self._routes.get(work.route) or self._row(work.route)
+                if work.route is UNMATCHED:
+                    self._note(work.name)
                 if value == mark:
                     row[1] += 1
                 else:
@@ -243,11 +254,22 @@ class Meter:
         """Bytes of anonymous and shared memory at the last look: as kernel.process.held_of() counts."""
         return max(0, self.anon - self.file_dirty)
 
+    def _note(self, name: bytes) -> None:
+        names = self.names
+        if name in names:
+            names[name] += 1
+        elif len(names) < MOST_NAMES and len(name) <= CELL_NAME:
+            names[name] = 1
+
     def _count(self, row: list[int], growth: int, name: bytes) -> None:
+        first = not any(row)
         bucket, grown = 1 + bisect_left(BOUNDS, growth), max(0, growth)  # no call between a read and its write
         row[0] += grown
         row[bucket] += 1
-        if growth > self.largest[0]:
+        if first:
+            self.warm_up += grown
+            self.first = max(self.first, (growth, name))
+        elif growth > self.largest[0]:
             self.largest = (growth, name)
 
     def present(self, work: Work) -> Present | None:

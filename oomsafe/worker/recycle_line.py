@@ -8,8 +8,7 @@ from oomsafe.log import once
 from oomsafe.policy.limits import Limits
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.recycle import History, Reason
-from oomsafe.policy.text import printable
-from oomsafe.policy.units import format_change, format_size
+from oomsafe.policy.units import format_size
 
 
 def why(limits: Limits, reason: Reason, used: int | None, held: int, history: History, asks: bool, now: float) -> str:
@@ -31,13 +30,6 @@ def why(limits: Limits, reason: Reason, used: int | None, held: int, history: Hi
         until = "" if asks or history.asked_at is None else f" until {now - history.asked_at:.1f} s ago"
         return f"{limits.metric} {format_size(used)}, growing towards soft limit {format_size(limits.early)}{jitter}{until}"
     return f"{limits.metric} {format_size(used)} > soft limit {format_size(limits.early)}{jitter} for {seconds:.1f} s"
-
-
-def work_done(done: int, unit: str, largest: tuple[int, bytes]) -> str:
-    """``after 1203 requests; largest growth in one of them: POST /reports (+410 MiB)``."""
-    growth, name = largest
-    most = f"; largest growth in one of them: {printable(name)} ({format_change(growth)})" if growth else ""
-    return f"after {done} {unit}{most}"
 
 
 def say_it_stays(name: str) -> None:

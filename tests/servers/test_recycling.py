@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from clients import Load, Watch
 from needs import need
+from recycling_lines import recycling_line
 from serving import CLASSES, until
 from versions import loses_none
 
@@ -28,10 +29,7 @@ def worker_exit(server, worker):
     worker.log.info("the user's worker_exit: pid %d peak %d in_flight %d", worker.pid, guard.meter.peak_rss, guard.meter.clock.in_flight)
 """
 
-RECYCLING = re.compile(
-    r"worker (?P<pid>\d+) \(slot \d+\) recycling: anon [\d.]+ MiB( >|, growing towards) soft limit [\d.]+ MiB( \(of 80\.0 MiB, jitter\))?"
-    r"( for \d+\.\d s| until \d+\.\d s ago)?, after (?P<work>\d+) requests; largest growth in one of them: GET /leak \(\+[\d.]+ [KM]iB\)"
-)
+RECYCLING = recycling_line(r"80\.0 MiB", "requests", "GET /leak", "GET /leak")
 
 
 @pytest.mark.parametrize("worker_class", CLASSES)

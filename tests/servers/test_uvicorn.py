@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from http.client import HTTPException
 
 import pytest
 from clients import Load, Watch
+from recycling_lines import recycling_line
 from serving import ask, ask_until_the_last, until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as websocket
 
-RECYCLING = re.compile(
-    r"worker \d+ \(slot \d+\) recycling: anon [\d.]+ MiB(; it was over its limit, and its replacement serves"
-    r"| > soft limit [\d.]+ MiB( \(of 130 MiB, jitter\))? for \d+\.\d s), after \d+ requests; "
-    r"largest growth in one of them: GET /leak \(\+[\d.]+ [KM]iB\)"
-)
+RECYCLING = recycling_line("130 MiB", "requests", "GET /leak", "GET /leak")
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

@@ -59,7 +59,7 @@ def test_in_flight(guard: Guard, client: Callable[..., Any]) -> None:
     client("/users/1/")
 
     assert seen == ["GET /users/1/"]
-    assert guard.meter.largest == (2 * MIB, b"GET /users/1/")
+    assert guard.meter.first == (2 * MIB, b"GET /users/1/")
 
 
 @pytest.mark.parametrize(("client", "url"), [(get, "/users/1/"), (async_get, "/coroutines/1/")], ids=["sync", "async"])

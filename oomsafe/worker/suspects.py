@@ -1,0 +1,65 @@
+"""Who made this worker grow: what its work did in each moment is remembered, and a name is given only where it is sure."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from oomsafe.policy.culprit import EXPLAINS, Moments
+from oomsafe.policy.text import printable
+from oomsafe.policy.units import format_change, format_size
+from oomsafe.scoreboard.layout import UNMATCHED
+from oomsafe.worker.meter import MOST_NAMES, Meter
+
+#: Share of a worker's growth that one piece of work must have made to be named for it.
+BALLOON = 0.5
+
+#: What in a path is somebody's, and not the route's: numbers, and long hexadecimal ids.
+_IDS: Final = re.compile(rb"(?<=/)(?:\d+|[0-9a-fA-F-]{16,})(?=/|$)")
+
+
+class Suspects:
+    """Of one worker. Called once a second, and when it ends; work pays nothing."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._moments = Moments()
+        self._ready_with: int | None = None
+        self._apart = 0
+
+    def follow(self, now: float) -> None:
+        """Right after the memory was read. The first call is when the worker begins to serve."""
+        meter = self._meter
+        # the first call of a route imports and fills caches; what comes while nothing is in flight is no call's
+        known = meter.warm_up + meter.clock.background
+        if self._ready_with is None:
+            self._ready_with, self._apart = meter.held, known
+        self._moments.add(now, meter.held, self._calls(), known - self._apart)
+        self._apart = known
+
+    def line(self) -> str:
+        """For the line about its end: ``; GET /leak keeps about 300 KiB a call, 92 % of its growth``; empty where nobody is known."""
+        meter = self._meter
+        grown = meter.held - (self._ready_with or meter.held)
+        if grown > 0 and meter.clock.background >= grown * EXPLAINS:
+            return f"; {format_change(meter.clock.background)} of it while nothing was in flight"
+        culprit = self._moments.culprit()
+        if culprit is not None:
+            each, share = format_size(culprit.each), round(100 * culprit.share)
+            return f"; {printable(culprit.route)} keeps about {each} a call: {share} % of its growth"
+        for (growth, name), what in ((meter.largest, "largest growth in one of them"), (meter.first, "first of its kind here")):
+            if growth and growth >= grown * BALLOON:
+                return f"; {what}: {printable(name)} ({format_change(growth)})"
+        return ""
+
+    def _calls(self) -> dict[str, int]:
+        """By route, or by path where no framework tells the route."""
+        meter = self._meter
+        calls = {route: sum(row[1:]) for route, row in list(meter.counters.routes.items()) if route != UNMATCHED}
+        names = dict(meter.names)
+        if len(names) >= MOST_NAMES:
+            meter.names = dict(sorted(names.items(), key=lambda named: -named[1])[: MOST_NAMES // 2])
+        for name, number in names.items():
+            path = _IDS.sub(b"*", name).decode("utf-8", "replace")
+            calls[path] = calls.get(path, 0) + number
+        return calls
