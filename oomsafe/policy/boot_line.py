@@ -1,4 +1,4 @@
-"""What is said of the limits in force when a pool boots, or a process that is one by itself."""
+"""The text of the line that states the limits in force, logged when a pool or a single process boots."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from oomsafe.policy.units import format_size
 
 
 def limits_in_force(policy: Policy, limits: Limits, capacity: Capacity, each: str = "") -> str:
-    """``soft limit 300 MiB, hard limit 500 MiB, budget 461 MiB of 512 MiB (cgroup v2 /a)``: where they come from, too."""
+    """``soft limit 300 MiB, hard limit 500 MiB, budget 461 MiB of 512 MiB (cgroup v2 /a)``, with where the limits come from."""
     metric = "" if limits.metric == "anon" else f" of {limits.metric}"
     auto = f"{metric} (auto)" if policy.soft_limit == "auto" else metric
     hard = "" if limits.hard is None else f", hard limit {format_size(limits.hard)}"
@@ -17,5 +17,5 @@ def limits_in_force(policy: Policy, limits: Limits, capacity: Capacity, each: st
 
 
 def dry(policy: Policy) -> str:
-    """What a line ends with where nothing is done."""
+    """The end of a line in a dry run; empty otherwise."""
     return "; dry run: nothing will be done" if policy.dry_run else ""

@@ -1,4 +1,4 @@
-"""What one piece of work may take while it runs: when it is told, when it is stopped, and when to look next."""
+"""The limits of one piece of work while it runs: when to warn it, when to stop it, and when to check it next."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import NamedTuple
 
 from oomsafe.policy.units import GIB
 
-#: Bytes a second that any work is taken to be able to grow by, however still it was: plain memset reaches it.
+#: Bytes a second that any work may suddenly grow by, however quiet it was: plain memset reaches it.
 SUDDEN = 2 * GIB
 
-#: Seconds between two looks: the most, and the least, which costs a hundredth of one processor for as long as work is just below its limit.
+#: Seconds between two checks, at most and at least. The least costs 1 % of one processor while work stays just below its limit.
 SELDOM, OFTEN = 0.1, 0.004
 
 
 class Ceiling(NamedTuple):
-    """The limits of one piece of work in bytes; None means that this one does not apply."""
+    """The limits of one piece of work in bytes; None means no such limit."""
 
     soft: int | None = None
-    """Above it the work is told, once, and may end by itself."""
+    """Above it the work is warned, once, and may end by itself."""
     hard: int | None = None
     """Above it the work is stopped."""
     absolute: bool = False
-    """Whether both are compared with all that the process holds, and not with what it has grown by since the work began."""
+    """Compare both limits with all that the process holds, and not with what it has grown by since the work began."""
 
 
 class Step(Enum):
@@ -34,21 +34,21 @@ class Step(Enum):
 
 
 class Look(NamedTuple):
-    """What to do with work that was looked at."""
+    """The result of one check: what to do with the work."""
 
     step: Step
     used: int
     """Bytes, as the limits count them."""
     limit: int | None
-    """The one that it is over; None while it is over none that it has not been told of."""
+    """The limit that the work is over; None if it is over none, or only over the soft limit that it was warned about."""
     again: float
-    """Seconds until the next look."""
+    """Seconds until the next check."""
 
 
 def judge(ceiling: Ceiling, before: int, held: int, speed: float, told: bool) -> Look:
-    """One look at work that began when its process held `before` bytes, and now holds `held`.
+    """Check work that began when its process held `before` bytes; the process now holds `held` bytes.
 
-    `speed` is what it grew by since the last look, in bytes a second; `told`, whether its soft limit is behind it.
+    `speed` is its growth since the last check in bytes a second; `told` is whether it was already warned about its soft limit.
     """
     used = held if ceiling.absolute else max(0, held - before)
     if ceiling.hard is not None and used > ceiling.hard:
@@ -60,20 +60,20 @@ def judge(ceiling: Ceiling, before: int, held: int, speed: float, told: bool) ->
 
 
 def next_look(headroom: int, speed: float) -> float:
-    """Seconds until work with so many bytes left, growing by `speed` bytes a second, must be looked at.
+    """Seconds until the next check of work that has `headroom` bytes left and grows by `speed` bytes a second.
 
-    In half the time that it would need at twice its speed, for a look that comes too late can't be made up for.
+    This is half the time that it would need at twice its speed, because nothing makes up for a check that comes too late.
     """
     return min(SELDOM, max(OFTEN, headroom / (2 * max(2 * speed, SUDDEN))))
 
 
 def lowered(own: Ceiling, asked: Ceiling) -> Ceiling:
-    """`own`, each limit of it at most what was asked for: who asks may take less, never more."""
+    """`own` with each limit lowered to what was asked for: a caller may ask for less, never for more."""
     return Ceiling(_least(own.soft, asked.soft), _least(own.hard, asked.hard), own.absolute)
 
 
 def in_order(ceiling: Ceiling) -> Ceiling:
-    """The same, without a soft limit that would never be met before the hard one."""
+    """`ceiling` without its soft limit, if that would never be reached before the hard one."""
     never = ceiling.soft is not None and ceiling.hard is not None and ceiling.soft >= ceiling.hard
     return ceiling._replace(soft=None) if never else ceiling
 

@@ -1,6 +1,6 @@
-"""Whether a worker keeps new work waiting for the memory that another is about to give back. Pure.
+"""Whether a worker makes new work wait for the memory that another worker is about to give back. Pure.
 
-A pool that leaks at full speed fills what is left of its limit within a tenth of a second; a worker that drains takes longer to be gone.
+A pool that leaks at full speed fills the rest of its limit within a tenth of a second; a draining worker takes longer to be gone.
 """
 
 from __future__ import annotations
@@ -11,58 +11,58 @@ from oomsafe.policy.recycle import outruns
 from oomsafe.policy.trend import Growth
 from oomsafe.policy.units import MIB
 
-#: Seconds that work waits at most, and that a door stays shut: less than the one second that Kubernetes gives a probe.
+#: The most seconds that work waits, and that a door stays shut: less than the one second that Kubernetes gives a probe.
 WAITS_FOR = 0.8
 
-#: Seconds for which a door that has waited in vain stays open, whatever comes: room that comes and goes is no reason to wait over and over.
+#: Seconds for which a door that waited in vain stays open, whatever happens: fluctuating room must not make work wait again and again.
 RESTS_FOR = 10.0
 
-#: A worker looks at the room that is left after it has grown by this share of its part in it, and by so many bytes at the latest: to
-#: touch them takes the kernel twenty times as long as the look.
+#: A worker checks the remaining room after it has grown by this share of its part of it, or by this many bytes, whichever is less:
+#: touching these bytes takes the kernel twenty times as long as the check.
 LOOKS_AFTER, AT_THE_LATEST = 0.5, 16 * MIB
 
-#: Bytes that a worker takes at most while it ends: 5 to 6 MiB were seen, of a server's own shutting down.
+#: The most bytes that a worker takes while it ends: servers' own shutdown code was measured to take 5 to 6 MiB.
 ENDING_TAKES = 8 * MIB
 
-#: Seconds within which a door is shut once there is no room: between two looks, and until what has passed it is done.
+#: Seconds within which a door takes effect once there is no room: the time between two checks, and for work already inside to finish.
 SHUTS_WITHIN = 0.05
 
-#: A worker that is above its soft limit by this share, and grows fast, lets work wait for the one that takes its place.
+#: A worker that is above its soft limit by this share, and grows fast, makes work wait for its replacement.
 ABOVE = 0.05
 
 
 class Door(NamedTuple):
-    """One worker's. Times in seconds, on the clock of `now`."""
+    """One worker's door. Times in seconds, on the clock of `now`."""
 
     shut_at: float | None = None
     """Since when new work waits; None: it does not."""
     growth: Growth = Growth()
-    """How fast it grew at most since that began: who waits does not grow."""
+    """The fastest growth since then, because a worker whose work waits does not grow."""
     spent_at: float | None = None
-    """When it had waited as long as it may, and what it waited for had not come."""
+    """When the door had been shut for as long as allowed, in vain; None: it has not."""
 
 
 class Crowd(NamedTuple):
-    """What there is to know of the pool's memory, and of the others."""
+    """The pool's memory, and its other workers."""
 
     room: int | None = None
-    """Bytes up to the kernel's limit; None where that is not known."""
+    """Bytes left up to the kernel's limit; None: not known."""
     full: bool = False
     """The budget does not hold one more worker that grows as this one does."""
     serving: int = 1
-    """How many workers take work, this one included."""
+    """How many workers take work, including this one."""
     leaving: int = 0
     """How many others drain or leave."""
     starting: int = 0
     """How many others boot."""
     fresh: int = 0
-    """What one of those needs, in bytes."""
+    """What a booting worker needs, in bytes."""
 
 
 def next_door(door: Door, crowd: Crowd, limit: int | None, used: int, growth: Growth, now: float) -> Door:
-    """What becomes of the door of a worker that uses so many bytes of this soft limit; None: it has none.
+    """The next door of a worker that uses `used` bytes; `limit` is its soft limit (None: it has none).
 
-    While nobody leaves, and nobody boots, nothing would come of waiting.
+    While no other worker leaves or boots, waiting would be pointless.
     """
     growth = growth.at_least(door.growth)
     soon = growth.burst * max(1, crowd.serving) * SHUTS_WITHIN + crowd.starting * crowd.fresh + crowd.leaving * ENDING_TAKES
@@ -78,5 +78,5 @@ def next_door(door: Door, crowd: Crowd, limit: int | None, used: int, growth: Gr
 
 
 def looks_from(held: int, room: int | None, workers: int) -> int | None:
-    """Bytes held from which a worker looks again at the `room` that its pool has; None where that is not known."""
+    """Bytes held at which a worker checks its pool's `room` again, given that it holds `held` now; None if `room` is not known."""
     return None if room is None else held + min(AT_THE_LATEST, int(max(0, room) * LOOKS_AFTER / max(1, workers)))

@@ -1,7 +1,7 @@
-"""What one piece of work made its process grow by, when others were in flight beside it.
+"""How much one piece of work made its process grow while others were in flight.
 
-With n pieces in flight nobody can say which of them made the process grow, so each gets an equal
-share. Adding up shares one by one would cost O(n) at every event; a clock makes it O(1): at each
+With n pieces in flight it is unknown which of them made the process grow, so each gets an equal
+share. Adding up the shares would cost O(n) at every event; a clock makes it O(1): at each
 begin and end, the growth since the last event, divided by the number in flight, is added to the
 clock. A piece of work's share is the clock at its end minus the clock at its begin. Nothing is lost:
 the shares and the background add up to the whole growth.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 
 class GrowthClock:
-    """Bytes that one more piece of work, in flight since ever, would have grown by. Callers serialise."""
+    """The growth in bytes of an imaginary piece of work that was always in flight. Callers must serialise their calls."""
 
     __slots__ = ("background", "in_flight", "last", "value")
 
@@ -23,7 +23,7 @@ class GrowthClock:
         """Growth in bytes while nothing was in flight."""
 
     def advance(self, rss: int) -> None:
-        """Take in a new measurement, in bytes, before the number in flight changes."""
+        """Add a new measurement, in bytes. Call it before the number in flight changes."""
         growth = rss - self.last
         if not growth:
             return

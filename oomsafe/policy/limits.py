@@ -1,4 +1,4 @@
-"""A Policy and what the kernel allows, made into limits in bytes."""
+"""Limits in bytes, from a Policy and what the kernel allows."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from oomsafe.policy.readers import Metric
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.units import Percent, Size, format_size
 
-#: Where a soft limit is put below a hard one when the machine's size has turned their order round.
+#: A soft limit that is above the hard limit on this machine is lowered to this share of the hard limit.
 BELOW_HARD = 0.9
 
-#: What each metric is without what a worker shares with a preloading supervisor.
+#: For a metric that counts memory shared with a preloading supervisor, the one that does not.
 OWN: dict[Metric, Metric] = {"anon": "private", "rss": "uss"}
 
 
-#: Two levels whose headrooms differ by less than this share of their limit are as tight as each other: they are read one after the other.
+#: Two levels whose headrooms differ by less than this share of their limit count as equally tight:
+#: they are read at different moments.
 AS_TIGHT = 1 / 64
 
 
 class Kind(Enum):
-    """Of what limits a pool's memory."""
+    """The kind of limit on a pool's memory."""
 
     CGROUP = "cgroup"
     HIDDEN = "hidden"
@@ -32,15 +33,15 @@ class Kind(Enum):
 
 
 class Source(NamedTuple):
-    """Where a limit stands; as text, what logs and `oomsafe status` call it."""
+    """Where a limit comes from; str() gives its name in logs and `oomsafe status`."""
 
     kind: Kind
     path: str = ""
-    """The cgroup's folder; of a hidden one, that of the highest which can be seen."""
+    """The cgroup's folder; for a hidden cgroup, that of the highest visible one."""
     version: int = 0
-    """Of the cgroup's hierarchy."""
+    """The version of the cgroup hierarchy, 1 or 2."""
     file: str = ""
-    """The file that has the limit, where it is not the one that everybody expects."""
+    """The file with the limit, if it is not the usual one."""
 
     def __str__(self) -> str:
         if self.kind is Kind.MACHINE:
@@ -50,70 +51,70 @@ class Source(NamedTuple):
         return f"{self.file and f'{self.file} of '}cgroup v{self.version} {self.path}"
 
 
-#: Of a pool that nothing tighter limits.
+#: The source for a pool that nothing tighter limits.
 MACHINE = Source(Kind.MACHINE)
 
 
 class Level(NamedTuple):
-    """A limit that holds for a pool: its cgroup's, an ancestor's, or the machine's memory. In bytes."""
+    """A limit that applies to a pool: its cgroup's, an ancestor's, or the machine's memory. In bytes."""
 
     limit: int
     source: Source
     used: int | None
-    """The working set of all that lives below it, the pool and others; None where it can't be read."""
+    """The working set of everything below this limit, the pool and others; None if it can't be read."""
     droppable: int = 0
-    """Of that, what the kernel drops before it kills."""
+    """The part of `used` that the kernel drops before it kills."""
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the kernel allows a pool, at the level that leaves it least. Sizes in bytes; None is a figure that could not be had."""
+    """What the kernel allows a pool, at the level that leaves it least. Sizes in bytes; None is a figure that is not known."""
 
     limit: int | None
-    """That of the level whose limit less its use is the smallest."""
+    """The limit of the level whose limit less its use is the smallest."""
     source: Source
-    """Which level that is."""
+    """That level."""
     working_set: int | None = None
-    """What is in use below that limit and can't be dropped (usage - inactive_file), by the pool and by others."""
+    """What the pool and others use below that limit (usage - inactive_file)."""
     supervisor_rss: int | None = None
-    """None also where there is no supervisor."""
+    """None also if there is no supervisor."""
     workers: int = 1
     beside: int = 0
-    """Workers of another pool that lives on the same budget."""
+    """Workers of another pool that shares the budget."""
     others: int | None = None
-    """What is in use below that limit by others than the pool."""
+    """What processes outside the pool use below that limit."""
     smallest: int | None = None
-    """The smallest limit of all levels, whoever uses what; None: `limit` is."""
+    """The smallest limit of all levels, regardless of use; None: it is `limit`."""
     unseen: str = ""
-    """What can't be known of all this, for the log; empty for nothing."""
+    """What can't be known about these figures, for the log; empty if everything is known."""
     droppable: int = 0
-    """Of the working set, page cache: it is in use, and yet the kernel drops it before it kills."""
+    """The part of the working set that is page cache: in use, and yet the kernel drops it before it kills."""
     supervisor_held: int | None = None
-    """Its rss without file pages; None: not known."""
+    """The supervisor's rss without file pages; None: not known."""
 
     @property
     def supervisor(self) -> int | None:
-        """What the supervisor has that counts: clean file pages the kernel drops."""
+        """What counts of the supervisor's memory: not file pages, if these are known, because the kernel drops clean ones."""
         return self.supervisor_rss if self.supervisor_held is None else self.supervisor_held
 
     @property
     def undroppable(self) -> int | None:
-        """What is in use that the kernel can't drop: when this meets the limit, it kills."""
+        """What is in use and can't be dropped: when this reaches the limit, the kernel kills."""
         return None if self.working_set is None else max(0, self.working_set - self.droppable)
 
     @property
     def room(self) -> int | None:
-        """What the pool may hold in all until the kernel's limit is met."""
+        """What the whole pool may hold before it hits the kernel's limit."""
         return None if self.limit is None else max(0, self.limit - (self.others or 0))
 
     @property
     def held(self) -> int | None:
-        """What the pool holds of it, in the measure of `room`."""
+        """What the pool holds, to be compared with `room`."""
         return None if self.working_set is None else max(0, self.working_set - (self.others or 0))
 
     @property
     def whence(self) -> str:
-        """Where the limit comes from, what others use of it, and what of that is not known: for the log."""
+        """For the log: where the limit comes from, what others use of it, and what is not known."""
         used = ""
         if self.others and self.limit and self.others > self.limit * AS_TIGHT:
             used = f", others use {format_size(self.others)}"
@@ -121,31 +122,31 @@ class Capacity:
 
     @property
     def effective(self) -> int | None:
-        """The effective limit: what no process of the pool could ever have more than."""
+        """The effective limit: no process of the pool can ever hold more than this."""
         return self.limit if self.smallest is None else self.smallest
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of one worker in bytes; None means that this one does not apply."""
+    """The limits of one worker in bytes; None means no such limit."""
 
     soft: int | None
-    """Above it the worker is recycled."""
+    """The soft limit before jitter."""
     hard: int | None = None
     budget: int | None = None
-    """The pool's: what itself may hold."""
+    """What the whole pool may hold."""
     early: int | None = None
-    """This worker's own soft limit, lowered by its share of jitter: from here it asks for its turn."""
+    """This worker's own soft limit, lowered by its share of jitter: above it the worker asks to be recycled."""
     metric: Metric = "anon"
-    """What `soft` and `early` are compared with; `hard` is compared with rss where that counts clean file pages, else with anon."""
+    """What `soft` and `early` are compared with; `hard` is compared with rss if this counts clean file pages, else with anon."""
 
 
 def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0) -> tuple[Limits, list[str]]:
-    """Limits for one worker, and warnings to log: what depends on the machine never stops a start.
+    """The limits for one worker, and warnings to log: a problem that depends on the machine never stops a start.
 
     `jitter_share` is the worker's own random number, 0 <= jitter_share <= 1.
-    A limit that the machine can't reach is replaced by auto; without any capacity, auto and
-    percentages have nothing to be a share of, and are None.
+    A soft limit that the machine can't reach is replaced by auto. If no limit is known, auto and
+    percentages can't be computed, and are None.
     """
     warnings: list[str] = []
     budget, effective = _budget(policy, capacity, warnings), capacity.effective
@@ -169,9 +170,9 @@ def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0
 
 
 def tightest(levels: Sequence[Level], own: int) -> Level | None:
-    """The level with the smallest headroom, the nearest of those that are as tight; None of none.
+    """The level with the smallest headroom; of several that are equally tight, the nearest to the pool. None if there are no levels.
 
-    Where the use of one can't be read, it is taken to be the pool's `own`.
+    If the use of a level can't be read, the pool's `own` is used instead.
     """
 
     def headroom(level: Level) -> int:
@@ -182,19 +183,19 @@ def tightest(levels: Sequence[Level], own: int) -> Level | None:
 
 
 def in_bytes(size: Size | None, total: int | None) -> int | None:
-    """A size that may be a share of `total`, in bytes; None for none, and for a share of what is not known."""
+    """`size` in bytes; a percentage is of `total`. None if `size` is None, or if it is a percentage and `total` is not known."""
     return None if size is None else _bytes(size, total)
 
 
 def turns(policy: Policy, workers: int) -> int:
-    """How many of `workers` may be recycling at once: at least 1, else none ever could."""
+    """How many of `workers` may recycle at once: at least 1, or no worker ever could."""
     if isinstance(policy.max_unavailable, Percent):
         return max(1, policy.max_unavailable.of(workers))
     return policy.max_unavailable
 
 
 def _budget(policy: Policy, capacity: Capacity, warnings: list[str]) -> int | None:
-    """What the pool itself may hold: a share of what others leave it, or bytes that are not above that."""
+    """What the pool itself may hold: a share of what others leave it, or a number of bytes up to that."""
     budget, room = _bytes(policy.budget, capacity.room), capacity.room
     if budget is None or room is None or budget <= room:
         return budget
@@ -204,7 +205,7 @@ def _budget(policy: Policy, capacity: Capacity, warnings: list[str]) -> int | No
 
 
 def _soft_limit(policy: Policy, capacity: Capacity, budget: int | None, warnings: list[str]) -> tuple[int | None, Metric]:
-    # an equal share is one of a worker's own memory: what it shares with a preloading supervisor is the supervisor's
+    # an equal share applies to a worker's own memory: what it shares with a preloading supervisor counts as the supervisor's
     own: Metric = OWN.get(policy.metric, policy.metric)
     if policy.soft_limit == "auto":
         return _auto(capacity, budget, warnings), own

@@ -1,4 +1,4 @@
-"""Which runs that never came to their end count as deaths for memory, whom they are held against, and how many are enough."""
+"""Which unfinished runs count as deaths for memory, against which task they count, and how many make it poison."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple
 
-#: Bytes by which a task must have grown to be the likeliest to have taken its whole node down.
+#: Bytes by which a task must have grown to be a prime suspect for the death of its whole node.
 GROWN = 32 << 20
 
-#: Seconds for which a suspect runs alone at least, should it last so long.
+#: The least seconds for which a suspect runs alone, if it lasts that long.
 ALONE_FOR = 60.0
 
-#: So often that time is doubled at most.
+#: How many times that period is doubled at most.
 DOUBLED = 10
 
 
 class Run(NamedTuple):
-    """What is noted before a run begins: where, and how often that machine's kernel had killed for memory until then."""
+    """What is noted before a run begins: the machine, and how many OOM kills its kernel had counted by then."""
 
     boot: str
-    """Which boot of which machine; empty where it is not known."""
+    """The machine's boot id; empty if it is not known."""
     kills: int | None
-    """By the whole machine's counter; None where it can't be read."""
+    """The whole machine's counter; None if it can't be read."""
 
 
 class Fate(Enum):
-    """What has become of a run that has left a note."""
+    """What happened to a run whose note is still there."""
 
     LIVES = "its node runs"
     OPEN = "its node can't be seen from here, and its lease has not expired"
@@ -35,11 +35,11 @@ class Fate(Enum):
 
 
 def fate_of(began: Run, now: Run, lives: bool | None, leased: bool) -> Fate:
-    """What has become of the run that began so; `now` is the machine that asks.
+    """What happened to the run that was noted as `began`; `now` describes the machine that asks.
 
-    `lives`: whether its node still runs, None where that can't be seen (another machine, another container); then its lease decides.
-    On the same machine the OOM counter tells a kernel's kill from an operator's. Of another machine, or before a
-    reboot, nothing is known: it counts, for a message that takes down one node after the other must come to an end.
+    `lives`: whether its node still runs; None if that can't be seen (another machine, another container), and then its lease decides.
+    On the same machine the OOM counter tells a kernel kill from an operator's. For another machine, or before a
+    reboot, nothing is known and the run counts as killed, because a message that takes down one node after the other must be stopped.
     """
     if lives:
         return Fate.LIVES
@@ -51,17 +51,17 @@ def fate_of(began: Run, now: Run, lives: bool | None, leased: bool) -> Fate:
 
 
 class Count(NamedTuple):
-    """What is held against one task."""
+    """The deaths that count against one task."""
 
     deaths: int = 0
-    """Of its child alone, or of its whole node while nothing else ran there."""
+    """Deaths of its child alone, or of its whole node while nothing else ran there."""
     doubts: int = 0
-    """Two for each death of its whole node that may well have been its doing, one for each that seems to be another's."""
+    """Two for each death of its whole node that it probably caused, one for each that another task probably caused."""
 
     def after_its_node(self, alone: bool, grew: bool | None) -> Count:
-        """Its whole node has died while it ran. `grew`: whether it had; None: nobody there had, as far as is known.
+        """The count after its whole node died while it ran. `grew`: whether it had grown; None: no task there is known to have grown.
 
-        Who kills a node while it is alone has killed it before, too.
+        A task that kills a node while it runs alone there also caused the earlier deaths.
         """
         if alone:
             return Count(self.deaths + 1 + self.doubts // 2, 0)
@@ -69,22 +69,22 @@ class Count(NamedTuple):
 
     @property
     def suspect(self) -> bool:
-        """Whether it must run alone next: then its end, or the node's, tells."""
+        """Whether it must run alone next, which proves or clears it."""
         return self.doubts >= 2
 
     @property
     def alone_for(self) -> float:
-        """Seconds for which nothing else is started beside it. A quick killer kills within them; a slow one is seen to grow."""
+        """Seconds for which nothing else is started beside it. A quick killer kills within them; a slow one is measured as it grows."""
         return float(ALONE_FOR * 2 ** min(DOUBLED, max(0, self.doubts // 2 - 1)))
 
 
 def grew(task: str, grown: Mapping[str, int]) -> bool | None:
-    """Whether `task` is among those that had grown most, of all that had grown by more than GROWN; None where none had."""
+    """Whether `task` had grown at least half as much as the biggest of `grown` (which has those over GROWN); None if that is empty."""
     if not grown:
         return None
     return grown.get(task, 0) * 2 >= max(grown.values())
 
 
 def is_poison(deaths: int, allowed: int) -> bool:
-    """Whether so many deaths are more than are `allowed`."""
+    """Whether `deaths` are more than `allowed`."""
     return deaths > allowed

@@ -1,6 +1,6 @@
-"""One reader for each kind of setting: a keyword's value or a variable's text in, a checked value out.
+"""One reader for each kind of setting: takes a keyword's value or a variable's text, returns a checked value.
 
-All have the same shape, ``(field, value) -> checked value``, and raise ConfigError.
+All have the signature ``(field, value) -> checked value``, and raise ConfigError.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from oomsafe.policy.units import Percent, Size, parse_size, refused
 Metric = Literal["anon", "private", "rss", "pss", "uss"]
 METRICS: tuple[Metric, ...] = ("anon", "private", "rss", "pss", "uss")
 
-#: Those that count clean file pages, which the kernel drops before it kills anybody.
+#: The metrics that count clean file pages, which the kernel drops before it kills a process.
 COUNT_CLEAN = frozenset({"rss", "pss", "uss"})
 
 _YES = frozenset({"1", "true", "yes", "on"})
@@ -27,12 +27,12 @@ SCORE_MIN, SCORE_MAX = -1000, 1000
 #: More workers than a pool can have.
 MOST_WORKERS = 100_000
 
-#: A shorter secret can be guessed by trying.
+#: A shorter secret can be found by brute force.
 SHORTEST_SECRET = 16
 
 
 def read_size(field: str, value: object) -> Size:
-    """A size that must be given."""
+    """A size; None is refused."""
     return parse_size(field, value, "90%" if field.lower().endswith("budget") else "300MiB")
 
 
@@ -71,7 +71,7 @@ def read_share(field: str, value: object) -> float:
 
 
 def read_switch(field: str, value: object) -> bool:
-    """A bool, or one of the usual words for one."""
+    """A bool, or a word for one: 1, true, yes, on, 0, false, no, off."""
     if isinstance(value, bool):
         return value
     if isinstance(value, str) and value.strip().lower() in _YES | _NO:
@@ -80,7 +80,7 @@ def read_switch(field: str, value: object) -> bool:
 
 
 def read_count(field: str, value: object) -> int | Percent:
-    """A number of workers from 1, or a share of them."""
+    """A number of workers from 1, or a percentage of them."""
     if isinstance(value, Percent):
         value = str(value)
     if isinstance(value, str) and value.strip().endswith("%"):
@@ -102,12 +102,12 @@ def read_redeliveries(field: str, value: object) -> int:
 
 
 def read_worker_score(field: str, value: object) -> int | Literal["auto"]:
-    """A step of oom_score_adj, or "auto". Below zero it would send the kernel to the supervisor first."""
+    """An increment of oom_score_adj, or "auto". A negative one would make the kernel kill the supervisor first."""
     return "auto" if value == "auto" else read_score(field, value)
 
 
 def read_score(field: str, value: object) -> int:
-    """A step of oom_score_adj upwards."""
+    """An increment of oom_score_adj, 0 or more."""
     return _score(field, value, 0, "300")
 
 
@@ -122,7 +122,7 @@ def read_headers(field: str, value: object) -> bool | str:
         return read_switch(field, value)
     if isinstance(value, str) and len(value) >= SHORTEST_SECRET and value.isascii() and value.isprintable():
         return value
-    # the value is not shown: it may be most of somebody's secret
+    # the value is not shown, because it may be most of a secret
     raise refused(field, "***", f"is neither True or False nor a secret of {SHORTEST_SECRET} or more ASCII characters", "True")
 
 

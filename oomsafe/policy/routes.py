@@ -1,13 +1,13 @@
-"""What a request is counted under: its method and its route, both of which the app has made up, and no client."""
+"""The name that a request is counted under: method and route. Both are chosen by the app, never by a client."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-#: What a route takes that does not say which methods it takes. A client may send any other word.
+#: The methods of a route that does not declare its own. A client may send any other word.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 def label(method: str, path: str, methods: Collection[str] | None = None) -> str | None:
-    """``GET /items/{item_id}``; None for a method that is none of `methods`, which the route takes."""
+    """``GET /items/{item_id}``; None if `method` is not one of the route's `methods` (None: METHODS)."""
     return f"{method} {path}" if method in (METHODS if methods is None else methods) else None

@@ -1,4 +1,4 @@
-"""Policy: every setting with its default, its unit and its environment variable (``OOMSAFE_<FIELD>``)."""
+"""Policy: all settings with their defaults and units, from keywords and environment variables (``OOMSAFE_<FIELD>``)."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from oomsafe.policy.units import MIB, Percent, Size, refused
 
 PREFIX = "OOMSAFE_"
 
-#: Turns all of it off: nothing is measured, and nothing done.
+#: Turns oomsafe off: nothing is measured, and nothing is done.
 DISABLE = "OOMSAFE_DISABLE"
 
-#: Variables that begin with the prefix and are not fields of the policy.
+#: Variables with the prefix that are not fields of the policy.
 OTHER_VARIABLES = (
     "OOMSAFE_SCOREBOARD", "OOMSAFE_GUNICORN_CONF", "OOMSAFE_SINGLE", "OOMSAFE_STATE", "OOMSAFE_TESTS_REQUIRE", "OOMSAFE_RUN", DISABLE,
 )  # fmt: skip
@@ -41,63 +41,63 @@ SizeLike = int | str | Percent
 
 @dataclass(frozen=True, init=False)
 class Policy:
-    """What a pool of workers may take, and what happens at each limit.
+    """How much memory a pool of workers may use, and what happens at each limit.
 
     Sizes are an int of bytes, or text with an IEC suffix (``"300MiB"``) or ``%`` of the effective
     limit: the smallest memory limit of the process's cgroup and its ancestors, else the machine's
-    memory. Times are in seconds. Raises ConfigError: one line that names the field.
+    memory. Times are in seconds. A bad value raises ConfigError: one line that names the field.
     """
 
     soft_limit: Size | Literal["auto"]
     """A worker above it is recycled when its current work is done. auto: (budget - supervisor) / workers."""
     hard_limit: Size | None
     """A worker above it waits neither for `sustain` nor `min_lifetime`, nor for its replacement where enough others serve. Compared with
-    anon where `metric` is anon or private, else with rss. None: there is no such limit."""
+    anon if `metric` is anon or private, else with rss. None: no hard limit."""
     budget: Size
-    """What the whole pool may hold; `soft_limit` auto is a share of it. A share is one of what others leave of the limit. It is compared
-    with the working set of the pool's cgroup; where no cgroup limits the pool, with what its own processes hold."""
+    """What the whole pool may hold; `soft_limit` auto is a share of it. A percentage is of what others leave of the limit. Compared
+    with the working set of the pool's cgroup or, if no cgroup limits the pool, with what its own processes hold."""
     metric: Metric
-    """What the soft limit is compared with. anon: anonymous and shared memory and dirty file pages, all but what the kernel drops
-    before it kills anybody. private: the same without what another process has mapped, too. rss, pss and uss count clean file
-    pages. private, pss and uss stall the process (2.5 ms a GiB): they are read only while anon or rss is over the limit, every few
-    seconds. soft_limit auto is a share of private where this is anon, of uss where this is rss: what is shared with the supervisor
-    is the supervisor's."""
+    """What the soft limit is compared with. anon: anonymous and shared memory and dirty file pages, that is, all but what the kernel drops
+    before it kills a process. private: anon without memory that another process has mapped too. rss, pss and uss count clean file
+    pages. Reading private, pss and uss stalls the process (2.5 ms a GiB), so they are read only while anon or rss is over the limit,
+    every few seconds. With soft_limit auto, anon becomes private and rss becomes uss: memory shared with the supervisor
+    counts as the supervisor's."""
     sustain: float
     """Seconds that a breach must last before a recycle."""
     reclaim: bool
-    """Before a recycle, try gc.collect() and malloc_trim(), and measure again. Less often when that gives nothing back."""
+    """Before a recycle, try gc.collect() and malloc_trim(), and measure again; less often if they give nothing back."""
     freeze_preload: bool
-    """What a forking supervisor has loaded before its first fork stays shared with its workers: it is frozen (gc.freeze), and a worker
-    ends without walking its heap."""
+    """Keep what a forking supervisor loaded before its first fork shared with its workers: freeze it (gc.freeze), and end workers
+    without walking their heap."""
     jitter: float
-    """Each worker's soft limit is lowered by a random share, 0 to this (0.1 = 10 %), so that they don't end together."""
+    """Each worker's soft limit is lowered by a random share of 0 to this (0.1 = 10 %), so that workers don't end together."""
     min_lifetime: float
     """Seconds after boot before a worker may be recycled, while the pool is within its budget."""
     max_unavailable: int | Percent
-    """How many workers of the pool may be away from service at once; a share is rounded down, and is at least 1. With `surge` the last one
+    """How many workers of the pool may be out of service at once; a percentage is rounded down, to at least 1. With `surge` the last worker
     that serves stays until another does, while the pool is within its budget."""
     surge: bool
-    """The replacement first: a worker is recycled when the one that takes its place serves, where memory holds both."""
+    """Start the replacement first: a worker is recycled once its replacement serves, where memory holds both."""
     grace_period: float
-    """Seconds that a draining worker has for what it has in flight, and for its open connections."""
+    """Seconds that a draining worker has for its work in flight, and for its open connections."""
     worker_oom_score_adj: int | Literal["auto"]
-    """Added to the supervisor's oom_score_adj for each worker, clamped to 1000. auto: at least +300, and what the
-    kernel's formula needs to rank even a fresh worker above its supervisor."""
+    """Added to the supervisor's oom_score_adj for each worker, clamped to 1000. auto: at least +300, and more if the
+    kernel's formula needs it to rank even a fresh worker above its supervisor."""
     draining_oom_score_adj: int
-    """Added on top of the worker's while it drains: it is going anyway."""
+    """Added to the worker's score while it drains, because it is about to end anyway."""
     supervisor_oom_score_adj: int | None
-    """Absolute, -1000 to 1000, for the supervisor itself; lowering needs CAP_SYS_RESOURCE. None: left as it is."""
+    """Absolute, -1000 to 1000, for the supervisor itself; lowering it needs CAP_SYS_RESOURCE. None: left as it is."""
     headers: bool | str = field(repr=False)
     """Memory headers on each response: False, True, or a secret that a request must carry in X-Memory-Token."""
     task_soft_memory_limit: Size | None
-    """Celery: a task that uses more is told so by SoftMemoryLimitExceeded. None: no such limit for tasks without one of their own."""
+    """Celery: SoftMemoryLimitExceeded is raised in a task that uses more. None: no such limit for tasks without one of their own."""
     task_memory_limit: Size | None
     """Celery: a task that uses more is stopped, and fails with MemoryLimitExceeded. None: as above."""
     task_memory_absolute: bool
-    """Celery: compare both with all that the child holds (anon, without dirty file pages); else with what it has grown by since the task
-    began."""
+    """Celery: compare both task limits with all that the child holds (anon, without dirty file pages); False: with what it has grown by
+    since the task began."""
     max_oom_redeliveries: int
-    """Celery, acks_late: how many deaths by the OOM killer a task survives; the next one fails it for good."""
+    """Celery, acks_late: how many deaths by the OOM killer a task survives; the next death fails it for good."""
     dry_run: bool
     """Decide, log and count everything, and do nothing."""
 
@@ -136,7 +136,7 @@ class Policy:
         _check_order("task_soft_memory_limit", self.task_soft_memory_limit, "task_memory_limit", self.task_memory_limit)
 
 
-#: How each field is read, from a keyword or from the environment's text: raises ConfigError.
+#: The reader of each field, for a keyword's value or a variable's text; raises ConfigError.
 READERS: dict[str, Callable[[str, object], Any]] = {
     "soft_limit": read_soft_limit,
     "hard_limit": read_hard_limit,
@@ -161,16 +161,16 @@ READERS: dict[str, Callable[[str, object], Any]] = {
     "dry_run": read_switch,
 }
 
-#: By variable, the field that it sets.
+#: The field that each variable sets.
 FIELD_OF = {PREFIX + name.upper(): name for name in READERS}
 
 
 def load_policy(environ: Mapping[str, str], keywords: Mapping[str, Any]) -> tuple[Policy, list[str]]:
-    """The policy of keywords over `environ`'s OOMSAFE_ variables over the defaults, and warnings to log.
+    """The policy, and warnings to log. Keywords override `environ`'s OOMSAFE_ variables, which override the defaults.
 
-    A misspelt keyword is a ConfigError; an unknown variable is only a warning, for an environment is
-    shared with others and may be newer or older than this version. An empty variable counts as unset. When all of it is off, what is
-    wrong here must keep nothing from starting: the defaults then.
+    A misspelt keyword raises ConfigError; an unknown variable is only a warning, because an environment is
+    shared with other programs and may be meant for a newer or older version. An empty variable counts as unset. With OOMSAFE_DISABLE
+    set, the defaults are returned, because nothing that is wrong here may then keep a server from starting.
     """
     if is_off(environ):
         return Policy(), []
@@ -201,14 +201,14 @@ def is_off(environ: Mapping[str, str]) -> bool:
 
 
 def set_in(environ: Mapping[str, str]) -> dict[str, str]:
-    """What load_policy() takes from `environ`, by variable."""
+    """The variables and values that load_policy() uses from `environ`."""
     return {variable: environ[variable] for variable in FIELD_OF if environ.get(variable, "").strip()}
 
 
 def came_too_late(read: Mapping[str, str], environ: Mapping[str, str], give_it: str) -> str | None:
-    """A line about the variables that were set after the policy had been read, when set_in() was `read`; None when there are none.
+    """A line about variables that were set after the policy was read, when set_in() returned `read`; None if there are none.
 
-    `give_it` says how the user of this server should give them.
+    `give_it` says how to set them with this server.
     """
     late = sorted(variable for variable, text in set_in(environ).items() if text != read.get(variable))
     if not late:
@@ -218,21 +218,21 @@ def came_too_late(read: Mapping[str, str], environ: Mapping[str, str], give_it: 
 
 
 def misplaced(names: Iterable[str], where: str, instead: str) -> list[str]:
-    """A line for each of `names`, settings of a framework's, that look like ours in a place where nobody reads them."""
+    """A line for each of `names`, a framework's settings, that looks like one of ours but is never read there."""
     known = {variable.lower(): field for variable, field in FIELD_OF.items()}
     found = sorted(name for name in names if isinstance(name, str) and name.lower() in known)
     return [f"{name} in {where} does nothing: {instead.format(field=known[name.lower()], variable=name.upper())}" for name in found]
 
 
 def _from_text(variable: str, field: str, text: str) -> Any:
-    """Check one variable by itself, so that the error names the variable and not the field."""
+    """Check one variable on its own, so that the error names the variable and not the field."""
     value = text.strip()
     READERS[field](variable, value)
     return value
 
 
 def _check_order(soft_name: str, soft: Size | str | None, hard_name: str, hard: Size | None) -> None:
-    """A soft limit must be below the hard one; where that depends on the machine, resolve_limits looks again."""
+    """A soft limit must be below the hard one; resolve_limits() checks this again where it depends on the machine."""
     if isinstance(soft, int) and isinstance(hard, int) and soft >= hard:
         raise refused(soft_name, soft, f"is not below {hard_name}={hard}", f"{int(hard * 0.75 / MIB) or 1}MiB")
     if isinstance(soft, Percent) and isinstance(hard, Percent) and soft.value >= hard.value:

@@ -1,4 +1,4 @@
-"""When a node is above its budget: it starts no new task, and the biggest idle child is recycled first. Pure."""
+"""What a node above its budget does: it starts no new task, and recycles its biggest idle child first. Pure."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-#: Once it has paused, a node goes on below this share of its budget: at the budget itself it would do so at every breath.
+#: A paused node resumes below this share of its budget. Resuming at the budget itself would make it flap.
 RESUME_AT = 0.95
 
-#: A child that has grown by less than this share since it was fresh gives nothing back when it is recycled.
+#: Recycling a child that has grown by less than this share since it was fresh gives nothing back.
 WORTH = 0.1
 
-#: Seconds that a node waits for memory that none of its children has: somebody else may give it back.
+#: Seconds that a node waits for memory that none of its children holds: another process may give it back.
 FUTILE_AFTER = 10.0
 
 
 class Child(NamedTuple):
-    """One child at this moment; sizes in bytes."""
+    """One child now; sizes in bytes."""
 
     generation: int
     held: int
     fresh: int
-    """What it had resident when it had just begun to serve."""
+    """Its resident memory when it began to serve."""
     serves: bool
-    """False: it is starting, or on its way out."""
+    """False: it is starting, draining or leaving."""
     idle: bool
-    """Nothing is in flight in it."""
+    """It has nothing in flight."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Intake:
 
     paused: bool = False
     futile_since: float | None = None
-    """Since when it waits although no child has anything to give back; None: it does not."""
+    """Since when it has waited although no child has anything to give back; None: it does not wait."""
     refused: bool = False
-    """It has waited for nothing: the budget is below what the node needs, so it is not kept to."""
+    """It waited in vain: the budget is below what the node needs, so it is not enforced."""
 
 
 class Plan(NamedTuple):
@@ -45,11 +45,11 @@ class Plan(NamedTuple):
 
     intake: Intake
     recycle: int | None = None
-    """The generation of the child that is to be recycled; None: none."""
+    """The generation of the child to recycle; None: none."""
 
 
 def shed(intake: Intake, used: int | None, budget: int | None, children: Sequence[Child], now: float) -> Plan:
-    """What a node that holds `used` bytes should do. A figure that is not known stops nothing."""
+    """What a node that holds `used` bytes should do. If `used` or `budget` is None (not known), the node continues."""
     if used is None or budget is None or used < budget * RESUME_AT:
         return Plan(Intake())
     if intake.refused or (not intake.paused and used <= budget):
@@ -64,6 +64,6 @@ def shed(intake: Intake, used: int | None, budget: int | None, children: Sequenc
 
 
 def biggest_idle(children: Sequence[Child]) -> int | None:
-    """The generation of the idle child that holds most, of those that would give something back; None: there is none."""
+    """The generation of the biggest idle child that would give memory back; None: there is none."""
     able = [child for child in children if child.serves and child.idle and child.held - child.fresh > child.fresh * WORTH]
     return max(able, key=lambda child: child.held).generation if able else None

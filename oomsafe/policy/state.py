@@ -1,4 +1,4 @@
-"""What a worker does: the same names in code, on the scoreboard, in `oomsafe status` and in the metrics."""
+"""A worker's state: the same names in code, on the scoreboard, in `oomsafe status` and in the metrics."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from enum import Enum
 
 
 class State(str, Enum):
-    """Of a worker, as its pool sees it. On the scoreboard it is its place in this order, so a new one goes to the end."""
+    """The state of a worker's slot. The scoreboard stores a state's position in this order, so append new states at the end."""
 
     FREE = "free"
-    """No worker is there."""
+    """The slot has no worker."""
     STARTING = "starting"
-    """It boots."""
+    """The worker boots."""
     SERVING = "serving"
     WAITING = "waiting"
-    """It serves, is over its limit or soon will be, and asks to be replaced."""
+    """The worker serves, is over its limit or soon will be, and asks to be replaced."""
     DRAINING = "draining"
-    """It takes nothing new, and has work to finish: that may take long."""
+    """The worker takes no new work and finishes what it has: that may take long."""
     LEAVING = "leaving"
-    """It has no work any more: it is gone in a moment."""
+    """The worker has no more work and exits in a moment."""
 
     def __str__(self) -> str:
         return self.value
@@ -28,10 +28,10 @@ class State(str, Enum):
 
     @property
     def serves(self) -> bool:
-        """Whether it takes work."""
+        """Whether the worker takes new work."""
         return self in (State.SERVING, State.WAITING)
 
     @property
     def leaves(self) -> bool:
-        """Whether it is on its way out."""
+        """Whether the worker is draining or leaving."""
         return self in (State.DRAINING, State.LEAVING)

@@ -1,46 +1,46 @@
-"""How fast a process grows: by what it does all the time, not by what it did once. Pure."""
+"""How fast a process grows: steadily, apart from one-off jumps, and at this moment. Pure."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-#: Seconds between two samples, at least: over less, one piece of work looks like a trend.
+#: The least seconds between two samples: over a shorter span, one piece of work looks like a trend.
 SAMPLE_EVERY = 0.2
 
-#: Seconds over which growth is told apart from noise, at least.
+#: The least seconds over which growth can be told from noise.
 MOMENT = 0.05
 
-#: Seconds for which what grew fast is taken to do so again.
+#: Seconds for which a worker that grew fast is expected to do so again.
 LATELY = 2.0
 
-#: So many spans between samples are remembered.
+#: How many spans between samples are remembered.
 SPANS = 3
 
 
 class Growth(NamedTuple):
-    """Bytes a second that a process grows by, never negative."""
+    """The growth of a process in bytes a second, never negative."""
 
     steady: float = 0.0
-    """What it does all the time: without the span in which it grew most, for one balloon fills one span. 0 while too little is known."""
+    """Without the span in which it grew most, because one balloon fills one span. 0 while there are too few samples."""
     burst: float = 0.0
-    """Over the last moment, whatever it was."""
+    """Over the last moment (MOMENT or a little more), whatever caused it."""
 
     def __add__(self, other: object) -> Growth:
-        """Of two processes together."""
+        """The growth of two processes together."""
         assert isinstance(other, Growth)
         return Growth(self.steady + other.steady, self.burst + other.burst)
 
     def at_least(self, other: Growth) -> Growth:
-        """The greater figure of each kind."""
+        """The greater of both `steady` figures and the greater of both `burst` figures."""
         return Growth(max(self.steady, other.steady), max(self.burst, other.burst))
 
     def times(self, number: int) -> Growth:
-        """Of so many that grow alike."""
+        """The growth of `number` processes that grow alike."""
         return Growth(self.steady * number, self.burst * number)
 
 
 class Sample(NamedTuple):
-    """What was held when; seconds on any monotonic clock, bytes."""
+    """A measurement: seconds on any monotonic clock, and bytes."""
 
     at: float
     used: int
@@ -53,18 +53,18 @@ class Trend:
         self._samples: list[Sample] = []
 
     def add(self, at: float, used: int) -> None:
-        """A measurement; one that comes too soon after the last sample is left out."""
+        """Add a measurement; it is ignored if it comes too soon (SAMPLE_EVERY) after the last sample."""
         if not self._samples or at - self._samples[-1].at >= SAMPLE_EVERY:
             self._samples = [*self._samples[-SPANS:], Sample(at, used)]
 
     def forget(self) -> None:
-        """Memory was given back: what comes is another story."""
+        """Discard the samples. Call it after memory was given back, because earlier growth no longer predicts later growth."""
         self._samples = []
 
     def step(self, at: float, used: int) -> tuple[int | None, float | None]:
-        """(growth, pace): bytes since the last sample before `at`, and bytes a second between that and the one before it.
+        """(growth, pace): bytes since the last sample before `at`, and bytes a second between that sample and the one before it.
 
-        None for what too few samples tell.
+        Either is None if there are too few samples.
         """
         before = [sample for sample in self._samples if sample.at < at][-2:]
         if not before:
@@ -73,13 +73,13 @@ class Trend:
 
     @property
     def pace(self) -> float | None:
-        """Bytes a second by which it has grown between the last two samples; None before there are two."""
+        """Growth between the last two samples in bytes a second; None before there are two."""
         if len(self._samples) < 2:
             return None
         return _pace(*self._samples[-2:])
 
     def growth(self, at: float, used: int) -> Growth:
-        """How fast it grows, with `used` bytes now."""
+        """How fast the process grows, given that it uses `used` bytes at `at`."""
         spans = list(zip(self._samples, self._samples[1:], strict=False))
         steady = burst = 0.0
         if len(spans) > 1:

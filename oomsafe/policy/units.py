@@ -1,4 +1,4 @@
-"""Sizes: "512MiB" and "80%" to bytes, and bytes back to text that a person reads."""
+"""Sizes: parse "512MiB" and "80%", and format bytes for people."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ KIB, MIB, GIB, TIB = (1 << shift for shift in (10, 20, 30, 40))
 _FACTORS = {"kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]ib|%)", re.IGNORECASE | re.ASCII)
 
-#: The smallest size taken as a limit. No Python process fits in less, so a smaller int is a forgotten unit.
+#: The smallest size accepted as a limit. No Python process fits in less, so a smaller int is a forgotten unit.
 SMALLEST = MIB
 
-#: The largest: more than any machine has, and what fits a scoreboard's figures.
+#: The largest: more than any machine has, and small enough for the scoreboard's fields.
 LARGEST = 1 << 56
 
 
@@ -31,15 +31,15 @@ class Percent(NamedTuple):
         return f"{self.value:g}%"
 
 
-#: What a size is once it has been read: bytes, or a share of a limit that only the machine knows.
+#: A parsed size: bytes, or a share of a limit that is only known on the machine.
 Size = int | Percent
 
 
 def parse_size(field: str, value: object, example: str = "300MiB") -> Size:
     """Read an int of bytes, or text with an IEC suffix (KiB, MiB, GiB, TiB) or ``%``.
 
-    Raises ConfigError, naming `field`, `value` and `example`, for anything else: a bare number in
-    text may mean anything, and SI suffixes (MB) are 5 % off what the kernel counts in.
+    Raises ConfigError, which names `field`, `value` and `example`, for anything else: a bare number in
+    text may mean anything, and SI suffixes (MB) are 5 % off the units that the kernel counts in.
     """
     if isinstance(value, Percent):
         value = str(value)
@@ -59,7 +59,7 @@ def parse_size(field: str, value: object, example: str = "300MiB") -> Size:
 
 
 def format_size(size: int | None) -> str:
-    """Bytes as text with three or four digits: ``84.2 MiB``. None, a figure that is missing, is ``unknown``."""
+    """Bytes as text with three or four digits: ``84.2 MiB``. None, a missing figure, is ``unknown``."""
     if size is None:
         return "unknown"
     for suffix, factor in (("TiB", TIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
@@ -76,7 +76,7 @@ def format_change(size: int) -> str:
 
 
 def refused(field: str, value: object, why: str, example: str) -> ConfigError:
-    """The one line for a bad setting: field, value, what is wrong, and an example that would be taken."""
+    """The one-line error for a bad setting: field, value, what is wrong, and an example that would be accepted."""
     shown = example if example[:1] in "0123456789-TF" and example[-1:] not in "B%" else f'"{example}"'
     return ConfigError(f"{field}={_shortened(value)} {why}; a correct example: {field}={shown}")
 

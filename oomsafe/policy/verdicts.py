@@ -1,4 +1,4 @@
-"""Was it the kernel's OOM killer? Its counter says how many it killed, never whom."""
+"""Whether the kernel's OOM killer took a worker. The kernel counts its kills, but does not say which process it killed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ class Verdict(Enum):
     CONFIRMED = "confirmed"
     """The counter of the workers' own cgroup covers every death that nothing else explains."""
     LIKELY = "likely"
-    """It covers some of them, or it is the whole machine's, which others are counted in as well."""
+    """The counter covers some of these deaths, or it is the whole machine's, which counts other processes too."""
     UNKNOWN = "unknown"
     """There is no counter."""
     NOT_THE_KERNEL = "not the kernel"
 
 
 def verdict(deaths: int, kills: int | None, own: bool) -> Verdict:
-    """Of `deaths` by SIGKILL that nothing else explains, while the counter rose by `kills`; `own`: that of the workers' cgroup."""
+    """The verdict on `deaths` by SIGKILL that nothing else explains, while the counter rose by `kills` (None: there is no counter).
+
+    `own`: it is the counter of the workers' own cgroup.
+    """
     if kills is None:
         return Verdict.UNKNOWN
     if kills <= 0:
