@@ -1,5 +1,5 @@
-"""The only modules that touch kernel files. Every root can be given, so that tests read captured trees.
+"""The only modules that touch kernel files. Every root is a parameter, so that tests can read captured trees.
 
-Run in every process. They may import policy (for its records), errors and log. A file that is not there, or makes no sense, is None, and
-never an error. Begin with capacity.py (what the kernel allows) and process.py (what a process has).
+They run in every process, and may import policy (for its records), errors and log. A file that is missing or makes no sense is None,
+never an error. Start with capacity.py (what the kernel allows) and process.py (what a process holds).
 """

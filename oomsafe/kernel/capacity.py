@@ -16,9 +16,9 @@ from oomsafe.policy.limits import MACHINE, Capacity, Level, tightest
 def read_capacity(
     proc: str = "/proc", supervisor_rss: int | None = None, workers: int = 1, beside: int = 0, held: Callable[[], int | None] | None = None
 ) -> Capacity:
-    """The capacity as it is now. Where there is neither a cgroup nor /proc/meminfo, psutil is asked.
+    """The capacity now. On a host without /proc, psutil is used.
 
-    `held` tells what the pool's processes hold in bytes, where no cgroup does; without, that is what this process has.
+    `held` returns what the pool's processes hold, in bytes; it is called if no cgroup gives that figure. None: this process's rss is used.
     """
     cgroup = find_cgroup(proc=proc)
     use = cgroup.use() if cgroup is not None else None
@@ -27,7 +27,7 @@ def read_capacity(
     total, in_use = _machine(proc)
     if total is not None:
         levels.append(Level(total, MACHINE, in_use))
-    # where a level's use can't be read, the pool's own is the least that it is
+    # if a level's use can't be read, it is at least the pool's own
     level = tightest(levels, own or 0)
     if level is None:
         return Capacity(None, MACHINE, in_use, supervisor_rss, workers, beside)
@@ -41,7 +41,7 @@ def read_capacity(
 
 
 def _unseen(cgroup: Cgroup | None, level: Level, in_use: int | None) -> str:
-    """What of all that counts can't be known from here; empty for nothing."""
+    """Which of the figures can't be known from here, for the log; empty if all are known."""
     if level.used is None and level.source != MACHINE:
         return "what others use below that limit can't be seen"
     if in_use is None:
@@ -54,7 +54,7 @@ def _own_rss() -> int | None:
 
 
 def _machine(proc: str) -> tuple[int | None, int | None]:
-    """(MemTotal, MemTotal - MemAvailable) in bytes; None where they are not shown, as under systemd's ProcSubset=pid."""
+    """(MemTotal, MemTotal - MemAvailable) in bytes; None if they are not shown, as under systemd's ProcSubset=pid."""
     table = read_keyed(f"{proc}/meminfo", factor=1024)
     total = table.get("MemTotal")
     if total is not None:
@@ -63,20 +63,20 @@ def _machine(proc: str) -> tuple[int | None, int | None]:
     if proc != "/proc":
         return None, None
     if not os.path.isdir(f"{proc}/self"):
-        import psutil  # here: only a host without /proc pays for it
+        import psutil  # imported here, so that only a host without /proc pays for it
 
         try:
             memory = psutil.virtual_memory()
             return memory.total, memory.total - memory.available
         except OSError:
-            pass  # Linux without /proc: it would read the same file
+            pass  # Linux without /proc: psutil reads the same file
     hidden = "%s/meminfo can't be read (systemd's ProcSubset=pid hides it): what this machine has in use is not known"
     once("meminfo", logging.WARNING, hidden, proc)
     return _total(), None
 
 
 def _total() -> int | None:
-    """The machine's memory without /proc (sysinfo(2)); None where the C library has another way."""
+    """The machine's memory in bytes, without /proc (sysinfo(2)); None if the C library does not provide it."""
     try:
         pages = os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):

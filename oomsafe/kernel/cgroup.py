@@ -1,4 +1,4 @@
-"""The memory cgroup that a process is in: its limits on the way up, and its working set. v1, v2 and hybrid."""
+"""The memory cgroup of a process: its own and its ancestors' limits, and its working set. v1, v2 and hybrid."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from oomsafe.policy.limits import Kind, Level, Source
 #: v1 writes "no limit" as the highest multiple of the page size below 2**63 (mm/page_counter.c).
 NO_LIMIT = 1 << 62
 
-#: Of so many folders it is asked at most whether this process is in them, where its cgroup's path does not say.
+#: If the path of its cgroup does not lead to it, at most this many folders are searched for this process.
 SEARCHED = 2000
 
 
 class Use(NamedTuple):
-    """What is in use in a cgroup, in bytes."""
+    """The memory in use in a cgroup, in bytes."""
 
     working_set: int | None
-    """usage - inactive_file, at least 0, as kubelet and cAdvisor count it; None where it can't be read."""
+    """usage - inactive_file, at least 0, as kubelet and cAdvisor count it; None if it can't be read."""
     droppable: int = 0
-    """Of that, page cache that was used lately: the kernel drops it before it kills."""
+    """The recently used page cache in it (active_file), which the kernel drops before it kills."""
 
 
 class Cgroup(NamedTuple):
-    """One memory cgroup. Every figure is read anew, in bytes; None is one that can't be read."""
+    """One memory cgroup. Every figure is read when asked for, in bytes; None is a figure that can't be read."""
 
     version: int
     path: str
     """Its folder, as this process sees it."""
     mount: str
-    """Where the hierarchy is mounted: the highest ancestor that can be seen."""
+    """Where the hierarchy is mounted: its highest visible ancestor."""
 
     def levels(self, own: Use | None = None) -> list[Level]:
-        """Each limit that holds for it, its own and its ancestors', the nearest first; empty for none.
+        """The limits that apply to this cgroup, its own and its ancestors', the nearest first; empty if there are none.
 
-        In v2 it is the smaller of memory.max and memory.high: above the latter the kernel throttles what it does not kill yet.
-        `own` is its own use, where that was read already.
+        In v2 a limit is the smaller of memory.max and memory.high: above the latter the kernel throttles, though it does not kill yet.
+        `own` is the use of this cgroup, if it was read already.
         """
         own = self.use() if own is None else own
         return self._v1_levels(own) if self.version == 1 else self._v2_levels(own)
 
     def limit(self) -> int | None:
-        """The smallest of its own and its ancestors' limits; None for no limit."""
+        """The smallest of its own and its ancestors' limits; None: no limit."""
         return min((level.limit for level in self.levels()), default=None)
 
     def _v2_levels(self, own: Use) -> list[Level]:
@@ -67,7 +67,7 @@ class Cgroup(NamedTuple):
         levels = []
         for folder in self.ancestry():
             limit = read_int(f"{folder}/memory.limit_in_bytes")
-            # before Linux 5.11 a cgroup may be told not to count what its children use (memory.use_hierarchy): its limit is not theirs
+            # before Linux 5.11 a cgroup may not count its children's use (memory.use_hierarchy=0): then its limit does not apply to them
             if limit is not None and smallest <= limit < NO_LIMIT:
                 levels.append(Level(limit, Source(Kind.CGROUP, folder, 1), *(own if folder == self.path else self._use(folder))))
         if all(level.limit != smallest for level in levels):
@@ -76,11 +76,11 @@ class Cgroup(NamedTuple):
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether it has ancestors that can't be seen, nor their limits: in a cgroup namespace of v2 (the root itself has no limit)."""
+        """Whether it has ancestors with limits that can't be seen: in a v2 cgroup namespace (only the real root has no memory.max)."""
         return self.version == 2 and os.path.exists(f"{self.mount}/memory.max")
 
     def usage(self) -> int | None:
-        """Everything charged to it, page cache included."""
+        """Everything charged to it, including page cache."""
         return self._usage(self.path)
 
     def _usage(self, folder: str) -> int | None:
@@ -91,7 +91,7 @@ class Cgroup(NamedTuple):
         return usage
 
     def use(self) -> Use:
-        """What is in use in it."""
+        """The memory in use in it."""
         return self._use(self.path)
 
     def _use(self, folder: str) -> Use:
@@ -106,31 +106,32 @@ class Cgroup(NamedTuple):
         return Use(working_set, min(working_set, stat.get(f"{of}active_file", 0)))
 
     def oom_kills(self) -> int | None:
-        """How many processes of this cgroup the kernel has killed (since 4.13); None when it can't be read."""
+        """How many processes of this cgroup the kernel's OOM killer has killed (since Linux 4.13); None if it can't be read."""
         name = "memory.oom_control" if self.version == 1 else "memory.events"
         return read_keyed(f"{self.path}/{name}").get("oom_kill")
 
     def dies_whole(self) -> str | None:
-        """The nearest cgroup it is in whose processes the kernel kills all at once (memory.oom.group, v2 since 4.19); None for none."""
+        """The nearest cgroup, this or an ancestor, that the kernel kills as a whole (memory.oom.group, v2 since Linux 4.19); None: none."""
         return next((folder for folder in self.ancestry() if read_int(f"{folder}/memory.oom.group") == 1), None)
 
     def ancestry(self) -> list[str]:
-        """Its folder, and those above it up to the mount, nearest first."""
+        """Its folder and the folders above it up to the mount, nearest first."""
         folders = [self.path]
         while folders[-1] != self.mount and len(folders[-1]) > len(self.mount):
             folders.append(os.path.dirname(folders[-1]))
         return folders
 
 
-#: What was found for the /proc/PID/cgroup file at a path, while it holds the same text: mountinfo may be long, and is read once.
+#: By path of a /proc/PID/cgroup file: its text, and the cgroup that was found for it. mountinfo may be long, so it is only read
+#: again when the text changes.
 _found: dict[str, tuple[str, Cgroup | None]] = {}
 
 
 def find_cgroup(pid: int | str = "self", proc: str = "/proc") -> Cgroup | None:
-    """The memory cgroup that a process is charged to; None where no memory controller is mounted (or there are no cgroups at all).
+    """The memory cgroup that a process is charged to; None if no memory controller is mounted (or there are no cgroups at all).
 
     A hybrid machine has cgroup2 mounted beside v1 controllers: the v1 line with `memory` wins (cgroups(7)). A v2 cgroup whose
-    parent does not share the memory controller out to it is charged to the nearest ancestor that has it.
+    parent does not enable the memory controller for it is charged to the nearest ancestor that has the controller.
     """
     path = f"{proc}/{pid}/cgroup"
     text = read_text(path) or ""
@@ -152,7 +153,7 @@ def _find(text: str, proc: str, pid: int) -> Cgroup | None:
     for parts in lines:
         if len(parts) == 3 and parts[:2] == ["0", ""] and (mount := mounts.get(2)):
             found = Cgroup(2, _folder(mount, parts[2], pid), mount.point)
-            # one without the controller has no memory files, nor has the root of all
+            # a cgroup without the controller has no memory files, nor has the root cgroup
             charged = next((folder for folder in found.ancestry() if os.path.exists(f"{folder}/memory.current")), None)
             return None if charged is None else found._replace(path=charged)
     if _is_below_the_root(lines) and not mounts:
@@ -161,18 +162,18 @@ def _find(text: str, proc: str, pid: int) -> Cgroup | None:
 
 
 def _is_below_the_root(lines: list[list[str]]) -> bool:
-    """Whether a limit may hold for a process: the root has none. In a namespace each is at a root, and who knows of which."""
+    """Whether a limit may apply to a process: the root has none. In a cgroup namespace "/" may be any cgroup."""
     return any(len(parts) == 3 and parts[2] != "/" and ("memory" in parts[1].split(",") or parts[:2] == ["0", ""]) for parts in lines)
 
 
 class _Mount(NamedTuple):
     root: str
-    """Which part of the hierarchy is mounted here: "/" or, in a container, its own cgroup."""
+    """The part of the hierarchy that is mounted here: "/" or, in a container, the container's own cgroup."""
     point: str
 
 
 def _mounts(proc: str) -> dict[int, _Mount]:
-    """The mounts of memory cgroup hierarchies, by version; the first of each (proc(5), mountinfo)."""
+    """By version, the first mount of a memory cgroup hierarchy (proc(5), mountinfo)."""
     found: dict[int, _Mount] = {}
     for line in (read_text(f"{proc}/self/mountinfo") or "").splitlines():
         left, _, right = line.partition(" - ")
@@ -188,10 +189,10 @@ def _mounts(proc: str) -> dict[int, _Mount]:
 
 
 def _folder(mount: _Mount, path: str, pid: int) -> str:
-    """The folder of the cgroup `path` below `mount`, which process `pid` is in; the mount point where it can't be found.
+    """The folder below `mount` of the cgroup `path`, which process `pid` is in; the mount point if it can't be found.
 
-    Both paths begin at the root of this process's cgroup namespace (cgroup_namespaces(7)), and are /../.. above it. So where the
-    host's hierarchy is mounted in a namespace, the names on the way down to this process are not told: the folders are asked.
+    Both paths start at the root of this process's cgroup namespace (cgroup_namespaces(7)); above that they read /../.. instead of names.
+    So if the host's hierarchy is mounted in a namespace, the names between the two are unknown, and the folders are searched.
     """
     (rises, root), (climbs, names) = _steps(mount.root), _steps(path)
     folder = None
@@ -201,17 +202,17 @@ def _folder(mount: _Mount, path: str, pid: int) -> str:
         folder = _join(mount.point, names)
     if folder is not None and os.path.isdir(folder):
         return folder
-    # one that is above what is mounted is not below it
+    # a cgroup above the mounted part can't be found below the mount point
     found = None if folder is None and rises < climbs else _searched(mount.point, pid)
     if found is None and (rises or climbs or names):
-        # what begins above this namespace is the host's, and its root's figures are everybody's
+        # a mount that starts above this namespace is the host's, and the figures at its root are those of all processes
         instead = "its limits and what it uses are not known" if rises else f"its figures are read at {mount.point}"
         once(f"cgroup {path}", logging.WARNING, "the cgroup %s can't be seen below %s: %s", path, mount.point, instead)
     return found or mount.point
 
 
 def _steps(path: str) -> tuple[int, list[str]]:
-    """How many levels a path goes up at its begin, and the names that follow."""
+    """How many levels up a path starts (its leading ".."), and the names that follow."""
     names = [name for name in path.split("/") if name not in ("", ".")]
     climbs = next((number for number, name in enumerate(names) if name != ".."), len(names))
     return climbs, names[climbs:]
@@ -222,7 +223,7 @@ def _join(point: str, names: list[str]) -> str:
 
 
 def _searched(point: str, pid: int) -> str | None:
-    """The folder below `point` whose cgroup.procs names the process; None where none of the first that are met does."""
+    """The folder below `point` whose cgroup.procs lists the process; None if none of the first SEARCHED folders does."""
     waiting, asked = deque([point]), 0
     while waiting and asked < SEARCHED:
         folder, asked = waiting.popleft(), asked + 1
@@ -232,7 +233,7 @@ def _searched(point: str, pid: int) -> str | None:
             with os.scandir(folder) as entries:
                 waiting.extend(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
         except OSError:
-            continue  # it has been removed meanwhile
+            continue  # the folder has been removed meanwhile
     return None
 
 

@@ -1,4 +1,4 @@
-"""The programs that a process has started, and what they hold of their own. Linux only: elsewhere there are none to be seen."""
+"""The programs that a process has started, and the memory that they hold. Linux only: elsewhere none are found."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import NamedTuple
 from oomsafe.kernel.files import read_bytes
 from oomsafe.kernel.process import held_of
 
-#: Clock ticks a second, in which /proc tells when a process was started.
+#: Clock ticks a second, the unit of start times in /proc.
 TICKS = os.sysconf("SC_CLK_TCK")
 
-#: So many are looked at: a process that forks without end is not to hold up who looks.
+#: At most this many programs are measured, so that a process that forks without end does not hold up the caller.
 MOST = 256
 
 
 class Program(NamedTuple):
-    """One of them."""
+    """One program."""
 
     pid: int
     started: int
-    """As start_time() tells it."""
+    """Its start_time()."""
     name: str
     """As ps shows it: at most 15 bytes, which the program itself may choose."""
     held: int
-    """Bytes, without file pages: the kernel drops clean ones by itself."""
+    """Bytes, without file pages, because the kernel drops clean ones by itself."""
 
 
 class _Stat(NamedTuple):
@@ -35,12 +35,12 @@ class _Stat(NamedTuple):
 
 
 def since_boot() -> float:
-    """Seconds, on the clock that processes' start times are told by."""
+    """Seconds now, on the clock of processes' start times."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Descendants:
-    """Of the process `pid`, those that were started after `since`, as since_boot() tells it."""
+    """The descendants of the process `pid` that were started after `since` (a since_boot())."""
 
     def __init__(self, pid: int, since: float, proc: str = "/proc") -> None:
         self._pid = pid
@@ -49,11 +49,12 @@ class Descendants:
         self._least: dict[tuple[int, int], int] = {}
 
     def look(self) -> list[Program]:
-        """As they are now.
+        """Measure them now.
 
-        A program counts whole. A fork that has executed nothing shares its parent's pages, so it counts by what it has grown since it
-        was first seen: a process between fork and exec, which seems to hold all that its parent does, counts nothing. The two are told
-        apart by where their stacks begin, which each exec chooses anew (proc(5), stat field 28; 0, and so a fork, for who may not know).
+        A program counts in full. A fork that has not called exec shares its parent's pages, so only its growth since it was first
+        measured counts: a process between fork and exec, which seems to hold all that its parent does, counts 0. The start of the
+        stack, which each exec chooses anew, tells them apart (proc(5), stat field 28; without permission to read it, it is 0, and the
+        process counts as a fork).
         """
         root = self._stat(self._pid)
         found: list[Program] = []
@@ -69,12 +70,12 @@ class Descendants:
                 least = self._least[pid, stat.started] = min(held, self._least.get((pid, stat.started), held))
                 held -= least
             found.append(Program(pid, stat.started, stat.name, held))
-            # of all above it: one that just ends has none any more
+            # compared with all stacks above it, because a process that just ends has none any more
             left += [(child, stacks | {stat.stack}) for child in self._children(pid)]
         return found
 
     def _children(self, pid: int) -> list[int]:
-        """None where the kernel does not list them (CONFIG_PROC_CHILDREN): to look for them in all of /proc costs too much here."""
+        """Empty if the kernel does not list children (CONFIG_PROC_CHILDREN): searching all of /proc for them costs too much here."""
         try:
             threads = os.listdir(f"{self._proc}/{pid}/task")
         except OSError:

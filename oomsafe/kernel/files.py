@@ -1,4 +1,4 @@
-"""Small kernel files: read whole, or not at all. A file that vanishes or holds garbage is None, said once."""
+"""Small kernel files, read completely or not at all. A file that vanishes or holds garbage is None; garbage is logged once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from oomsafe.log import once
 
 
 def read_bytes(path: str) -> bytes | None:
-    """The content of a kernel file; None when it can't be read."""
+    """The content of a kernel file; None if it can't be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
         content = b""
-        # not os.read: a detector of blocking calls takes it for one, and a file that the kernel makes up never blocks
+        # not os.read: a detector of blocking calls reports it, although a file that the kernel generates never blocks
         while chunk := os.pread(fd, 65536, len(content)):
             content += chunk
         return content
@@ -27,13 +27,13 @@ def read_bytes(path: str) -> bytes | None:
 
 
 def read_text(path: str) -> str | None:
-    """The same as text; bytes that are not UTF-8 are replaced."""
+    """The content of a kernel file as text, with bytes that are not UTF-8 replaced; None if it can't be read."""
     raw = read_bytes(path)
     return None if raw is None else raw.decode("utf-8", "replace")
 
 
 def read_int(path: str) -> int | None:
-    """The one number in a kernel file; None when it can't be read, or is none, which is logged once a file."""
+    """The one number in a kernel file; None if it can't be read, or is not a number, which is logged once for each file."""
     text = read_text(path)
     if text is None:
         return None
@@ -45,7 +45,7 @@ def read_int(path: str) -> int | None:
 
 
 def read_keyed(path: str, factor: int = 1) -> dict[str, int]:
-    """Lines of ``key value`` or ``key: value kB``, as a table; lines that are not of that form are left out."""
+    """Lines of ``key value`` or ``key: value kB`` as a table, each value times `factor`; other lines are ignored."""
     table: dict[str, int] = {}
     for line in (read_text(path) or "").splitlines():
         words = line.replace(":", " ", 1).split()

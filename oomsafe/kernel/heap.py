@@ -1,4 +1,4 @@
-"""This process's Python heap, as far as the allocator and the collector tell: what of it is frozen, and stays shared after a fork."""
+"""This process's Python heap: freezing it, so that it stays shared after a fork, and how much of it is frozen."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ _frozen_blocks: int | None = None
 
 
 def freeze() -> None:
-    """Take all that is there out of the collector's reach, here and in what is forked from now on."""
+    """Exclude all present objects from garbage collection, in this process and in its later forks."""
     global _frozen_blocks
     gc.freeze()
     _frozen_blocks = sys.getallocatedblocks()
 
 
 def thaw() -> None:
-    """Give it back."""
+    """Undo freeze()."""
     global _frozen_blocks
     gc.unfreeze()
     _frozen_blocks = None
 
 
 def frozen_blocks() -> int | None:
-    """Blocks of Python's allocator that were there when this process's heap, or its parent's, was frozen; None: it is not."""
+    """Blocks of Python's allocator that existed when this process's heap, or its parent's, was frozen; None: it is not frozen."""
     return _frozen_blocks

@@ -1,4 +1,4 @@
-"""How many processes the kernel has killed for their memory."""
+"""How many processes the kernel's OOM killer has killed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from oomsafe.kernel.files import read_keyed, read_text
 
 
 class Kills(NamedTuple):
-    """A count that only rises."""
+    """The kernel's count of OOM kills, which only rises."""
 
     total: int
     own: bool
-    """Of this process's cgroup alone; else of the whole machine."""
+    """It counts only this process's cgroup; False: the whole machine."""
 
 
 def read_kills(proc: str = "/proc") -> Kills | None:
-    """Of this process's memory cgroup, where victims are counted whichever limit they were killed for (Linux 4.13).
+    """The count of this process's memory cgroup, else the machine's; None if there is neither.
 
-    The count rises before the signal is sent, so who has reaped a victim finds it there. Else the machine's; None where there is none.
+    A cgroup counts its own victims, whichever limit they were killed for (Linux 4.13). The count rises before the signal is sent, so
+    a parent that has reaped a victim already finds it counted.
     """
     cgroup = find_cgroup(proc=proc)
     count = cgroup.oom_kills() if cgroup is not None else None
@@ -31,17 +32,17 @@ def read_kills(proc: str = "/proc") -> Kills | None:
 
 
 def machine_kills(proc: str = "/proc") -> int | None:
-    """Of the whole machine since it was booted, in whatever container (vmstat, oom_kill; Linux 4.13); None when it can't be read."""
+    """The count of the whole machine since boot, all containers included (vmstat, oom_kill; Linux 4.13); None if it can't be read."""
     return read_keyed(f"{proc}/vmstat").get("oom_kill")
 
 
 def boot_id(proc: str = "/proc") -> str:
-    """Which boot of which machine this is, the same in all its containers; empty when it can't be read."""
+    """An id of this boot of this machine, the same in all its containers; empty if it can't be read."""
     return (read_text(f"{proc}/sys/kernel/random/boot_id") or "").strip()
 
 
 def pid_namespace(proc: str = "/proc") -> str:
-    """Where this process's pids mean something; empty when it can't be read."""
+    """An id of the PID namespace, in which this process's pids are valid; empty if it can't be read."""
     try:
         return os.readlink(f"{proc}/self/ns/pid")
     except OSError:

@@ -1,4 +1,4 @@
-"""oom_score_adj: who the kernel kills first. It is inherited over fork and exec (proc(5))."""
+"""oom_score_adj: which process the kernel kills first. It is inherited across fork and exec (proc(5))."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from oomsafe.policy.victims import clamp_score
 
 
 def read_score(pid: int | str = "self", proc: str = "/proc") -> int | None:
-    """A process's oom_score_adj, -1000 to 1000; None when it can't be read."""
+    """A process's oom_score_adj, -1000 to 1000; None if it can't be read."""
     return read_int(f"{proc}/{pid}/oom_score_adj")
 
 
 def write_score(score: int, pid: int | str = "self", proc: str = "/proc") -> int | None:
-    """Set a process's oom_score_adj, and return what the kernel then says it is.
+    """Set a process's oom_score_adj, and return the value that the kernel then reports (None if it can't be read).
 
-    Raising is free for one's own processes; below the value last set with CAP_SYS_RESOURCE nobody
-    without it gets (fs/proc/base.c, __set_oom_adj). Raises ScoreRefused.
+    Any process may raise its user's scores; only CAP_SYS_RESOURCE allows a value below the one last set with CAP_SYS_RESOURCE
+    (fs/proc/base.c, __set_oom_adj). Raises ScoreRefused.
     """
     path = f"{proc}/{pid}/oom_score_adj"
     try:
-        # os.write, for a file object would swallow EACCES until it is closed
+        # os.write, because a file object would swallow EACCES until it is closed
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, str(score).encode())
@@ -34,7 +34,7 @@ def write_score(score: int, pid: int | str = "self", proc: str = "/proc") -> int
 
 
 def raise_score(step: int, proc: str = "/proc") -> None:
-    """Raise this process's oom_score_adj by `step`, to 1000 at most; nothing where there is none. Raises ScoreRefused."""
+    """Raise this process's oom_score_adj by `step`, to 1000 at most; do nothing if it can't be read. Raises ScoreRefused."""
     present = read_score(proc=proc)
     if present is not None and step:
         write_score(clamp_score(present + step), proc=proc)

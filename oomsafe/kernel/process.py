@@ -14,34 +14,34 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 #: The kernel keeps 15 bytes of a name (TASK_COMM_LEN is 16 with the final zero).
 COMM_LENGTH = 15
 
-#: smaps_rollup is believed when it counts at least this share of what statm says, and this many bytes: statm may be off by a little.
+#: smaps_rollup is believed if its Rss is at least this share of statm's, less this many bytes, because statm may be slightly off.
 BELIEVED, SLACK = 0.9, 1 << 20
 
-#: How often it is read again when it does not.
+#: How many times smaps_rollup is read until it can be believed.
 TRIES = 5
 
 
 class OwnMemory:
-    """This process's resident memory, read on a descriptor that is kept: 0.5 us instead of 2.
+    """This process's resident memory, read through a descriptor that stays open: 0.5 us instead of 2.
 
-    /proc/self/statm is opened for the process that opens it, so after a fork the descriptor would
-    tell about the parent: the owner is checked. It may also be closed by code that closes what it has not opened
-    (os.closerange, a library that daemonises), and its number be given to another file: what does not read like statm
-    is noticed at once, another process's statm by check(). Where there is no /proc, psutil answers.
+    /proc/self/statm belongs to the process that opened it, so after a fork the descriptor would
+    describe the parent: its owner is checked. Other code may close the descriptor (os.closerange, a library that daemonises), and
+    its number may be given to another file: content that is not a statm is noticed at once, another process's statm by
+    check(). Without /proc, psutil is used.
     """
 
     def __init__(self, proc: str = "/proc") -> None:
         self._path, self._status = f"{proc}/self/statm", f"{proc}/self/status"
         self._fd = -1
         self._file: tuple[int, int] | None = None
-        """Which file was opened: device and inode; None where these do not tell."""
+        """Device and inode of the opened file; None if these don't identify it."""
         self._pid = 0
         self._psutil: Any = None
 
     def sizes(self) -> tuple[int, int] | None:
-        """(resident, shared) bytes (statm's second and third field, exact since Linux 6.16); None when they can't be read.
+        """(resident, shared) bytes (statm's second and third field, exact since Linux 6.16); None if they can't be read.
 
-        Shared is what has a file or shared memory behind it, whoever else has it mapped; the rest is anonymous.
+        Shared is backed by a file or by shared memory, whether or not another process has it mapped; the rest is anonymous.
         """
         if self._pid != os.getpid():
             self._open()
@@ -57,9 +57,9 @@ class OwnMemory:
         return _kilobytes(read_bytes(self._status) or b"", b"RssShmem")
 
     def check(self) -> bool:
-        """Open the file anew where the descriptor is not ours any more, or could not be opened; whether that was done.
+        """Open the file again if the descriptor is no longer ours, or could not be opened before. Returns whether it was opened again.
 
-        Called about once a second: a system call.
+        Called about once a second; costs one system call.
         """
         if self._pid != os.getpid() or self._is_ours():
             return False
@@ -67,7 +67,7 @@ class OwnMemory:
             once(
                 "own statm",
                 logging.WARNING,
-                "something in this process has closed oomsafe's descriptor of /proc/self/statm, which it had not opened: it is opened anew",
+                "other code in this process has closed oomsafe's descriptor of /proc/self/statm: oomsafe opens it again",
             )
         self._open()
         return self._fd >= 0
@@ -87,35 +87,35 @@ class OwnMemory:
             return False
 
     def _open(self) -> None:
-        # an old descriptor is left alone: by now its number may be somebody else's
+        # an old descriptor is not closed: by now its number may belong to other code
         self._pid = os.getpid()
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             file = _identity(self._fd)
-            # a /proc that makes its inodes up anew each time would have it opened anew each time
+            # if /proc invents new inodes each time, comparing them would make us open the file each time
             self._file = file if file == _identity(self._fd) else None
         except OSError:
             self._fd = -1
 
     def _ask_psutil(self) -> tuple[int, int] | None:
-        import psutil  # here: a worker that has /proc should not pay for it
+        import psutil  # imported here, so that a worker with /proc does not pay for it
 
         try:
             if self._psutil is None or self._psutil.pid != os.getpid():
                 self._psutil = psutil.Process()
             return int(self._psutil.memory_info().rss), 0
-        except (OSError, psutil.Error):  # Linux without /proc: there it knows no process at all
+        except (OSError, psutil.Error):  # Linux without /proc: psutil finds no process at all
             return None
 
 
 def _sizes(statm: bytes) -> tuple[int, int]:
-    """(resident, shared) bytes. Raises ValueError for what is no statm: seven numbers since Linux 2.6 (proc(5))."""
+    """(resident, shared) bytes. Raises ValueError if `statm` is not seven numbers, as it is since Linux 2.6 (proc(5))."""
     _, resident, shared, _, _, _, _ = statm.split(b" ")
     return int(resident) * PAGE, int(shared) * PAGE
 
 
 def _kilobytes(status: bytes, name: bytes) -> int | None:
-    """A line of status, ``name: 12 kB``, in bytes; None where it is not there."""
+    """The value in bytes of a line of status, ``name: 12 kB``; None if there is no such line."""
     words = status.partition(b"\n" + name + b":")[2].split(None, 1)
     return int(words[0]) * 1024 if words and words[0].isdigit() else None
 
@@ -126,7 +126,7 @@ def _identity(fd: int) -> tuple[int, int]:
 
 
 def rss_of(pid: int | str, proc: str = "/proc") -> int | None:
-    """Resident bytes of any process (any user may read statm); None when it is gone."""
+    """Resident bytes of any process (any user may read statm); None if it is gone."""
     words = (read_bytes(f"{proc}/{pid}/statm") or b"").split()
     try:
         return int(words[1]) * PAGE
@@ -135,9 +135,9 @@ def rss_of(pid: int | str, proc: str = "/proc") -> int | None:
 
 
 def sizes_of(pid: int | str = "self", proc: str = "/proc") -> tuple[int, int] | None:
-    """(resident, held) bytes of any process: held is what has no file behind it, anonymous and shared memory (status, Linux 4.5).
+    """(resident, held) bytes of any process; None if it is gone. Held is anonymous and shared memory (status, Linux 4.5).
 
-    File pages are left out there: clean ones the kernel drops by itself. What it does not tell apart counts whole. None when it is gone.
+    Held leaves out file pages, because the kernel drops clean ones by itself. If the kernel does not tell them apart, held is rss.
     """
     status = read_bytes(f"{proc}/{pid}/status") or b""
     anonymous, file, shmem = (_kilobytes(status, name) for name in (b"RssAnon", b"RssFile", b"RssShmem"))
@@ -154,15 +154,15 @@ def held_of(pid: int | str = "self", proc: str = "/proc") -> int | None:
 
 
 def peak_rss_of(pid: int, proc: str = "/proc") -> int | None:
-    """The most that a process has had resident, in bytes (status, VmHWM); never a trigger, for it never falls.
+    """The peak of a process's resident bytes (status, VmHWM). Never use it as a trigger, because it never falls.
 
-    Since Linux 6.2 it may be off by max(32, 2 * cpus) * cpus pages; None when the process is gone.
+    Since Linux 6.2 it may be off by max(32, 2 * cpus) * cpus pages. None if the process is gone.
     """
     return read_keyed(f"{proc}/{pid}/status", factor=1024).get("VmHWM")
 
 
 def forget_peak(proc: str = "/proc") -> bool:
-    """Have this process's peak rss begin anew, from what it holds now (clear_refs, 5; Linux 4.0); False where that can't be done."""
+    """Reset this process's peak rss to what it holds now (clear_refs, 5; Linux 4.0); False if that fails."""
     try:
         fd = os.open(f"{proc}/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
@@ -177,19 +177,19 @@ def forget_peak(proc: str = "/proc") -> bool:
 
 
 def children_of(pid: int, proc: str = "/proc") -> list[int]:
-    """The pids of a process's children, whichever of its threads has forked them; none when it is gone.
+    """The pids of a process's children, whichever thread forked them; empty if the process is gone.
 
-    As the kernel lists them, a thread at a time (CONFIG_PROC_CHILDREN), else psutil.
+    The kernel lists them for each thread (CONFIG_PROC_CHILDREN); without that list, psutil is used.
     """
     try:
         threads = os.listdir(f"{proc}/{pid}/task")
     except OSError:
         threads = []
-    # None: that thread has ended, and its children are another's by now
+    # None: that thread has ended, and its children belong to another by now
     listed = [found for thread in threads if (found := read_bytes(f"{proc}/{pid}/task/{thread}/children")) is not None]
     if listed:
         return list(dict.fromkeys(int(child) for found in listed for child in found.split()))
-    import psutil  # here: only a kernel without the list, or a host without /proc, pays for it
+    import psutil  # imported here, so that only a kernel without the list, or a host without /proc, pays for it
 
     try:
         return [child.pid for child in psutil.Process(pid).children()]
@@ -198,7 +198,7 @@ def children_of(pid: int, proc: str = "/proc") -> list[int]:
 
 
 def descendants_of(pid: int, proc: str = "/proc") -> list[int]:
-    """The pids of a process's children, of theirs, and so on; none when it is gone."""
+    """The pids of a process's children, their children, and so on; empty if the process is gone."""
     found = children_of(pid, proc)
     for child in found:
         found.extend(children_of(child, proc))
@@ -206,30 +206,30 @@ def descendants_of(pid: int, proc: str = "/proc") -> list[int]:
 
 
 class Shares(NamedTuple):
-    """What of a process's resident memory is whose, in bytes."""
+    """A process's resident memory apart from what it shares, in bytes."""
 
     pss: int
     """Each page divided by the number of processes that have it mapped."""
     uss: int
-    """What no other process has mapped."""
+    """Pages that no other process has mapped."""
     private: int
-    """The same without file pages."""
+    """uss without file pages."""
     held: int
     """pss without file pages."""
 
 
 def shared_out(pid: int | str = "self", proc: str = "/proc") -> Shares | None:
-    """From smaps_rollup (Linux 4.14); None when it may not be read (needs ptrace-read), or can't be believed.
+    """The process's Shares from smaps_rollup (Linux 4.14); None if it may not be read (needs ptrace-read), or can't be believed.
 
-    It holds the process's mmap_lock while it walks all pages, 2.5 ms a GiB: read it rarely.
+    The kernel holds the process's mmap_lock while it walks all pages, 2.5 ms a GiB: call this rarely.
     """
     table = _rollup(pid, proc)
     if table is None:
         return None
     private, pss = table.get("Private_Dirty", 0), table["Pss"]
-    # what is dirty beyond what has no file behind it is pages of files, that somebody has written lately
+    # dirty pages beyond the anonymous and shared memory are recently written file pages
     files = max(0, private + table.get("Shared_Dirty", 0) - (held_of(pid, proc) or 0))
-    # Linux 5.4 tells pss apart
+    # since Linux 5.4 pss is split by kind
     held = table["Pss_Anon"] + table.get("Pss_Shmem", 0) if "Pss_Anon" in table else pss
     return Shares(pss, private + table.get("Private_Clean", 0), max(0, private - files), held)
 
@@ -237,9 +237,9 @@ def shared_out(pid: int | str = "self", proc: str = "/proc") -> Shares | None:
 def file_dirty_of(pid: int | str = "self", proc: str = "/proc") -> int | None:
     """Bytes of file pages that this process may have written to, and that must reach the disk before they can be dropped (smaps).
 
-    Those of mappings that it can write for others to see: what is mapped for reading is dirty, too, while the file is fresh, but
-    is not this process's doing. Where shared memory is mapped for reading, it may be less than there are. None when it may not be
-    read; it costs as much as shared_out(), and 10 us a mapping.
+    Only writable shared mappings count: pages mapped for reading are dirty, too, while the file is fresh, but this process did not
+    write them. If shared memory is mapped for reading, the result may be too low. None if smaps may not be
+    read. It costs as much as shared_out(), plus 10 us for each mapping.
     """
     smaps = read_bytes(f"{proc}/{pid}/smaps")
     if not smaps:
@@ -258,8 +258,9 @@ def file_dirty_of(pid: int | str = "self", proc: str = "/proc") -> int | None:
 def _rollup(pid: int | str, proc: str) -> dict[str, int] | None:
     """smaps_rollup in bytes.
 
-    Linux 6.1 leaves mappings out of it while another thread of the process maps memory, down to 3 % of the truth: its own Rss is
-    short by as much. It is held against statm, and read again.
+    Linux 6.1 leaves out mappings while another thread of the process maps memory, down to 3 % of the truth; Rss in the file is
+    too low by as much. So Rss is compared with statm, and the file is read again if they differ; None if they still differ,
+    or if it may not be read.
     """
     for _ in range(TRIES):
         before = rss_of(pid, proc)
@@ -273,13 +274,13 @@ def _rollup(pid: int | str, proc: str) -> dict[str, int] | None:
 
 
 def awaits_writing(proc: str = "/proc") -> int | None:
-    """Bytes of file pages on the whole machine that must be written before they can be dropped; None where that can't be told."""
+    """Bytes of file pages on the whole machine that must be written before they can be dropped; None if that is not known."""
     table = read_keyed(f"{proc}/meminfo", factor=1024)
     return table["Dirty"] + table.get("Writeback", 0) if "Dirty" in table else None
 
 
 def anonymous_of(pid: int, proc: str = "/proc") -> int | None:
-    """Resident bytes without a file behind them (statm: resident less shared): a fork shares them; None: not known."""
+    """Resident anonymous bytes (statm: resident less shared), which a fork shares; None: not known."""
     words = (read_bytes(f"{proc}/{pid}/statm") or b"").split()
     try:
         return (int(words[1]) - int(words[2])) * PAGE
@@ -288,17 +289,17 @@ def anonymous_of(pid: int, proc: str = "/proc") -> int | None:
 
 
 def shared_with_parent(pid: int | str = "self", proc: str = "/proc") -> int | None:
-    """Resident bytes that another process has mapped too and that somebody has written to, as after a fork (smaps_rollup, Linux 4.14).
+    """Resident bytes that were written to and that another process has mapped too, as after a fork (smaps_rollup, Linux 4.14).
 
-    Shared memory that several have written to is among them. None when it may not be read; it costs as much as shared_out().
+    They include shared memory that was written to. None if they may not be read. It costs as much as shared_out().
     """
     return (_rollup(pid, proc) or {}).get("Shared_Dirty")
 
 
 def start_time(pid: int | str = "self", proc: str = "/proc") -> int | None:
-    """When the process started, in clock ticks since boot (proc(5), stat field 22); None when it is gone.
+    """When the process started, in clock ticks since boot (proc(5), stat field 22); None if it is gone.
 
-    With the pid it names one process for ever: the kernel gives pids again.
+    The pid and this time together identify one process; the kernel reuses pids.
     """
     raw = read_bytes(f"{proc}/{pid}/stat")
     if raw is None:
@@ -311,7 +312,7 @@ def start_time(pid: int | str = "self", proc: str = "/proc") -> int | None:
 
 
 def start_of_child(pid: int, proc: str = "/proc") -> int | None:
-    """start_time() of a process that this one has forked and not reaped, a zombie included; None for every other."""
+    """start_time() of a child that this process has not reaped yet, zombies included; None for any other process."""
     words = (read_bytes(f"{proc}/{pid}/stat") or b"").rpartition(b") ")[2].split()
     try:
         return int(words[19]) if int(words[1]) == os.getpid() else None
@@ -331,10 +332,10 @@ def may_become_another_user(proc: str = "/proc") -> bool:
 
 
 def is_alive(pid: int, started: int, proc: str = "/proc") -> bool:
-    """Whether this very process still runs; a zombie does not."""
+    """Whether the process `pid` with this start_time() still runs; a zombie does not. `started` 0: the start time is not checked."""
     raw = read_bytes(f"{proc}/{pid}/stat")
     if raw is None:
-        # without /proc, the best that can be asked is whether the pid is taken
+        # without /proc, all that can be known is whether the pid is in use
         return not os.path.isdir(f"{proc}/self") and _pid_taken(pid)
     words = raw.rpartition(b") ")[2].split()
     return len(words) > 19 and words[0] not in (b"Z", b"X") and (not started or int(words[19]) == started)
@@ -360,6 +361,6 @@ def _pid_taken(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # EPERM: it is somebody else's
+    except OSError:  # EPERM: it belongs to another user
         return True
     return True

@@ -1,4 +1,4 @@
-"""A memory cgroup of one's own, for a demonstration or a test: made below this process's, and removed again."""
+"""A memory cgroup for a demo or a test: created below this process's cgroup, and removed afterwards."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from oomsafe.kernel.cgroup import Cgroup, find_cgroup
 
 
 class Sandbox:
-    """A child cgroup with a memory limit in bytes, no swap beside it. As a context manager it removes itself.
+    """A child cgroup with a memory limit in bytes and no swap. As a context manager it removes itself.
 
-    Raises OSError where none can be made: no memory controller, not root, or not delegated.
+    Raises OSError if it can't be created: no memory controller, not root, or not delegated.
     """
 
     def __init__(self, name: str, limit: int | None, inside: Sandbox | None = None) -> None:
-        """`limit` None: it has none of its own. `inside` of another, else of the cgroup of this process."""
+        """`limit` None: no limit of its own. Created in the sandbox `inside`; None: in this process's cgroup."""
         self.cgroup: Cgroup = _make(name, limit, inside.cgroup if inside is not None else None)
 
     def limit(self, size: int) -> None:
-        """Another limit, in bytes. Raises OSError where the kernel refuses it: v1 does below what is in use."""
+        """Change the limit, in bytes. Raises OSError if the kernel refuses it: v1 refuses a limit below what is in use."""
         _limit(self.cgroup, size)
 
     def command(self, argv: list[str]) -> list[str]:
-        """`argv` run inside: only that process and its children are charged, not who starts it."""
+        """The command line that runs `argv` inside: only that process and its children are charged, not the process that starts it."""
         return ["/bin/sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', self.cgroup.path, *argv]
 
     def remove(self) -> None:
-        """Remove it; its processes must have ended. Raises OSError while one has not."""
+        """Remove the cgroup. Raises OSError while it still has a process."""
         os.rmdir(self.cgroup.path)
 
     def __enter__(self) -> Sandbox:
@@ -44,7 +44,7 @@ def _make(name: str, limit: int | None, inside: Cgroup | None) -> Cgroup:
     if inside is not None and inside.version == 2:
         _write(f"{inside.path}/cgroup.subtree_control", "+memory")
     refused: OSError | None = None
-    # on v2 a cgroup with processes can't share its controllers out to children (cgroups(7)): its parent may
+    # on v2 a cgroup with processes can't enable controllers for children (cgroups(7)), but its parent may
     for parent in own.ancestry() if inside is None else [inside.path]:
         child = Cgroup(own.version, f"{parent}/{name}", own.mount)
         try:
@@ -75,7 +75,7 @@ def _limit(cgroup: Cgroup, limit: int) -> None:
 
 
 def _write(path: str, value: int | str) -> None:
-    # no O_CREAT: a controller that is not enabled has no such file, and must not seem to have
+    # no O_CREAT: if the controller is not enabled, its files are missing, and must not be created as ordinary ones
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, str(value).encode())

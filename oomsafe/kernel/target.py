@@ -1,4 +1,4 @@
-"""A process to be signalled: this very one, never another that was given its pid."""
+"""A process to be signalled, and never another one that was later given the same pid."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from oomsafe.kernel.process import start_time
 
 
 class Target:
-    """The process `pid` that was started at `started`, as start_time() tells it. Raises ProcessLookupError when it is gone.
+    """The process `pid` whose start_time() is `started`. Raises ProcessLookupError if it is gone.
 
-    A pidfd names one process for ever (Linux 5.3); where there are none, the start time is looked at before each signal.
+    A pidfd always refers to the same process (Linux 5.3); without one, the start time is checked before each signal.
     """
 
     def __init__(self, pid: int, started: int) -> None:
@@ -24,13 +24,13 @@ class Target:
         except ProcessLookupError:
             raise
         except (OSError, AttributeError):
-            pass  # an older kernel, or one that forbids it
+            pass  # the kernel is older, or forbids it
         if start_time(pid) != started:
             self.close()
             raise ProcessLookupError(pid)
 
     def send(self, number: int) -> None:
-        """Raises ProcessLookupError when it is gone."""
+        """Send a signal. Raises ProcessLookupError if the process is gone."""
         if self._fd >= 0:
             signal.pidfd_send_signal(self._fd, number)
         elif start_time(self._pid) == self._started:
@@ -39,7 +39,7 @@ class Target:
             raise ProcessLookupError(self._pid)
 
     def stop(self, seconds: float = 0.05) -> None:
-        """SIGSTOP, and wait until its main thread stands still: at most so long, for one may be deep in the kernel."""
+        """Send SIGSTOP, and wait at most `seconds` until the main thread has stopped: it may be deep in the kernel."""
         self.send(signal.SIGSTOP)
         deadline = time.monotonic() + seconds
         while not self._stands_still() and time.monotonic() < deadline:
@@ -50,7 +50,7 @@ class Target:
         return state in (b"T", b"t", b"Z", b"X", b"")
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the pidfd."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -468,7 +468,7 @@ def test_no_malloc_trim(monkeypatch: pytest.MonkeyPatch) -> None:
         return object()
 
     monkeypatch.setattr(ctypes, "CDLL", no_library)
-    monkeypatch.setattr(malloc, "_looked", False)
+    monkeypatch.setattr(malloc, "_searched", False)
     monkeypatch.setattr(malloc, "_trim", None)
 
     assert [malloc.trim(), malloc.trim(), asked] == [False, False, [None]]
@@ -565,7 +565,7 @@ def test_a_descriptor_that_others_close(
         os.fstat(fd)  # the other's is left open
 
     assert all(figure is not None and abs(figure - rss_of(os.getpid())) < 8 * MIB for figure in figures)  # type: ignore[operator]
-    assert [record.getMessage() for record in caplog.records if "is opened anew" in record.getMessage()] == [caplog.messages[0]]
+    assert [record.getMessage() for record in caplog.records if "opens it again" in record.getMessage()] == [caplog.messages[0]]
 
 
 def test_a_descriptor_of_another_process(reused: Callable[[int, str | None], None]) -> None:

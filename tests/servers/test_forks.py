@@ -80,10 +80,10 @@ def test_a_worker_whose_descriptor_is_closed_protects_itself(serve, worker_class
     (pid,) = server.workers()
 
     assert server.get(f"/close?{reuse}")[0] == 200
-    server.wait_for("is opened anew")
+    server.wait_for("opens it again")
     while not server.lines(f"worker {pid} (slot 0) recycling"):
         assert server.get("/leak?kib=4096")[0] == 200
 
     server.serving(1)
-    assert len(server.lines("is opened anew")) == 1
+    assert len(server.lines("opens it again")) == 1
     assert server.stop() in (0, -signal.SIGTERM)
