@@ -1,7 +1,7 @@
-"""Middleware for ASGI apps: Starlette, FastAPI, Django, and what else there is.
+"""Middleware for ASGI apps: Starlette, FastAPI, Django, and any other.
 
-Runs in a worker, for each request; under a uvicorn that nothing else guards it also has the worker recycled. It may import http, drain,
-worker and what is below. Begin with middleware.py; routes.py finds what a framework calls what it has taken.
+It runs in a worker, for each request; under a uvicorn that nothing else guards it also recycles the worker. It may import http, drain,
+worker and the rooms below them. Start with middleware.py; routes.py finds the name of the route that a framework chose.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ASGI middleware: a request is in flight until the app returns, which is after its background tasks.
 
-Pure ASGI, and never around `receive`: a server may hand over its own objects, and a wrapped stream
-would cost at every part.
+Pure ASGI. `receive` is never wrapped: a server may pass an object of its own, and a wrapped stream
+would cost something at every part.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Seconds after the begin of its lifespan in which it is tried for the first and for the last time whether the server serves.
+#: The first and the longest pause, in seconds, between checks from the start of the lifespan on whether the server listens.
 FIRST_TRY, LAST_TRY = 0.5, 64.0
 
-#: Says that the next request is to come on another connection, where another worker takes it.
+#: Makes the client send its next request on another connection, which another worker accepts.
 CLOSE = (b"connection", b"close")
 
 
 def _async_marks() -> dict[str, Any]:
-    """The attributes of a plain function that returns an awaitable by which it passes for a coroutine function."""
+    """The attributes that make a plain function which returns an awaitable pass for a coroutine function."""
     if sys.version_info >= (3, 12):
         return vars(inspect.markcoroutinefunction(lambda: None))
     return {"_is_coroutine": getattr(asyncio.coroutines, "_is_coroutine", None)}
@@ -50,11 +50,11 @@ _ASYNC = _async_marks()
 
 
 class MemoryMiddleware:
-    """Measures each request, and puts memory headers on its response where the policy says so.
+    """Measures each request, and puts memory headers on its response if the policy says so.
 
-    Keywords are those of Policy. They hold where no server adapter has made this process's guard;
-    where one has, only `headers` does. Websockets are in flight while they are open; what they make
-    the process grow by is the background's. Raises ConfigError.
+    The keywords are those of Policy. If a server adapter has made this process's guard, only
+    `headers` is used and the others are ignored. A websocket is in flight while it is open; the growth that it causes
+    counts as background growth. Raises ConfigError.
     """
 
     def __init__(self, app: ASGIApp, *, guard: Guard | None = None, **policy: Any) -> None:
@@ -62,7 +62,7 @@ class MemoryMiddleware:
         self._keywords = policy
         self._headers = (guard.policy if guard is not None else load_policy(os.environ, policy)[0]).headers
         self._given = guard
-        # read at once: with __getattr__, an attribute costs a request three times as much
+        # one tuple, read once a request: because of __getattr__, reading an attribute costs three times as much
         self._hot: tuple[Guard | None, Meter | None, bool | str, RouteNames] = (None, None, self._headers, RouteNames())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
@@ -80,14 +80,14 @@ class MemoryMiddleware:
             meter = guard.meter
         if meter.crowded:
             await _room(guard)
-        # straight on, without calls of our own: this is what every request pays. Servers give method and path; an app's own tests
-        # may leave out what the app does not look at
+        # inlined, because every request pays for this code. Servers provide method and path; an app's own tests may leave out what
+        # the app does not use
         work = scope[KEY] = meter.begin(f"{scope.get('method', '')} {scope.get('path', '')}".encode("utf-8", "replace"))
         try:
-            # its result too: a server complains of an app that returns something
+            # pass on the result, because a server complains if an app returns something
             return await app(scope, receive, send if not headers and not meter.leaving else self._announcing(scope, send, work))
         finally:
-            # Starlette and FastAPI: what their routers have taken, by which it is found what the app calls it; never what the client sent
+            # Starlette and FastAPI: the route or endpoint that their routers chose leads to the app's own name for it, never to client text
             taken = scope.get("route") or scope.get("endpoint")
             if taken is not None:
                 known = names.get(id(taken))
@@ -96,7 +96,7 @@ class MemoryMiddleware:
             meter.end(work)
 
     def __getattr__(self, name: str) -> Any:
-        """What the app has: its `state` or its `router`, for who looks for them on what is served."""
+        """The app's attributes, such as `state` or `router`, for code that expects them on the served object."""
         if name == "app" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.app, name)
@@ -108,12 +108,12 @@ class MemoryMiddleware:
         return guard
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> Any:
-        """What is not a request that nobody has counted yet."""
+        """Everything except an HTTP request that is not counted yet: a counted request, a websocket, a lifespan."""
         if scope["type"] == "http":  # wrapped twice, counted once
             send = self._announcing(scope, send, scope[KEY]) if self._headers else send
         if scope["type"] == "lifespan" and self._given is None:
             self._begin_later(FIRST_TRY)
-        if scope["type"] != "websocket" or KEY in scope:  # a lifespan begins before there is a server that could be recycled
+        if scope["type"] != "websocket" or KEY in scope:  # a lifespan starts before there is a server that could be recycled
             return await self.app(scope, receive, send)
         guard = self._hot[0]
         if guard is None or not guard.here:
@@ -128,13 +128,13 @@ class MemoryMiddleware:
             closed_websocket(send)
 
     def _begin_later(self, seconds: float) -> None:
-        """Under a uvicorn without an adapter, be measured before there is a request: its other workers wait to see it boot.
+        """Under a uvicorn without an adapter, make the guard before the first request, because its other workers wait until it has booted.
 
-        And while none comes: what grows then, nobody else would see.
+        The guard then measures while no requests arrive, too, since nothing else would notice growth then.
         """
         loop = running_loop()
         if loop is None:
-            return  # trio's: no uvicorn
+            return  # trio runs the app: no uvicorn
 
         def begin() -> None:
             if get_guard() is None and attempt("looking for uvicorn's server", "the server", serves_here):
@@ -153,9 +153,9 @@ class MemoryMiddleware:
         loop.call_later(seconds, begin)
 
     def _announcing(self, scope: Scope, send: Send, work: Work) -> Send:
-        """`send` that says, once, what there is to say: the memory headers for who may see them, and that the worker leaves.
+        """A `send` that adds the memory headers, if the client may see them, and `Connection: close` if the worker leaves.
 
-        It returns the server's own awaitable, and passes for a coroutine function, as the server's send() does: asgiref asks.
+        It returns the server's own awaitable, and passes for a coroutine function as the server's send() does, because asgiref checks that.
         """
         shown, meter = announces(self._headers, work, lambda: _token(scope)), work.meter
 
@@ -166,7 +166,7 @@ class MemoryMiddleware:
                     headers = [*headers, *headers_of(work).raw]
                 if meter.leaving and scope.get("http_version") != "2":
                     headers = [*(pair for pair in headers if pair[0].lower() != b"connection"), CLOSE]
-                # a new message: an app may send the same one every time
+                # a new message, because an app may send the same one every time
                 message = {**message, "headers": headers}
             return send(message)
 
@@ -175,9 +175,9 @@ class MemoryMiddleware:
 
 
 async def _room(guard: Guard) -> None:
-    """Wait until there is memory for one more request, or as long as one may wait."""
+    """Wait until there is memory for one more request, or until the longest wait is over."""
     if running_loop() is None:
-        return  # trio's
+        return  # trio runs the app
     waiting = Waiting(guard)
     while seconds := waiting.seconds():
         await asyncio.sleep(seconds)

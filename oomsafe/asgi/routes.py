@@ -1,7 +1,7 @@
-"""The names under which requests of Starlette and FastAPI are counted: ``GET /api/items/{item_id}``, with the mounts that lead there.
+"""The names under which requests of Starlette and FastAPI are counted: ``GET /api/items/{item_id}``, including the path of mounts.
 
-A router says which of its routes it has taken, and of a mount's path only what the client sent. So the names are made beforehand:
-the app's routers are walked, once, and each route is found again by what it is.
+A router records which route it chose, but for a mount only the path that the client sent. So the names are built in advance:
+the app's routers are walked once, and each route is later found by the identity of its object.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ from oomsafe.log import attempt
 from oomsafe.policy.routes import METHODS
 from oomsafe.scoreboard.layout import UNMATCHED
 
-#: How often a router is walked again, since something was taken that had not been there; and how many things are kept in mind.
+#: How often the routers are walked, again for each route that was not found before; and how many objects are remembered.
 WALKS, KEPT = 16, 20_000
 
-#: Routers within routers, and middleware within middleware, beyond which none is looked for.
+#: How many levels of routers in routers, and of middleware in middleware, are searched.
 DEPTH = 8
 
-#: What stands for the rest of a path, which a mounted app has not named.
+#: Stands for the rest of a path for which a mounted app gave no name.
 REST = "/{path}"
 
 
 class Leaf(NamedTuple):
-    """Something that a router can take, as it is called from outside."""
+    """Something that a router can choose, with its full path from outside."""
 
     taken: tuple[Any, ...]
-    """What the scope may have of it: the route, and its endpoint."""
+    """The objects that the scope may hold for it: the route, and its endpoint."""
     path: str
     methods: frozenset[str]
 
 
 class RouteNames(dict[int, dict[str, str]]):
-    """By id of what was taken, and by method: the name. What is not there, find() finds."""
+    """The name of a request, by the id of the chosen route or endpoint and by method. find() adds missing ones."""
 
     def __init__(self) -> None:
         super().__init__()
         self._several: dict[int, list[tuple[re.Pattern[str], Leaf]]] = {}
-        """What has more than one path, as an app that is mounted twice."""
+        """Objects with more than one path, such as an app that is mounted twice."""
         self._walks = 0
         self._kept: list[Any] = []
-        """As long as it is here, nothing else gets its id."""
+        """References that keep the objects alive, so that no other object gets their ids."""
 
     def find(self, scope: MutableMapping[str, Any], taken: Any, inner: str) -> str:
-        """The name of a request that took this; `inner` is what a mounted app has called it, or UNMATCHED. Never raises.
+        """The name of a request whose router chose `taken`; `inner` is the name that a mounted app found, or UNMATCHED. Never raises.
 
-        A method that the route does not have is no name: a client could send any.
+        A method that the route does not have gives UNMATCHED, because a client could send any.
         """
         return attempt("the name of a route", "the server", lambda: self._find(scope, taken, inner)) or inner
 
@@ -64,11 +64,11 @@ class RouteNames(dict[int, dict[str, str]]):
             name = UNMATCHED if leaf is None else f"{method} {leaf.path}"
         if inner is UNMATCHED:
             return name
-        # a mounted app knows the rest
+        # the mounted app named the rest of the path
         return f"{name[: -len(REST)]}{inner[len(method) + 1 :]}" if name.endswith(REST) and inner.startswith(f"{method} /") else inner
 
     def _meet(self, router: Any, taken: Any) -> None:
-        """For the first time, and the last one: what is in no router is called what it calls itself, without the mounts before it."""
+        """Learn the name of an object that is new here. One that is in no router gets its own path, without the mounts before it."""
         if len(self._kept) > KEPT:
             return
         self._walks += 1
@@ -94,7 +94,7 @@ class RouteNames(dict[int, dict[str, str]]):
 
 def _leaves(routes: Any, prefix: str, depth: int) -> Iterator[Leaf]:
     for route in tuple(routes or ()) if depth < DEPTH else ():
-        included = getattr(route, "effective_route_contexts", None)  # FastAPI's include_router, from 0.13x on
+        included = getattr(route, "effective_route_contexts", None)  # FastAPI's include_router, since 0.13x
         for context in included() if included is not None else ():
             yield from _leaf(context.original_route, getattr(context, "starlette_route", None) or context, prefix, depth)
         if included is None:
@@ -102,7 +102,7 @@ def _leaves(routes: Any, prefix: str, depth: int) -> Iterator[Leaf]:
 
 
 def _leaf(taken: Any, route: Any, prefix: str, depth: int) -> Iterator[Leaf]:
-    """`route` is as it can be reached, `taken` as the scope will have it."""
+    """The leaves of one route. `route` has the effective path, `taken` is the object that the scope will hold."""
     own = getattr(route, "path", "")  # a Host has none
     path = f"{prefix}{own}" if type(own) is str else prefix
     app = getattr(route, "app", None)
@@ -116,7 +116,7 @@ def _leaf(taken: Any, route: Any, prefix: str, depth: int) -> Iterator[Leaf]:
 
 
 def _routes_of(mount: Any, app: Any) -> Any:
-    """The routes of what is mounted, within its middleware; empty where it has none."""
+    """The routes of a mounted app, inside its middleware; empty if it has none."""
     routes = getattr(mount, "routes", None)
     for _ in range(DEPTH):
         if routes or app is None:
@@ -127,7 +127,7 @@ def _routes_of(mount: Any, app: Any) -> Any:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    """What matches a path of this template: ``{name}``, ``{name:path}``."""
+    """A pattern that matches the paths of this template: ``{name}``, ``{name:path}``."""
     parts = re.split(r"(\{[^}]*\})", template)
     return re.compile("".join(_part(part) for part in parts), re.DOTALL)
 

@@ -1,7 +1,7 @@
 """Middleware for Django, sync and async: ``MIDDLEWARE = ["oomsafe.django.MemoryMiddleware", ...]``, ``OOMSAFE = {...}``.
 
-Runs in a worker, for each request, also under the middleware of the server's adapter, which has counted it already. It may import http,
-worker and what is below, and Django. It is one file: middleware.py.
+It runs in a worker, for each request, also under the middleware of the server's adapter, which has counted the request already. It may
+import http, worker, the rooms below them, and Django. It is one file: middleware.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Django middleware: a request is in flight until its response is closed, and is counted under its URL pattern.
 
-Under oomsafe's WSGI or ASGI middleware, as gunicorn's adapter puts it round the app, the request is
-counted there already. Then it gets from here only what Django alone knows: its route.
+Under oomsafe's WSGI or ASGI middleware, which gunicorn's adapter puts around the app, the request is
+counted already. Then this middleware only adds what Django alone knows: the route.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from django.http import HttpRequest
     from django.http.response import HttpResponseBase
 
-#: How one gives a setting.
+#: How to give a setting.
 INSTEAD = 'write OOMSAFE = {{"{field}": ...}}, or set {variable} in the environment of the server'
 
 
 class MemoryMiddleware:
-    """Measures each request, names its route, and puts memory headers on its response where the policy says so.
+    """Measures each request, names its route, and puts memory headers on its response if the policy says so.
 
-    The setting OOMSAFE is a dict of Policy's keywords. They hold where no server adapter has made this
-    process's guard; where one has, only `headers` does. Raises ImproperlyConfigured. List it first:
-    what stands before it is not measured, and a cache before it would keep its headers.
+    The setting OOMSAFE is a dict of Policy's keywords. If a server adapter has made this process's
+    guard, only `headers` is used and the others are ignored. Raises ImproperlyConfigured. List this middleware first:
+    middleware before it is not measured, and a cache before it would store its headers.
     """
 
     sync_capable = True
@@ -78,7 +78,7 @@ class MemoryMiddleware:
         return response
 
     def _begin(self, request: HttpRequest) -> tuple[Work | None, bool]:
-        """The request's Work, and whether it is ours to end; None where nothing can be measured."""
+        """The request's Work (None if it can't be measured here), and whether this middleware must end it."""
         try:
             carrier = _carrier(request)
             work = carrier.get(KEY) or carried(carrier)
@@ -88,7 +88,7 @@ class MemoryMiddleware:
             guard = self._guard
             if guard is None or not guard.here:
                 guard = self._guard = guard_for(self._keywords, "requests")
-            if guard is None or guard.at_the_door:  # it has come over a bridge that does not show its scope
+            if guard is None or guard.at_the_door:  # the request came over a bridge that hides its scope
                 return None, False
             work = carrier[KEY] = guard.meter.begin(f"{request.method} {request.path}".encode("utf-8", "replace"))
             return work, True
@@ -97,7 +97,7 @@ class MemoryMiddleware:
             return None, False
 
     def _answered(self, request: HttpRequest, response: Any, work: Work | None, ours: bool) -> None:
-        """The view has returned, or raised if `response` is None; the body may be still to come."""
+        """The view has returned, or raised if `response` is None; the body may not have been sent yet."""
         if work is None:
             return
         try:
@@ -115,27 +115,27 @@ class MemoryMiddleware:
             work.end()
 
     def _announce(self, request: HttpRequest, response: HttpResponseBase, work: Work) -> None:
-        """Add the memory headers, once, for who may see them."""
+        """Add the memory headers, once, if the client may see them."""
         if not announces(self._headers, work, lambda: request.META.get(TOKEN_WSGI)):
             return
         headers = response.headers
         for name, figure in headers_of(work).text:
-            # a list, to which others have something to add as well: Django keeps one header a name
+            # Server-Timing is a list that other code may have begun, and Django keeps one header for each name
             theirs = headers.get(name) if name == "Server-Timing" else None
             headers[name] = f"{theirs}, {figure}" if theirs else figure
 
     def _say_ignored(self, work: Work) -> None:
-        """A limit that does not hold must not go unnoticed."""
+        """Log which settings are ignored: a limit without effect must not go unnoticed."""
         if self._ignored:
             ignored, self._ignored = ", ".join(self._ignored), []
-            once("keywords", logging.WARNING, "OOMSAFE: %s ignored, for this process is guarded already", ignored)
+            once("keywords", logging.WARNING, "OOMSAFE: %s ignored, because this process is guarded already", ignored)
 
     def _failed(self, what: str, error: Exception) -> None:
         failed(what, "Django", error)
 
 
 class End:
-    """Ends the work when the response is closed; or when it is forgotten.
+    """Ends the work when the response is closed or garbage-collected.
 
     Django's ASGI handler does not close a response whose body fails, and a middleware that answers
     with another response does not close the first one.
@@ -153,12 +153,12 @@ class End:
     __del__ = __call__
 
     def __reduce__(self) -> tuple[type[End], tuple[None]]:
-        # Django's cache pickles responses with their closers: the copy that is served later ends nothing
+        # Django's cache pickles responses with their closers: a copy that is served later must not end anything
         return End, (None,)
 
 
 def _configured() -> tuple[dict[str, Any], Policy]:
-    """The setting OOMSAFE, and the policy that it makes with the environment."""
+    """The setting OOMSAFE, and the policy that it gives together with the environment."""
     given = getattr(settings, "OOMSAFE", {})
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
         raise ImproperlyConfigured("oomsafe: the setting OOMSAFE must be a dict of settings by name, such as {'soft_limit': '300MiB'}")
@@ -171,6 +171,6 @@ def _configured() -> tuple[dict[str, Any], Policy]:
 
 
 def _carrier(request: HttpRequest) -> MutableMapping[str, Any]:
-    """What the request shares with the middleware round Django: the WSGI environ, or the ASGI scope."""
+    """What the request shares with the middleware around Django: the WSGI environ, or the ASGI scope."""
     carrier: MutableMapping[str, Any] = request.META if hasattr(request, "environ") else getattr(request, "scope", request.META)
     return carrier

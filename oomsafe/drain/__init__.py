@@ -1,4 +1,5 @@
-"""The ends of asyncio servers, which by themselves close connections that have a request on its way.
+"""How asyncio servers end. By themselves they close connections that have a request on its way.
 
-Runs in a worker, in the server's own loop; it may import worker and what is below, and no server: those it is handed. Begin with drain.py.
+It runs in a worker, in the server's own loop, and may import worker and the rooms below it, but no server: servers are passed in. Start
+with drain.py.
 """

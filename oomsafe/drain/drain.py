@@ -1,7 +1,7 @@
-"""The end of an asyncio server that loses no request.
+"""End an asyncio server without losing a request.
 
-Stop accepting; say `Connection: close` on every response (the middleware does); end when no
-connection is left, or at the deadline. Servers by themselves close connections that are kept alive
+Stop accepting; send `Connection: close` with every response (the middleware does that); end when no
+connection is left, or at the deadline. By themselves, servers close connections that are kept alive
 or have just been accepted, with requests on their way.
 """
 
@@ -19,36 +19,36 @@ from oomsafe.log import log
 from oomsafe.worker.current import get_guard
 from oomsafe.worker.pressure import IDLE_MOMENT
 
-#: Seconds between two looks at whether a connection is left. The first comes after one: who was accepted just now is counted then.
-LOOK_EVERY = 0.05
+#: Seconds between two checks whether a connection is left. The first check waits as long, so that a connection accepted just now counts.
+POLL_EVERY = 0.05
 
-#: Seconds between two looks at what each connection waits for: there may be thousands.
+#: Seconds between two checks of what each connection waits for, because there may be thousands.
 CHECK_EVERY = 0.25
 
-#: Seconds that a client has for what it has begun: its TLS handshake, the head of a request, its own end of a connection.
-#: A packet that is lost comes again within a second at the first try (RFC 6298).
+#: Seconds that a client has to finish its TLS handshake, the head of a request, or its own side of closing a connection.
+#: A lost packet is first sent again within a second (RFC 6298).
 HEAD_MOMENT = 1.0
 
-#: Seconds between two looks in a hurry, at least; a look takes longer where there are thousands of connections.
+#: The least seconds between two checks in a hurry; a check takes longer than that with thousands of connections.
 HURRY_EVERY = 0.01
 
-#: Seconds for which none of a body may come while the app waits for it: two or three losses of the same packet.
+#: Seconds for which no part of a body may arrive while the app waits for it: two or three losses of the same packet.
 BODY_MOMENT = 5.0
 
-#: Seconds that a websocket's other end has to answer its close.
-FAREWELL = 1.0
+#: Seconds that the other end of a websocket has to answer its close.
+WEBSOCKET_MOMENT = 1.0
 
 #: RFC 6455's registry: "Service Restart".
 SERVICE_RESTART = 1012
 
 
 class Drain:
-    """One server's. `begin` may be called from any thread.
+    """The drain of one server. `begin` may be called from any thread.
 
-    `listeners()` are the server's asyncio.Servers, `connections()` the protocols of those that are open, `left()` is the number of
-    these, and of what else must be done before the end; `wait_of` says what a connection waits for from its client, which
-    has a moment for it. `finish(late)` has the server end; `late` says that something is left, for which it must not wait.
-    Where its memory keeps the pool from serving, it does not wait for connections that are kept alive and idle, either.
+    `listeners()` returns the server's asyncio.Servers, `connections()` the protocols of its open connections, `left()` the number of
+    these and of anything else that must be done before the end. `wait_of` says what a connection waits for from its client, which
+    gets a moment for it. `finish(late)` ends the server; `late` means that something is left, and that the server must not wait for it.
+    If its memory keeps the pool from serving, it does not wait for idle kept-alive connections either.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Drain:
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """From now on this server only finishes what it has."""
+        """From now on the server takes no new work and finishes what it has."""
         self._loop.call_soon_threadsafe(self._start)
 
     def _start(self) -> None:
@@ -91,13 +91,16 @@ class Drain:
                 )  # fmt: skip
                 await close_websockets()
         except Exception as error:
-            log.error("oomsafe failed in draining (the worker ends all the same): %r", error)
+            log.error("oomsafe failed in draining (the worker still ends): %r", error)
         self._finish(bool(left or shaking))
 
     async def _wait(self, gone: list[asyncio.Task[None]], deadline: float) -> tuple[int, int]:
-        """Until nothing is left, or the deadline: the connections then, and the listeners with something that is not even one."""
+        """Wait until nothing is left, or until the deadline.
+
+        Returns how many connections are left then, and how many listeners still have a handshake under way.
+        """
         began = check_at = self._loop.time()
-        pause = LOOK_EVERY
+        pause = POLL_EVERY
         while True:
             await asyncio.sleep(pause)
             now = self._loop.time()
@@ -108,7 +111,7 @@ class Drain:
             if now >= check_at or hurry:
                 check_at = now + CHECK_EVERY
                 self._stalled.close_overdue(now, hurry)
-            pause = min(LOOK_EVERY, max(HURRY_EVERY, 10 * (self._loop.time() - now))) if hurry else LOOK_EVERY
+            pause = min(POLL_EVERY, max(HURRY_EVERY, 10 * (self._loop.time() - now))) if hurry else POLL_EVERY
         for task in gone:
             task.cancel()
         if self._stalled.closed:
@@ -116,14 +119,14 @@ class Drain:
         return left, shaking
 
     async def _stop_accepting(self) -> list[asyncio.Task[None]]:
-        """Close the listeners. For each, a task that is done when all that it has accepted is gone.
+        """Close the listeners. Returns a task for each, which is done when all connections that it accepted are gone.
 
-        A server counts a connection when its TLS handshake is done; asyncio's and uvloop's Server count it from the accept on.
+        A server counts a connection once its TLS handshake is done; asyncio's and uvloop's Server count it from the accept on.
         """
         listeners = list(self._listeners())
-        # begun before close(): after it, wait_closed() waits only since Python 3.12
+        # started before close(), because after close() wait_closed() only waits since Python 3.12
         gone = [self._loop.create_task(listener.wait_closed()) for listener in listeners]
-        # what asyncio has accepted and not yet made a connection of, it drops when its listener is closed; uvloop does not
+        # closing a listener makes asyncio drop what was accepted but is not a connection yet; uvloop does not
         for listener in listeners:
             for sock in listener.sockets if _is_asyncio(listener) else ():
                 self._loop.remove_reader(sock.fileno())
@@ -139,7 +142,7 @@ def _holds_up() -> bool:
 
 
 def _is_asyncio(listener: Any) -> bool:
-    """By its name: asyncio may have been imported twice, and its classes differ then."""
+    """Checked by name, because asyncio may have been imported twice, and then its classes differ."""
     return type(listener).__module__.startswith("asyncio.")
 
 
@@ -147,21 +150,21 @@ _websockets: set[Callable[[Any], Awaitable[None]]] = set()
 
 
 def open_websocket(send: Callable[[Any], Awaitable[None]]) -> None:
-    """The middleware has one more: at the deadline it is closed."""
+    """Register a websocket, to be closed at the deadline."""
     _websockets.add(send)
 
 
 def closed_websocket(send: Callable[[Any], Awaitable[None]]) -> None:
-    """It is gone."""
+    """Forget a websocket that is gone."""
     _websockets.discard(send)
 
 
 async def close_websockets() -> None:
-    """Tell whoever is at the other end to come again: another worker serves."""
+    """Close all websockets with 1012, which tells their clients to connect again: another worker serves."""
     if not _websockets:
         return
     closing = [asyncio.ensure_future(_close(send)) for send in list(_websockets)]
-    await asyncio.wait(closing, timeout=FAREWELL)
+    await asyncio.wait(closing, timeout=WEBSOCKET_MOMENT)
 
 
 async def _close(send: Callable[[Any], Awaitable[None]]) -> None:
@@ -172,7 +175,7 @@ async def _close(send: Callable[[Any], Awaitable[None]]) -> None:
 
 
 class Heart:
-    """Beats beside a loop that does not any more: a server that shuts down no longer says that it lives, and is killed for it."""
+    """Sends the worker's heartbeat from a thread, while a server that shuts down no longer does: it would be killed for a hang."""
 
     def __init__(self, beat: Callable[[], None], seconds: float) -> None:
         self._beat = beat
@@ -187,7 +190,7 @@ class Heart:
         self._stop.set()
 
     def _run(self) -> None:
-        # bounded: what hangs for ever is to be killed in the end
+        # bounded, so that a worker that hangs forever is killed in the end
         for _ in range(self._beats):
             try:
                 self._beat()

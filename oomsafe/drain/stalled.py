@@ -1,6 +1,6 @@
-"""Clients that a draining server need not wait for: what has not sent a whole request is not work.
+"""Clients that a draining server need not wait for: an incomplete request is not work.
 
-A client can open connections and send half a request on each at no cost. Waited for, they would keep
+A client can open connections and send half a request on each at no cost. Waiting for them would keep
 a worker that should end for its whole grace period.
 """
 
@@ -21,33 +21,34 @@ class Owed(enum.Enum):
     HEAD = enum.auto()
     """The first byte of a request, or the rest of its head."""
     NEXT = enum.auto()
-    """Nothing: the connection is kept alive and idle, and its client may send another request at any time, or none."""
+    """Nothing: the connection is kept alive and idle, and its client may send another request at any time, or never."""
     BODY = enum.auto()
-    """More of a body, for which the app waits before it answers."""
+    """More of a body, which the app needs before it answers."""
     CLOSE = enum.auto()
-    """Its own end of a connection on which everything is sent: over TLS, a server waits for it."""
+    """The client's side of closing a connection on which everything was sent: over TLS, a server waits for it."""
 
 
 class Wait(NamedTuple):
-    """A wait for a client: equal to the one before as long as it is the same, so a new one begins with each part of a body."""
+    """A wait for a client. While the same wait lasts, it compares equal; each part of a body begins a new one."""
 
     owed: Owed
     begun: bool = True
-    """Whether any of the request has come."""
+    """Whether any part of the request has arrived."""
     token: Any = None
-    """Another object each time."""
+    """An object that differs for each wait; None if the other fields are enough."""
 
 
-#: How a client is told that its request was not taken, and may be sent again (RFC 9110, 15.5.9).
+#: Tells a client that its request was not processed, and may be sent again (RFC 9110, 15.5.9).
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class Stalled:
-    """The clients of one draining server that owe it something: since when, and who has had the time for it.
+    """The clients of one draining server that owe it something, and since when; closes the connections that are overdue.
 
-    `connections()` are the protocols of those that are open, `wait_of` says what one waits for from its client, and is
-    not asked once its transport is closing; `moments` are the seconds for each. An idle one is closed only in a hurry, and when
-    nothing has come on it: a request that its client sends at that very moment is lost, as on any server that closes what it kept alive.
+    `connections()` returns the protocols of the open connections. `wait_of` says what one of them waits for from its client; it is
+    not called once the transport is closing. `moments` are the seconds for each kind. An idle connection is closed only in a hurry, and
+    only if no data has arrived on it: a request that its client sends at that very moment is lost, as on any server that closes
+    kept-alive connections.
     """
 
     def __init__(self, connections: Callable[[], Iterable[Any]], wait_of: Callable[[Any], Wait | None], moments: dict[Owed, float]) -> None:
@@ -59,12 +60,12 @@ class Stalled:
         """Connections that were closed before they had sent a whole request."""
 
     def close_overdue(self, now: float, hurry: bool = False) -> None:
-        """To be called now and then, by the server's own loop; in a `hurry`, those that are idle go as well."""
+        """Close overdue connections; in a `hurry`, also idle ones. The server's own loop calls this regularly."""
         before, self._since = self._since, {}
         for protocol in list(self._connections()):
             try:
                 self._close_if_overdue(protocol, before.get(protocol), now, hurry)
-            except Exception as error:  # then it is waited for
+            except Exception as error:  # keep waiting for this connection
                 log.log(logging.DEBUG, "what a connection waits for can't be known: %r", error)
 
     def _close_if_overdue(self, protocol: Any, known: tuple[Wait, float] | None, now: float, hurry: bool) -> None:
@@ -93,12 +94,12 @@ class Stalled:
 
 
 def _closing(transport: Any) -> Wait | None:
-    """What a connection waits for that its server has closed: None where something is still to be sent."""
+    """What a connection that its server has closed waits for: None if it still has data to send."""
     return None if transport.get_write_buffer_size() else Wait(Owed.CLOSE)
 
 
 def _has_come(transport: Any) -> bool:
-    """Whether anything has come on this connection that its server has not read yet, or its client's end of it."""
+    """Whether this connection has data that its server has not read yet, or its client has closed it."""
     sock = transport.get_extra_info("socket")
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLIN)

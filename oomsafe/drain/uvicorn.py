@@ -14,12 +14,12 @@ from oomsafe.log import log_with
 from oomsafe.policy.settings import Policy
 from oomsafe.worker.current import Way
 
-#: Seconds that a request has, after its grace period, to see that it is cancelled.
+#: Seconds that a request has, after the grace period, to handle its cancellation.
 LAST_MOMENT = 1
 
 
 class UvicornDrain:
-    """One Server's. It may be asked to end before the server is there, and from any thread."""
+    """The drain of one Server. begin() may be called from any thread, even before the server exists."""
 
     def __init__(self, grace_period: float) -> None:
         self._grace_period = grace_period
@@ -27,7 +27,7 @@ class UvicornDrain:
         self._asked = False
 
     def serves(self, server: Any) -> None:
-        """This is the Server, in its own loop, and it has its listeners."""
+        """Set the Server, once it has its listeners. Called in the server's own loop."""
         self._drain = Drain(
             asyncio.get_running_loop(),
             self._grace_period,
@@ -41,14 +41,14 @@ class UvicornDrain:
             self._drain.begin()
 
     def begin(self) -> None:
-        """Have it end."""
+        """Drain and end the server."""
         self._asked = True
         if self._drain is not None:
             self._drain.begin()
 
 
 def own_recycle(policy: Policy) -> Way | None:
-    """In a worker of a uvicorn that is not supervised by us, inside its loop: how it ends. None where it should not, or is none."""
+    """How the uvicorn worker that runs this loop, without our supervisor, is recycled. None if it should not be, or is no uvicorn."""
     server = _running_server()
     if server is None:
         return None
@@ -61,12 +61,12 @@ def own_recycle(policy: Policy) -> Way | None:
 
 
 def serves_here() -> bool:
-    """In a loop: whether a uvicorn Server of this loop has begun to listen."""
+    """Whether a uvicorn Server of this loop listens. Called in a loop."""
     return bool(getattr(_running_server(), "servers", None))
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """asyncio's loop in this thread; None in an app that trio runs, where there is no uvicorn either."""
+    """The running asyncio loop of this thread; None if trio runs the app, where there is no uvicorn either."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -74,10 +74,10 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _running_server() -> Any:
-    """The uvicorn Server that has made the current task; where another task is within that one, the only Server in this loop. Else None.
+    """The uvicorn Server that created the current task; if none did, the only Server of this loop. Else None.
 
-    An app is handed nothing that knows it. SIGTERM's handler is its method only as long as the app sets none
-    of its own; its serve() is awaited by one of the loop's tasks for as long as it serves.
+    An app gets no reference to its Server. The handler of SIGTERM is the Server's method, but only until the app sets its own;
+    the Server's serve() is awaited by one of the loop's tasks for as long as it serves.
     """
     if running_loop() is None:
         return None
@@ -88,7 +88,7 @@ def _running_server() -> Any:
 
 
 def _awaited_server(task: asyncio.Task[Any]) -> Any:
-    """The Server of whose methods one is on the task's stack."""
+    """The Server that has a method on the task's stack; None: there is none."""
     awaited: Any = task.get_coro()
     while (frame := getattr(awaited, "cr_frame", None)) is not None:
         server = frame.f_locals.get("self")
@@ -99,10 +99,10 @@ def _awaited_server(task: asyncio.Task[Any]) -> Any:
 
 
 def recycles_alone(config: Any) -> bool:
-    """Whether a uvicorn process that we do not supervise may end: only where something brings up another.
+    """Whether a uvicorn process without our supervisor may end: only if something starts another in its place.
 
     uvicorn's own supervisor of several workers does; its reloader waits for a file to change. For a
-    single process, its user says so: OOMSAFE_SINGLE=exit.
+    single process, the user says so with OOMSAFE_SINGLE=exit.
     """
     if os.environ.get("OOMSAFE_SINGLE") == "exit":
         return not config.should_reload
@@ -112,30 +112,30 @@ def recycles_alone(config: Any) -> bool:
 def _is_worker() -> bool:
     """Whether uvicorn's supervisor has started this process.
 
-    `workers` alone does not tell: it comes from WEB_CONCURRENCY, too, and a Server that a program runs by itself takes no notice of it.
+    `workers` alone is not enough: it may come from WEB_CONCURRENCY, which a Server that a program runs by itself ignores.
     """
     target = getattr(multiprocessing.current_process(), "_target", None)
     return getattr(target, "__module__", None) == "uvicorn._subprocess"
 
 
 def log_with_uvicorn() -> None:
-    """Our lines go where uvicorn's go, once its log is configured."""
+    """Send our log lines where uvicorn's go. Called once uvicorn's log is configured."""
     log_with(logging.getLogger("uvicorn.error"))
 
 
 def _wait_of(protocol: Any) -> Wait | None:
-    """What an open connection waits for; None for work, and where it can't be known."""
+    """What an open connection waits for from its client; None if it has work, or if that can't be known."""
     if not hasattr(protocol, "cycle"):
         return None  # a websocket, HTTP/2
     cycle = protocol.cycle
     if cycle is None or cycle.response_complete:
-        # its timer runs from the end of a response until more comes
+        # the keep-alive timer runs from the end of a response until more data arrives
         idle = protocol.timeout_keep_alive_task is not None
         begun = _next_has_begun(protocol)
         if idle and not begun:
             return Wait(Owed.NEXT, token=protocol.timeout_keep_alive_task)
         return Wait(Owed.HEAD, begun or cycle is not None)
-    # the future on which the app waits in receive(): another one after each part
+    # the future on which the app waits in receive(): a new one after each part
     waiting = getattr(cycle.message_event, "_waiters", None)
     if not waiting or not cycle.more_body or cycle.body or cycle.response_started:
         return None
@@ -143,7 +143,7 @@ def _wait_of(protocol: Any) -> Wait | None:
 
 
 def _next_has_begun(protocol: Any) -> bool:
-    """Whether any of the next request's head has come: httptools' protocol makes a scope of its first byte, h11 keeps it in a buffer."""
+    """Whether any part of the next request's head has arrived: httptools' protocol then makes a new scope, h11's keeps it in a buffer."""
     if protocol.scope is not getattr(protocol.cycle, "scope", None):
         return True
     return bool(getattr(getattr(protocol, "conn", None), "trailing_data", (b"",))[0])
@@ -151,7 +151,7 @@ def _next_has_begun(protocol: Any) -> bool:
 
 def _end(server: Any, late: bool) -> None:
     if late and server.config.timeout_graceful_shutdown is None:
-        # what was not done within its grace period, an endless stream, would never be
+        # work that did not finish within the grace period, such as an endless stream, would never finish
         server.config.timeout_graceful_shutdown = LAST_MOMENT
     # not by SIGTERM: uvicorn raises the signal anew when it has shut down, and gunicorn's worker_exit is never called
     server.should_exit = True

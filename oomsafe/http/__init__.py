@@ -1,4 +1,4 @@
-"""What the middlewares of WSGI, ASGI and Django share: how a request is counted once and announced once, and what its response says.
+"""What the WSGI, ASGI and Django middlewares share: counting each request once, and the memory headers of its response.
 
-Runs in a worker, for one request; it may import worker and what is below. Begin with headers.py.
+It runs in a worker, for each request, and may import worker and the rooms below it. Start with headers.py.
 """

@@ -1,4 +1,4 @@
-"""How a request carries its work from one middleware to the next, so that it is counted once."""
+"""How a request carries its Work from one middleware to the next, so that it is counted once."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 from oomsafe.worker.meter import Work
 
-#: Under which it does, in an ASGI scope, in a WSGI environ, and in Django's META.
+#: The key of the Work in an ASGI scope, in a WSGI environ, and in Django's META.
 KEY = "oomsafe.work"
 
-#: Where a bridge between ASGI and WSGI puts the other side's scope or environ: as a2wsgi names them.
+#: The keys under which a2wsgi, a bridge between ASGI and WSGI, stores the scope or environ of the other side.
 OTHER_SIDE = ("asgi.scope", "wsgi_environ")
 
 
 def carried(carrier: Mapping[str, Any], start_response: Any = None) -> Work | None:
-    """The Work of a request that was counted on the other side of a bridge between ASGI and WSGI; None when it was not.
+    """The Work of a request that was counted on the other side of a bridge between ASGI and WSGI; None if it was not counted there.
 
-    `carrier` is the scope or the environ on this side. The bridges of Starlette, uvicorn and asgiref put nothing there, but
-    the method that they give as start_response is that of an object which has the scope.
+    `carrier` is the scope or the environ on this side. The bridges of Starlette, uvicorn and asgiref store nothing in it, but
+    their start_response is a method of an object that has the scope.
     """
     sides = [carrier.get(name) for name in OTHER_SIDE]
     for side in (*sides, getattr(getattr(start_response, "__self__", None), "scope", None)):

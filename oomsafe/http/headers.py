@@ -1,4 +1,4 @@
-"""What a response says about memory: headers that a person, a proxy or a browser's timing tab can read."""
+"""The memory headers of a response, for people, proxies and a browser's timing tab."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from oomsafe.policy.units import format_change, format_size
 from oomsafe.worker.meter import Present, Work
 
-#: The request header that must carry the secret where one is set, as WSGI and as ASGI name it.
+#: The request header that must carry the secret, if one is set; its names in WSGI and ASGI.
 TOKEN_WSGI = "HTTP_X_MEMORY_TOKEN"  # noqa: S105  the name of a header
 TOKEN_ASGI = b"x-memory-token"
 
@@ -21,12 +21,12 @@ class Made(NamedTuple):
     raw: list[tuple[bytes, bytes]]
 
 
-#: The last ones. They are made anew only when a figure has changed: where nothing grows, that is never.
+#: The latest headers. They are built again only when a figure has changed: if nothing grows, never.
 _made = Made(None, [], [])
 
 
 def headers_of(work: Work) -> Made:
-    """The memory headers for `work` at this moment; none while there is no figure."""
+    """The memory headers for `work` now; empty while there are no figures."""
     global _made
     present, made = work.meter.present(work), _made
     if present is not made.of:
@@ -36,9 +36,9 @@ def headers_of(work: Work) -> Made:
 
 
 def announces(setting: bool | str, work: Work, token: Callable[[], str | bytes | None]) -> bool:
-    """Whether this response shows the memory headers: for who may see them, and once: middleware may be there twice.
+    """Whether to put memory headers on this response: only if the client may see them, and only once, in case of nested middleware.
 
-    Noted only then, else a middleware within, which has the headers on, would leave them to this one.
+    `work.announced` is set only if this returns True; otherwise an inner middleware that has headers on would leave them to this one.
     """
     if not setting or work.announced or not (setting is True or may_see(setting, token())):
         return False
@@ -47,9 +47,9 @@ def announces(setting: bool | str, work: Work, token: Callable[[], str | bytes |
 
 
 def memory_headers(rss: int, delta: int, limit: int | None) -> list[tuple[str, str]]:
-    """Headers for figures in bytes; `delta` is signed; `limit` None leaves X-Memory-Limit out.
+    """Headers for figures in bytes; `delta` is signed; `limit` None omits X-Memory-Limit.
 
-    Server-Timing has only dur (milliseconds) and desc, so memory goes into desc (W3C Server Timing, 2.1).
+    Server-Timing only has dur (milliseconds) and desc, so the memory goes into desc (W3C Server Timing, 2.1).
     """
     headers = [
         ("X-Memory-RSS", str(rss)),
@@ -67,7 +67,7 @@ def may_see(setting: bool | str, token: str | bytes | None) -> bool:
         return setting
     if token is None:
         return False
-    from hmac import compare_digest  # here: hmac loads OpenSSL, which a worker without a secret need not pay for
+    from hmac import compare_digest  # imported here: hmac loads OpenSSL, which a worker without a secret need not pay for
 
     given = token.encode("latin-1", "replace") if isinstance(token, str) else token
     return compare_digest(given, setting.encode("ascii"))

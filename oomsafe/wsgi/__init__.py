@@ -1,7 +1,7 @@
-"""Middleware for WSGI apps: Flask, Django, and what else there is.
+"""Middleware for WSGI apps: Flask, Django, and any other.
 
-Runs in a worker, for each request. It may import http, worker and what is below. Begin with middleware.py; routes.py finds what Flask
-calls what it has taken.
+It runs in a worker, for each request, and may import http, worker and the rooms below them. Start with middleware.py; routes.py finds
+the name of the route that Flask chose.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""WSGI middleware: a request is in flight from the call until the server closes its body (PEP 3333), or forgets it.
+"""WSGI middleware: a request is in flight from the call until the server closes its body (PEP 3333), or drops it.
 
-What an app does in its body's close() is part of the request, so its end is not when the last part is sent. But bridges from
-ASGI (uvicorn's own, Starlette's) never close a body: for them it ends when they are done with it.
+What an app does in its body's close() is part of the request, so the request does not end with the last part sent. But bridges from
+ASGI (uvicorn's own, Starlette's) never close a body: there the request ends when the bridge drops the body.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ WSGIApp = Callable[[Environ, Any], Iterable[bytes]]
 
 
 class MemoryMiddleware:
-    """Measures each request, and puts memory headers on its response where the policy says so.
+    """Measures each request, and puts memory headers on its response if the policy says so.
 
-    Keywords are those of Policy. They hold where no server adapter has made this process's guard;
-    where one has, only `headers` does. Raises ConfigError.
+    The keywords are those of Policy. If a server adapter has made this process's guard, only
+    `headers` is used and the others are ignored. Raises ConfigError.
     """
 
     def __init__(self, app: WSGIApp, *, guard: Guard | None = None, **policy: Any) -> None:
@@ -37,7 +37,7 @@ class MemoryMiddleware:
         self._keywords = policy
         self._headers = (guard.policy if guard is not None else load_policy(os.environ, policy)[0]).headers
         self._given = guard
-        # read at once: with __getattr__, an attribute costs a request three times as much
+        # one tuple, read once a request: because of __getattr__, reading an attribute costs three times as much
         self._hot: tuple[Guard | None, bool | str, Mounts] = (None, self._headers, Mounts(app))
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
@@ -47,7 +47,7 @@ class MemoryMiddleware:
             return app(environ, _starting(headers, environ, start_response, work))
         if guard is None or not guard.here:
             work = carried(environ, start_response)
-            if work is not None:  # inside of an ASGI app that is wrapped
+            if work is not None:  # inside an ASGI app that is wrapped
                 environ[KEY] = work
                 return app(environ, _starting(headers, environ, start_response, work))
             guard = self._find_guard()
@@ -55,7 +55,7 @@ class MemoryMiddleware:
                 return app(environ, start_response)
         if guard.meter.crowded:
             _room(guard)
-        # PEP 3333 wants a method; an app's own tests may leave out what the app does not look at
+        # PEP 3333 requires a method, but an app's own tests may leave out what the app does not use
         name = f"{environ.get('REQUEST_METHOD', '')} {environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
         work = environ[KEY] = guard.meter.begin(name.encode("latin-1", "replace"))
         start = _starting(headers, environ, start_response, work)
@@ -65,17 +65,17 @@ class MemoryMiddleware:
             work.end()
             raise
         kind = type(body)
-        # most frameworks give a list
+        # most frameworks return a list
         return ListBody(body, work) if kind is list or kind is tuple else _ending(body, work, environ)
 
     def __getattr__(self, name: str) -> Any:
-        """What the app has, for who looks for it on what is served."""
+        """The app's attributes, for code that expects them on the served object."""
         if name == "app" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.app, name)
 
     def _find_guard(self) -> Guard | None:
-        """None where nothing can be measured, or the request was counted before it came here."""
+        """This process's guard; None if nothing can be measured, or the server's adapter has counted the request already."""
         given = self._given
         guard = given if given is not None and given.here else guard_for(self._keywords, "requests")
         if guard is None or guard.at_the_door:
@@ -85,20 +85,20 @@ class MemoryMiddleware:
 
 
 def _room(guard: Guard) -> None:
-    """Wait until there is memory for one more request, or as long as one may wait."""
+    """Wait until there is memory for one more request, or until the longest wait is over."""
     waiting = Waiting(guard)
     while seconds := waiting.seconds():
-        time.sleep(seconds)  # by its name: gevent replaces it
+        time.sleep(seconds)  # looked up in the module each time, because gevent replaces it
 
 
 def _starting(shown: bool | str, environ: Environ, start_response: Any, work: Work) -> Any:
-    """start_response that notes the route, and adds the memory headers, once, for who may see them."""
+    """A start_response that records the route, and adds the memory headers, once, if the client may see them."""
     announce = shown and announces(shown, work, lambda: environ.get(TOKEN_WSGI))
 
     def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         if "werkzeug.request" in environ:
             work.route = route_of(environ, work.route)
-        if announce:  # a new list: an app may give the same one every time
+        if announce:  # a new list, because an app may pass the same one every time
             headers = [*headers, *headers_of(work).text]
         return start_response(status, headers) if exc_info is None else start_response(status, headers, exc_info)
 
@@ -106,7 +106,7 @@ def _starting(shown: bool | str, environ: Environ, start_response: Any, work: Wo
 
 
 def _ending(body: Iterable[bytes], work: Work, environ: Environ) -> Iterable[bytes]:
-    """`body`, ending the work when it is closed. What the server must recognise is handed on as it is."""
+    """`body`, so that closing it ends the work. A body that the server must recognise by its type is returned unwrapped."""
     kind = type(body)
     wrapper = environ.get("wsgi.file_wrapper")
     if isinstance(wrapper, type) and isinstance(body, wrapper):
@@ -119,7 +119,7 @@ def _ending(body: Iterable[bytes], work: Work, environ: Environ) -> Iterable[byt
 
 
 def _end_at_close(body: Any, work: Work) -> None:
-    """A file wrapper, for which the server calls sendfile: only its close() is replaced, on the instance."""
+    """End the work when a file wrapper is closed. The server uses sendfile for it, so only its close() is replaced, on the instance."""
     close, end = getattr(body, "close", None), End(work)
 
     def closing() -> None:
@@ -132,11 +132,11 @@ def _end_at_close(body: Any, work: Work) -> None:
     try:
         body.close = closing
     except AttributeError:
-        work.end()  # a built-in type: sent after the work has ended for us
+        work.end()  # a built-in type: it is sent after the work has ended for us
 
 
 class End:
-    """Ends the work when it is called or forgotten."""
+    """Ends the work when it is called or garbage-collected."""
 
     __slots__ = ("_work",)
 
@@ -150,7 +150,7 @@ class End:
 
 
 class _Ending:
-    """A response body that ends the work when it is closed, or forgotten: bridges from ASGI let go of a body when it is sent."""
+    """A response body that ends the work when it is closed or garbage-collected: bridges from ASGI drop a body once it is sent."""
 
     __slots__ = ("_body", "_work")
 
@@ -160,7 +160,7 @@ class _Ending:
     def close(self) -> None:
         """Close the body, once, and end the work."""
         body, work = self._body, self._work
-        self.__class__ = Closed  # type: ignore[assignment]  # which has no __del__: to call that would cost twice as much
+        self.__class__ = Closed  # type: ignore[assignment]  # Closed has no __del__: calling that would double the cost
         try:
             close = getattr(body, "close", None)
             if close is not None:
@@ -174,7 +174,7 @@ class _Ending:
 
 
 class ListBody(_Ending):
-    """Of parts that are there already: while they are sent, it need not be."""
+    """A body whose parts exist already: the server may keep only the iterator while it sends them."""
 
     __slots__ = ()
 
@@ -186,16 +186,17 @@ class ListBody(_Ending):
 
 
 class Body(_Ending):
-    """Of parts that come one by one. For the rest it is the app's own."""
+    """A body whose parts come one by one. All other attributes are those of the app's own body."""
 
     __slots__ = ()
 
     def __iter__(self) -> Iterator[bytes]:
-        # who iterates may keep the iterator alone: it has this body until the last part, and is C's, so a part costs nothing more
+        # a server may keep only the iterator, so it holds a reference to this body until the last part; it is written in C, so that
+        # a part costs nothing more
         return chain(self._body, repeat(self, 0))  # type: ignore[arg-type]
 
     def __bytes__(self) -> bytes:
-        return bytes(self._body)  # type: ignore[arg-type]  # of a response object (Django's), its content
+        return bytes(self._body)  # type: ignore[arg-type]  # the content of a response object (Django's)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("_body", "_work"):
@@ -204,7 +205,7 @@ class Body(_Ending):
 
 
 class SizedBody(Body):
-    """A body that says how many parts it has: some servers set Content-Length when it is one."""
+    """A body with a number of parts: some servers set Content-Length if that is one."""
 
     __slots__ = ()
 
@@ -213,7 +214,7 @@ class SizedBody(Body):
 
 
 class Closed:
-    """A body that is closed: nothing is left of it."""
+    """A body that was closed: it has no parts."""
 
     __slots__ = ("_body", "_work")
 
@@ -221,4 +222,4 @@ class Closed:
         return iter(())
 
     def close(self) -> None:
-        """Changes nothing."""
+        """Do nothing."""

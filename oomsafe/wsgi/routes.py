@@ -1,8 +1,8 @@
-"""The names under which requests of WSGI apps are counted: ``GET /api/items/<item_id>``, with the mounts that lead there.
+"""The names under which requests of WSGI apps are counted: ``GET /api/items/<item_id>``, including the path of mounts.
 
-Flask (werkzeug) leaves its request in environ, with the rule that it took; Django's own middleware of ours says its route. Where an
-app is mounted (werkzeug's DispatcherMiddleware) stands in SCRIPT_NAME, as do prefixes that a client may have sent: only those count
-that the app has for mounts.
+Flask (werkzeug) leaves its request in environ, with the rule that it chose; our Django middleware reports Django's route. SCRIPT_NAME
+holds the path at which an app is mounted (werkzeug's DispatcherMiddleware), but also prefixes that a client may have sent: only the
+app's known mounts count.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from oomsafe.policy.routes import label
 from oomsafe.scoreboard.layout import UNMATCHED
 from oomsafe.worker.meter import Work
 
-#: Where a WSGI app has another that it wraps.
+#: Attributes in which a WSGI app keeps the app that it wraps.
 WRAPPED = ("app", "wsgi_app", "application", "wrap_app", "__wrapped__")
 
-#: Wrappers within wrappers beyond which no mount is looked for.
+#: How many levels of wrappers are searched for mounts.
 DEPTH = 10
 
 _listens = False
 
 
 class Mounts(frozenset[str]):
-    """Where apps are mounted in an app, as SCRIPT_NAME has it below the server's own."""
+    """The paths at which an app mounts other apps, as SCRIPT_NAME shows them below the server's own."""
 
     def __new__(cls, app: Any) -> Mounts:
-        """Those that can be found."""
+        """The mounts of `app` that can be found."""
         found: set[str] = set()
-        attempt("the mounts of the app", "the server", lambda: _look_for_mounts(app, "", 0, found))
+        attempt("the mounts of the app", "the server", lambda: _find_mounts(app, "", 0, found))
         return super().__new__(cls, found)
 
     def starting(self, start_response: Any, environ: dict[str, Any], work: Work) -> Any:
-        """start_response of a request that has not come to a mount yet: its route has that, too."""
+        """A start_response that adds the mount to the route, for a request that has not reached its mount yet."""
         above = environ.get("SCRIPT_NAME", "")
 
         def start(*arguments: Any) -> Any:
@@ -49,15 +49,15 @@ class Mounts(frozenset[str]):
 
 
 def _below(mount: str, environ: dict[str, Any], route: str) -> str:
-    """The name of a route of an app that is mounted there."""
+    """The name of a route of an app that is mounted at `mount`."""
     method = environ.get("REQUEST_METHOD", "")
-    if route is UNMATCHED:  # an app that has routes has not found one
+    if route is UNMATCHED:  # an app with routes found none that matches
         return route if "werkzeug.request" in environ else label(method, f"{mount}/<path>") or UNMATCHED
     within = f"{method} {mount}/"
     return route if route.startswith(within) or not route.startswith(f"{method} /") else within + route[len(method) + 2 :]
 
 
-def _look_for_mounts(app: Any, prefix: str, depth: int, found: set[str]) -> None:
+def _find_mounts(app: Any, prefix: str, depth: int, found: set[str]) -> None:
     own = getattr(app, "__dict__", None)
     if depth > DEPTH or not isinstance(own, dict):
         return
@@ -65,14 +65,14 @@ def _look_for_mounts(app: Any, prefix: str, depth: int, found: set[str]) -> None
     for path, mounted in mounts.items() if isinstance(mounts, dict) else ():
         if isinstance(path, str) and path.startswith("/"):
             found.add(prefix + path)
-            _look_for_mounts(mounted, prefix + path, depth + 1, found)
+            _find_mounts(mounted, prefix + path, depth + 1, found)
     for name in WRAPPED:
         if callable(own.get(name)):
-            _look_for_mounts(own[name], prefix, depth + 1, found)
+            _find_mounts(own[name], prefix, depth + 1, found)
 
 
 def route_of(environ: dict[str, Any], known: str) -> str:
-    """The name of a request of werkzeug's whose response starts; `known` is what was known of it already, or UNMATCHED."""
+    """The name of a werkzeug request whose response starts; `known` is its name so far, or UNMATCHED."""
     request = environ["werkzeug.request"]
     if request is None and known is UNMATCHED:
         _listen_to_flask()
@@ -85,9 +85,9 @@ def _name_of(rule: Any, method: str) -> str:
 
 
 def _listen_to_flask() -> None:
-    """Have Flask say its route before its response starts.
+    """Have Flask report its route before the response starts.
 
-    Who starts the response only with its first part (newrelic's agent) does so when Flask has taken the request out of environ.
+    Some wrappers (newrelic's agent) start the response only with its first part, when Flask has removed the request from environ.
     """
     global _listens
     if not _listens:
