@@ -1,12 +1,12 @@
-"""The memory behind a scoreboard, and the file that tells where it is: 0600, in a folder of its user alone.
+"""The memory behind a scoreboard, and the file that leads to it: mode 0600, in a folder that only its user can enter.
 
-A supervisor that may change to another user (root) can't trust its workers with the file itself: who cuts
-it short, by whatever descriptor it has inherited, kills with SIGBUS whoever has it mapped. Its memory is a
-memfd that is sealed against that, and the file only names it, for readers::
+A supervisor that may change to another user (root) can't trust its workers with the file itself: a worker that truncates
+it, through any inherited descriptor, kills every process that has it mapped, by SIGBUS. There the memory is a
+memfd that is sealed against truncation, and the file only names it, for readers::
 
     oomsafe memory of 812 4711 is 5        pid, start time, and the number of the descriptor in that process
 
-Where all processes of a pool are of one user, any of them may kill the others anyway: there the file is the memory.
+If all processes of a pool run as one user, any of them may kill the others anyway: there the file is the memory.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import is_alive, may_become_another_user, start_time
 from oomsafe.scoreboard import layout, places
 
-#: What memory is called in /proc/PID/fd.
+#: The memfd's name in /proc/PID/fd.
 MEMORY = "oomsafe-scoreboard"
 
 _NAME_OF_MEMORY = b"oomsafe memory of %d %d is %d\n"
 _NAMES_MEMORY = re.compile(rb"oomsafe memory of (\d{1,10}) (\d{1,20}) is (\d{1,7})\n")
 
-#: Neither longer nor shorter, and so for ever.
+#: The memory can neither grow nor shrink, and these seals can't be removed.
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL if hasattr(fcntl, "F_SEAL_SEAL") else 0
 
-#: Linux 6.3: asked for where vm.memfd_noexec is 2; older ones know no such flag.
+#: Linux 6.3: required if vm.memfd_noexec is 2; older kernels reject this flag.
 _MFD_NOEXEC_SEAL = 8
 
 
 @dataclass(frozen=True)
 class Backing:
-    """What a new scoreboard lies in."""
+    """The memory and the file of a new scoreboard."""
 
     memory: int
     """The descriptor of its bytes."""
     file: int
-    """That of the file which its lock is taken on: the same, where the file is the memory."""
+    """The descriptor of the file on which its lock is taken; the same as `memory` if the file is the memory."""
     path: str | None
-    """The file's; None: it has none, and only who inherits the descriptors has it."""
+    """The path of the file; None: it has none, and only processes that inherit the descriptors have it."""
     text: bytes = b""
-    """What names the memory: the file says it, where it is not the memory itself, or where there is no file, the supervisor."""
+    """The name of the memory, if it is a memfd. The file contains it; without a file, the supervisor passes it on."""
 
 
 def blank(slots: int, workers: int, server: str) -> tuple[int, bytearray]:
-    """The bytes that a scoreboard takes, and those it begins with."""
+    """The size of a new scoreboard in bytes, and its header."""
     header = bytearray(layout.HEADER_SIZE)
     layout.IDENTITY.pack_into(header, 0, layout.MAGIC, layout.VERSION, slots, layout.SLOT_SIZE)
     layout.SUPERVISOR.pack_into(header, layout.SUPERVISOR_AT, os.getpid(), start_time() or 0, time.time())
@@ -62,9 +62,9 @@ def blank(slots: int, workers: int, server: str) -> tuple[int, bytearray]:
 
 
 def allocate(size: int, header: bytearray, room: int) -> tuple[Backing, list[str]]:
-    """`size` bytes that are really there and begin with `header`, and what went wrong on the way.
+    """`size` bytes that are really allocated and start with `header`, and warnings to log.
 
-    It has room for `room` bytes, if it may: those behind `size` are not there before enlarge(), and cost nothing.
+    If possible it has room for `room` bytes: those beyond `size` are not allocated before enlarge(), and cost nothing.
     """
     warnings: list[str] = []
     memory = None
@@ -72,7 +72,7 @@ def allocate(size: int, header: bytearray, room: int) -> tuple[Backing, list[str
         memory = in_memory(size, header, room) if may_become_another_user() else None
     except OSError as error:
         warnings.append(
-            f"no memory can be sealed ({error}): a worker of another user could end its supervisor by cutting the scoreboard short"
+            f"no sealed memory can be created ({error}): a worker of another user could kill its supervisor by truncating the scoreboard"
         )
     pid, started = os.getpid(), start_time() or 0
     name = places.board_name(pid, started)
@@ -90,7 +90,7 @@ def allocate(size: int, header: bytearray, room: int) -> tuple[Backing, list[str
 
 
 def in_memory(size: int, header: bytearray, room: int) -> int:
-    """The same without a file: its descriptor. Whoever has it can't cut it short."""
+    """The descriptor of such bytes without a file, in a memfd: no process that has it can truncate it. Raises OSError."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         fd = os.memfd_create(MEMORY, flags | _MFD_NOEXEC_SEAL)
@@ -118,7 +118,7 @@ def _in_folder(folder: str, name: str, text: bytes, fill: Callable[[int], None])
                 os.write(fd, text)
             else:
                 fill(fd)
-            # it gets its name when it is whole; unlike rename, link takes nobody else's
+            # it gets its name once it is complete; unlike rename, link does not replace another process's file
             os.link(unfinished, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd, follow_symlinks=False)
         except OSError:
             os.close(fd)
@@ -131,20 +131,20 @@ def _in_folder(folder: str, name: str, text: bytes, fill: Callable[[int], None])
 
 
 def _fill(fd: int, size: int, header: bytearray, room: int) -> None:
-    with suppress(OSError):  # RLIMIT_FSIZE: then it can't grow
+    with suppress(OSError):  # RLIMIT_FSIZE: then the scoreboard can't grow
         os.ftruncate(fd, room)
     enlarge(fd, size)
     os.pwrite(fd, header, 0)
 
 
 def enlarge(fd: int, size: int) -> None:
-    """Have `size` bytes be there, within its room. Raises OSError where there is no memory for them."""
-    # ftruncate promises pages that a full tmpfs does not have: writing to one is a SIGBUS
+    """Allocate `size` bytes, within its room. Raises OSError if there is no memory for them."""
+    # ftruncate promises pages that a full tmpfs does not have: writing to one raises SIGBUS
     os.posix_fallocate(fd, 0, size)
 
 
 def join(path: str) -> tuple[Backing, mmap.mmap]:
-    """In a spawned worker: its pool's memory, to be written to, by its path or by what names it. Raises ScoreboardError when it is none."""
+    """In a spawned worker: map its pool's memory for writing. `path` is the file's, or the memory's name. Raises ScoreboardError."""
     named = _NAMES_MEMORY.fullmatch(path.encode())
     if named is None:
         file, memory, size = _open(path, os.O_RDWR)
@@ -155,7 +155,7 @@ def join(path: str) -> tuple[Backing, mmap.mmap]:
 
 
 def open_to_read(path: str) -> tuple[int, int]:
-    """(descriptor, slots) of another process's scoreboard, never to be mapped: it may be cut short. Raises ScoreboardError."""
+    """(descriptor, slots) of another process's scoreboard. Never map it, because it may be truncated. Raises ScoreboardError."""
     file, memory, size = _open(path, os.O_RDONLY)
     if memory != file:
         os.close(file)
@@ -174,7 +174,7 @@ def _open(path: str, flags: int) -> tuple[int, int, int]:
 
 
 def _size(fd: int, path: str) -> int:
-    """In bytes. Raises ScoreboardError when it is no scoreboard."""
+    """The size in bytes of a scoreboard. Raises ScoreboardError if it is none."""
     raw = os.pread(fd, layout.IDENTITY.size, 0)
     if len(raw) == layout.IDENTITY.size:
         magic, version, slots, slot_size = layout.IDENTITY.unpack(raw)
@@ -186,13 +186,13 @@ def _size(fd: int, path: str) -> int:
 
 
 def _memory_of(file: int, path: str, flags: int) -> int:
-    """The descriptor of the memory that this file names, or `file` where it is the memory. Raises ScoreboardError."""
+    """The descriptor of the memory that this file names, or `file` if the file is the memory. Raises ScoreboardError."""
     found = _NAMES_MEMORY.fullmatch(os.pread(file, 64, 0))
     if found is None:
         return file
     pid, started, number = map(int, found.groups())
-    # only root makes such files, or who has CAP_SETUID: nobody else has root open what he has open. Its workers have inherited the
-    # file and may write to it, but not name it
+    # only root, or a process with CAP_SETUID, makes such files: no other user may make root open one of his descriptors. The workers have
+    # inherited the file and may write to it, but they can't choose its name
     named = os.path.basename(path) == places.board_name(pid, started)
     if not named or os.fstat(file).st_uid not in (0, os.geteuid()) or not is_alive(pid, started):
         raise ScoreboardError(f"{path} is not a scoreboard of a living supervisor of this user")
@@ -200,16 +200,16 @@ def _memory_of(file: int, path: str, flags: int) -> int:
 
 
 def _sealed_memory(pid: int, started: int, number: int, path: str, flags: int) -> int:
-    """The memory that this supervisor has under this descriptor, opened anew. Raises ScoreboardError."""
+    """A new descriptor of the memory that the supervisor has under descriptor `number`. Raises ScoreboardError."""
     where = f"/proc/{pid}/fd/{number}"
     try:
-        # before it is opened: by now it may be a device, and opening one can have effects
+        # checked before it is opened: by now it may be a device, and opening one can have side effects
         if not os.readlink(where).startswith(f"/memfd:{MEMORY} "):
-            raise ScoreboardError(f"{path}: supervisor {pid} has lost the descriptor of its scoreboard: it can't be read any more")
+            raise ScoreboardError(f"{path}: supervisor {pid} has lost the descriptor of its scoreboard, which can no longer be read")
         memory = os.open(where, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise ScoreboardError(
-            f"{path}: the memory of supervisor {pid} can't be opened ({error.strerror}): it takes its user, and all of its capabilities"
+            f"{path}: the memory of supervisor {pid} can't be opened ({error.strerror}): that needs its user and all of its capabilities"
         ) from error
     try:
         sealed = fcntl.fcntl(memory, fcntl.F_GET_SEALS) & _SEALS == _SEALS

@@ -1,7 +1,7 @@
-"""What belongs to one process alone: a fork of it is told to leave it to its parent.
+"""Objects that belong to one process: a fork of that process leaves them to its parent.
 
-A request may fork, and the child may come back through the middleware or into the server's own loop. Whatever it would
-write there, or decide, would be about its parent. To ask for the pid at each request would cost a system call.
+A request may fork, and the child may return through the middleware or into the server's own loop. Anything that it
+wrote or decided there would concern its parent. Checking the pid at each request would cost a system call.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from oomsafe.log import failed
 
 
 class Owned(Protocol):
-    """Something of which a fork has a copy that is not its own."""
+    """An object that belongs to one process; a fork has a copy that belongs to its parent."""
 
     def leave(self) -> None:
-        """In the fork, before anything else runs there: from now on nothing that is done with it reaches the parent."""
+        """Called in the fork, before anything else runs there: from now on nothing done with this object may reach the parent."""
 
 
 _owned: weakref.WeakSet[Owned] = weakref.WeakSet()
@@ -25,7 +25,7 @@ _watching = False
 
 
 def own(thing: Owned) -> None:
-    """`thing` is this process's: leave() is called on its copy in every fork that Python makes; C code's can't be seen."""
+    """`thing` belongs to this process: leave() is called on its copy in every fork that Python makes, not in forks by C code."""
     global _watching
     _owned.add(thing)
     if not _watching:
@@ -35,7 +35,7 @@ def own(thing: Owned) -> None:
 
 def _leave_all() -> None:
     for thing in list(_owned):
-        _owned.discard(thing)  # a fork of the fork has nothing more to leave
+        _owned.discard(thing)  # a fork of this fork need not leave it again
         try:
             thing.leave()
         except Exception as error:

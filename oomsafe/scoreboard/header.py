@@ -1,4 +1,4 @@
-"""The head of a scoreboard: what the supervisor says of the pool for all, and what workers have found out for each other."""
+"""The header of a scoreboard: what the supervisor publishes about the pool, and what workers share among themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T", int, float)
 
 
 class _Field(Generic[T]):
-    """One number in the shared bytes, read and written at once."""
+    """One number in the shared bytes, read and written in place."""
 
     def __init__(self, at: int, form: struct.Struct, place: int = 0) -> None:
         self._at, self._form, self._place = at, form, place
@@ -30,47 +30,47 @@ class _Field(Generic[T]):
 
 
 class Allowed(NamedTuple):
-    """What the supervisor has found that the kernel allows. Sizes in bytes; None is a figure that is not known."""
+    """What the kernel allows, as the supervisor measured it (see policy.limits.Capacity). Sizes in bytes; None: not known."""
 
     changes: int
-    """How often it has changed; 0: the supervisor has not said it."""
+    """How often it has changed; 0: the supervisor has not published it."""
     limit: int | None = None
     smallest: int | None = None
     others: int | None = None
     supervisor: int | None = None
-    """What the supervisor has."""
+    """What the supervisor holds."""
 
 
 class Header:
-    """Of one scoreboard, whose `lock` keeps others from writing what needs to be read first."""
+    """The header of one scoreboard. `lock` protects fields that are read and then written."""
 
     generations: _Field[int] = _Field(layout.POOL_AT, layout.POOL, 0)
-    """How many have been handed out. Written by the supervisor."""
+    """How many generations have been handed out. Written by the supervisor."""
     workers: _Field[int] = _Field(layout.POOL_AT, layout.POOL, 1)
     """How many workers the supervisor wants now."""
     turns: _Field[int] = _Field(layout.POOL_AT, layout.POOL, 2)
-    """How many may be away at once."""
+    """How many workers may be away at once."""
     looked: _Field[float] = _Field(layout.LOOKED_AT, layout.LOOKED)
-    """When the supervisor looked last for who may go, on the monotonic clock; 0: it gives no orders."""
+    """When the supervisor last decided which workers may leave, on the monotonic clock; 0: it gives no orders."""
 
     def __init__(self, memory: memoryview, lock: PoolLock) -> None:
         self.memory = memory
         self._lock = lock
 
     def describe(self, *, workers: int, turns: int, limit: int | None, budget: int | None, anew: bool = True) -> None:
-        """The supervisor says what the pool is; all but `workers` and `turns` in bytes.
+        """The supervisor publishes the pool's size and limits; `limit` and `budget` are in bytes, None is not known.
 
-        `anew`: its limits are others, and what workers have learnt under the old ones is forgotten.
+        `anew`: the limits have changed, so what workers learnt under the old ones is discarded.
         """
         server = layout.POOL.unpack_from(self.memory, layout.POOL_AT)[-1]
         figures = (self.generations, workers, turns, stored(limit), stored(budget), server)
         layout.write(self.memory, layout.POOL_AT, layout.POOL, *figures)
-        if anew:  # new limits deserve a new verdict
+        if anew:
             layout.write(self.memory, layout.REFUSED_AT, layout.REFUSED, 0)
             self.settled = 0
 
     def allow(self, capacity: Capacity) -> None:
-        """The supervisor says what limits are worked out from, for workers that live."""
+        """The supervisor publishes the capacity from which running workers compute their limits."""
         figures = tuple(map(stored, (capacity.limit, capacity.smallest, capacity.others, capacity.supervisor)))
         changes, *before = layout.ALLOWED.unpack_from(self.memory, layout.ALLOWED_AT)
         layout.write(self.memory, layout.SOURCE_AT, layout.SOURCE, str(capacity.source).encode("utf-8", "replace"))
@@ -79,7 +79,7 @@ class Header:
 
     @property
     def allowed(self) -> Allowed | None:
-        """What allow() has said; None while it is being written."""
+        """What allow() has published; None while it is being written."""
         found = layout.ALLOWED.unpack_from(self.memory, layout.ALLOWED_AT)
         if found != layout.ALLOWED.unpack_from(self.memory, layout.ALLOWED_AT):
             return None
@@ -87,7 +87,7 @@ class Header:
 
     @property
     def held(self) -> int | None:
-        """What the pool holds, in bytes, as its budget counts it, by the supervisor's last look."""
+        """What the pool held when the supervisor last measured it, in bytes, as the budget counts it; None: not known."""
         return optional(layout.HELD.unpack_from(self.memory, layout.HELD_AT)[0])
 
     @held.setter
@@ -105,7 +105,7 @@ class Header:
 
     @property
     def unserved(self) -> tuple[float, float]:
-        """(since, before): since when no worker has served, on the monotonic clock, 0 while one does; seconds without one before that."""
+        """(since, before): since when no worker has served, on the monotonic clock, or 0 while one serves; seconds of earlier gaps."""
         since, before = layout.UNSERVED.unpack_from(self.memory, layout.UNSERVED_AT)
         return since, before
 
@@ -114,8 +114,8 @@ class Header:
         layout.write(self.memory, layout.UNSERVED_AT, layout.UNSERVED, *unserved)
 
     def first_to_refuse(self, which: int) -> bool:
-        """Whether this worker is the pool's first to refuse this limit (layout.REFUSES_SOFT and so on), and should say so."""
-        locked = self._lock.try_acquire()  # without it, two may say it: better than to wait for a process that may be stopped
+        """Whether this worker is the pool's first to refuse this limit (layout.REFUSES_SOFT and so on), and should log it."""
+        locked = self._lock.try_acquire()  # without it two workers may log it, which is better than waiting for a stopped process
         (said,) = layout.REFUSED.unpack_from(self.memory, layout.REFUSED_AT)
         layout.write(self.memory, layout.REFUSED_AT, layout.REFUSED, said | which)
         if locked:
@@ -123,10 +123,10 @@ class Header:
         return not said & which
 
     def admit(self, route: str) -> str | None:
-        """What `route` is counted under by every worker of the pool; None: ask again later.
+        """The name under which every worker of the pool counts `route`; None: ask again later.
 
-        The pool has one list of names, first come, first served, and OTHER for the rest: what was
-        counted under a name by one worker is so by all, and when it is gone.
+        The pool has one list of names, first come, first served, and OTHER for the rest. So all workers count a route
+        under the same name, also after a worker is gone.
         """
         name = layout.route_name(route)
         known = self._names()

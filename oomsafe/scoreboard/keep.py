@@ -1,4 +1,4 @@
-"""Small notes that outlive every process: files in a folder of this user's alone, each written whole or not at all."""
+"""Small notes that outlive every process: files in a folder that only this user can enter, each written completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from collections.abc import Iterator
 from oomsafe.errors import ScoreboardError
 from oomsafe.scoreboard import places
 
-#: What this folder is called inside the first of places.folders() that can be had, or of $OOMSAFE_STATE.
+#: The name of the notes' folder, inside $OOMSAFE_STATE or the first usable of places.folders().
 FOLDER = "notes"
 
-#: Seconds after which a note is worth nothing any more.
+#: Seconds after which a note no longer matters.
 OLD = 24 * 3600.0
 
-#: A note is at most so long, in bytes.
+#: The greatest length of a note in bytes.
 LONGEST = 4096
 
 
 class Keep:
-    """Notes by key. Every method raises OSError, or ScoreboardError where no folder can be had."""
+    """Notes by key. Every method raises OSError, or ScoreboardError if no folder is usable."""
 
     def __init__(self, folder: str | None = None) -> None:
-        """`folder` None: $OOMSAFE_STATE, which a container may keep beyond its death, else where scoreboards lie."""
+        """`folder` None: $OOMSAFE_STATE, which may outlive a container, else where scoreboards lie."""
         self._folder = folder
 
     def get(self, key: str) -> bytes | None:
-        """The note; None where there is none."""
+        """The note; None if there is none."""
         folder = self._open()
         try:
             fd = os.open(_name(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
@@ -42,7 +42,7 @@ class Keep:
             os.close(fd)
 
     def set(self, key: str, note: bytes) -> None:
-        """Write it; one that is there is replaced in one step."""
+        """Write a note, atomically replacing an existing one."""
         folder = self._open()
         new = f"{_name(key)}.{os.getpid()}"
         try:
@@ -56,17 +56,17 @@ class Keep:
             os.close(folder)
 
     def delete(self, key: str) -> None:
-        """Whether there is one or not."""
+        """Remove a note, if there is one."""
         folder = self._open()
         try:
             os.unlink(_name(key), dir_fd=folder)
         except FileNotFoundError:
-            pass  # as wanted
+            pass  # there is none
         finally:
             os.close(folder)
 
     def sweep(self) -> None:
-        """Remove what is too old to matter."""
+        """Remove the notes that are too old to matter."""
         folder = self._open()
         try:
             for name in os.listdir(folder):
@@ -74,7 +74,7 @@ class Keep:
                     if time.time() - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime > OLD:
                         os.unlink(name, dir_fd=folder)
                 except OSError:
-                    pass  # another swept it first
+                    pass  # another process removed it first
         finally:
             os.close(folder)
 
@@ -97,5 +97,5 @@ class Keep:
 
 
 def _name(key: str) -> str:
-    """A file's name: keys may be chosen by strangers."""
+    """The file name for a key, hashed because strangers may choose keys."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:40]

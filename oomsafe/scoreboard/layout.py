@@ -1,53 +1,54 @@
 """The bytes of a scoreboard. Version 5, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
-A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, one slot a worker. It is mapped with room for SLOTS_MAX
-of them, and the supervisor makes `slots` more when it needs them::
+A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
+SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
 
     header   0  magic "oomsafe\\0" · u32 version · u32 slots · u32 slot size
-            20  u16 bits of what a worker has said for all: 1 soft limit refused, 2 hard limit refused, 4 it stays above its soft limit
+            20  u16 bits of what one worker has logged for all: 1 soft limit refused, 2 hard limit refused, 4 it stays above its soft limit
             22  u16 recycles in a row of workers that had settled above their soft limit
-            24  u64 sequence: odd while the supervisor folds a slot into the totals
+            24  u64 sequence: odd while the supervisor adds a slot to the totals
             32  u64 supervisor's pid · u64 its start time · f64 created, seconds since 1970
-            56  u64 generations handed out · i64 workers wanted · i64 turns (who may recycle at once)
+            56  u64 generations handed out · i64 workers wanted · i64 turns (how many may recycle at once)
             80  i64 limit that leaves least · i64 budget: what the pool itself may hold
             96  server, 32 bytes of text
-           128  24 names of routes, 64 bytes of text each: what any worker may count under
+           128  24 names of routes, 64 bytes of text each: the names under which all workers count
           1664  totals: the counters of all workers that are gone
-          5632  f64 when a supervisor that decides who goes looked last, on the machine's monotonic clock; 0: it gives no orders
-          5648  f64 since when no worker has served, on the same clock; 0: one does · f64 seconds without one, before that
-          5664  u64 how often what the kernel allows has changed · i64 limit · smallest limit · what others use below the
-               limit · what the supervisor has: what limits are worked out from
+          5632  f64 when the supervisor last decided which workers may leave, on the machine's monotonic clock; 0: it gives no orders
+          5648  f64 since when no worker has served, on the same clock; 0: one serves · f64 seconds of earlier gaps
+          5664  u64 how often the capacity has changed · i64 limit · smallest limit · what others use below the
+               limit · what the supervisor holds: workers compute their limits from these
           5704  i64 what the pool holds, as its budget counts it
           5712  where the limit comes from, 192 bytes of text
 
-    slot     0  u32 state · u32 order (the supervisor writes it), 1: drain, 2: drain when over the limit
+    slot     0  u32 state · u32 order (written by the supervisor), 1: drain, 2: drain when over the limit
              8  u64 pid · u64 start time · u64 generation · f64 reserved, seconds since 1970
             40  u64 sequence: odd while the worker publishes
             48  i64 rss · peak rss · baseline · soft limit · hard limit · pss · uss · oom_score_adj · in flight
            120  f64 published, seconds since 1970
-           128  u64 ticket of the work in hand, 0: none · i64 what was held when it began
-           144  u64 ticket of the work that is over its soft limit · i64 what it uses · i64 the limit (the supervisor writes them,
-               the worker zeros once it has heeded)
-           168  i64 what the soft limit is compared with, as the policy's metric says · i64 bytes a second that it grows by, steadily
-               · i64 the same over the last moment
+           128  u64 ticket of the current work, 0: none · i64 what was held when it began
+           144  u64 ticket of the work that is over its soft limit · i64 what it uses · i64 the limit (written by the supervisor,
+               zeroed by the worker once the work was warned)
+           168  i64 what the soft limit is compared with, in the policy's metric · i64 its steady growth, bytes a second
+               · i64 its growth over the last moment, bytes a second
            192  counters
-          3968  16 cells of 128: what is in flight
+          3968  16 cells of 128: work in flight
           6016  i64 anon · private
-          6032  f64 when the supervisor has looked at a worker that says nothing, seconds since 1970 · i64 rss · anon · what the soft
-               limit is compared with (the supervisor writes them)
+          6032  f64 when the supervisor measured a worker that publishes nothing, seconds since 1970 · i64 rss · anon · what the soft
+               limit is compared with (written by the supervisor)
 
     counters 0  u64 work done · reclaims · bytes reclaimed · recycles by reason (8 of them)
             88  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets
 
     cell     0  u8 0 · u8 length of the name · 6 bytes 0 · f64 began, on the machine's monotonic clock · i64 rss then
-            24  name, 103 bytes as they came from outside: made printable by whoever reads them
+            24  name, 103 bytes as they came from outside: readers must make them printable
            127  u8 1 while in use: written last
 
-Each slot has one writer, its worker, but for the order and what stands at 144 and 6032; the header and the totals have one, the supervisor
-(at 20, 22 and 128 write the workers, under the lock). Whoever reads takes a copy, and again if a sequence was odd or has moved meanwhile.
+Each slot has one writer, its worker, except for the order and the fields at 144 and 6032. The header and the totals have one writer, the
+supervisor (except the fields at 20, 22 and 128, which the workers write under the lock). A reader takes a copy, and copies again if a
+sequence was odd or has changed in the meantime.
 
-Every worker can write every byte, and may run as another user than its supervisor. So the supervisor only writes what it knows for
-itself (who has which slot, the totals), and whatever is read here is checked against its range.
+Every worker can write every byte, and may run as a different user than its supervisor. So the supervisor only writes what it knows by
+itself (which worker has which slot, the totals), and every figure that is read here is checked against its range.
 """
 
 from __future__ import annotations
@@ -95,43 +96,43 @@ MORE_AT, MORE = 6016, struct.Struct("<2q")
 SEEN_AT, SEEN = 6032, struct.Struct("<d3q")
 CELL_NAME = 103
 CELL = struct.Struct(f"<xB6xdq{CELL_NAME}sB")
-#: Where in a cell it says whether it is in use.
+#: The offset in a cell of the byte that says whether it is in use.
 IN_USE = CELL_SIZE - 1
 SEQUENCE = struct.Struct("<Q")
 
-#: No scoreboard has more slots: who reads one that is not to be trusted reads no more.
+#: The most slots of a scoreboard. A reader of an untrusted scoreboard reads no more than these.
 SLOTS_MAX = 1024
 SIZE_MAX = HEADER_SIZE + SLOTS_MAX * SLOT_SIZE
 
-#: Where a counter stays once it has come there.
+#: The value at which a counter stops.
 COUNT_MAX = (1 << 64) - 1
 
-#: No clock shows more seconds: the year 5138.
+#: The greatest plausible time in seconds: the year 5138.
 SECONDS_MAX = 1e11
 
 #: Upper ends of the growth buckets in bytes; the last bucket has none.
 BOUNDS = (0, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 20, 1 << 30)
 BUCKETS = len(BOUNDS) + 1
-#: The largest figure that a field of 64 bits with a sign can hold.
+#: The largest figure that a signed 64-bit field can hold.
 LARGEST = (1 << 63) - 1
 ROUTES, ROUTE_NAME = 24, 64
-#: Bytes of a name that is too long that stand before its missing middle.
+#: How many bytes of a name that is too long come before its missing middle.
 HEAD = 28
-#: Recycles are counted by reason, in this order; a new reason goes to the end.
+#: Recycles are counted by reason, in this order; append new reasons at the end.
 REASONS = ("soft_limit", "hard_limit", "replaced")
 
 _TALLY = struct.Struct("<11Q")
 _ROUTE = struct.Struct(f"<{ROUTE_NAME}s{1 + BUCKETS}Q")
 COUNTERS_SIZE = _TALLY.size + ROUTES * _ROUTE.size
 
-#: Bits of the limits that a worker has refused, or stays above.
+#: Bits for the limits that a worker has refused, or stays above.
 REFUSES_SOFT, REFUSES_HARD, STAYS_ABOVE = 1, 2, 4
 
-#: By the number that stands for each.
+#: The states, each at the index of its number.
 STATES = tuple(State)
 _NUMBERS = {state: number for number, state in enumerate(STATES)}
 
-#: The route of work whose route nobody knows, and of that which found no more room in the table.
+#: The route of work whose route is not known, and that of work for which the table had no more room.
 UNMATCHED, OTHER = "unmatched", "other"
 
 assert NAMES_AT + ROUTES * ROUTE_NAME <= TOTALS_AT
@@ -149,7 +150,7 @@ assert len(REASONS) <= 8
 
 @dataclass
 class Counters:
-    """What only ever rises."""
+    """Counts that only ever rise."""
 
     work: int = 0
     reclaims: int = 0
@@ -163,7 +164,7 @@ class Counters:
         name = route_name(name)
         row = self.routes.get(name)
         if row is None:
-            # one row is kept for OTHER
+            # one row is reserved for OTHER
             named = len(self.routes) - (OTHER in self.routes)
             name = name if named < ROUTES - 1 else OTHER
             row = self.routes.setdefault(name, [0] * (1 + BUCKETS))
@@ -171,11 +172,11 @@ class Counters:
 
     @property
     def by_reason(self) -> dict[str, int]:
-        """The recycles, each under its reason."""
+        """The number of recycles for each reason."""
         return dict(zip(REASONS, self.recycles, strict=False))
 
     def add(self, other: Counters) -> None:
-        """Add another's counts to these. At COUNT_MAX they stay, so that a sum can be written wherever its parts could."""
+        """Add another's counts to these. Sums stop at COUNT_MAX, so that they fit the same fields."""
         self.work, self.reclaims, self.reclaimed = _sums(
             (self.work, self.reclaims, self.reclaimed), (other.work, other.reclaims, other.reclaimed)
         )
@@ -185,7 +186,7 @@ class Counters:
             mine[:] = _sums(mine, row)
 
     def pack(self) -> bytes:
-        """As they stand on the scoreboard; names of routes are cut at 64 bytes."""
+        """The bytes for the scoreboard; names of routes are cut at 64 bytes."""
         rows = [_ROUTE.pack(name.encode("utf-8", "replace"), *row) for name, row in list(self.routes.items())]
         packed = _TALLY.pack(self.work, self.reclaims, self.reclaimed, *self.recycles) + b"".join(rows)
         return packed.ljust(COUNTERS_SIZE, b"\0")
@@ -205,9 +206,9 @@ class Counters:
 
 
 def route_name(name: str) -> str:
-    """`name` as it can stand in a table: at most 64 bytes, no zero among them, and never empty.
+    """`name` made fit for a table: at most 64 bytes, no zero bytes, and never empty.
 
-    What is longer loses its middle: a method, mounts and the first part of a path say as little by themselves as its last part does.
+    A longer name loses its middle, because neither its first part (method, mounts) nor its last part says enough alone.
     """
     raw = name.replace("\0", "").encode("utf-8", "replace")
     if len(raw) > ROUTE_NAME:
@@ -216,7 +217,7 @@ def route_name(name: str) -> str:
 
 
 def as_text(raw: bytes) -> str:
-    """Text of a fixed field, up to its first zero byte."""
+    """The text in a fixed-size field, up to the first zero byte."""
     return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
@@ -226,28 +227,28 @@ def slot_at(number: int) -> int:
 
 
 def write(memory: memoryview, at: int, form: struct.Struct, *values: object) -> None:
-    """Put `values` into shared memory, each at once: struct.pack_into would show zeros for a moment first."""
+    """Write `values` to shared memory in one assignment, because struct.pack_into would first write zeros for a moment."""
     memory[at : at + form.size] = form.pack(*values)
 
 
 def read_state(memory: bytes | memoryview, at: int = 0, unknown: State = State.FREE) -> State:
-    """The state of the worker whose slot begins at `at`; `unknown` for a number that stands for none."""
+    """The state of the worker whose slot begins at `at`; `unknown` if the number stands for no state."""
     (number,) = STATE.unpack_from(memory, at)
     return STATES[number] if number < len(STATES) else unknown
 
 
 def write_state(memory: memoryview, at: int, state: State) -> None:
-    """Tell the pool at once: others wait for it."""
+    """Write a state at once, because other processes wait for it."""
     write(memory, at, STATE, _NUMBERS[state])
 
 
 def optional(figure: int) -> int | None:
-    """A figure as it is read: -1 is None, and so is every other that is no size."""
+    """A figure that was read: None if it is -1, or any other negative number."""
     return None if figure < 0 else figure
 
 
 def seen_since(slot: bytes | memoryview, published: float, at: int = 0) -> tuple[int | None, int | None, int | None] | None:
-    """(rss, anon, what the soft limit is compared with) where the supervisor has looked after the worker has `published`; else None."""
+    """(rss, anon, what the soft limit is compared with) if the supervisor measured them after the worker last `published`; else None."""
     when, *sizes = SEEN.unpack_from(slot, at + SEEN_AT)
     if not (seconds(when) or 0.0) > published:
         return None
@@ -256,12 +257,12 @@ def seen_since(slot: bytes | memoryview, published: float, at: int = 0) -> tuple
 
 
 def seconds(figure: float) -> float | None:
-    """A point of time as it is read, in seconds; None for what no clock shows (NaN, an infinity, before 0)."""
+    """A time that was read, in seconds; None if it is impossible (NaN, infinite, below 0, above SECONDS_MAX)."""
     return figure if math.isfinite(figure) and 0 <= figure <= SECONDS_MAX else None
 
 
 def count(figure: int) -> int:
-    """A sequence or a number of something that can't be written as it is: it begins anew behind COUNT_MAX."""
+    """A sequence number or a count, wrapped to 0 after COUNT_MAX so that it can be written."""
     return figure & COUNT_MAX
 
 
@@ -270,5 +271,5 @@ def _sums(some: Iterable[int], others: Iterable[int]) -> list[int]:
 
 
 def stored(figure: int | None) -> int:
-    """A figure as it is written: None is -1."""
+    """A figure for writing: None is -1."""
     return -1 if figure is None else figure

@@ -1,7 +1,7 @@
 """The pool's lock: one owner at a time, among all threads of all processes of the pool.
 
-It is a POSIX record lock, which belongs to a process: the kernel would let any thread have it again, and any
-thread let go of it. So each process has a lock of its own around it.
+It is a POSIX record lock, which belongs to a process: the kernel would let any thread of it take the lock again, and any
+thread release it. So each process has its own lock around it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from oomsafe.scoreboard.forks import own
 
 
 class Kept:
-    """A descriptor that is kept, of a file that this process may lock.
+    """A descriptor that stays open, of a file that this process may lock.
 
-    The application around us may close it (os.closerange, a library that daemonises), and its number may
-    then be another file's. So it is compared with its file before each use, and opened anew by its path.
+    The application may close it (os.closerange, a library that daemonises), and its number may
+    then belong to another file. So the descriptor is checked before each use, and opened again by its path if needed.
     """
 
     def __init__(self, fd: int, path: str | None) -> None:
-        """`path` None: the file has none, and can't be opened anew."""
+        """`path` None: the file has none, and can't be opened again."""
         found = os.fstat(fd)
         self._file = found.st_dev, found.st_ino
         self._fd = fd
@@ -30,17 +30,17 @@ class Kept:
 
     @property
     def is_open(self) -> bool:
-        """Whether the descriptor is still open, and still this file's."""
+        """Whether the descriptor is still open, and still belongs to this file."""
         return self._fd >= 0 and self._is_ours(self._fd)
 
     def get(self) -> int | None:
-        """The descriptor, opened anew if need be; None when the file can't be had any more."""
+        """The descriptor, opened again if necessary; None if the file can no longer be opened."""
         if not self.is_open:
             self._fd = self._reopened()
         return self._fd if self._fd >= 0 else None
 
     def close(self) -> None:
-        """Close it, if it is still this file's."""
+        """Close it, if it still belongs to this file."""
         if self.is_open:
             os.close(self._fd)
         self._fd = -1
@@ -57,7 +57,7 @@ class Kept:
             return -1
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:  # removed; or this process is another user's by now
+        except OSError:  # it was removed, or this process has changed its user
             return -1
         if self._is_ours(fd):
             return fd
@@ -66,26 +66,26 @@ class Kept:
 
 
 class PoolLock:
-    """Re-entrant for the thread that has it; refused to all others, who never wait. A fork has nothing of its parent's.
+    """Re-entrant for the thread that holds it; refused to all others, which never wait. A fork does not inherit it.
 
-    Closing any descriptor of the file lets go of it (fcntl(2)): no process that may have it opens the file a second time.
+    Closing any descriptor of the file releases the lock (fcntl(2)), so no process that may hold it opens the file a second time.
     """
 
     def __init__(self, file: Kept) -> None:
         self.lost = False
-        """Whether nobody can have it from this process any more: the descriptor was closed, and the file can't be opened."""
+        """Whether this process can never take it again: the descriptor was closed, and the file can't be opened."""
         self._file = file
         self.leave()
 
     def leave(self) -> None:
-        """In a fork, and in a fork of that: whoever had it, it was a thread of the parent."""
+        """In a fork: nothing here holds it, because the holder, if any, was a thread of the parent."""
         own(self)
         self._gate = allocate_lock()
         self._owner: int | None = None
         self._depth = 0
 
     def try_acquire(self) -> bool:
-        """Take it, or once more; False: another process or thread has it, or it is lost, which is said once."""
+        """Take it, or take it again; False: another process or thread holds it, or it is lost, which is logged once."""
         if self._owner == get_ident():
             self._depth += 1
             return True
@@ -98,18 +98,18 @@ class PoolLock:
         return True
 
     def release(self) -> None:
-        """Give it back: as often as it was taken. Raises RuntimeError for a thread that does not have it."""
+        """Release it, as often as it was taken. Raises RuntimeError in a thread that does not hold it."""
         if self._owner != get_ident():
-            raise RuntimeError("the pool's lock is released by a thread that does not have it")
+            raise RuntimeError("the pool's lock was released by a thread that does not hold it")
         self._depth -= 1
         if not self._depth:
             self._owner = None
-            # a descriptor that was closed meanwhile has taken the lock with it; its number may be another file's
+            # if the descriptor was closed meanwhile, the lock is released already; its number may belong to another file
             if self._file.is_open and (fd := self._file.get()) is not None:
                 try:
                     fcntl.lockf(fd, fcntl.LOCK_UN, 1)
                 except OSError:
-                    pass  # closed at this very moment
+                    pass  # it was closed at this very moment
             self._gate.release()
 
     def _lock_file(self) -> bool:
@@ -127,6 +127,6 @@ class PoolLock:
         if not self.lost:
             self.lost = True
             log.error(
-                "process %d has lost the pool's lock: the application has closed its descriptor, and the file can't be opened anew; "
-                "its worker is recycled only when the supervisor tells it to, and its new routes are counted as other", os.getpid(),
+                "process %d has lost the pool's lock: the application has closed its descriptor, and the file can't be opened again; "
+                "its worker is recycled only when the supervisor orders it, and its new routes are counted as other", os.getpid(),
             )  # fmt: skip

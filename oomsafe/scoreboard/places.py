@@ -1,4 +1,4 @@
-"""Where scoreboards lie: a folder that only its owner can enter, never followed through a link."""
+"""Where scoreboards lie: a folder that only its owner can enter, never reached through a symbolic link."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import children_of, is_alive
 
 #: Memory that every user may use.
-SHM = "/dev/shm"  # noqa: S108  what is made in it is 0700, and looked at before use
+SHM = "/dev/shm"  # noqa: S108  what is made in it is 0700, and checked before use
 
 _NAME = re.compile(r"(\d{1,10})-(\d{1,20})\.board")
 _FOLDER = re.compile(r"oomsafe-(\d{1,10})")
 
-#: So many entries of a folder are looked at: whose it is may have filled it.
+#: At most this many entries of a folder are examined, because its owner may have filled it.
 ENTRIES_MAX = 4096
 
 _TURN = re.compile(r"(\d+)-(\d+)\.turn")
 
-#: What a board is called until its header stands: nobody can meet one half made.
+#: The suffix of a board's name until it has its header, so that no reader finds an incomplete one.
 UNFINISHED = ".new"
 
 
 def folders() -> Iterator[str]:
-    """Where to try, best first: memory, the runtime folder, a folder for temporary files, if there is one."""
+    """The candidate folders, best first: in memory, in the runtime folder, in the folder for temporary files, where these exist."""
     name = f"oomsafe-{os.geteuid()}"
     for parent in (SHM, os.environ.get("XDG_RUNTIME_DIR"), _temporary()):
         if parent and os.path.isabs(parent) and os.path.isdir(parent):
@@ -37,7 +37,7 @@ def folders() -> Iterator[str]:
 
 
 def _temporary() -> str | None:
-    """None where nothing at all can be written to, which Python finds out by trying."""
+    """The folder for temporary files; None if no folder is writable, which Python finds out by trying."""
     try:
         return tempfile.gettempdir()
     except OSError:
@@ -45,22 +45,22 @@ def _temporary() -> str | None:
 
 
 def can_hold_boards() -> bool:
-    """Whether one of these folders is there and can be written to, or could be made."""
+    """Whether one of these folders is writable, or could be created."""
     return any(os.access(path if os.path.isdir(path) else os.path.dirname(path), os.W_OK) for path in folders())
 
 
 def open_folder(path: str, create: bool) -> int:
-    """A descriptor of the folder `path`, which belongs to this user alone. Raises ScoreboardError.
+    """A descriptor of the folder `path`, which only this user can enter. Raises ScoreboardError.
 
-    In a folder that all may write to, somebody else may have made `path` first, or a link in its
-    place: what is not ours, or open to others, is not used.
+    Where all users may write, another user may have made `path` first, or a link in its
+    place: a folder that is not ours, or is open to others, is not used.
     """
     try:
         if create:
             try:
                 os.mkdir(path, 0o700)
             except FileExistsError:
-                pass  # an earlier pool's: looked at below
+                pass  # an earlier pool made it: checked below
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise ScoreboardError(f"{path}: {error.strerror}") from error
@@ -72,23 +72,23 @@ def open_folder(path: str, create: bool) -> int:
 
 
 def board_name(pid: int, started: int) -> str:
-    """The file of the supervisor that is this very process."""
+    """The name of the scoreboard's file of the supervisor with this pid and start time."""
     return f"{pid}-{started}.board"
 
 
 def turn_name(parent: int, started: int) -> str:
-    """The file whose lock is the turn among the workers of this parent, which is no supervisor of ours."""
+    """The name of the file whose lock is the turn among the workers of `parent`, which is not a supervisor of ours."""
     return f"{parent}-{started}.turn"
 
 
 def living_boards() -> list[str]:
-    """The scoreboards of this user's pools whose supervisor is alive; for root, everybody's."""
+    """The scoreboards of this user's pools whose supervisor is alive; for root, those of all users."""
     found = []
     for path in _all_folders():
         try:
             with os.scandir(path) as entries:
                 names = sorted(entry.name for entry in islice(entries, ENTRIES_MAX))
-        except OSError:  # not there, or not ours
+        except OSError:  # it is missing, or not ours
             continue
         for name in names:
             match = _NAME.fullmatch(name)
@@ -98,9 +98,9 @@ def living_boards() -> list[str]:
 
 
 def open_board(path: str, flags: int) -> int:
-    """A descriptor of the file `path`, which is its user's, or for root another's. Raises ScoreboardError.
+    """A descriptor of the scoreboard's file `path` of this user, or for root of any user. Raises ScoreboardError.
 
-    A folder whose name says whose it is must be that user's, and so must the file.
+    If the folder's name contains a user, the folder and the file must belong to that user.
     """
     folder, name = os.path.split(path)
     match = _FOLDER.fullmatch(os.path.basename(folder))
@@ -126,29 +126,30 @@ def open_board(path: str, flags: int) -> int:
 
 
 def board_of(supervisor: int) -> str | None:
-    """The path of the scoreboard of this supervisor, by its pid; None while there is none."""
+    """The path of the scoreboard of the supervisor with this pid; None while there is none."""
     return next((path for path in living_boards() if os.path.basename(path).startswith(f"{supervisor}-")), None)
 
 
 def boards_beside(supervisor: int) -> list[str]:
-    """The scoreboards of the pools whose supervisors are this one's children."""
+    """The scoreboards of the pools whose supervisors are children of `supervisor`."""
     children = set(children_of(supervisor))
     return [path for path in living_boards() if int(os.path.basename(path).partition("-")[0]) in children]
 
 
 def hold(fd: int, shared: bool = False) -> None:
-    """This file's pool lives, for as long as this process or a fork of it does (flock(2): a lock of the open file, which forks share).
+    """Mark this file's pool as alive while this process or a fork of it lives (flock(2): a lock of the open file, which forks share).
 
-    Containers may share the folder and not their pids: the name tells them nothing. `shared`: others hold it as well.
+    The pid in the name is not enough, because containers may share the folder but not their pids. `shared`: other processes hold the
+    lock too.
     """
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
-        pass  # a file system without such locks: sweep() can't get one either, and lets it lie
+        pass  # the file system has no such locks: sweep() can't get one either, and keeps the file
 
 
 def sweep(folder: int) -> None:
-    """Remove what supervisors left behind that were killed before they could."""
+    """Remove what killed supervisors left behind."""
     for name in os.listdir(folder):
         match = _NAME.fullmatch(name.removesuffix(UNFINISHED)) or _TURN.fullmatch(name)
         if match and not is_alive(int(match[1]), int(match[2])):
@@ -160,7 +161,7 @@ def sweep(folder: int) -> None:
                 finally:
                     os.close(fd)
             except OSError:
-                pass  # somebody holds it, or another supervisor swept it first
+                pass  # another process holds it, or has removed it first
 
 
 def _all_folders() -> list[str]:
@@ -172,10 +173,10 @@ def _all_folders() -> list[str]:
 
 
 def _is_its_owners(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder of the user whom its name tells: anybody may have made one of that name first."""
+    """Whether it is a folder that belongs to the user in its name: any user may have made one of that name first."""
     match = _FOLDER.fullmatch(entry.name)
     try:
         found = entry.stat(follow_symlinks=False) if match else None
-    except OSError:  # removed meanwhile
+    except OSError:  # it was removed meanwhile
         return False
     return match is not None and found is not None and stat.S_ISDIR(found.st_mode) and found.st_uid == int(match[1])

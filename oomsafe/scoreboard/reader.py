@@ -1,4 +1,4 @@
-"""Another process's scoreboard, read from outside. It is never mapped: who cuts a mapped file short kills those who read it."""
+"""Another process's scoreboard, read from outside. It is never mapped, because truncating a mapped file kills its readers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 class Reader:
-    """Raises ScoreboardError when `path` is no scoreboard of this user, or for root of anybody. close() when done."""
+    """Raises ScoreboardError if `path` is not a scoreboard of this user, or for root of any user. Call close() when done."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._fd, self._slots = backing.open_to_read(path)
 
     def read(self, patience: float = PATIENCE) -> PoolView:
-        """The whole pool, as one consistent copy, for which it tries at most `patience` seconds. Raises ScoreboardError."""
-        slots = layout.IDENTITY.unpack(self._fetch(0, layout.IDENTITY.size))[2]  # a pool that grows has more of them
+        """A consistent copy of the whole pool; after `patience` seconds, it is returned as it is. Raises ScoreboardError."""
+        slots = layout.IDENTITY.unpack(self._fetch(0, layout.IDENTITY.size))[2]  # the pool may have grown
         there = (min(os.fstat(self._fd).st_size, layout.SIZE_MAX) - layout.HEADER_SIZE) // layout.SLOT_SIZE
         self._slots = max(self._slots, min(slots, there))
         return read_pool(self._fetch, self._slots, patience=patience)
 
     def close(self) -> None:
-        """Read no more."""
+        """Close the descriptor."""
         os.close(self._fd)
 
     def _fetch(self, at: int, length: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A worker's place in the pool, as it is handed to a process that is spawned: a forked one inherits it."""
+"""A worker's place in the pool, in a form that can be passed to a spawned process; a forked one inherits it."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from oomsafe.scoreboard.slot import Slot, comm_of
 
 @dataclass(frozen=True)
 class Seat:
-    """All that a new process must be told; it can be pickled."""
+    """All that a new worker process needs; it can be pickled."""
 
     policy: Policy
     capacity: Capacity
     supervisor: int
     """Its pid."""
     step: int
-    """What the worker's oom_score_adj is raised by."""
+    """The increment for the worker's oom_score_adj."""
     address: str | None
-    """The scoreboard's; None: there is none."""
+    """The scoreboard's address; None: there is no scoreboard."""
     number: int | None
     generation: int | None
-    """None: no slot was free, and the worker protects itself unseen."""
+    """None: no slot was free, and the worker protects itself without the scoreboard."""
     said: frozenset[str] = frozenset()
-    """What its supervisor has said once for all."""
+    """What the supervisor has logged once, so that the worker does not log it again."""
     board: Scoreboard | None = None
-    """The supervisor's own, which a forked process inherits, wherever it lies; it does not go to one that is spawned."""
+    """The supervisor's own, which a forked process inherits, wherever it lies; it is not pickled for a spawned one."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "board": None}
 
     def take(self) -> tuple[Scoreboard | None, Slot | None]:
-        """In the new process, as early as can be: its slot, its name, its score."""
+        """In the new process, as early as possible: open its slot, set its name and its score."""
         was_said(self.said)
         board, slot = self.board, None
         try:
@@ -58,12 +58,12 @@ class Seat:
 
 
 def enlist(policy: Policy, supervisor: int, step: int, slot: Slot | None) -> None:
-    """In a worker, before it drops privileges: its slot, its name, its score."""
+    """In a worker, before it drops privileges: claim its slot, set its name and its score."""
     try:
         if not policy.dry_run:
             raise_score(step)
     except ScoreRefused as error:
         log.warning("%s", error)
     if slot is not None:
-        slot.claim()  # behind its score, which the supervisor raises from now on: by a step once, not twice
+        slot.claim()  # after setting the score, because the supervisor adjusts the score of claimed slots: not twice by the same step
         set_comm(comm_of(supervisor, slot))

@@ -1,4 +1,4 @@
-"""A worker's own slot: the one place that this worker, and nobody else, writes to."""
+"""A worker's own slot: the one place on the scoreboard that this worker writes to, and no other worker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.forks import own
 from oomsafe.scoreboard.layout import Counters, optional, stored
 
-#: -1 is a score like any other, so None is written as a number that is none.
+#: -1 is a valid score, so None is written as a number that is not.
 _NO_SCORE = -32768
 
 _pack_hand = layout.HAND.pack
@@ -27,12 +27,12 @@ _EMPTY_HAND = _pack_hand(0, 0)
 
 @dataclass
 class Figures:
-    """What a worker says of itself, in bytes; None is a figure that is not known."""
+    """The figures that a worker publishes, in bytes; None is a figure that is not known."""
 
     rss: int | None = None
     peak_rss: int | None = None
     baseline: int | None = None
-    """What the soft limit is compared with, right after boot."""
+    """What it held right after boot, in the metric of the soft limit."""
     soft: int | None = None
     hard: int | None = None
     pss: int | None = None
@@ -42,17 +42,17 @@ class Figures:
     anon: int | None = None
     """rss without clean file pages, which the kernel drops by itself."""
     private: int | None = None
-    """uss without them."""
+    """uss without clean file pages."""
 
     def stored(self) -> tuple[int, ...]:
-        """As they stand in a slot, but for the time."""
+        """The numbers for the slot's field of figures, except the time."""
         sizes = (self.rss, self.peak_rss, self.baseline, self.soft, self.hard, self.pss, self.uss)
         score = _NO_SCORE if self.oom_score_adj is None else self.oom_score_adj
         return (*map(stored, sizes), score, self.in_flight)
 
     @classmethod
     def unpack(cls, slot: bytes) -> Figures:
-        """The figures in the bytes of a slot; what is out of its range is not known."""
+        """The figures in the bytes of a slot; a figure out of its range is None (in_flight: 0)."""
         rss, peak, baseline, soft, hard, pss, uss, score, in_flight, _ = layout.FIGURES.unpack_from(slot, layout.FIGURES_AT)
         anon, private = layout.MORE.unpack_from(slot, layout.MORE_AT)
         return cls(
@@ -64,15 +64,15 @@ class Figures:
 
 
 class Slot:
-    """Writes one slot of a scoreboard, or of private memory where there is no scoreboard.
+    """Writes one slot of a scoreboard, or of private memory if there is no scoreboard.
 
-    It is the process's that claims it: in a fork of that, the same object writes to a copy, which nobody sees.
+    It belongs to the process that claims it: in a fork of that process, the same object writes to a private copy.
     """
 
     def __init__(self, memory: memoryview, offset: int = 0, number: int = 0, generation: int = 0) -> None:
         self.number = number
         self.generation = generation
-        """Which worker of the pool this is, counted over the pool's life; the number is given again."""
+        """Identifies the worker, counted over the pool's life; slot numbers are reused."""
         self._sequence = 0
         self._lie(memory, offset)
 
@@ -84,7 +84,7 @@ class Slot:
 
     @classmethod
     def private(cls) -> Slot:
-        """A slot that only this process sees."""
+        """A slot in private memory, which no other process can read."""
         slot = cls(memoryview(bytearray(layout.SLOT_SIZE)))
         slot.claim()
         return slot
@@ -94,15 +94,15 @@ class Slot:
         return self._memory[self._at : self._at + layout.SLOT_SIZE].tobytes()
 
     def claim(self) -> None:
-        """Put this process's pid and start time into a slot that was reserved for it; the rest stays."""
-        # the pid last: who reads a pid finds its start time
+        """Write this process's pid and start time to a slot that was reserved for it; the rest stays."""
+        # the pid last, so that a reader that finds a pid also finds its start time
         layout.write(self._memory, self._at + layout.STARTED_AT, layout.WORD, start_time() or 0)
         layout.write(self._memory, self._at + layout.PID_AT, layout.WORD, os.getpid())
         self.set_state(State.STARTING)
         own(self)
 
     def leave(self) -> None:
-        """In a fork of the process that claimed it: all that is written from now on goes to a copy."""
+        """In a fork of the process that claimed it: write to a private copy from now on."""
         try:
             copy = self.copy()
         except ValueError:  # the scoreboard was closed
@@ -111,53 +111,53 @@ class Slot:
 
     @property
     def state(self) -> State:
-        """What its worker does."""
+        """The worker's state."""
         return layout.read_state(self._memory, self._at)
 
     def set_state(self, state: State) -> None:
-        """Tell the pool at once: others wait for it."""
+        """Publish the worker's state at once, because other processes wait for it."""
         layout.write_state(self._memory, self._at, state)
 
     @property
     def age(self) -> float:
-        """Seconds since it was reserved, right before its worker's fork."""
+        """Seconds since the slot was reserved, right before its worker was started."""
         return time.time() - float(layout.OWNER.unpack_from(self._memory, self._at + layout.OWNER_AT)[3])
 
     @property
     def order(self) -> Order:
-        """What the supervisor has ordered this worker to do."""
+        """The supervisor's order to this worker."""
         return order_of(layout.ORDER.unpack_from(self._memory, self._at + layout.ORDER_AT)[0])
 
     def need(self, used: int | None, growth: Growth) -> None:
-        """Say what this worker holds, as its soft limit counts it, and how fast it grows."""
+        """Publish what this worker holds, as its soft limit counts it, and how fast it grows."""
         paces = (min(int(pace), layout.LARGEST) for pace in growth)
         layout.write(self._memory, self._at + layout.NEED_AT, layout.NEED, stored(used), *paces)
 
     def take_up(self, ticket: int, held: int) -> None:
-        """This worker is inside the work with this ticket from now on, and held so many bytes before."""
+        """This worker begins the work with this ticket, and held `held` bytes before."""
         self._memory[self._hand] = _pack_hand(ticket, held)
 
     def put_down(self) -> None:
-        """It is out of it."""
+        """This worker has ended the current work."""
         self._memory[self._hand] = _EMPTY_HAND
 
     @property
     def told_of_limit(self) -> tuple[int, int, int]:
-        """(ticket, used, limit): the work that the supervisor has found over its soft limit last, and the bytes; zeros once heeded."""
+        """(ticket, used, limit): the work that the supervisor last found over its soft limit, and bytes; zeros once it was warned."""
         ticket, used, limit = layout.TOLD.unpack_from(self._memory, self._at + layout.TOLD_AT)
         return ticket, used, limit
 
     def heed_limit(self, ticket: int) -> tuple[int, int] | None:
-        """(used, limit) in bytes if the supervisor has found this work over its soft limit and nobody has heeded it: now it is heeded."""
+        """(used, limit) in bytes if this work is over its soft limit and was not warned yet, and mark it as warned; else None."""
         told, used, limit = self.told_of_limit
         if not ticket or told != ticket:
             return None
-        # the supervisor writes no other ticket while this work is in hand
+        # the supervisor writes no other ticket while this work is current
         layout.write(self._memory, self._at + layout.TOLD_AT, layout.TOLD, 0, 0, 0)
         return used, limit
 
     def publish(self, figures: Figures, counters: Counters) -> None:
-        """Write the figures and the counters; readers that meet it half done read again."""
+        """Write the figures and the counters; a reader that finds them half written reads again."""
         at, memory = self._at, self._memory
         packed = counters.pack()
         self._sequence += 1
@@ -169,9 +169,9 @@ class Slot:
         layout.write(memory, at + layout.SLOT_SEQUENCE_AT, layout.SEQUENCE, self._sequence)
 
     def cells(self) -> tuple[memoryview, Callable[..., None], list[int]]:
-        """For who notes what is in flight, at once, since a SIGKILL must find it there: memory, write, offsets of the cells.
+        """Direct access for recording work in flight, at once, so that it survives a SIGKILL: memory, write, offsets of the cells.
 
-        ``write(offset, length, began, rss, name, 1)``, and ``memory[offset + IN_USE] = 0`` when it is in flight no more.
+        Call ``write(offset, length, began, rss, name, 1)``, and set ``memory[offset + IN_USE] = 0`` when the work has ended.
         """
         first = self._at + layout.CELLS_AT
         offsets = range(first, first + layout.CELLS * layout.CELL_SIZE, layout.CELL_SIZE)
@@ -179,14 +179,14 @@ class Slot:
 
 
 def order_of(word: int) -> Order:
-    """An order as it stands in a slot; what is none of them is none."""
+    """The order that a slot's number stands for; Order.NONE for an unknown number."""
     return Order(word) if word in (Order.GO, Order.PERMIT) else Order.NONE
 
 
 def comm_of(supervisor: int, slot: Slot) -> str:
-    """A worker's name, as the kernel's OOM report shows it: ``oomsafe-w3-a1b2``. At most 15 bytes, unlike any other's.
+    """A worker's process name, as the kernel's OOM report shows it: ``oomsafe-w3-a1b2``. At most 15 bytes, and practically unique.
 
-    The report names pids of the initial PID namespace, which a container can't match; the name it can.
+    The report gives pids of the initial PID namespace, which a container can't match, but it can match the name.
     """
     mark = (binascii.crc32(b"%d" % supervisor) + slot.generation) & 0xFFFF
     return f"oomsafe-w{slot.number}-{mark:04x}"[:COMM_LENGTH]

@@ -1,4 +1,4 @@
-"""What a pool holds, as its budget counts it."""
+"""How much memory a pool holds, as its budget counts it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from oomsafe.policy.units import Percent
 if TYPE_CHECKING:
     from oomsafe.scoreboard.view import PoolView, WorkerView
 
-#: Seconds for which it is taken that as much is shared among the processes as was: reading it stalls them.
+#: Seconds for which the amount that the processes share is assumed not to change: reading it stalls them.
 SHARED_FOR = 5.0
 
 
 class Usage:
-    """Of one pool; used by one process, in one thread at a time."""
+    """The memory of one pool; used by one process, in one thread at a time."""
 
     def __init__(self, shared_for: float = SHARED_FOR) -> None:
         self._shared_for = shared_for
@@ -28,44 +28,44 @@ class Usage:
         self._read_at = float("-inf")
 
     def of(self, policy: Policy, capacity: Capacity, budget: int | None, pids: Callable[[], Sequence[int]], now: float) -> int | None:
-        """Bytes, or None when they can't be told. `pids` gives the pool's processes, where they have to be asked one by one.
+        """What the pool holds in bytes; None: not known. `pids` returns the pool's processes, and is called if these must be read.
 
-        Where a cgroup's limit is the tightest it is what the pool's own cgroup holds, for the kernel kills by that. Where the
-        machine's memory is, it is what the pool's processes hold, file pages not counted; a budget that is given in bytes is compared
-        with that to the byte: what they share is counted once.
+        If a cgroup's limit is the tightest, it is what the pool's own cgroup holds, because the kernel kills by that. If the
+        machine's memory is the tightest, it is what the pool's processes hold without file pages; a budget in bytes is compared
+        with the exact sum, in which shared memory counts once.
         """
         if capacity.source != MACHINE or isinstance(policy.budget, Percent):
             return capacity.held
         return self.of_processes(pids(), 0 if budget is None else budget * RESUME_AT, now)
 
     def of_processes(self, pids: Sequence[int], exact_from: float, now: float) -> int:
-        """What these processes hold, in bytes. Below `exact_from` that is at most this: shared pages are counted more than once."""
+        """What these processes hold, in bytes. A result below `exact_from` may be too high: it counts shared pages more than once."""
         total = together(pids)
         if total < exact_from:
             return total
         if pids != self._pids or now - self._read_at >= self._shared_for:
             figures = [(held, shared_out(pid)) for pid in pids if (held := held_of(pid))]
             total = sum(held for held, _ in figures)
-            # of one that may not be read, all is taken to be its own
+            # a process that may not be read is assumed to share nothing
             self._shared = max(0, total - sum(held if shares is None else shares.held for held, shares in figures))
             self._pids, self._read_at = pids, now
         return max(0, total - self._shared)
 
 
 def pids_of(pool: PoolView) -> list[int]:
-    """Its processes; a worker without a scoreboard has no supervisor."""
+    """The pool's processes; a worker without a scoreboard has no supervisor."""
     return [pid for pid in (pool.supervisor, *(worker.pid for worker in pool.workers)) if pid]
 
 
 def together(pids: Iterable[int]) -> int:
-    """What they hold in bytes, file pages not counted; what they share is counted for each of them."""
+    """The sum of what these processes hold in bytes, without file pages; shared memory counts once for each process."""
     return sum(held_of(pid) or 0 for pid in pids)
 
 
 def present_rss(worker: WorkerView) -> int | None:
-    """What a worker has resident at this moment, in bytes; None when that can't be told.
+    """A worker's resident bytes now, read from outside; None if not known.
 
-    It says so itself only between two pieces of work.
+    The worker itself only publishes the figure between two pieces of work.
     """
     found = rss_of(worker.pid) if is_alive(worker.pid, worker.started) else None
     return worker.figures.rss if found is None else found

@@ -1,4 +1,4 @@
-"""A copy of a scoreboard to look at: the pool, its workers, what they have in flight, and the totals."""
+"""A copy of a scoreboard for reading: the pool, its workers, their work in flight, and the totals."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.layout import Counters, as_text, optional
 from oomsafe.scoreboard.slot import Figures
 
-#: Seconds for which a copy is tried anew where writers are met, all slots together, before they are taken as they are.
+#: Seconds for which slots that are being written are copied again, all slots together, before they are used as they are.
 PATIENCE = 0.1
 
-#: In so many tries one is made sure that a writer which seems to be in the middle still lives.
+#: One in this many attempts checks whether a process that seems to be writing is still alive.
 ASK_AFTER = 20
 
 Fetch = Callable[[int, int], bytes]
-"""The bytes of a scoreboard: where they begin, how many."""
+"""Returns bytes of a scoreboard, given their offset and their number."""
 
 Known = Callable[[int], tuple[int, int, int] | None]
-"""Who is in a slot: pid (0: not known), start time, generation, for who need not believe what stands there; None: nobody."""
+"""Returns the worker in a slot: pid (0: not known), start time, generation; None: the slot is free.
+
+For a caller that knows this by itself, and need not trust the slot's own bytes."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class InFlight:
     began: float
     """Seconds since 1970."""
     rss: int | None
-    """The worker's, in bytes, when it began."""
+    """The worker's rss in bytes when it began; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,18 @@ class WorkerView:
     slot: int
     pid: int
     started: int
-    """Clock ticks since boot: with the pid it names one process for ever."""
+    """The start time in clock ticks since boot; with the pid it identifies one process."""
     generation: int
     state: State
     figures: Figures
     published: float | None
-    """Seconds since 1970; None before the first time."""
+    """When the worker last published, seconds since 1970; None before the first time."""
     used: int | None
-    """What the soft limit is compared with, in bytes, as the policy's metric says."""
+    """What the soft limit is compared with, in bytes, in the policy's metric."""
     counters: Counters
     in_flight: list[InFlight]
     ordered: bool = False
-    """Whether its supervisor has ordered it to go, now or when it is over its limit."""
+    """Whether its supervisor has ordered it to drain, now or once it is over its limit."""
 
 
 @dataclass(frozen=True)
@@ -74,31 +76,31 @@ class PoolView:
     budget: int | None
     workers: list[WorkerView] = field(default_factory=list)
     totals: Counters = field(default_factory=Counters)
-    """Of all workers, those that are gone included: they only ever rise."""
+    """The counters of all workers, including those that are gone: they only ever rise."""
     unserved: float = 0.0
-    """Seconds in which no worker served, since the first one came to."""
+    """Seconds in which no worker served, since the first worker did."""
     held: int | None = None
     """What the pool holds, as its budget counts it."""
     others: int | None = None
-    """What others use below the limit; limit - others - held is what is left."""
+    """What others use below the limit; the headroom is limit - others - held."""
     source: str = ""
     """Where the limit comes from; printable."""
 
 
 def read_pool(fetch: Fetch, slots: int, known: Known | None = None, patience: float = PATIENCE) -> PoolView:
-    """A consistent copy, for which it tries at most `patience` seconds. Raises only what `fetch` does."""
+    """A consistent copy; after `patience` seconds, it is returned as it is. Raises only what `fetch` raises."""
     until = time.monotonic() + patience
     while True:
         before = _sequence(fetch)
         view = _read_once(fetch, slots, known, until)
-        # read again while the supervisor folds a slot into the totals
+        # read again if the supervisor was adding a slot to the totals
         if (before == _sequence(fetch) and not before % 2) or time.monotonic() >= until:
             return view
         time.sleep(0.0002)
 
 
 def view_alone(slot: bytes) -> PoolView:
-    """A pool of one, which has no scoreboard: the worker whose slot has these bytes."""
+    """A pool of one worker without a scoreboard, whose private slot has these bytes."""
     worker = _worker(slot, 0, layout.OWNER.unpack_from(slot, layout.OWNER_AT)[:3])
     counters = Counters()
     counters.add(worker.counters)
@@ -120,7 +122,7 @@ def _read_once(fetch: Fetch, slots: int, known: Known | None, until: float) -> P
         if who is None:
             continue
         worker = _worker(copy, number, who)
-        # the dead count until the supervisor has folded them, and are shown no more
+        # a dead worker's counters count until the supervisor has added them to the totals, but the worker is not listed
         totals.add(worker.counters)
         if worker.pid and worker.state is not State.FREE and is_alive(worker.pid, worker.started):
             workers.append(worker)
@@ -131,7 +133,7 @@ def _read_once(fetch: Fetch, slots: int, known: Known | None, until: float) -> P
 
 
 def _allowed(header: bytes) -> tuple[int | None, int | None, str]:
-    """(held, others, source); before the supervisor has said it, the zeros are no figures."""
+    """(held, others, source); before the supervisor has published them, the zeros are not figures: None, None, ""."""
     changes, _, _, others, _ = layout.ALLOWED.unpack_from(header, layout.ALLOWED_AT)
     (held,) = layout.HELD.unpack_from(header, layout.HELD_AT)
     if not changes:
@@ -146,12 +148,12 @@ def _unserved(header: bytes) -> float:
 
 
 def _copies(fetch: Fetch, slots: int, until: float) -> list[tuple[int, bytes]]:
-    """The bytes of each slot that is in use, not caught while its worker publishes; in the end as they are."""
+    """The bytes of each used slot, copied while its worker was not publishing; after `until`, as they are."""
     copies: dict[int, bytes] = {}
     left, tried = list(range(slots)), 0
     while left:
         left = [number for number in left if not _take(fetch, number, copies, tried % ASK_AFTER == 1)]
-        # a writer may have been taken off its processor in the middle; or it never goes on
+        # a writer may have been preempted in the middle, or may never go on
         if not left or time.monotonic() >= until:
             break
         tried += 1
@@ -160,9 +162,12 @@ def _copies(fetch: Fetch, slots: int, until: float) -> list[tuple[int, bytes]]:
 
 
 def _take(fetch: Fetch, number: int, copies: dict[int, bytes], asks: bool) -> bool:
-    """Copy a slot. False: its worker publishes just now; who was killed at it (if `asks`) does so for ever."""
+    """Copy a slot. False: its worker is publishing now, and the copy may be inconsistent.
+
+    `asks`: check that the worker is alive, because one that was killed while it published never finishes.
+    """
     at = layout.slot_at(number)
-    # before and after, and not from the copy itself: memcpy has an order of its own
+    # the sequence is read before and after, and not from the copy, because memcpy may copy in any order
     head = fetch(at, layout.SLOT_SEQUENCE_AT + layout.SEQUENCE.size)
     if layout.read_state(head) is State.FREE:
         copies.pop(number, None)
@@ -176,7 +181,7 @@ def _take(fetch: Fetch, number: int, copies: dict[int, bytes], asks: bool) -> bo
 
 def _worker(copy: bytes, number: int, who: tuple[int, int, int]) -> WorkerView:
     published = layout.seconds(layout.FIGURES.unpack_from(copy, layout.FIGURES_AT)[-1])
-    # before the first time it has published, the zeros are no figures
+    # before the worker has published for the first time, the zeros are not figures
     figures = Figures.unpack(copy) if published else Figures()
     counters = Counters.unpack(copy[layout.COUNTERS_AT : layout.COUNTERS_AT + layout.COUNTERS_SIZE])
     ordered = layout.ORDER.unpack_from(copy, layout.ORDER_AT)[0] != 0

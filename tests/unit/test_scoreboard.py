@@ -404,11 +404,11 @@ def test_only_its_owner_releases_the_lock(board: Scoreboard) -> None:
     assert board.try_lock()
 
     assert not _in_thread(board.try_lock)
-    with pytest.raises(RuntimeError, match="does not have it"):
+    with pytest.raises(RuntimeError, match="does not hold it"):
         _in_thread(board.unlock)
     assert not _others_get_it(board)
     board.unlock()
-    with pytest.raises(RuntimeError, match="does not have it"):
+    with pytest.raises(RuntimeError, match="does not hold it"):
         board.unlock()
 
 
