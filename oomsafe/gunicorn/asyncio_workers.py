@@ -1,4 +1,4 @@
-"""The asyncio classes, asgi, UvicornWorker, aiohttp's and tornado: how each ends without losing a request."""
+"""How each asyncio class ends without losing a request: asgi, UvicornWorker, aiohttp's classes and tornado."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from oomsafe.drain.drain import Drain, Heart
 from oomsafe.drain.stalled import Owed, Wait
 from oomsafe.drain.uvicorn import UvicornDrain
 
-#: Seconds that gunicorn's asgi worker gives a connection after its grace period.
+#: Seconds that a worker gives a connection after the grace period.
 LAST_MOMENT = 1
 
 
 def recycle_asgi(worker: Any, grace_period: float) -> Callable[[], None]:
-    """For gunicorn's own asgi class, of whose connections `nr_conns` is the number.
+    """The recycle function for gunicorn's own asgi class, which counts its connections in `nr_conns`.
 
-    `worker.alive` stays true while it drains: false, it would close connections that were promised to be kept
+    `worker.alive` stays true during the drain. If it were false, the worker would close connections that were promised to be kept
     alive, and its heartbeat would stop.
     """
     connections = _note_connections(worker)
@@ -41,9 +41,9 @@ def recycle_asgi(worker: Any, grace_period: float) -> Callable[[], None]:
 
 
 def _close_what_is_announced(worker: Any) -> None:
-    """gunicorn's asgi class does not see the middleware's `Connection: close`, and would wait for its client to close.
+    """Have gunicorn's asgi class close connections itself: it ignores the middleware's `Connection: close`, and waits for its client.
 
-    Its protocol is told now, and not before: no request pays for it.
+    Its protocol is patched only when the drain begins, so that no earlier request pays for it.
     """
     _, protocol = _named(worker, "ASGIWorker", "ASGIProtocol")
     start = getattr(protocol, "_send_response_start", None)
@@ -58,11 +58,11 @@ def _close_what_is_announced(worker: Any) -> None:
 
 
 def _waking(worker: Any) -> Callable[[], None]:
-    """A function that has the worker look at `alive` now: it sleeps for a second between two looks.
+    """A function that makes the worker check `alive` now: by itself it sleeps for a second between two checks.
 
-    In its module, `asyncio` is replaced by one whose sleep() can be cut short. Its task is not cancelled:
-    where asyncio was imported twice, as ddtrace has it, a module may know another CancelledError than the
-    one that is raised, and takes it for an error.
+    In its module, `asyncio` is replaced by an object whose sleep() can be cut short. Cancelling its task would not do:
+    if asyncio was imported twice, as by ddtrace, a module may know a different CancelledError than the
+    one that is raised, and would report an error.
     """
     module, plain = _named(worker, "ASGIWorker", "asyncio")
     sleeping: set[Any] = set()
@@ -96,7 +96,7 @@ def _end(sleep: Any) -> None:
 
 
 def _note_connections(worker: Any) -> set[Any]:
-    """The protocols of the connections that are open, from now on: gunicorn's asgi class knows only their number."""
+    """A set that from now on holds the protocols of the open connections: gunicorn's asgi class only counts them."""
     connections: set[Any] = set()
     module, plain = _named(worker, "ASGIWorker", "ASGIProtocol")
     if plain is None:
@@ -116,20 +116,20 @@ def _note_connections(worker: Any) -> set[Any]:
 
 
 def _wait_of(protocol: Any) -> Wait | None:
-    """What an open connection waits for; None for work, and where it can't be known: uWSGI, gunicorn 24.
+    """What an open connection waits for from its client; None if it has work, or if that can't be known (uWSGI's protocol, gunicorn 24).
 
-    One that speaks HTTP/2 is brought to its end.
+    An HTTP/2 connection is also made to end.
     """
     parser = getattr(protocol, "_callback_parser", None)
     if getattr(protocol, "_h2_conn", None) is not None:
-        from oomsafe.gunicorn.goaway import end_http2  # here: most workers have none
+        from oomsafe.gunicorn.goaway import end_http2  # imported here, because most workers have no HTTP/2
 
         return end_http2(protocol)
     if parser is None or getattr(protocol, "_websocket", None) or getattr(protocol, "_finishing_calls", None):
         return None
     if protocol._current_request is None:
         begun = bool(getattr(parser, "_buffer", b"")) or getattr(parser, "_state", "request_line") != "request_line"
-        # later ones have a timer from the end of a response until the next head is whole, which is idle as long as nothing comes
+        # after the first request, a timer runs from the end of a response until the next head is complete; until then it is idle
         return Wait(Owed.HEAD, begun) if begun or protocol.req_count <= 1 else Wait(Owed.NEXT, token=protocol.req_count)
     receiver = protocol._body_receiver
     waiter = getattr(receiver, "_waiter", None)
@@ -137,13 +137,13 @@ def _wait_of(protocol: Any) -> Wait | None:
 
 
 def _left(worker: Any) -> int:
-    """The connections; when none is left, what goes on behind the responses, which is cancelled when the loop ends."""
+    """The number of connections; if there are none, that of requests which still run after their response: ending the loop cancels them."""
     guard = getattr(worker, "oomsafe_guard", None)
     return int(worker.nr_conns) or (0 if guard is None else guard.meter.in_flight)
 
 
 def recycle_uvicorn(worker: Any, grace_period: float) -> Callable[[], None]:
-    """For UvicornWorker: it makes its Server in run(), under the name that its module imported, so that name is ours."""
+    """The recycle function for UvicornWorker, which creates its Server in run() by a name in its module: that name is replaced."""
     drain = UvicornDrain(grace_period)
     module, plain = _named(worker, "UvicornWorker", "Server")
     if plain is None:
@@ -157,7 +157,7 @@ def recycle_uvicorn(worker: Any, grace_period: float) -> Callable[[], None]:
         async def shutdown(self, *args: Any, **kwargs: Any) -> None:
             with Heart(worker.tmp.notify, grace_period):
                 await super().shutdown(*args, **kwargs)
-            # after SIGTERM, uvicorn raises the signal anew, and gunicorn's worker_exit is never called
+            # after SIGTERM, uvicorn raises the signal again, and gunicorn's worker_exit is never called
             guard = getattr(worker, "oomsafe_guard", None)
             if guard is not None:
                 guard.retire()
@@ -167,9 +167,9 @@ def recycle_uvicorn(worker: Any, grace_period: float) -> Callable[[], None]:
 
 
 def recycle_aiohttp(worker: Any, grace_period: float) -> Callable[[], None]:
-    """For aiohttp's classes: by itself such a worker closes kept-alive connections, with a request on its way or not.
+    """The recycle function for aiohttp's classes, which by themselves close kept-alive connections that may have a request on its way.
 
-    The sites that it starts later in run() are noted, for its listeners and connections hang on them.
+    The sites that the worker starts later, in run(), are recorded, because they lead to its listeners and connections.
     """
     web: Any = importlib.import_module("aiohttp.web")
     sites: list[Any] = []
@@ -183,9 +183,9 @@ def recycle_aiohttp(worker: Any, grace_period: float) -> Callable[[], None]:
 
     def finish(late: bool) -> None:
         for site in sites if late else ():
-            site._runner._shutdown_timeout = LAST_MOMENT  # its own would begin only now, with no heartbeat any more
+            site._runner._shutdown_timeout = LAST_MOMENT  # its own timeout would only start now, without a heartbeat
         worker.alive = False
-        worker._notify_waiter_done()  # out of its sleep of a second, as its own SIGQUIT handler does
+        worker._notify_waiter_done()  # wakes it from its sleep of a second, as its own SIGQUIT handler does
 
     def connections() -> int:
         return sum(len(site._runner.server.connections) for site in sites)
@@ -200,7 +200,7 @@ def recycle_aiohttp(worker: Any, grace_period: float) -> Callable[[], None]:
 
 
 def _announce_the_last(web: Any) -> None:
-    """Have each response that aiohttp begins from now on say `Connection: close`; no request pays for it before."""
+    """Make each response that aiohttp begins from now on carry `Connection: close`; no earlier request pays for it."""
     prepare = web.StreamResponse.prepare
 
     async def closing(response: Any, request: Any) -> Any:
@@ -211,10 +211,10 @@ def _announce_the_last(web: Any) -> None:
 
 
 def recycle_tornado(worker: Any, grace_period: float) -> Callable[[], None]:
-    """For gunicorn's tornado class: by itself it closes its connections one to two seconds later, whatever they wait for."""
+    """The recycle function for gunicorn's tornado class, which by itself closes all connections after one to two seconds."""
 
     def recycle() -> None:
-        # here: the server and its loop are made in run()
+        # looked up here, because the server and its loop are created in run()
         server = worker.server
         Drain(
             worker.ioloop.asyncio_loop,
@@ -223,29 +223,29 @@ def recycle_tornado(worker: Any, grace_period: float) -> Callable[[], None]:
             lambda: len(server._connections),
             lambda _: _end_tornado(worker),
         ).begin()
-        server.conn_params.no_keep_alive = True  # what is asked from now on is answered with `Connection: close`
+        server.conn_params.no_keep_alive = True  # responses to later requests carry `Connection: close`
 
     return recycle
 
 
 class _Stopping:
-    """A tornado server as Drain wants a listener; tornado makes connections of what it accepts at once."""
+    """A tornado server in the form of a listener that Drain expects; tornado turns what it accepts into connections at once."""
 
     def __init__(self, stop: Callable[[], None]) -> None:
         self.close = stop
 
     async def wait_closed(self) -> None:
-        """What it has accepted is a connection by now."""
+        """Return at once, because everything accepted is a connection by now."""
 
 
 def _end_tornado(worker: Any) -> None:
     worker.alive = False
-    worker.server_alive = False  # its server has stopped: its next look at `alive` ends the loop
+    worker.server_alive = False  # its server has stopped, so its next check of `alive` ends the loop
     worker.heartbeat()
 
 
 def _named(worker: Any, worker_class: str, name: str) -> tuple[Any, Any]:
-    """The module of a worker class that people derive their own from, and what it calls `name`; None where it has no such thing."""
+    """The module that defines `worker_class`, of which `worker` may be a subclass, and its attribute `name`; (None, None): not found."""
     for cls in type(worker).__mro__:
         module = sys.modules.get(cls.__module__)
         if cls.__name__ == worker_class and hasattr(module, name):
@@ -254,7 +254,7 @@ def _named(worker: Any, worker_class: str, name: str) -> tuple[Any, Any]:
 
 
 def _beating(worker: Any, shutdown: Callable[[], Any], seconds: float) -> Callable[[], Any]:
-    """Its heartbeat goes on while it shuts down: it stops, and gunicorn would kill it for that with a request in flight."""
+    """`shutdown` with a heartbeat. Without one, gunicorn would kill the worker with a request in flight."""
 
     async def beating() -> None:
         with Heart(worker.tmp.notify, seconds):

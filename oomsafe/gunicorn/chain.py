@@ -1,4 +1,4 @@
-"""Two hooks made one: gunicorn has room for one function a hook, and checks how many arguments it takes."""
+"""Combine two hooks into one: gunicorn takes one function for each hook, and checks its number of parameters."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 Hook = Callable[..., None]
 Failed = Callable[[str, Exception], None]
 
-#: Where a chained hook keeps the user's own, so that a configuration that installs twice is not chained twice.
+#: The attribute in which a chained hook keeps the user's own, so that installing twice does not chain twice.
 THEIRS = "oomsafe_theirs"
 
 
 def chain(ours: Hook, theirs: Any, *, first: bool, failed: Failed) -> Any:
-    """`ours` and `theirs` as one hook of the same arity; `first` says whether ours goes first.
+    """`ours` and `theirs` as one hook of the same arity; `first`: ours runs first.
 
-    What ours raises goes to `failed`, never to gunicorn. What theirs raises goes where it always
-    went, after ours has run. `theirs` may be None, or the text that gunicorn takes as well
-    ("module.function"). A hook of theirs that gunicorn would refuse is left for it to refuse.
+    An exception of ours goes to `failed`, never to gunicorn. An exception of theirs goes where it always
+    went, after ours has run. `theirs` may be None, or text, which gunicorn also accepts
+    ("module.function"). A hook of theirs that gunicorn would refuse is returned unchanged, so that gunicorn refuses it.
     """
     theirs = getattr(theirs, THEIRS, theirs)
     arity = len(inspect.signature(ours).parameters)
@@ -57,7 +57,7 @@ def _guarded(hook: Hook, failed: Failed, *arguments: Any) -> None:
 
 def _with_arity(function: Hook, arity: int) -> Hook:
     """gunicorn counts parameters, and ``*arguments`` counts as one."""
-    # they look superfluous, and are what gunicorn counts
+    # these parameters look superfluous, but gunicorn counts them
     by_arity: dict[int, Hook] = {
         1: lambda server: function(server),  # noqa: PLW0108
         2: lambda server, worker: function(server, worker),  # noqa: PLW0108
@@ -67,7 +67,7 @@ def _with_arity(function: Hook, arity: int) -> Hook:
 
 
 def _takes(hook: Any, arity: int) -> bool:
-    """Whether gunicorn would take `hook`: it must be callable with exactly so many parameters."""
+    """Whether gunicorn would accept `hook`: it must be callable, with exactly `arity` parameters."""
     try:
         parameters = inspect.signature(hook).parameters.values()
         return callable(hook) and sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) == arity
@@ -80,4 +80,4 @@ def _imported(name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError):
-        return name  # gunicorn says what is wrong with it
+        return name  # gunicorn will report what is wrong with it

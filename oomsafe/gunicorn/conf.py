@@ -1,7 +1,7 @@
 """A gunicorn configuration without a file: ``gunicorn -c python:oomsafe.gunicorn.conf app:app``.
 
-The policy comes from OOMSAFE_ variables. gunicorn takes one configuration only, so the one that it
-would have found by itself, ./gunicorn.conf.py, or $OOMSAFE_GUNICORN_CONF, is loaded here first.
+The policy comes from OOMSAFE_ variables. gunicorn accepts only one configuration, so the one that it
+would have found by itself, ./gunicorn.conf.py (or $OOMSAFE_GUNICORN_CONF), is loaded here first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def _found() -> dict[str, Any]:
-    """What the user's own configuration defines."""
+    """The names that the user's own configuration defines."""
     path = os.environ.get("OOMSAFE_GUNICORN_CONF") or os.path.join(os.getcwd(), "gunicorn.conf.py")
     if os.path.exists(path):
         return {name: value for name, value in runpy.run_path(path, run_name="__config__").items() if not name.startswith("__")}
@@ -25,7 +25,7 @@ def _found() -> dict[str, Any]:
 
 globals().update(_found())
 
-# only now: theirs may have defined anything
+# imported only now, because the user's configuration may have defined any name
 from oomsafe.gunicorn.hooks import install as _install  # noqa: E402
 
 _install(globals())

@@ -1,10 +1,10 @@
 """gunicorn's dirty workers (25 and later): a pool beside the HTTP workers', with the dirty arbiter as its supervisor.
 
-Who dies first: the dirty workers, which hold the heavy models, then the HTTP workers, then the two arbiters. The dirty arbiter keeps
-the master's score: it holds little but the stash, and when it is killed its workers live on without it, while new ones are brought up.
+The kernel kills the dirty workers first, which hold the heavy models, then the HTTP workers, then the two arbiters. The dirty arbiter
+keeps the master's score: it holds little but the stash, and if it is killed its workers live on without it while new ones are started.
 
-SIGTERM has a dirty worker drop the action that it runs, so one that is over its limit says so on the scoreboard and serves on. The
-arbiter brings up its replacement first, where the budget holds it, gives it no more actions, and ends it when its last has ended.
+On SIGTERM a dirty worker drops the action that it runs. So one that is over its limit says so on the scoreboard and keeps working. The
+arbiter starts its replacement first, if the budget holds it, gives the old worker no more actions, and ends it after its last action.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from oomsafe.worker.guard import Guard
 #: Seconds between two ticks of a dirty worker; its own heartbeat comes every dirty_timeout / 2.
 TICK_EVERY = 1.0
 
-#: Seconds between two looks for a worker that may be given an action.
-LOOK_EVERY = 0.05
+#: Seconds between two attempts to find a worker for an action.
+POLL_EVERY = 0.05
 
-#: Seconds until the next replacement is tried after one that failed to boot; doubled each time, up to the second figure.
+#: Seconds before the next attempt after a replacement failed to boot; doubled with each failure, up to the second figure.
 BACKOFF, LONGEST_BACKOFF = 2.0, 60.0
 
-#: Seconds until another takes the place of a worker that has died. A killed worker's memory is given back some milliseconds after it has
-#: been reaped (measured: up to 31): a fork that is charged to a full cgroup before has the kernel kill another.
+#: Seconds to wait before a dead worker's place is filled. A killed worker's memory is only given back some milliseconds after it was
+#: reaped (measured: up to 31): a fork before that, in a full cgroup, would make the kernel kill another worker.
 GIVEN_BACK = 0.1
 
 Wake = Callable[[int], None]
@@ -54,41 +54,42 @@ Wake = Callable[[int], None]
 
 @dataclass
 class Exchange:
-    """One worker for another, while it is under way."""
+    """A replacement that is under way."""
 
     old: int
+    """The pid of the worker that is replaced."""
     new: int | None
-    """Pids; None: the old one ends first, for there is no room for both."""
+    """The pid of its replacement; None: the old one ends first, because there is no room for both."""
     serves: bool = False
-    """Whether the new one has come to serve."""
+    """Whether the new one serves."""
     ending: asyncio.Task[None] | None = None
-    """Ends the old one, once its actions have ended."""
+    """Ends the old one after its last action; None: it has not begun."""
 
 
 class DirtyPool:
-    """The dirty arbiter's part. Made in the arbiter's process before its first fork; its workers inherit it."""
+    """The dirty arbiter's part. Created in the arbiter's process before its first fork; its workers inherit it."""
 
     def __init__(self, arbiter: Any, policy: Policy, http_workers: int, wake: Wake) -> None:
         self.pid = os.getpid()
         self._arbiter = arbiter
-        # its own score is its master's, which stands already
+        # its own score is the master's, which is set already
         self._policy = replace(policy, supervisor_oom_score_adj=None)
         self._wake = wake
-        # gunicorn 25.1 came with both: a count that changes, and workers that end without their arbiter's clean-up
+        # gunicorn 25.1 introduced both: a number of workers that can change, and workers that end without removing the arbiter's socket
         self._recycles = hasattr(arbiter, "num_workers")
         self._extra = 0
-        """How many more workers the arbiter has been told to have than its user wants."""
+        """How many more workers than its user wants the arbiter currently has to keep."""
         log.addFilter(_say_whose)
         self._supervisor = Supervisor(self._scored(), "gunicorn dirty", self._wanted, beside=http_workers, top=arbiter.ppid)
         atexit.register(self._supervisor.close)
         if not self._recycles:
-            log.warning("before gunicorn 25.1 a dirty worker that ends removes its arbiter's socket: none is recycled, all are measured")
+            log.warning("before gunicorn 25.1 a dirty worker that ends removes its arbiter's socket: they are measured, but not recycled")
         self._exchange: Exchange | None = None
         self._booting: set[int] = set()
         self._leaving: set[int] = set()
-        """Pids that are given no action: they don't serve yet, or are to end."""
+        """Pids of workers that get no more actions and are about to end."""
         self._awaited = False
-        """Whether the next worker that is forked takes the place of one that had to end first."""
+        """Whether the next forked worker replaces one that had to end first."""
         self._failures, self._not_before, self._died_at = 0, 0.0, float("-inf")
         _reserve_at_birth(self)
         self._tick_with_arbiter()
@@ -101,7 +102,7 @@ class DirtyPool:
         manage, one_at_a_time = self._arbiter.manage_workers, asyncio.Lock()
 
         async def managing() -> None:
-            # it counts by a number of workers that it has read at its begin, and would end the one that is one more by then
+            # gunicorn's method reads the number of workers once, at its start, and would end a worker that is added meanwhile
             async with one_at_a_time:
                 attempt("the dirty pool's tick", "gunicorn", self.tick)
                 if self._forks_in() > 0:
@@ -111,42 +112,42 @@ class DirtyPool:
         self._arbiter.manage_workers = managing
 
     def _route(self) -> None:
-        """No action goes to a worker that boots or is to end; while there is no other, it waits here."""
+        """Send no action to a worker that boots or is about to end; while there is no other, the action waits here."""
         choose = self._arbiter._get_available_worker
 
         async def available(app_path: str | None = None) -> int | None:
             while True:
-                attempt("looking who serves", "gunicorn", self._see_who_serves)
+                attempt("finding out which workers serve", "gunicorn", self._note_serving)
                 for _ in range(max(1, len(self._arbiter.workers))):
                     pid: int | None = await choose(app_path)
-                    waits = self._forks_in() > -LOOK_EVERY if pid is None else pid in self._booting | self._leaving
+                    waits = self._forks_in() > -POLL_EVERY if pid is None else pid in self._booting | self._leaving
                     if not waits or not self._arbiter.alive:
                         return pid
-                await asyncio.sleep(LOOK_EVERY)
+                await asyncio.sleep(POLL_EVERY)
 
         self._arbiter._get_available_worker = available
 
     @property
     def _wanted(self) -> int:
-        """How many workers the arbiter's user wants; in gunicorn 25.0 that never changes."""
+        """How many workers the user wants; in gunicorn 25.0 that never changes."""
         return int(getattr(self._arbiter, "num_workers", self._arbiter.cfg.dirty_workers)) - self._extra
 
     def _forks_in(self) -> float:
-        """Seconds until a worker may be forked again; negative since then."""
+        """Seconds until a worker may be forked again; negative after that."""
         return self._died_at + GIVEN_BACK - time.monotonic()
 
     def reserve(self, worker: Any) -> None:
-        """Before a fork."""
+        """Called before a fork."""
         worker.oomsafe_slot = self._supervisor.reserve()
 
     def forked(self, worker: Any) -> None:
-        """After it."""
+        """Called after a fork."""
         if self._awaited:
             self._awaited = False
             self._booting.add(worker.pid)
 
     def exited(self, worker: Any) -> None:
-        """One has been reaped, and is not yet replaced."""
+        """Called when a worker has been reaped and not been replaced yet."""
         self._supervisor.release(_slot(worker))
         if worker.pid not in self._leaving:
             self._died_at = time.monotonic()
@@ -167,7 +168,7 @@ class DirtyPool:
             self._boot_failed(exchange.old)
 
     def tick(self) -> None:
-        """About once a second: scores, limits, and who is to be replaced."""
+        """About once a second: update scores and limits, and decide which worker is replaced."""
         wanted = self._wanted
         self._supervisor.policy = self._scored()
         if wanted != self._supervisor.capacity.workers:
@@ -186,25 +187,25 @@ class DirtyPool:
                 if new is not None or not first:
                     self._exchange = Exchange(old, new)
         exchange = self._exchange
-        self._see_who_serves()
+        self._note_serving()
         if exchange is not None and exchange.ending is None and (exchange.new is None or exchange.serves):
             self._leaving.add(exchange.old)
             exchange.ending = asyncio.ensure_future(self._end(exchange.old))
 
     async def _end(self, pid: int) -> None:
-        """End a worker that is given no more actions, when those that it has been given have ended: however long they take."""
+        """End a worker that gets no more actions, after the actions that it has, however long they take."""
         queue = self._arbiter.worker_queues.get(pid)
         if queue is not None:
             await queue.join()
-        # from Python 3.12 on a worker's server waits for its connections when it is closed
+        # since Python 3.12 a worker's server waits for its connections when it is closed
         self._arbiter._close_worker_connection(pid)
         self._arbiter.kill_worker(pid, signal.SIGTERM)
         await asyncio.sleep(self._policy.grace_period)
         if pid in self._arbiter.workers and pid in self._leaving:
-            log.warning("worker %d did not end within %.0f s of SIGTERM, idle as it is: it is killed", pid, self._policy.grace_period)
+            log.warning("worker %d is idle and did not end within %.0f s of SIGTERM: it is killed", pid, self._policy.grace_period)
             self._arbiter.kill_worker(pid, signal.SIGKILL)
 
-    def _see_who_serves(self) -> None:
+    def _note_serving(self) -> None:
         if not self._booting or self._supervisor.board is None:
             return
         for worker in self._supervisor.board.read().workers:
@@ -215,13 +216,13 @@ class DirtyPool:
                     self._exchange.serves = True
 
     def _spawn_beside(self, old: int) -> int | None:
-        """Fork one with the same apps; None where that can't be done now. In the child, this does not return."""
+        """Fork a worker with the same apps and return its pid, or None if that fails. In the child, this does not return."""
         apps = list(self._arbiter.worker_app_map.get(old, ()))
         self._arbiter._pending_respawns.insert(0, apps)
         try:
             new: int | None = self._arbiter.spawn_worker()
         except OSError as error:
-            log.error("no replacement for worker %d can be forked, and it serves on: %s", old, error)
+            log.error("no replacement for worker %d can be forked, so it keeps serving: %s", old, error)
             self._back_off()
             return None
         if new is not None:
@@ -231,7 +232,7 @@ class DirtyPool:
         return new
 
     def _shrink(self, gone: Any) -> None:
-        """As many as before: what is gone is not to be replaced."""
+        """Reduce the number of workers again, so that the worker that is gone is not replaced."""
         self._arbiter.num_workers -= 1
         self._extra -= 1
         if gone.app_paths in self._arbiter._pending_respawns:
@@ -240,14 +241,16 @@ class DirtyPool:
     def _boot_failed(self, old: int) -> None:
         self._back_off()
         pause = self._not_before - time.monotonic()
-        log.error("a replacement died before it served: worker %d serves on, next try in %.0f s (its own error is above)", old, pause)
+        log.error(
+            "a replacement died before it served: worker %d keeps serving, next attempt in %.0f s (its own error is above)", old, pause
+        )
 
     def _back_off(self) -> None:
         self._not_before = time.monotonic() + min(LONGEST_BACKOFF, BACKOFF * 2.0 ** min(self._failures, 30))
         self._failures += 1
 
     def _holds_one_more(self, pool: PoolView) -> bool:
-        """Whether the budget holds one more worker, as the biggest is right after boot."""
+        """Whether the budget holds one more worker of the biggest size that one had right after boot."""
         fresh = max((worker.figures.baseline or 0 for worker in pool.workers), default=0)
         _, budget, used = self._supervisor.reading()
         if fresh and budget is not None and used is not None and budget - used >= fresh:
@@ -260,7 +263,7 @@ class DirtyPool:
         return False
 
     def _scored(self) -> Policy:
-        """The policy with the dirty workers' score: above the HTTP workers', which their master may have raised since."""
+        """The policy with the dirty workers' score: above that of the HTTP workers, which their master may have raised since."""
         step = self._policy.worker_oom_score_adj
         if step == "auto":
             biggest = max(rss_of(os.getpid()) or 0, rss_of(self._arbiter.ppid) or 0)
@@ -270,13 +273,13 @@ class DirtyPool:
     # In a worker.
 
     def enlist(self, worker: Any) -> None:
-        """Right after the fork, before it drops privileges."""
+        """Right after the fork, before the worker drops privileges."""
         self._supervisor.enlist(_slot(worker))
 
     def init(self, worker: Any) -> None:
-        """With its apps loaded, before it serves."""
+        """When its apps are loaded, before the worker serves."""
         slot = _slot(worker)
-        # that it is over its limit it says on the scoreboard; without, nobody would hear
+        # a worker asks for its replacement through the scoreboard; without a slot, it could not
         recycle = _serve_on if slot is not None and self._recycles else None
         how = {"recycle": recycle, "background": in_thread, "poke": partial(self._wake, worker.ppid)}
         guard = Guard.of_seat(self._supervisor.seat(slot), self._supervisor.board, slot, unit="actions", **how)
@@ -286,7 +289,7 @@ class DirtyPool:
 
 
 def _serve_on() -> None:
-    """Its arbiter ends it, when the time has come."""
+    """Do nothing: the arbiter ends this worker when the time has come."""
 
 
 def _count_actions(worker: Any, guard: Guard) -> None:
@@ -305,7 +308,7 @@ def _count_actions(worker: Any, guard: Guard) -> None:
 
 
 def _tick_with_worker(worker: Any, guard: Guard) -> None:
-    """Beside its heartbeat, which begins when it serves and ends with its loop."""
+    """Run the guard's tick beside the worker's heartbeat, which starts when the worker serves and ends with its loop."""
     beat = worker._heartbeat_loop
 
     async def beating() -> None:
@@ -327,7 +330,7 @@ async def _tick(guard: Guard) -> None:
 
 
 def _reserve_at_birth(pool: DirtyPool) -> None:
-    """The arbiter has no hook before a fork, nor in a worker before it drops privileges: in its process, its worker's class is ours."""
+    """Replace the worker class in the arbiter's process: there is no hook before a fork, nor in a worker before it drops privileges."""
     module = sys.modules["gunicorn.dirty.arbiter"]
     plain: Any = module.DirtyWorker
 

@@ -1,4 +1,4 @@
-"""gunicorn's hooks: each translates, none decides, and none can hurt the master: what fails is logged once."""
+"""gunicorn's hooks: they translate and decide nothing, and none can hurt the master: a failure is logged once."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from oomsafe.worker.guard import Guard
 if TYPE_CHECKING:
     from oomsafe.gunicorn.dirty import DirtyPool
 
-#: How one gives gunicorn a variable in time.
+#: How to give gunicorn a variable in time.
 GIVE_IT = "give it to gunicorn, in the environment that it is started with or with its -e (raw_env), or to install()"
 
 _plugin: Plugin | None = None
 
 
 def install(namespace: dict[str, Any], **policy: Any) -> None:
-    """Guard the workers of the gunicorn whose configuration `namespace` is: ``install(globals(), ...)``, as its last line.
+    """Guard the workers of the gunicorn with the configuration `namespace`: ``install(globals(), ...)``, as its last line.
 
-    The hooks that the configuration defines are called as before. Keywords are those of Policy. A
-    setting that can't be right is one line on stderr, and gunicorn does not start; at a reload
-    (SIGHUP) the policy stays as it was, for exiting would take the whole service down. OOMSAFE_DISABLE turns it off.
+    The hooks that the configuration defines are called as before. The keywords are those of Policy. A
+    setting that can't be right is reported in one line on stderr, and gunicorn does not start; at a reload
+    (SIGHUP) the policy stays as it was, because exiting would take the whole service down. OOMSAFE_DISABLE turns oomsafe off.
     """
     if is_off(os.environ):
         say_off()
@@ -59,10 +59,10 @@ def install(namespace: dict[str, Any], **policy: Any) -> None:
 
 
 class Loaded:
-    """The policy that install()'s keywords make with the environment, and with what gunicorn is about to add to it."""
+    """The policy from install()'s keywords, the environment, and the variables that gunicorn will add to it."""
 
     def __init__(self, keywords: dict[str, Any], more: dict[str, str] | None = None) -> None:
-        """`more` is what gunicorn's raw_env says. Raises ConfigError."""
+        """`more` are the variables of gunicorn's raw_env. Raises ConfigError."""
         environ = {**os.environ, **(more or {})}
         self.keywords = keywords
         self.variables = set_in(environ)
@@ -75,31 +75,31 @@ class Plugin:
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
         self.next: Loaded | None = None
-        """What a configuration that is read anew asks for, until gunicorn has read all of it."""
+        """The policy of a configuration that is being reloaded, until gunicorn has read all of it."""
         self._supervisor: Supervisor | None = None
         self._fleet: GunicornFleet | None = None
         self._dirty: DirtyPool | None = None
-        """In a dirty arbiter and its workers."""
+        """Set in a dirty arbiter and its workers."""
         self._reloading = False
         self._reserved: Slot | None = None
-        """Of the worker that is being forked."""
+        """The slot of the worker that is being forked."""
         self._first_age = 1
-        """Of the first worker that is forked after a load: it speaks for all."""
+        """The age of the first worker that is forked after a load: it logs for all workers."""
 
     @property
     def policy(self) -> Policy:
-        """In force."""
+        """The policy in force."""
         return self._loaded.policy
 
     @property
     def running(self) -> bool:
-        """Whether this process is an arbiter that has started, and the configuration is read anew."""
+        """Whether this process is an arbiter that has started, so that reading the configuration is a reload."""
         return self._supervisor is not None and self._supervisor.pid == os.getpid()
 
     def hooks(self) -> dict[str, tuple[Callable[..., None], bool]]:
-        """By gunicorn's names: our hook, and whether it goes before the user's own.
+        """For each of gunicorn's hook names: our hook, and whether it runs before the user's own.
 
-        Ours is last where it must see what theirs changed: the app, and the worker's last moments.
+        Ours runs last if it needs the result of theirs: the app, and the worker's last moments.
         """
         return {
             "on_starting": (self.on_starting, True),
@@ -111,7 +111,7 @@ class Plugin:
             "worker_exit": (self.worker_exit, False),
             "child_exit": (self.child_exit, False),
             "on_exit": (self.on_exit, False),
-            # gunicorn before 25 has none of these, and takes no notice
+            # gunicorn before 25 has none of these, and ignores them
             "on_dirty_starting": (self.on_dirty_starting, True),
             "dirty_post_fork": (self.dirty_post_fork, True),
             "dirty_worker_init": (self.dirty_worker_init, False),
@@ -128,7 +128,7 @@ class Plugin:
         self._supervisor = Supervisor(self.policy, name, server.num_workers, self._fleet, forks=True, beside=dirty)
         atexit.register(self._supervisor.close)
         if server.cfg.reuse_port and not migrates_requests():
-            log.warning("reuse_port: connections that wait for a worker that is recycled are lost; set sysctl net.ipv4.tcp_migrate_req=1")
+            log.warning("reuse_port: connections queued at a worker that is recycled are lost; set sysctl net.ipv4.tcp_migrate_req=1")
         self._tick_with(server)
         self._outlive_failed_forks(server)
         self._has_loaded(server)
@@ -151,9 +151,9 @@ class Plugin:
         server.manage_workers = ticking
 
     def _outlive_failed_forks(self, server: Any) -> None:
-        """A worker that can't be forked (EAGAIN, ENOMEM, EMFILE) must not end those that serve: gunicorn itself would exit.
+        """Keep gunicorn from exiting when a worker can't be forked (EAGAIN, ENOMEM, EMFILE) while others serve.
 
-        It tries again each second, for it counts its workers then.
+        gunicorn tries again each second, when it counts its workers.
         """
         spawn_worker = server.spawn_worker
 
@@ -170,7 +170,7 @@ class Plugin:
         server.spawn_worker = spawning
 
     def on_reload(self, server: Any) -> None:
-        """In the arbiter, after SIGHUP has loaded the configuration anew."""
+        """In the arbiter, after SIGHUP has reloaded the configuration."""
         loaded, self.next = self.next, None
         if loaded is not None:
             self._take_over(loaded, server)
@@ -181,7 +181,7 @@ class Plugin:
         self._has_loaded(server)
 
     def nworkers_changed(self, server: Any, new: int, old: int | None) -> None:
-        """In the arbiter: SIGTTIN, SIGTTOU, SIGWINCH, our own replacements, and before on_starting, when all options have been read."""
+        """In the arbiter: on SIGTTIN, SIGTTOU, SIGWINCH, our own replacements, and before on_starting, once all options are read."""
         if self._supervisor is None:
             self._take_over(self._loaded, server)
         if self._supervisor is None or self._fleet is None or new == old:
@@ -196,17 +196,17 @@ class Plugin:
         if self._supervisor is None or self._fleet is None:
             return
         if self._supervisor.serves and not self._reloading:
-            # what fails while gunicorn starts or reloads is its user's to see; what we have had forked must not end the service
+            # a failure while gunicorn starts or reloads must stop it, as always; a worker forked because of us must not end the service
             workers.spare_arbiter(worker, min(self._supervisor.boot_pause, max(1.0, worker.timeout)))
         worker.oomsafe_slot = self._reserved = self._supervisor.reserve()
 
     def post_fork(self, server: Any, worker: Any) -> None:
-        """In the worker, before gunicorn drops privileges: afterwards its score can't be written any more."""
+        """In the worker, before gunicorn drops privileges: after that its score can no longer be written."""
         if self._supervisor is not None:
             self._supervisor.enlist(_slot(worker))
 
     def post_worker_init(self, worker: Any) -> None:
-        """In the worker, with the app loaded, before it serves."""
+        """In the worker, once the app is loaded, before it serves."""
         if self._supervisor is None:
             return
         recycle, left_alone = workers.recycle_of(worker, self.policy.grace_period), workers.left_alone(worker)
@@ -225,7 +225,7 @@ class Plugin:
         worker.oomsafe_guard = guard
 
     def worker_exit(self, server: Any, worker: Any) -> None:
-        """In the worker, at its end; in the arbiter, when it finds a worker gone that it wanted to signal."""
+        """In the worker, at its end; in the arbiter, when a worker that it wants to signal is already gone."""
         guard = getattr(worker, "oomsafe_guard", None)
         if guard is not None and guard.pid == os.getpid():
             guard.retire()
@@ -233,7 +233,7 @@ class Plugin:
             self.child_exit(server, worker)
             return
         if self._supervisor is not None and self._supervisor.preload is not None:
-            self._supervisor.preload.end_with(sys.exc_info()[1])  # gunicorn calls this while a SystemExit is on its way
+            self._supervisor.preload.end_with(sys.exc_info()[1])  # gunicorn calls this hook while a SystemExit is being raised
 
     def child_exit(self, server: Any, worker: Any) -> None:
         """In the arbiter, after it has reaped a worker."""
@@ -241,14 +241,14 @@ class Plugin:
             self._supervisor.release(_slot(worker))
 
     def on_exit(self, server: Any) -> None:
-        """In the arbiter, at its end; its process may run another one afterwards."""
+        """In the arbiter, at its end; its process may run another arbiter afterwards."""
         if self._supervisor is not None and self.running:
             atexit.unregister(self._supervisor.close)
             self._supervisor.close()
             self._supervisor = None
 
     def on_dirty_starting(self, arbiter: Any) -> None:
-        """In the dirty arbiter, a fork of the arbiter, before its first fork."""
+        """In the dirty arbiter, which is a fork of the arbiter, before its first fork."""
         if self._supervisor is not None:
             from oomsafe.gunicorn.dirty import DirtyPool
 
@@ -260,7 +260,7 @@ class Plugin:
             self._dirty.forked(worker)
 
     def dirty_worker_init(self, worker: Any) -> None:
-        """In a dirty worker, with its apps loaded, before it serves."""
+        """In a dirty worker, once its apps are loaded, before it serves."""
         if self._dirty is not None:
             self._dirty.init(worker)
 
@@ -270,20 +270,20 @@ class Plugin:
             self._dirty.exited(worker)
 
     def failed(self, hook: str, error: Exception) -> None:
-        """A hook of ours failed: say so once, and let gunicorn go on."""
+        """Log once that a hook of ours failed, and let gunicorn go on."""
         failed(hook, "gunicorn", error)
 
     def _take_over(self, loaded: Loaded, server: Any) -> None:
-        """Put this policy in force, with what gunicorn's -e and raw_env say: that is known only after install()."""
+        """Put this policy in force, with the variables of gunicorn's -e and raw_env, which are only known after install()."""
         try:
             more = {name: text for name, text in server.cfg.env.items() if name.startswith(PREFIX)}
         except RuntimeError:
-            more = {}  # not of the form that gunicorn wants, as it will say itself
+            more = {}  # malformed, as gunicorn itself will report
         try:
             self._loaded = Loaded(loaded.keywords, more) if more else loaded
         except ConfigError as error:
             _refuse(error, self.running)
-            self._loaded.variables = set_in({**os.environ, **more})  # what has been said is not to be said again
+            self._loaded.variables = set_in({**os.environ, **more})  # so that this is not reported again
         if "OOMSAFE_GUNICORN_CONF" in more:
             self._loaded.warnings.append(
                 "OOMSAFE_GUNICORN_CONF does nothing in -e or raw_env, which gunicorn reads after its configuration; "
@@ -295,30 +295,30 @@ class Plugin:
             log.warning("%s", warning)
         self._loaded.warnings = []
         self._first_age = server.worker_age + 1
-        # gunicorn imports a python: configuration once; without this, SIGHUP would not read it anew
+        # gunicorn imports a python: configuration once; without this, SIGHUP would not read it again
         sys.modules.pop("oomsafe.gunicorn.conf", None)
 
 
 def _refuse(error: ConfigError, running: bool) -> None:
-    """One line on stderr. Raises SystemExit, unless that would take a whole service down."""
+    """Print one line on stderr, and raise SystemExit unless that would take a running service down."""
     print(f"oomsafe: {error}{' (the policy stays as it was)' if running else ''}", file=sys.stderr, flush=True)
     if not running:
         raise SystemExit(1) from None
 
 
 def _wake(arbiter: int) -> None:
-    """Have the arbiter look at its workers now, as if one of them had ended: it looks once a second by itself."""
+    """Make the arbiter check its workers now, as if one of them had ended: by itself it does so once a second."""
     if os.getppid() == arbiter:
         os.kill(arbiter, signal.SIGCHLD)
 
 
 def _dirty_workers(cfg: Any) -> int:
-    """How many dirty workers this configuration asks for; 0 before gunicorn 25."""
+    """How many dirty workers this configuration has; 0 before gunicorn 25."""
     return int(getattr(cfg, "dirty_workers", 0)) if getattr(cfg, "dirty_apps", None) else 0
 
 
 def _say_what_is_missing(worker: Any, left_alone: str | None, recycles: bool) -> None:
-    """One line about a worker class that can't have all that the others have."""
+    """Log one line about a worker class that can't have all features."""
     missing = []
     if left_alone is not None:
         missing.append(f"requests are not counted ({left_alone})")

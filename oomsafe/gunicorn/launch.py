@@ -1,4 +1,4 @@
-"""For ``oomsafe run``: each arbiter is guarded that starts in this process, however its configuration came about."""
+"""For ``oomsafe run``: guards every arbiter that starts in this process, however it is configured."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LOWEST = (21, 2)
 
 
 def guard_arbiter(module: Any) -> None:
-    """`module` is gunicorn.arbiter. Before an arbiter reads its configuration, at its start and at each reload, our hooks are in it.
+    """Put our hooks into each configuration before an arbiter reads it, at its start and at each reload. `module` is gunicorn.arbiter.
 
-    An application of one's own (BaseApplication) has no configuration file, and its options are final only here. Raises ImportError
-    for a gunicorn that is too old.
+    A custom application (BaseApplication) has no configuration file, and its options are only final at that point. Raises ImportError
+    if gunicorn is too old.
     """
     import gunicorn
 
@@ -34,7 +34,7 @@ def guard_arbiter(module: Any) -> None:
 
 
 def _hook(cfg: Any) -> None:
-    """What the user's configuration has installed by itself stays as it is."""
+    """Install our hooks, unless the user's configuration has done so itself."""
     before = {name: setting.get() for name, setting in cfg.settings.items()}
     if any(is_ours(value) for value in before.values()):
         return

@@ -1,4 +1,4 @@
-"""gunicorn's worker classes: where each keeps its app, and its own way to end without losing a request."""
+"""gunicorn's worker classes: where each keeps its app, and how each ends without losing a request."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from oomsafe.worker.background import Background, in_thread
 from oomsafe.worker.guard import Guard
 from oomsafe.worker.pressure import IDLE_MOMENT
 
-#: Seconds between two heartbeats of UvicornWorker, and so between two ticks; its own are timeout / 2 apart.
+#: Seconds between two heartbeats of UvicornWorker, and so between two ticks; by itself it beats every timeout / 2.
 HEARTBEAT = 1
 
-#: Seconds between two looks at whether a draining worker's last request has ended.
-DRAIN_LOOK = 0.05
+#: Seconds between two checks whether a draining worker's last request has ended.
+DRAIN_POLL = 0.05
 
-#: gunicorn's WORKER_BOOT_ERROR and APP_LOAD_ERROR: at these exit codes of a worker, the arbiter ends everything.
+#: gunicorn's WORKER_BOOT_ERROR and APP_LOAD_ERROR: if a worker exits with one of these codes, the arbiter stops.
 FATAL = (3, 4)
 
 
-#: By a class's name: what kind it is, and where the class of that name lives; people derive and vendor UvicornWorker from several places.
+#: By a class's name: its kind, and the package of the class of that name. Any package, because UvicornWorker comes from several places.
 KINDS = {
     "SyncWorker": ("sync", "gunicorn.workers."),
     "ThreadWorker": ("gthread", "gunicorn.workers."),
@@ -39,7 +39,7 @@ KINDS = {
 
 
 def kind_of(worker: Any) -> str:
-    """Which of the classes above `worker` is or derives from; "other" for a class that nobody here knows."""
+    """Which of the classes above `worker` is or derives from; "other" for an unknown class."""
     for cls in type(worker).__mro__:
         kind, home = KINDS.get(cls.__name__, ("", ""))
         if kind and cls.__module__.startswith(home):
@@ -48,18 +48,18 @@ def kind_of(worker: Any) -> str:
 
 
 def background_of(worker: Any) -> Background | None:
-    """How to run something slow beside the requests; None: in place, between two of them."""
+    """How to run something slow beside the requests; None: in place, between two requests."""
     return in_thread if kind_of(worker) in ("uvicorn", "asgi", "aiohttp", "tornado") else None
 
 
 def recycle_of(worker: Any, grace_period: float) -> Callable[[], None] | None:
-    """A function that makes `worker` finish what it has, and end; None where its class offers no way. It may be called from any thread.
+    """A function that makes `worker` finish its requests and end; None if its class offers no way. It may be called from any thread.
 
-    The asyncio classes need oomsafe's own drain, for `grace_period` seconds; the others lose nothing by themselves.
+    The asyncio classes need oomsafe's own drain, for `grace_period` seconds; the others lose no request by themselves.
     """
     kind = kind_of(worker)
     if kind in ("asgi", "uvicorn", "aiohttp", "tornado"):
-        from oomsafe.gunicorn import asyncio_workers  # each worker loads what it needs
+        from oomsafe.gunicorn import asyncio_workers  # imported here, so that each worker loads only what it needs
 
         recycle_kind: Callable[[Any, float], Callable[[], None]] = getattr(asyncio_workers, f"recycle_{kind}")
         return recycle_kind(worker, grace_period)
@@ -73,9 +73,9 @@ def recycle_of(worker: Any, grace_period: float) -> Callable[[], None] | None:
     def recycle() -> None:
         worker.alive = False
         if kind == "gthread" and hasattr(worker, "method_queue"):
-            worker.method_queue.defer(lambda: _close_idle(worker))  # out of its select, as its own SIGTERM handler does
+            worker.method_queue.defer(lambda: _close_idle(worker))  # wakes it from its select, as its own SIGTERM handler does
         elif kind == "sync" and worker.PIPE:
-            os.write(worker.PIPE[1], b"1")  # likewise: an idle one sleeps for timeout / 2
+            os.write(worker.PIPE[1], b"1")  # likewise: an idle worker sleeps for timeout / 2
         elif wake is not None:
             if getattr(worker, "wsgi_handler", None) is not None:
                 _announce_the_last(worker.wsgi_handler)
@@ -85,8 +85,11 @@ def recycle_of(worker: Any, grace_period: float) -> Callable[[], None] | None:
 
 
 def _close_idle(worker: Any) -> None:
-    """In gthread's own thread: while its memory keeps the pool from serving, it waits for what is kept alive and idle no longer than
-    others; by itself gunicorn does for two seconds. Asked at each look of its loop: what is answered last is kept alive from then on."""
+    """In gthread's own thread: close idle kept-alive connections early, after IDLE_MOMENT, while this worker holds up the pool.
+
+    By itself gunicorn waits for them for two seconds. This is checked in each turn of its loop, because each answered connection
+    is kept alive from then on.
+    """
     guard: Guard | None = getattr(worker, "oomsafe_guard", None)
     cap = getattr(worker, "_cap_keepalive", None)  # since gunicorn 27.0.1
     if cap is None or guard is None:
@@ -102,9 +105,9 @@ def _close_idle(worker: Any) -> None:
 
 
 def _recycle_as_gunicorn_would() -> Callable[[], None] | None:
-    """SIGTERM: what gunicorn has every class end by, gracefully. None where the class has no handler of its own for it.
+    """A function that sends SIGTERM, on which gunicorn ends every class gracefully. None if the class has no handler of its own for it.
 
-    A class that does not call init_signals() still has its arbiter's, which only takes note.
+    A class that does not call init_signals() still has the arbiter's handler, which only queues the signal.
     """
     handler = signal.getsignal(signal.SIGTERM)
     if handler in (signal.SIG_DFL, signal.SIG_IGN) or hasattr(getattr(handler, "__self__", None), "SIG_QUEUE"):
@@ -113,10 +116,10 @@ def _recycle_as_gunicorn_would() -> Callable[[], None] | None:
 
 
 def _waking_gevent(worker: Any) -> Callable[[], None] | None:
-    """A function that has the worker look at `alive` now. It sleeps for a second between two looks, and grows meanwhile.
+    """A function that makes the worker check `alive` now: by itself it sleeps for a second between two checks, and grows meanwhile.
 
-    Its sleep is one that can be cut short: in its module, `gevent` is replaced by one whose sleep()
-    ends when it is told to, and which sleeps less while the last requests end.
+    In its module, `gevent` is replaced by an object whose sleep() can be cut short, and which sleeps less while the last
+    requests end. None if gevent is not there.
     """
     module = next((sys.modules[cls.__module__] for cls in type(worker).__mro__ if cls.__name__ == "GeventWorker"), None)
     gevent: Any = getattr(module, "gevent", None)
@@ -124,24 +127,24 @@ def _waking_gevent(worker: Any) -> Callable[[], None] | None:
         return None
     from gevent.event import Event
 
-    told, loop = Event(), gevent.get_hub().loop  # the hub of this thread: whoever wakes may be another
+    ending, loop = Event(), gevent.get_hub().loop  # the hub of this thread, because the waking thread may be another
 
     class Waking:
         def sleep(self, seconds: float = 0) -> None:
-            if told.is_set():
-                gevent.sleep(min(seconds, DRAIN_LOOK))
+            if ending.is_set():
+                gevent.sleep(min(seconds, DRAIN_POLL))
             else:
-                told.wait(seconds)
+                ending.wait(seconds)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(gevent, name)
 
     module.gevent = Waking()  # type: ignore[attr-defined]
-    return lambda: loop.run_callback_threadsafe(told.set)
+    return lambda: loop.run_callback_threadsafe(ending.set)
 
 
 def _announce_the_last(handler: Any) -> None:
-    """Have gevent's pywsgi say `Connection: close` from now on: by itself it keeps connections alive until they are cut."""
+    """Make gevent's pywsgi send `Connection: close` from now on: by itself it keeps connections alive until they are cut."""
     start = handler.start_response
 
     def closing(self: Any, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
@@ -152,10 +155,10 @@ def _announce_the_last(handler: Any) -> None:
 
 
 def _name_listeners(worker: Any) -> None:
-    """Have a connection know its listener's address when the listener is closed already.
+    """Make a listener's address available to its connections after the listener is closed.
 
-    gunicorn asks for it when the connection's greenlet runs, some time after it was accepted: a worker
-    that ends in between drops the connection with EBADF.
+    gunicorn reads the address when the connection's greenlet runs, some time after the accept: a worker
+    that ends in between would drop the connection with EBADF.
     """
     handle = worker.handle
     named = {listener: _Listener(listener) for listener in worker.sockets}
@@ -163,7 +166,7 @@ def _name_listeners(worker: Any) -> None:
 
 
 class _Listener:
-    """A listener, open or closed."""
+    """A listener that knows its address even when it is closed."""
 
     def __init__(self, listener: Any) -> None:
         self._listener = listener
@@ -177,10 +180,10 @@ class _Listener:
 
 
 def spare_arbiter(worker: Any, pause: float) -> None:
-    """Have a worker that fails to boot exit with another code than those for which the arbiter gives up the whole service.
+    """Make a worker that fails to boot exit with a code for which the arbiter does not stop the whole service.
 
-    For workers that are forked because one was recycled: the others serve. It fails slowly, after `pause`
-    seconds, for gunicorn forks the next one at once.
+    For workers that are forked because one was recycled, while others serve. It exits after `pause`
+    seconds, because gunicorn forks the next one at once.
     """
     boot = worker.init_process
 
@@ -193,7 +196,7 @@ def spare_arbiter(worker: Any, pause: float) -> None:
         except Exception as error:
             if worker.booted:
                 raise
-            worker.log.error("a worker failed to boot, and the others serve on: %r", error, exc_info=error)
+            worker.log.error("a worker failed to boot; the others keep serving: %r", error, exc_info=error)
         else:
             return
         time.sleep(pause)
@@ -203,7 +206,7 @@ def spare_arbiter(worker: Any, pause: float) -> None:
 
 
 def left_alone(worker: Any) -> str | None:
-    """Why the app can't have the middleware round it; None where it is known to be WSGI or ASGI, and called as such by its class."""
+    """Why the app can't be wrapped in the middleware; None if it is known to be WSGI or ASGI, and its class calls it as such."""
     kind, app = kind_of(worker), _app(worker)
     if kind == "other":
         return f"what {type(worker).__name__} serves is not known to be WSGI or ASGI"
@@ -219,7 +222,7 @@ def left_alone(worker: Any) -> str | None:
 
 
 def wrap_app(worker: Any, guard: Guard) -> None:
-    """Put the middleware round an app that need not be left alone. Every class reads it later, in run() or at each request."""
+    """Wrap the app in the middleware, if left_alone() is None. Every class reads the app later, in run() or at each request."""
     kind, app = kind_of(worker), _app(worker)
     if kind == "asgi":
         worker.asgi = _asgi(app, guard)
@@ -245,13 +248,13 @@ def _wsgi(app: Any, guard: Guard) -> Any:
 
 
 def _is_asgi3(app: Any) -> bool:
-    """What uvicorn's interface "auto" asks: the middleware must not make an ASGI 2 app look like another."""
+    """The test of uvicorn's interface "auto": the middleware must not make an ASGI 2 app look like an ASGI 3 app."""
     call = app if inspect.isfunction(app) else type(app).__call__
     return inspect.iscoroutinefunction(call)
 
 
 def _is_tornados(app: Any) -> bool:
-    """What gunicorn's tornado class asks: it takes every other app for a WSGI one."""
+    """The test of gunicorn's tornado class, which treats every other app as WSGI."""
     from tornado.web import Application
     from tornado.wsgi import WSGIContainer
 
@@ -259,17 +262,17 @@ def _is_tornados(app: Any) -> bool:
 
 
 def _is_wsgi(app: Any) -> bool:
-    """Whether `app` may be called with an environment and start_response, and gives a body, not a coroutine."""
+    """Whether `app` can be called with an environ and start_response, and returns a body, not a coroutine."""
     is_async = inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(getattr(type(app), "__call__", None))  # noqa: B004
     return _takes(app, 2) and not is_async
 
 
 def _takes(app: Any, arguments: int) -> bool:
-    """Whether `app` can be called with so many arguments; True also where it is written in C and does not say."""
+    """Whether `app` can be called with this many arguments; True also if it is written in C and has no signature."""
     if not callable(app):
         return False
     try:
-        # what a decorator has wrapped is called otherwise
+        # a decorated function may have a different signature than the one that it wraps
         inspect.signature(app, follow_wrapped=False).bind(*[None] * arguments)
     except TypeError:
         return False
@@ -279,12 +282,12 @@ def _takes(app: Any, arguments: int) -> bool:
 
 
 def tick_with(worker: Any, guard: Guard) -> None:
-    """Have the guard look at every heartbeat: also when no request comes."""
+    """Run the guard's tick at every heartbeat, so that it measures also while no requests come."""
     notify = worker.notify
 
     def ticking() -> None:
         notify()
-        attempt("ready", "gunicorn", guard.ready)  # its first heartbeat is in every class's loop: it serves
+        attempt("ready", "gunicorn", guard.ready)  # the first heartbeat comes from the class's loop, so the worker serves
         guard.tick()
 
     worker.notify = ticking
@@ -294,13 +297,13 @@ def tick_with(worker: Any, guard: Guard) -> None:
     elif kind == "uvicorn":
         worker.config.timeout_notify = min(HEARTBEAT, worker.config.timeout_notify)
     elif kind == "tornado":
-        guard.ready()  # its first heartbeat comes when it has served for a second: by then it may hold anything
+        guard.ready()  # its first heartbeat comes after it has served for a second: by then it may hold anything
 
 
 def _wait_less(worker: Any, guard: Guard) -> None:
-    """An idle sync worker sleeps for `timeout` / 2: a thread of its app may fill the memory meanwhile, and an order waits for that long.
+    """Wake an idle sync worker when the guard has something to check, as if it had waited for `timeout` / 2 in vain.
 
-    It wakes when the guard has something to look at, as if nobody had come for so long.
+    Otherwise it sleeps for `timeout` / 2: meanwhile a thread of its app may fill the memory, and an order has to wait.
     """
     wait = worker.wait
 

@@ -4,7 +4,7 @@ import oomsafe.uvicorn
 
 oomsafe.uvicorn.run("app:app", workers=4, soft_limit="300MiB")
 
-In the parent: launch.py, where to begin, reading.py (uvicorn's own options) and supervisor.py. In a worker: process.py (its first moments)
+Start with launch.py. In the parent: launch.py, reading.py (the policy) and supervisor.py. In a worker: process.py (how it starts)
 and server.py.
 """
 

@@ -1,4 +1,4 @@
-"""Starts uvicorn with a supervisor and servers of ours: the names under which its main module makes them are replaced."""
+"""Starts uvicorn with our supervisor and servers, by replacing these classes in uvicorn's main module."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from oomsafe.uvicorn.reading import read_policy
 
 
 def run(app: Any, **options: Any) -> None:
-    """uvicorn.run() with guarded workers. Keywords are uvicorn's and Policy's; a list as `headers` is uvicorn's.
+    """uvicorn.run() with guarded workers. The keywords are uvicorn's and Policy's; `headers` is uvicorn's if it is a list.
 
-    A setting that can't be right is one line on stderr, and nothing starts.
+    A setting that can't be right is reported in one line on stderr, and nothing starts.
     """
     policy = {name: options.pop(name) for name in list(options) if name in READERS and not isinstance(options[name], list)}
     _guard(policy).run(app, **options)
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def guard_server(module: Any) -> None:
-    """For ``oomsafe run``: `module` is uvicorn.server, just imported; its Server, and uvicorn's, is one that is guarded."""
+    """For ``oomsafe run``: replace the Server of uvicorn.server, which was just imported as `module`, with a guarded one."""
     if is_off(os.environ):
         return
     from oomsafe.uvicorn.server import GuardedServer
@@ -35,7 +35,7 @@ def guard_server(module: Any) -> None:
 
 
 def guard_multiprocess(module: Any) -> None:
-    """The same of uvicorn.supervisors.multiprocess and its Multiprocess. Raises ImportError for a uvicorn before 0.30."""
+    """Likewise for the Multiprocess of uvicorn.supervisors.multiprocess. Raises ImportError for a uvicorn before 0.30."""
     if is_off(os.environ):
         return
     from oomsafe.uvicorn.supervisor import GuardedMultiprocess
@@ -44,8 +44,8 @@ def guard_multiprocess(module: Any) -> None:
 
 
 def _guard(keywords: dict[str, Any]) -> Any:
-    """uvicorn's main module, which makes from now on what is guarded; as it was, when oomsafe is off."""
-    read_policy(keywords)  # what can't be right is said before anything is loaded
+    """uvicorn's main module, with guarded classes unless oomsafe is off."""
+    read_policy(keywords)  # reports a bad setting before anything is loaded
     try:
         from uvicorn import main as _  # noqa: F401  its module has the name of its function
     except ModuleNotFoundError:
@@ -58,7 +58,7 @@ def _guard(keywords: dict[str, Any]) -> Any:
     if is_off(os.environ):
         say_off()
         return module
-    # classes: others patch them (sse-starlette does), subclass them, or ask what is one of them
+    # classes, because other code patches them (sse-starlette does), subclasses them, or calls isinstance()
     GuardedServer.keywords = GuardedMultiprocess.keywords = keywords
     module.Server, module.Multiprocess = GuardedServer, GuardedMultiprocess
     return module

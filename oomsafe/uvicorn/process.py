@@ -1,4 +1,4 @@
-"""One of uvicorn's worker processes: what its supervisor hands over to it must pickle, for it is spawned."""
+"""One of uvicorn's worker processes. It is spawned, so everything that its supervisor passes to it must pickle."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from oomsafe.log import log
 from oomsafe.scoreboard.seat import Seat
 from oomsafe.uvicorn.server import GuardedServer
 
-#: Seconds that one whose end of the pipe is closed may take to be dead.
+#: The most seconds between the moment when a worker's end of the pipe closes and its death.
 DYING = 0.5
 
 
 class GuardedProcess(Process):
-    """A worker with its seat in the pool. `arguments` are those that uvicorn gives to a Process of its own."""
+    """A worker with a seat in the pool. `arguments` are those that uvicorn passes to its own Process."""
 
     enrol: ClassVar[Callable[[GuardedProcess], Seat]]
-    """In the supervisor, which sets it: takes note of a process, and gives it its seat."""
+    """In the supervisor, which sets it: registers a process, and returns its seat."""
 
     def __init__(self, config: Config, *arguments: Any, **keywords: Any) -> None:
         self.known_dead = False
-        """In the supervisor: that it has ended has been seen, and why."""
+        """In the supervisor: whether its death, and the reason, have been noted."""
         super().__init__(config, *arguments, **keywords)
         self.config = config
         self._guarded: GuardedServer | None = None
-        self.seat = type(self).enrol(self)  # last: nobody hears of one that could not be made
+        self.seat = type(self).enrol(self)  # last, so that a process that could not be created is not registered
 
     def start(self) -> None:
-        """In the supervisor. While that has the worker's end of the pipe too, it waits in vain for one that dies meanwhile."""
+        """In the supervisor. It closes its copy of the worker's end of the pipe, or it would wait in vain for a worker that dies."""
         super().start()
         self.child_conn.close()
 
     def target(self, sockets: list[socket] | None = None) -> None:
-        """In the worker."""
+        """In the worker: take the seat, and run the server."""
         server = self.server
         assert isinstance(server, GuardedServer)
         server.take_seat()
-        self.real_target = server.run  # what older uvicorns run
+        self.real_target = server.run  # older uvicorns run this attribute
         super().target(sockets)
 
     @property
     def server(self) -> Server:
-        """In the worker: made once."""
+        """In the worker: its server, created once."""
         if self._guarded is None:
             self._guarded = GuardedServer(self.config, seat=self.seat)
         return self._guarded
 
     def is_alive(self, timeout: float = 5) -> bool:
-        """In the supervisor, for uvicorn's health check: dead only once it has been seen why, or at the second look.
+        """In the supervisor, for uvicorn's health check: False only once the reason of its death was noted, or at the second check.
 
-        By one that died at boot, uvicorn would end the whole service.
+        If a worker died at boot, uvicorn would end the whole service.
         """
         if self.process.is_alive():
             if self.ping(timeout):
@@ -65,14 +65,14 @@ class GuardedProcess(Process):
         return self.known_dead and not known
 
     def ping(self, timeout: float = 5) -> bool:
-        """In the supervisor."""
+        """In the supervisor: whether the worker answers."""
         try:
             return super().ping(timeout)
         except (OSError, EOFError):
             return False
 
     def kill(self) -> None:
-        """In the supervisor, by uvicorn's health check too, for a worker that does not answer: nobody should take it for an OOM kill."""
+        """In the supervisor, also for uvicorn's health check of a worker that does not answer: log that this is not an OOM kill."""
         if self.process.is_alive():
             log.error("worker %s (slot %d) is killed by uvicorn itself: it has not answered in time", self.pid, self.seat.number)
         super().kill()

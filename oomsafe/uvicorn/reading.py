@@ -1,4 +1,4 @@
-"""The policy of a uvicorn: read once it has its own configuration, whose --env-file has its part in the environment."""
+"""The policy of a uvicorn. It is read after uvicorn's own configuration, because --env-file adds to the environment."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from oomsafe.errors import ConfigError
 from oomsafe.policy.settings import Policy, load_policy
 
-#: How one gives uvicorn a variable in time.
+#: How to give uvicorn a variable in time.
 GIVE_IT = "give it to uvicorn, in the environment that it is started with or in its --env-file, or to oomsafe.uvicorn.run()"
 
 
 def read_policy(keywords: Mapping[str, Any]) -> tuple[Policy, list[str]]:
-    """The policy, and warnings to log. A setting that can't be right is one line on stderr, and nothing starts: raises SystemExit."""
+    """The policy, and warnings to log. For a setting that can't be right, prints one line on stderr and raises SystemExit."""
     try:
         return load_policy(os.environ, keywords)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""uvicorn's Server in a worker: its app measured, itself drained at its end. It translates, and decides nothing."""
+"""uvicorn's Server in a worker: it measures its app, and drains at its end. It translates, and decides nothing."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from oomsafe.worker.guard import Guard
 
 
 class GuardedServer(Server):
-    """A worker's, with the seat that its supervisor has given it; or the only one, without.
+    """The Server of a worker with the seat from its supervisor, or of a single process without a seat.
 
-    uvicorn's main module makes it under its own name for the class, as do those who subclass or patch that.
+    It replaces uvicorn's Server under that name, also for code that subclasses or patches it.
     """
 
     keywords: ClassVar[Mapping[str, Any]] = {}
-    """Of the policy of those that have no seat."""
+    """The keywords of the policy, for Servers without a seat."""
     first: ClassVar[Guard | None] = None
-    """This process's guard, where one of these has made it."""
+    """This process's guard, if one of these Servers has made it."""
 
     def __init__(self, config: Config, *, seat: Seat | None = None) -> None:
         super().__init__(config)
@@ -45,7 +45,7 @@ class GuardedServer(Server):
         self._drain: UvicornDrain | None = None
 
     def take_seat(self) -> None:
-        """As early as can be in a worker: what happens from now on is seen, and it dies before its supervisor."""
+        """As early as possible in a worker: from now on it is on the scoreboard, and the kernel kills it before its supervisor."""
         if self._seat is not None:
             self._taken = attempt("seat", "uvicorn", self._seat.take)
 
@@ -56,9 +56,9 @@ class GuardedServer(Server):
             self._warn()
             attempt("app", "uvicorn", self._wrap_app)
         elif get_guard() is GuardedServer.first:
-            # another Server of the same process, say for its metrics: its requests count, and it ends with the process
+            # a second Server of the same process, for example for metrics: its requests count, and it ends with the process
             self.config.loaded_app = MemoryMiddleware(self.config.loaded_app, guard=get_guard())
-        # else gunicorn's adapter guards the worker that this one serves in, its app and its end
+        # else gunicorn's adapter guards the worker in which this Server runs, its app and its end
         await super().startup(sockets)
         if self.started and self._drain is not None:
             self._drain.serves(self)
@@ -67,7 +67,7 @@ class GuardedServer(Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
         if self._guard is not None:
-            attempt("ready", "uvicorn", self._guard.ready)  # unless it is, or could not be when the app was loaded
+            attempt("ready", "uvicorn", self._guard.ready)  # again, in case it failed when the app was loaded
             self._guard.tick()
         return await super().on_tick(counter)
 
@@ -81,7 +81,7 @@ class GuardedServer(Server):
         for warning in self._warnings:
             log.warning("%s", warning)
         late = came_too_late(self._variables, os.environ, GIVE_IT)
-        if late and (self._seat is None or self._seat.generation == 1):  # the first worker speaks for all
+        if late and (self._seat is None or self._seat.generation == 1):  # the first worker logs for all
             log.warning("%s", late)
 
     def _wrap_app(self) -> None:

@@ -1,4 +1,4 @@
-"""uvicorn's supervisor of several workers: its own, with a pool, and with replacements first."""
+"""uvicorn's own supervisor of several workers, extended by a pool in which replacements come first."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from oomsafe.supervisor.supervisor import Supervisor
 from oomsafe.uvicorn.process import GuardedProcess
 from oomsafe.uvicorn.reading import read_policy
 
-#: Seconds between two looks at the pool; uvicorn's own loop turns every half second.
-LOOK_EVERY = 0.1
+#: Seconds between two ticks; uvicorn's own loop turns every half second.
+TICK_EVERY = 0.1
 
-#: Seconds after its grace period that a worker has to end.
+#: Seconds that a worker has to end after its grace period.
 PATIENCE = 10.0
 
 
 class GuardedMultiprocess(multiprocess.Multiprocess):
-    """Looks at the pool while uvicorn's loop waits. uvicorn sees no worker die that was told to.
+    """Ticks while uvicorn's loop waits. uvicorn does not notice the death of a worker that was ordered to drain.
 
-    `arguments` and `more` are what uvicorn hands over to each of its processes, too: its sockets, in older versions also what
-    they run.
+    `arguments` and `more` are what uvicorn also passes to each of its processes: its sockets and, in older versions, the
+    function that they run.
     """
 
     keywords: ClassVar[Mapping[str, Any]] = {}
-    """Of its policy."""
+    """The keywords of the policy."""
 
     def __init__(self, config: Config, *arguments: Any, **more: Any) -> None:
         super().__init__(config, *arguments, **more)
@@ -47,42 +47,42 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         atexit.register(self._supervisor.close)
         self._seated: list[GuardedProcess] = []
         self._retiring: dict[GuardedProcess, float] = {}
-        """Workers that uvicorn has forgotten, and until when they may drain."""
-        # wherever uvicorn makes a process, it looks this name up; a class, as it was: others may ask what is one, or patch it
+        """Workers that uvicorn no longer knows, and until when they may drain."""
+        # uvicorn looks this name up wherever it creates a process; it stays a class, because other code may patch it or call isinstance()
         GuardedProcess.enrol = self._enrol
         multiprocess.Process = GuardedProcess  # type: ignore[misc]
 
     def run(self) -> None:
-        """Until its end; its process may run another one afterwards."""
+        """Run until the end; the process may run another supervisor afterwards."""
         try:
             super().run()
         finally:
             atexit.unregister(self._supervisor.close)
             self._supervisor.close()
 
-    # --- what supervisor/replacements.py asks for
+    # --- the Fleet of supervisor/replacements.py
 
     def spawn(self) -> int | None:
-        """One more worker than wanted."""
+        """Start one more worker than wanted."""
         process = self._start()
         return None if process is None else process.seat.generation
 
     def shrink(self) -> None:
-        """As many as wanted again: the ledger says how many that are, at the end of each look."""
+        """Do nothing: the number of workers is derived from the supervisor's ledger at the end of each tick."""
 
     def may_surge(self) -> bool:
-        """uvicorn's loop does nothing else meanwhile."""
+        """Whether uvicorn is not shutting down: its loop does nothing else during a tick."""
         return not self.should_exit.is_set()
 
-    # --- uvicorn's own
+    # --- uvicorn's own methods
 
     def restart_all(self) -> None:
-        """SIGHUP: uvicorn replaces all of them."""
+        """SIGHUP: uvicorn replaces all workers."""
         self._supervisor.change(self.processes_num, self._policy)
         super().restart_all()
 
     def keep_subprocess_alive(self) -> None:
-        """Of those that uvicorn knows. One that can't be started (EAGAIN, ENOMEM, EMFILE) must not end those that serve."""
+        """uvicorn's health check. A worker that can't be started (EAGAIN, ENOMEM, EMFILE) must not end those that serve."""
         self._outlive(super().keep_subprocess_alive)
 
     def handle_signals(self) -> None:
@@ -90,21 +90,21 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         self._outlive(super().handle_signals)
 
     def terminate_all(self) -> None:
-        """At the end."""
+        """At the end: also terminate the workers that uvicorn no longer knows."""
         super().terminate_all()
         for process in self._forgotten():
             process.terminate()
 
     def join_all(self) -> None:
-        """At the end."""
+        """At the end: also join the workers that uvicorn no longer knows."""
         super().join_all()
         for process in self._forgotten():
             process.join()
 
-    # --- ours
+    # --- our own
 
     def _forgotten(self) -> list[GuardedProcess]:
-        """Those that uvicorn does not know any more: who retires, and who it has lost (0.30 does when two die at once)."""
+        """The workers that uvicorn no longer knows: those that retire, and those that it has lost (0.30, when two die at once)."""
         return [process for process in self._seated if process not in self.processes]
 
     def _enrol(self, process: GuardedProcess) -> Seat:
@@ -125,7 +125,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         return started[0] if started else None
 
     def _outlive(self, starting: Callable[[], None]) -> None:
-        """Run what may start a worker; what keeps it from being started is no reason to end the others."""
+        """Call `starting`, which may start a worker; if that fails while others serve, they must not end."""
         try:
             starting()
         except OSError as error:
@@ -138,9 +138,9 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
             self._supervisor.not_started(number, generation, error)
 
     def _tick(self) -> None:
-        attempt("tick", "uvicorn", self._look)
+        attempt("tick", "uvicorn", self._update)
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         if self._supervisor.capacity.workers != self.processes_num:  # SIGTTIN, SIGTTOU
             self._supervisor.change(self.processes_num)
         self._bury()
@@ -149,10 +149,10 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         self._supervisor.tick()
         self._retire()
         self.processes += [process for process in self._forgotten() if process not in self._retiring]
-        self._pay()
+        self._adjust()
 
     def _bury(self) -> None:
-        """Who has died gives its slot back; one that never served is not for uvicorn to see, which would end the whole service."""
+        """Release the slots of dead workers. Hide a worker that never served from uvicorn, which would end the whole service."""
         for process in [process for process in self._seated if process.process.exitcode is not None]:
             pending = process.seat.generation in self._supervisor.pending
             failed = self._supervisor.release_seat(process.seat.number, process.seat.generation)
@@ -164,7 +164,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
                 self.processes.remove(process)
 
     def _retire(self) -> None:
-        """Who drains for a replacement that serves is uvicorn's no more: it must not bring up another for it."""
+        """Hide workers whose replacement serves from uvicorn, so that it does not start another for them; kill those that are overdue."""
         victims, now = self._supervisor.victims, time.monotonic()
         for process in [p for p in self.processes if isinstance(p, GuardedProcess) and p.seat.generation in victims]:
             self._let_go(process)
@@ -173,8 +173,8 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
                 self._retiring[process] = now + PATIENCE
                 process.kill()
 
-    def _pay(self) -> None:
-        """Workers that died at boot are tried again, not at once; and what SIGTTOU or a reload has left over goes."""
+    def _adjust(self) -> None:
+        """Start the workers that are missing, though not at once after one died at boot; end the extra ones after SIGTTOU or a reload."""
         wanted = self.processes_num + len(self._supervisor.pending)
         while len(self.processes) < wanted and not self._supervisor.boot_pause and self._start() is not None:
             pass
@@ -189,17 +189,17 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
 
 
 class Ticking(threading.Event):
-    """An event whose waiting is not idle: uvicorn's loop waits on it."""
+    """An event that ticks while it waits: uvicorn's loop waits on it."""
 
     def __init__(self, tick: Callable[[], None]) -> None:
         super().__init__()
         self._tick = tick
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait, and tick meanwhile."""
+        """Wait for at most `timeout` seconds, and tick meanwhile."""
         deadline = time.monotonic() + (timeout or 0)
         while not self.is_set() and (left := deadline - time.monotonic()) > 0:
-            super().wait(min(LOOK_EVERY, left))
+            super().wait(min(TICK_EVERY, left))
             if not self.is_set():
                 self._tick()
         return self.is_set()
