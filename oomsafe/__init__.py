@@ -14,7 +14,7 @@ __all__ = ["ConfigError", "Guard", "OomsafeError", "Policy", "ScoreRefused", "Sc
 
 
 def __getattr__(name: str) -> object:
-    """Each public name is imported when it is asked for (PEP 562): an adapter pays for what it uses, and no more."""
+    """Import each public name on first use (PEP 562), so that an adapter only pays for what it uses."""
     from importlib import import_module
 
     homes = {"Policy": "oomsafe.policy.settings", "Guard": "oomsafe.worker.guard"}

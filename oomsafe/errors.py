@@ -1,4 +1,4 @@
-"""Every exception that oomsafe raises. Each message names the number, the limit and the way out."""
+"""Every exception that oomsafe raises. Each message names the figure, the limit and the remedy."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ class ConfigError(OomsafeError, ValueError):
 
 
 class ScoreRefused(OomsafeError):
-    """The kernel did not take an oom_score_adj: the message says which capability or privilege was missing."""
+    """The kernel refused an oom_score_adj: the message says which capability or privilege is missing."""
 
 
 class ScoreboardError(OomsafeError):
-    """A scoreboard that can't be made, opened or believed."""
+    """A scoreboard can't be created, opened or trusted."""
 
 
 class SoftMemoryLimitExceeded(OomsafeError):
-    """Raised inside a task that has used more than its soft limit: catch it, let go, and end. Made of (task, used, limit), in bytes."""
+    """Raised inside a task that uses more than its soft limit: catch it, release memory, end. Its args: (task, used, limit), in bytes."""
 
     def __str__(self) -> str:
         return _over("soft memory limit", self.args)
 
 
 class MemoryLimitExceeded(OomsafeError):
-    """The result of a task that was stopped at its memory limit. Made of (task, used, limit), in bytes."""
+    """The result of a task that was stopped at its memory limit. Its args: (task, used, limit), in bytes."""
 
     def __str__(self) -> str:
         return _over("memory limit", self.args)
 
 
 class TaskMemoryError(OomsafeError):
-    """A task ran out of memory: a MemoryError of its own, in words. Never a MemoryError: that would end what supervises it."""
+    """A task ran out of memory: its MemoryError, as text. Not itself a MemoryError, because that would end the supervisor."""
 
 
 def _over(which: str, figures: tuple[object, ...]) -> str:
-    # a result backend may give back what it likes
+    # a result backend may return anything
     if len(figures) != 3 or not all(isinstance(figure, int) for figure in figures[1:]):
         return " ".join(map(str, figures))
     used, limit = (f"{figure / (1 << 20):.1f} MiB" for figure in figures[1:] if isinstance(figure, int))
-    return f"task {figures[0]} used {used} > its {which} {limit}; raise the limit, or have it take less at a time"
+    return f"task {figures[0]} used {used} > its {which} {limit}; raise the limit, or have the task use less at a time"

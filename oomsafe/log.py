@@ -1,4 +1,4 @@
-"""Where our lines go, what is said only once, and what becomes of our own failures: said once each, and the server goes on."""
+"""Where our log lines go, lines that are logged only once, and our own failures: each is logged once, and the server goes on."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _said: set[Hashable] = set()
 class Heard(logging.Logger):
     """A logger whose lines go where the server's go, whatever the app does to logging.
 
-    ``dictConfig()`` and ``fileConfig()`` disable every logger that they find and don't name; the server's
-    handlers stay with its own loggers. What the user says of this logger by name holds: its level, its
-    handlers (then its lines go there, and not to the server's as well), ``disabled``.
+    ``dictConfig()`` and ``fileConfig()`` disable every existing logger that they don't name; the server's
+    handlers stay attached to its own loggers. What the user sets for this logger by name still applies: its level, its
+    handlers (its lines then go only there), ``disabled``.
     """
 
     server: logging.Logger | None = None
 
     @property
     def disabled(self) -> bool:
-        """Whether it says nothing."""
+        """Whether it drops all lines."""
         return bool(vars(self).get("disabled"))
 
     @disabled.setter
@@ -34,7 +34,7 @@ class Heard(logging.Logger):
 
     @property
     def parent(self) -> logging.Logger | None:
-        """Whose handlers have its lines, and whose level is its own where it has none."""
+        """The logger whose handlers get its lines, and whose level applies if it has none."""
         own: logging.Logger | None = vars(self).get("parent")
         return own if self.server is None or self.handlers else self.server
 
@@ -43,12 +43,12 @@ class Heard(logging.Logger):
         vars(self)["parent"] = value
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802  logging's name
-        """Not remembered, as Logger does it: the server's level may not be known yet."""
+        """Computed each time, not cached as in Logger, because the server's level may not be known yet."""
         return not self.disabled and self.manager.disable < level and level >= self.getEffectiveLevel()
 
 
 def _heard(logger: logging.Logger) -> Heard:
-    """The same object, for others may hold it: the user may have set its level before we are imported."""
+    """Turn `logger` itself into a Heard. Not a new object, because the user may have set its level before we are imported."""
     logger.disabled = False
     logger.__class__ = type("Heard", (Heard, type(logger)), {})
     assert isinstance(logger, Heard)
@@ -59,34 +59,34 @@ log = _heard(logging.getLogger("oomsafe"))
 
 
 def log_with(theirs: logging.Logger) -> None:
-    """Have our lines go where the server's go, also when its log is set up anew; not while the user has handlers for us."""
+    """Send our lines where `theirs`, the server's logger, sends its own, unless the user has set handlers for ours."""
     log.server = theirs
 
 
 def once(key: Hashable, level: int, message: str, *figures: object, exc_info: BaseException | None = None) -> None:
-    """Log a message, the first time that this process meets `key`; what it was forked from has said before counts."""
+    """Log a message if this is the first call with `key` in this process; calls in its parent before the fork count."""
     if key not in _said:
         _said.add(key)
         log.log(level, message, *figures, exc_info=exc_info)
 
 
 def said() -> frozenset[str]:
-    """What a process that is spawned needn't say again, for was_said(): a fork has it by itself."""
+    """The keys that a spawned process need not log again, for was_said(); a fork inherits them."""
     return frozenset(key for key in _said if isinstance(key, str))
 
 
 def was_said(keys: frozenset[str]) -> None:
-    """In a spawned process: its parent has said these."""
+    """In a spawned process: the parent has logged these keys."""
     _said.update(keys)
 
 
 def say_off() -> None:
-    """That OOMSAFE_DISABLE is set: what does nothing must not look as if it did."""
+    """Log that OOMSAFE_DISABLE is set, so that a disabled oomsafe is not taken for a working one."""
     once("off", logging.WARNING, "oomsafe is off (OOMSAFE_DISABLE is set): nothing is measured, and no limit holds")
 
 
 def attempt(what: str, server: str, function: Callable[[], T]) -> T | None:
-    """What `function` gives; None when it fails, which is logged once for each kind: `server` goes on."""
+    """The result of `function`; None if it fails. A failure is logged once for each type of exception, and `server` goes on."""
     try:
         return function()
     except Exception as error:
@@ -95,6 +95,6 @@ def attempt(what: str, server: str, function: Callable[[], T]) -> T | None:
 
 
 def failed(what: str, server: str, error: Exception) -> None:
-    """The same, for those who can't spare the two calls of attempt()."""
+    """Log a failure as attempt() does, for code that can't afford attempt()'s two calls."""
     key = ("failed", what, type(error))
     once(key, logging.ERROR, "oomsafe failed in %s (%s goes on): %r", what, server, error, exc_info=error)

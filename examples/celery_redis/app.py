@@ -1,4 +1,4 @@
-"""Celery with Redis: each child of a node ends between two tasks when it has grown too big, and another takes its place."""
+"""Celery with Redis: a child that has grown too big ends between two tasks, and another takes its place."""
 
 import os
 
@@ -10,7 +10,7 @@ REDIS = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")
 
 app = Celery("app", broker=f"{REDIS}/0", backend=f"{REDIS}/1")
 app.conf.broker_connection_retry_on_startup = True
-app.conf.worker_prefetch_multiplier = 1  # what a node has fetched stays with it while it is above its budget
+app.conf.worker_prefetch_multiplier = 1  # tasks that a node has prefetched stay with it while it is above its budget
 
 oomsafe.celery.install(app, soft_limit="150MiB", min_lifetime=2)
 
@@ -19,18 +19,18 @@ _kept = []
 
 @app.task
 def leak(kib: int) -> int:
-    """Keep some memory for ever: what a cache without an end does."""
+    """Keep some memory forever, as an unbounded cache does."""
     _kept.append(b"x" * (kib << 10))
     return len(_kept)
 
 
 @app.task
 def report(mib: int) -> int:
-    """Take memory and give it back: this is no leak."""
+    """Take memory and give it back: this is not a leak."""
     return len(bytearray(b"x" * (mib << 20)))
 
 
 @app.task
 def balloon() -> int:
-    """Ask for more than any machine has: a MemoryError, and nobody else's."""
+    """Ask for more memory than any machine has: the MemoryError fails only this task."""
     return len(bytes(1 << 46))

@@ -20,13 +20,13 @@ settings.configure(
     ALLOWED_HOSTS=["127.0.0.1", "localhost"],
     ROOT_URLCONF=__name__,
     MIDDLEWARE=[
-        "oomsafe.django.MemoryMiddleware",  # first: what stands before it is not measured
+        "oomsafe.django.MemoryMiddleware",  # first, because middleware before it is not measured
         "django.middleware.common.CommonMiddleware",
     ],
     OOMSAFE={"headers": True},
 )
 
-#: A cache without an end: the commonest leak there is.
+#: An unbounded cache: the most common leak of all.
 _cache: list[bytes] = []
 
 _registry = CollectorRegistry()
@@ -44,23 +44,23 @@ def index(request: HttpRequest) -> HttpResponse:
 
 
 def leak(request: HttpRequest, kib: int) -> HttpResponse:
-    """Keep so many KiB for ever."""
+    """Keep `kib` KiB forever."""
     return _keep(kib)
 
 
 async def async_leak(request: HttpRequest, kib: int) -> HttpResponse:
-    """Keep them in the event loop."""
+    """Keep `kib` KiB forever, in the event loop."""
     return _keep(kib)
 
 
 def report(request: HttpRequest, mib: int) -> HttpResponse:
-    """Take so many MiB, and give them back: a worker that is near its limit goes over it."""
+    """Take `mib` MiB, and give them back: a worker near its limit goes over it."""
     rows = [bytes(1024) for _ in range(min(mib, 100) * 1024)]
     return HttpResponse(f"{len(rows)} rows\n")
 
 
 def stream(request: HttpRequest, parts: int) -> StreamingHttpResponse:
-    """Answer bit by bit: in flight until the last."""
+    """Send an answer in parts: the request is in flight until the last one."""
 
     def body() -> Iterator[str]:
         for number in range(parts):
@@ -71,7 +71,7 @@ def stream(request: HttpRequest, parts: int) -> StreamingHttpResponse:
 
 
 async def async_stream(request: HttpRequest, parts: int) -> StreamingHttpResponse:
-    """The same beside other requests, under ASGI."""
+    """The same under ASGI, while other requests run."""
 
     async def body() -> AsyncIterator[str]:
         for number in range(parts):
@@ -82,7 +82,7 @@ async def async_stream(request: HttpRequest, parts: int) -> StreamingHttpRespons
 
 
 def metrics(request: HttpRequest) -> HttpResponse:
-    """The whole pool's, whichever worker answers; serve them on an internal address only."""
+    """The metrics of the whole pool, whichever worker answers; expose them only on an internal address."""
     return HttpResponse(generate_latest(_registry), content_type=CONTENT_TYPE_LATEST)
 
 

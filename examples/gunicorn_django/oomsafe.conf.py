@@ -1,9 +1,9 @@
-"""gunicorn's configuration, as it may have been before; the last line is new."""
+"""An ordinary gunicorn configuration; only the import and the last line are new."""
 
 import oomsafe.gunicorn
 
 bind = "127.0.0.1:8000"
 workers = 2
 
-# a worker above 150 MiB ends when its requests are answered, and another takes its place
+# a worker above 150 MiB ends once its requests are answered, and another takes its place
 oomsafe.gunicorn.install(globals(), soft_limit="150MiB", min_lifetime=2)

@@ -9,7 +9,7 @@ from oomsafe.metrics.prometheus import metrics_app
 
 app = Flask(__name__)
 
-#: A cache without an end: the commonest leak there is.
+#: An unbounded cache: the most common leak of all.
 _cache: dict[int, bytes] = {}
 
 
@@ -21,7 +21,7 @@ def index() -> str:
 
 @app.get("/leak/<int:kib>")
 def leak(kib: int) -> str:
-    """Keep so many KiB for ever."""
+    """Keep `kib` KiB forever."""
     number = len(_cache)
     _cache[number] = bytes([number % 256]) * (min(kib, 4096) * 1024)
     return f"kept {kib} KiB, {number + 1} entries\n"
@@ -29,10 +29,10 @@ def leak(kib: int) -> str:
 
 @app.get("/report/<int:mib>")
 def report(mib: int) -> str:
-    """Take so many MiB, and give them back: a worker that is near its limit goes over it."""
+    """Take `mib` MiB, and give them back: a worker near its limit goes over it."""
     rows = [bytes(1024) for _ in range(min(mib, 100) * 1024)]
     return f"{len(rows)} rows\n"
 
 
-# the metrics of the whole pool, whichever worker answers; serve them on an internal address only
+# the metrics of the whole pool, whichever worker answers; expose them only on an internal address
 app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {"/metrics": metrics_app})  # type: ignore[method-assign]

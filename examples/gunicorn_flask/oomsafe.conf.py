@@ -1,4 +1,4 @@
-"""gunicorn's configuration, as it may have been before; the last line is new."""
+"""An ordinary gunicorn configuration; only the import and the last line are new."""
 
 import oomsafe.gunicorn
 
@@ -8,9 +8,9 @@ preload_app = False
 
 
 def post_fork(server, worker):
-    """A hook of one's own goes on working."""
+    """Your own hooks still work."""
     worker.log.info("forked")
 
 
-# a worker above 150 MiB ends when its request is answered, and another takes its place
+# a worker above 150 MiB ends once its request is answered, and another takes its place
 oomsafe.gunicorn.install(globals(), soft_limit="150MiB", min_lifetime=2, headers=True)

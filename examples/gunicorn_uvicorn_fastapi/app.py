@@ -9,7 +9,7 @@ from oomsafe.metrics.prometheus import metrics_app
 app = FastAPI()
 app.mount("/metrics", metrics_app)
 
-#: A cache without an end: the commonest leak there is.
+#: An unbounded cache: the most common leak of all.
 _cache: list[bytes] = []
 
 
@@ -26,11 +26,11 @@ async def index() -> dict[str, str]:
 
 @app.get("/leak/{kib}")
 async def leak(kib: int) -> dict[str, int]:
-    """Keep so many KiB for ever."""
+    """Keep `kib` KiB forever."""
     return {"entries": _keep(kib)}
 
 
 @app.get("/threaded-leak/{kib}")
 def threaded_leak(kib: int) -> dict[str, int]:
-    """Keep them from a thread of the pool: counted as well."""
+    """Keep them from a thread of the pool, which counts as well."""
     return {"entries": _keep(kib)}

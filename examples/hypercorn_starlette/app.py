@@ -9,7 +9,7 @@ from starlette.routing import Mount, Route
 
 from oomsafe.metrics.prometheus import metrics_app
 
-#: A cache without an end: the commonest leak there is.
+#: An unbounded cache: the most common leak of all.
 _cache: list[bytes] = []
 
 
@@ -19,7 +19,7 @@ async def index(request: Request) -> Response:
 
 
 async def leak(request: Request) -> Response:
-    """Keep so many KiB for ever."""
+    """Keep `kib` KiB forever."""
     _cache.append(bytes([len(_cache) % 256]) * (min(request.path_params["kib"], 4096) * 1024))
     return JSONResponse({"entries": len(_cache)})
 

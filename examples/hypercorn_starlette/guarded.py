@@ -27,13 +27,13 @@ from oomsafe.worker.guard import Guard
 
 
 def main() -> int:
-    """In the parent: hypercorn's own command, which starts its workers by this context."""
+    """In the parent: hypercorn's own command, which starts its workers through this context."""
     in_parent.get_context = lambda _: Context()
     return hypercorn.__main__.main()
 
 
 class Context(SpawnContext):
-    """What hypercorn starts its workers with: each has a seat. One that has ended is joined, and another started in its place."""
+    """Starts hypercorn's workers, each with a seat. hypercorn joins a worker that has ended, and starts another in its place."""
 
     supervisor: Supervisor | None = None
 
@@ -48,34 +48,34 @@ class Context(SpawnContext):
 
 
 class Process(SpawnProcess):
-    """In the parent: a worker."""
+    """One worker, as its parent handles it."""
 
     def __init__(self, supervisor: Supervisor, kwargs: dict[str, Any]) -> None:
         self.supervised = supervisor, (seat := supervisor.seat(supervisor.reserve()))
         super().__init__(target=work, kwargs={**kwargs, "seat": seat})
 
     def start(self) -> None:
-        """It is this pid that has the seat."""
-        (supervisor, seat), self.supervised = self.supervised, None  # type: ignore[assignment]  # it is not for the worker
+        """Start the worker, and register its pid with its seat."""
+        (supervisor, seat), self.supervised = self.supervised, None  # type: ignore[assignment]  # must not be pickled for the worker
         super().start()
         self.supervised = supervisor, seat
         supervisor.born_seat(seat.number, seat.generation, self.pid)
 
     def join(self, timeout: float | None = None) -> None:
-        """Its seat is free."""
+        """Wait for the worker's end, and free its seat."""
         super().join(timeout)
         supervisor, seat = self.supervised
         supervisor.release_seat(seat.number, seat.generation)
 
 
 def work(seat: Seat, config: Any, **how: Any) -> None:
-    """In a worker: hypercorn's own, with its app in the middleware, its own way to end, and a tick."""
+    """In a worker: run hypercorn's own worker, with its app in the middleware, a way to recycle it, and a tick."""
     log_with(config.log.error_logger)
     board, slot = seat.take()
     load, context = in_worker.load_application, in_worker.WorkerContext
     serving: list[Serving] = []
 
-    class Serving(context):  # made in its loop, before it listens
+    class Serving(context):  # created in the worker's loop, before it listens
         def __init__(self, max_requests: int | None) -> None:
             super().__init__(max_requests)
             self.loop = asyncio.get_running_loop()
@@ -87,7 +87,7 @@ def work(seat: Seat, config: Any, **how: Any) -> None:
             guard.tick()
             self.loop.call_later(guard.pause, self.tick)
 
-    def recycle() -> None:  # as when max_requests is reached
+    def recycle() -> None:  # does what hypercorn does when max_requests is reached
         serving[0].loop.call_soon_threadsafe(serving[0].terminate._event.set)
 
     def load_guarded(*arguments: Any) -> Any:

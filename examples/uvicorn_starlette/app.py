@@ -13,7 +13,7 @@ from starlette.websockets import WebSocket
 
 from oomsafe.metrics.prometheus import metrics_app
 
-#: A cache without an end: the commonest leak there is.
+#: An unbounded cache: the most common leak of all.
 _cache: list[bytes] = []
 
 
@@ -28,17 +28,17 @@ async def index(request: Request) -> Response:
 
 
 async def leak(request: Request) -> Response:
-    """Keep so many KiB for ever."""
+    """Keep `kib` KiB forever."""
     return JSONResponse({"entries": _keep(request.path_params["kib"])})
 
 
 def threaded_leak(request: Request) -> Response:
-    """Keep them from a thread of the pool: counted as well."""
+    """Keep them from a thread of the pool, which counts as well."""
     return JSONResponse({"entries": _keep(request.path_params["kib"])})
 
 
 async def clock(request: Request) -> Response:
-    """A stream without an end: a worker that is to go waits for it until its grace period is over."""
+    """An endless stream: a draining worker waits for it until its grace period is over."""
 
     async def ticks() -> AsyncIterator[str]:
         tick = 0
@@ -51,7 +51,7 @@ async def clock(request: Request) -> Response:
 
 
 async def echo(websocket: WebSocket) -> None:
-    """Closed with 1012, Service Restart, when its worker goes."""
+    """A websocket that is closed with 1012 (service restart) when its worker ends."""
     await websocket.accept()
     async for text in websocket.iter_text():
         await websocket.send_text(text)

@@ -1,7 +1,7 @@
-"""The command line: one file a command.
+"""The command line: one file for each command.
 
-A process of its own, which looks at others; `run` becomes another program. It may import demo, run, scoreboard and what is below, click
-and rich. Begin with app.py.
+It runs in its own process, and reads the scoreboards of others; `run` replaces itself with another program. It may import demo, run,
+scoreboard and the rooms below them, click and rich. Start with app.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``oomsafe``: the commands, put together."""
+"""``oomsafe``: the group of all commands."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from rich.text import Text
 
 
 def memory_bar(used: int | None, limit: int | None, width: int = 24) -> Text:
-    """`used` of `limit` in bytes: green, yellow from three quarters, red above; empty where one is not known."""
+    """`used` of `limit`, in bytes: green, yellow from three quarters, red above the limit; empty if either is not known."""
     if used is None or not limit:
         return Text("")
     share = used / limit

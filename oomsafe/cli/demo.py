@@ -23,27 +23,27 @@ from oomsafe.policy.units import MIB, format_size
 CLASSES = ["sync", "gthread", "gevent", *ASGI_CLASSES]
 WORKERS = 2
 SOFT_LIMIT = 200 * MIB
-#: Of the cgroup that the server runs in: room for two workers at their limit, and for little more.
+#: The limit of the server's cgroup: room for two workers at their limit, and for little more.
 LIMIT = 512 * MIB
-#: Celery's: when a poison task has taken the rest of it, it must be the biggest by far.
+#: The limit for Celery: a poison task that has taken the rest of it must be the biggest process by far.
 TASK_LIMIT = 768 * MIB
 
 
 @click.command()
-@click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(2, 600), help="How long the load goes on.")
+@click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(2, 600), help="How long the load runs.")
 @click.option("--server", default="gunicorn", show_default=True, type=click.Choice(["gunicorn", "uvicorn", "celery"]))
-@click.option("--worker-class", type=click.Choice(CLASSES), help="Of gunicorn.  [default: sync]")
-@click.option("--without", is_flag=True, help="The same without oomsafe: see what the kernel does.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object at the end, for a machine.")
+@click.option("--worker-class", type=click.Choice(CLASSES), help="gunicorn's worker class.  [default: sync]")
+@click.option("--without", is_flag=True, help="Run without oomsafe, to see what the kernel does.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def demo(seconds: float, server: str, worker_class: str | None, without: bool, as_json: bool) -> None:
     """Run a server with an app that leaks 256 KiB a request (Celery: 1 MiB a task, beside tasks that
     balloon and, in a memory cgroup, poison ones that the kernel kills), under real load.
 
-    With oomsafe, its workers are recycled before anything is killed; exits with 0 when that
-    happened, no request failed and the supervisor lived.
+    With oomsafe, its workers are recycled before anything is killed. Exits with 0 if that
+    happened, no request failed, and the supervisor survived.
     """
     if server != "gunicorn" and worker_class:
-        raise click.UsageError(f"--worker-class is gunicorn's: leave it out with --server {server}")
+        raise click.UsageError(f"--worker-class only works with gunicorn: leave it out with --server {server}")
     worker_class = worker_class or {"gunicorn": "sync", "uvicorn": "uvicorn", "celery": "prefork"}[server]
     _needs(server, worker_class)
     console = Console(stderr=as_json)
@@ -66,30 +66,30 @@ def demo(seconds: float, server: str, worker_class: str | None, without: bool, a
 
 
 def _load(server: DemoServer) -> Any:
-    from oomsafe.demo.task_load import TaskLoad  # here: Celery is there only for those who asked for it
+    from oomsafe.demo.task_load import TaskLoad  # imported here, because Celery is only needed with --server celery
 
     return TaskLoad(server.folder, poison=server.sandbox is not None)
 
 
 def _needs(server: str, worker_class: str) -> None:
-    """Say which package is missing, before anything is started."""
+    """Raise an error that names a missing package, before anything is started."""
     if find_spec(server) is None:
-        raise click.ClickException(f"the demo runs {server}: pip install 'oomsafe[{server}]'")
+        raise click.ClickException(f"the demo needs {server}: pip install 'oomsafe[{server}]'")
     package = {"gevent": "gevent", "uvicorn_worker.UvicornWorker": "uvicorn_worker"}.get(worker_class)
     if package is not None and find_spec(package) is None:
         raise click.ClickException(f"--worker-class {worker_class} needs {package}: pip install {package}")
 
 
 def _run(server: DemoServer, load: Any, seconds: float, console: Console, quiet: bool) -> None:
-    """Watch the server under load until the time is up or its supervisor has died."""
+    """Watch the server under load until the time is up, or its supervisor has died."""
     if not quiet:
         console.print(_opening(server))
     load.start()
     begin = time.monotonic()
     with Live(console=console, refresh_per_second=10, transient=True, auto_refresh=not quiet) as live:
         try:
-            while (spent := time.monotonic() - begin) < seconds and server.seen.supervisor_alive:
-                for line in server.look():
+            while (spent := time.monotonic() - begin) < seconds and server.observed.supervisor_alive:
+                for line in server.observe():
                     if not quiet:
                         live.console.print(_event(spent, line), soft_wrap=True)
                 if not quiet:
@@ -99,7 +99,7 @@ def _run(server: DemoServer, load: Any, seconds: float, console: Console, quiet:
             pass  # Ctrl-C ends the demo early, with its summary
         finally:
             load.stop()
-    server.look()
+    server.observe()
 
 
 def _event(spent: float, line: str) -> Text:
@@ -111,20 +111,20 @@ def _opening(server: DemoServer) -> str:
     if server.sandbox:
         where = f"in a memory cgroup of {format_size(server.limit)}"
     else:
-        where = "without a memory cgroup (that takes root), so the kernel will not step in"
+        where = "without a memory cgroup (that needs root), so the kernel will not step in"
         where += " and no poison task is sent" if server.unit == "task" else ""
     at = f"listens on 127.0.0.1:{server.port}" if server.port else "takes tasks from a folder"
     return f"supervisor {server.pid} {at} with {WORKERS} workers, {where}; {rate}"
 
 
 def _leak(server: DemoServer) -> int:
-    """Bytes."""
+    """The bytes that one request or task leaks."""
     return TASK_LEAK if server.unit == "task" else LEAK
 
 
 def _picture(server: DemoServer, load: Any, spent: float) -> Group:
-    """The pool at this moment."""
-    seen = server.seen
+    """The live picture of the pool."""
+    seen = server.observed
     table = Table(box=None, padding=(0, 1))
     for column in ("worker", "state", "rss", "against its limit", f"{server.unit}s"):
         table.add_column(column, justify="right" if column in ("rss", f"{server.unit}s") else "left")
@@ -148,7 +148,7 @@ def _picture(server: DemoServer, load: Any, spent: float) -> Group:
 
 
 def _result(server: DemoServer, load: Any, seconds: float, without: bool) -> dict[str, Any]:
-    seen = server.seen
+    seen = server.observed
     return {
         "seconds": seconds,
         "requests": load.requests,
@@ -161,12 +161,12 @@ def _result(server: DemoServer, load: Any, seconds: float, without: bool) -> dic
 
 
 def _summary(result: dict[str, Any], server: DemoServer, load: Any, without: bool) -> Text:
-    seen = server.seen
+    seen = server.observed
     reasons = seen.pool.totals.by_reason.items() if seen.pool else ()
     recycles = ", ".join(f"{count} for {reason}" for reason, count in reasons if count) or "none"
     failures = ", ".join(f"{count} {name}" for name, count in sorted(load.failures.items()))
     supervisor = f"{server.pid}, {'alive from the first second to the last' if seen.supervisor_alive else 'DEAD'}"
-    apart = "; the poisoned apart" if seen.poisoned else ""
+    apart = "; not counting those with a poison task" if seen.poisoned else ""
     rows = {
         f"{server.unit}s": f"{result['requests']}, each answer checked",
         "failed": f"{result['failed']}{f' ({failures})' if failures else ''}",
@@ -187,23 +187,23 @@ def _poison(load: Any) -> str:
 
 
 def _verdict(result: dict[str, Any], server: DemoServer, without: bool) -> str:
-    """What it all means, in plain words."""
-    leaked, killed, unit = format_size(result["requests"] * _leak(server)), server.seen.killed, server.unit
+    """The conclusion, in plain words."""
+    leaked, killed, unit = format_size(result["requests"] * _leak(server)), server.observed.killed, server.unit
     if without and not killed and result["supervisor_survived"]:
-        return f"The app leaked {leaked} and nothing stopped it: here was no limit for the kernel to enforce. Run as root to see one."
+        return f"The app leaked {leaked} and nothing stopped it: there was no limit for the kernel to enforce. Run it as root to get one."
     if without and not killed:
         end = f"{result['failed']} {unit}s failed"
-        return f"A MemoryError of one {unit} ended the supervisor, and with it the service: {end}. Now without --without."
+        return f"A MemoryError of one {unit} ended the supervisor, and with it the service: {end}. Now try it without --without."
     if without:
         end = "" if result["supervisor_survived"] else " The supervisor died, and with it the service."
         return (
-            f"The app leaked {leaked}: the kernel's OOM killer took {killed} workers with what they were doing, "
-            f"{result['failed']} {unit}s failed.{end} Now without --without."
+            f"The app leaked {leaked}: the kernel's OOM killer took {killed} workers in the middle of their work, and "
+            f"{result['failed']} {unit}s failed.{end} Now try it without --without."
         )
     if result["failed"] or not result["supervisor_survived"]:
         return f"NOT GOOD: {unit}s failed or the supervisor died. This should not happen: please report it with the lines above."
     if not result["recycles"]:
-        return "Nothing reached its limit in this time: run it for longer."
+        return "No worker reached its limit in this time: run it for longer."
     if result.get("poison"):
         return f"The app leaked {leaked}. {result['recycles']} children were recycled, the poison was given up, and no good task noticed."
     return f"The app leaked {leaked}. {result['recycles']} workers were recycled before anything was killed, and no {unit} noticed."

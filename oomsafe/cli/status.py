@@ -23,17 +23,17 @@ from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.places import can_hold_boards, living_boards
 from oomsafe.scoreboard.view import PoolView, WorkerView
 
-#: Seconds that the boards of one folder may take to be read, and that each is read again where its writers are met.
+#: The most seconds for reading the boards of one folder, and for reading one board again while it is being written.
 PATIENCE, EACH = 2.0, 0.25
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, for a machine.")
-@click.option("--scoreboard", "path", type=click.Path(), envvar="OOMSAFE_SCOREBOARD", help="Only the pool with this scoreboard.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--scoreboard", "path", type=click.Path(), envvar="OOMSAFE_SCOREBOARD", help="Show only the pool with this scoreboard.")
 def status(as_json: bool, path: str | None) -> None:
-    """Show every pool: workers against their limits, requests, recycles, what is in flight.
+    """Show every pool: workers against their limits, requests, recycles, work in flight.
 
-    Sees the pools of the user who asks; root sees everybody's. Exits with 1 when there is none.
+    Shows the pools of the user who runs it; for root, those of all users. Exits with 1 if there is none.
     """
     pools = _pools([path] if path else living_boards())
     if as_json:
@@ -41,13 +41,13 @@ def status(as_json: bool, path: str | None) -> None:
     elif pools:
         Console().print(Group(*(render(pool) for pool in pools)))
     else:
-        unseen = "" if can_hold_boards() else ", or its scoreboard is in memory only: no folder here can be written to"
-        print(f"no pool of this user is guarded by oomsafe just now{unseen} (root sees those of every user)", file=sys.stderr)
+        unseen = "" if can_hold_boards() else ", or its scoreboard is in memory only: no folder here is writable"
+        print(f"no pool of this user is guarded by oomsafe now{unseen} (root sees those of all users)", file=sys.stderr)
     raise SystemExit(0 if pools else 1)
 
 
 def as_record(pool: PoolView) -> dict[str, Any]:
-    """A pool for a machine: sizes in bytes, times in seconds since 1970, null for what is not known."""
+    """A pool as JSON data: sizes in bytes, times in seconds since 1970, null for what is not known."""
     record = asdict(pool)
     record["totals"]["recycles"] = pool.totals.by_reason
     for shown, worker in zip(record["workers"], pool.workers, strict=True):
@@ -56,7 +56,7 @@ def as_record(pool: PoolView) -> dict[str, Any]:
 
 
 def render(pool: PoolView) -> Table:
-    """A pool for a person."""
+    """A pool as a table for people."""
     title = f"{pool.server} · supervisor {pool.supervisor} · {_memory(pool)}"
     recycles = ", ".join(f"{count} for {reason}" for reason, count in pool.totals.by_reason.items() if count)
     caption = (
@@ -64,7 +64,7 @@ def render(pool: PoolView) -> Table:
     )
     if pool.unserved:
         caption += f" · no worker served for {pool.unserved:.1f} s"
-    # what another user has written is text, never markup
+    # what another user may have written is text, never markup
     table = Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left", expand=False)
     for column in ("slot", "pid", "state", "rss", "used", "soft limit", "", "requests"):
         table.add_column(column, justify="left" if column in ("state", "") else "right", no_wrap=True)
@@ -75,7 +75,7 @@ def render(pool: PoolView) -> Table:
 
 
 def _memory(pool: PoolView) -> str:
-    """What the pool holds, of what."""
+    """What the pool holds, and its limits."""
     others = f", others use {format_size(pool.others)}" if pool.others else ""
     where = f" ({pool.source}{others})" if pool.source else ""
     return f"holds {format_size(pool.held)}, budget {format_size(pool.budget)}, limit {format_size(pool.limit)}{where}"
@@ -102,7 +102,7 @@ def _doing(worker: WorkerView) -> list[str]:
 
 
 def _pools(paths: list[str]) -> list[PoolView]:
-    """What can be read of them. Each folder is one user's, who may have filled it with boards that take long: that is at their own cost."""
+    """The pools that can be read. If a user has filled his folder with boards that take long to read, the rest of them is skipped."""
     pools: list[PoolView] = []
     for folder, in_folder in groupby(paths, os.path.dirname):
         until, left_out = time.monotonic() + PATIENCE, 0
@@ -116,5 +116,5 @@ def _pools(paths: list[str]) -> list[PoolView]:
             except ScoreboardError as error:
                 print(f"oomsafe: {without_controls(str(error))}", file=sys.stderr)
         if left_out:
-            print(f"oomsafe: {folder}: {left_out} more pools are left out: they can't be read within {PATIENCE:.0f} s", file=sys.stderr)
+            print(f"oomsafe: {folder}: {left_out} more pools are skipped: they can't be read within {PATIENCE:.0f} s", file=sys.stderr)
     return pools

@@ -1,5 +1,5 @@
-"""The servers and the load of ``oomsafe demo``: what a stranger sees first, run as processes of their own.
+"""The servers and the load of ``oomsafe demo``, run as processes of their own.
 
-Imported by the command alone; it may import scoreboard and what is below, and starts servers only as other processes do, by their command
-lines. Begin with server.py.
+Only the command imports this room. It may import scoreboard and the rooms below it, and starts servers only by their command
+lines, as a user does. Start with server.py.
 """

@@ -1,4 +1,4 @@
-"""The demo's app: honest about its leak. Each request keeps 256 KiB for ever, as a cache without an end does."""
+"""The demo's app, with a real leak: each request keeps 256 KiB forever, as an unbounded cache does."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 LEAK = 256 * 1024
 
-#: What a task of the Celery demo keeps; there are fewer of them than requests.
+#: What a task of the Celery demo keeps, in bytes; there are fewer tasks than requests.
 TASK_LEAK = 1024 * 1024
 
 _cache: list[bytes] = []
 
 
 def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-    """A WSGI app that answers with the query string it was asked, so that the client can check each answer."""
+    """A WSGI app that answers with its query string, so that the client can check each answer."""
     _cache.append(bytes([len(_cache) % 256]) * LEAK)
     body = environ.get("QUERY_STRING", "").encode("latin-1")
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])

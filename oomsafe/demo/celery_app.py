@@ -1,6 +1,6 @@
-"""The demo's Celery app, honest about its leak: each good task keeps 1 MiB for ever, some ask for more than there is, some take it.
+"""The demo's Celery app, with a real leak: each good task keeps 1 MiB forever, some tasks ask for more than there is, some take it.
 
-No broker is needed: its messages and its results lie in the folder that its worker runs in.
+No broker is needed: messages and results are files in the worker's current folder.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from oomsafe.demo.app import TASK_LEAK
 #: More than any machine gives: a real allocation that fails.
 FAR_TOO_MUCH = 1 << 46
 
-#: Where a poison task ends by itself, should no kernel stop it, in bytes.
+#: The bytes at which a poison task ends by itself, in case no kernel stops it.
 ENOUGH = 1 << 30
 
 _cache: list[bytes] = []
 
 
 def settings(folder: str, out: str = "again", control: str = "control") -> dict[str, Any]:
-    """Of the worker, or of its client: each has an `out` of its own, and moves on what is whole. Makes the folders."""
+    """Celery's settings for the worker or its client. Each has its own `out` folder, for complete messages. Creates the folders."""
     places = {name: os.path.join(folder, name) for name in ("queue", "processed", "results", out, control)}
     for path in places.values():
         os.makedirs(path, mode=0o700, exist_ok=True)
@@ -51,20 +51,20 @@ def _configure(sender: Any, **_: Any) -> None:
 
 @app.task(name="good")  # type: ignore[untyped-decorator]
 def good(number: int) -> int:
-    """Leaks, and returns what the client can check."""
+    """Leak, and return a number that the client can check."""
     _cache.append(bytes([number % 256]) * TASK_LEAK)
     return number * number
 
 
 @app.task(name="balloon")  # type: ignore[untyped-decorator]
 def balloon() -> int:
-    """A MemoryError that is real."""
+    """Raise a real MemoryError."""
     return len(bytes(FAR_TOO_MUCH))
 
 
 @app.task(name="poison", acks_late=True, reject_on_worker_lost=True)  # type: ignore[untyped-decorator]
 def poison() -> int:
-    """The kernel kills its child; Celery by itself would run it again for ever."""
+    """Get killed by the kernel; Celery by itself would run this task again forever."""
     taken: list[bytes] = []
     while len(taken) << 22 < ENOUGH:
         taken.append(b"x" * (1 << 22))

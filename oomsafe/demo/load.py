@@ -8,14 +8,14 @@ import time
 
 
 class Load:
-    """`connections` clients that together ask `rate` times a second until stop(). Loopback only."""
+    """`connections` clients that together send `rate` requests a second until stop(). Loopback only."""
 
     def __init__(self, port: int, connections: int = 8, rate: float = 400) -> None:
         self.requests = 0
-        """That were sent; each is answered or failed."""
+        """How many requests were sent; each is answered or failed."""
         self.failed = 0
         self.failures: dict[str, int] = {}
-        """By what went wrong."""
+        """The number of failures of each kind."""
         self._port = port
         self._pause = connections / rate
         self._lock = threading.Lock()
@@ -23,12 +23,12 @@ class Load:
         self._threads = [threading.Thread(target=self._client, args=(n,), daemon=True) for n in range(connections)]
 
     def start(self) -> None:
-        """Begin."""
+        """Start the clients."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End, with the last answers received."""
+        """Stop the clients, after their last answers."""
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=15)
@@ -55,10 +55,10 @@ class Load:
 
 
 def _ask(connection: http.client.HTTPConnection, mark: str) -> str | None:
-    """One request; None when it was answered as it should be, else what went wrong.
+    """Send one request. None if it was answered correctly, else what went wrong.
 
-    A server that says `Connection: close` has announced it, and http.client connects anew. One that
-    closes without a word while a request is on its way has lost it.
+    If a server sends `Connection: close`, http.client reconnects for the next request. A server that closes a connection
+    unannounced while a request is on its way has lost that request.
     """
     try:
         connection.request("GET", f"/leak?{mark}")

@@ -1,6 +1,6 @@
 """The server of the demo: a real gunicorn or uvicorn on a free loopback port, or a Celery worker.
 
-In a memory cgroup of its own, where one can be made.
+It runs in a memory cgroup of its own, if one can be created.
 """
 
 from __future__ import annotations
@@ -37,40 +37,40 @@ PATIENCE = 20
 
 
 @dataclass
-class Seen:
-    """What has been seen of the pool, by looking at it from outside."""
+class Observed:
+    """What is known about the pool, observed from outside."""
 
     peaks: dict[int, int] = field(default_factory=dict)
-    """The most that each worker had, in bytes, by pid."""
+    """The peak rss of each worker in bytes, by pid."""
     poisoned: set[int] = field(default_factory=set)
-    """The pids of workers that were killed with a task in hand which was made for that."""
+    """The pids of workers that were killed while they ran a poison task."""
     killed: int = 0
-    """Workers that died of SIGKILL."""
+    """How many workers died of SIGKILL."""
     rss: dict[int, int | None] = field(default_factory=dict)
-    """By pid of the workers that live."""
+    """The rss of each living worker in bytes, by pid; None: not known."""
     pool: PoolView | None = None
-    """What the scoreboard says; None without oomsafe."""
+    """The scoreboard's content; None without oomsafe."""
     supervisor_alive: bool = True
 
     @property
     def peak_rss(self) -> int:
-        """The most that one worker had which did what it was made for, in bytes."""
+        """The peak rss of any worker in bytes, not counting those killed by a poison task."""
         return max((peak for pid, peak in self.peaks.items() if pid not in self.poisoned), default=0)
 
 
 class DemoServer:
-    """gunicorn, uvicorn or Celery with the leaking app. Use as a context manager: it ends what it started, by pid.
+    """gunicorn, uvicorn or Celery with the leaking app. Use it as a context manager: it ends the process that it started, by pid.
 
-    `limit` in bytes is that of the cgroup; `soft_limit` None runs it without oomsafe.
+    `limit` is the cgroup's, in bytes. `soft_limit` is in bytes; None runs the server without oomsafe.
     """
 
     def __init__(self, server: str, worker_class: str, workers: int, soft_limit: int | None, limit: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="oomsafe-demo-")
         self.limit = limit
         self.sandbox: Sandbox | None = None
-        with contextlib.suppress(OSError):  # not root, or no memory controller: then without one
+        with contextlib.suppress(OSError):  # not root, or no memory controller: then there is no cgroup
             self.sandbox = Sandbox(f"oomsafe-demo-{os.getpid()}", limit)
-        self.seen = Seen()
+        self.observed = Observed()
         self._guarded = soft_limit is not None
         self._read = 0
         self._log = os.path.join(self._folder.name, "log")
@@ -93,12 +93,12 @@ class DemoServer:
 
     @property
     def folder(self) -> str:
-        """Where it runs."""
+        """The server's current folder."""
         return self._folder.name
 
-    def look(self) -> list[str]:
-        """Look at the pool once, and return the notable lines that its log has got since the last look."""
-        seen = self.seen
+    def observe(self) -> list[str]:
+        """Update `observed`, and return the notable new lines of the server's log."""
+        seen = self.observed
         seen.supervisor_alive = is_alive(self.pid, self._started)
         seen.rss = {pid: rss_of(pid) for pid in children_of(self.pid)}
         peaks = [(pid, peak_rss_of(pid)) for pid in seen.rss]
@@ -109,7 +109,7 @@ class DemoServer:
             seen.peaks[pid] = max(seen.peaks.get(pid, 0), peak or 0)
         lines = self._new_lines()
         seen.poisoned |= {int(match[1]) for line in lines if (match := _POISONED.search(line))}
-        # uvicorn does not say what its workers die of; without oomsafe, nothing else ends them
+        # uvicorn does not log the cause of a worker's death; without oomsafe, only the kernel ends them
         seen.killed += sum(bool(_KILLED.search(line)) or (not self._guarded and line.endswith("] died")) for line in lines)
         return [match[1] for line in lines if (match := _NOTABLE.search(line))]
 
@@ -122,7 +122,7 @@ class DemoServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # gunicorn sends each signal once, and a worker that is just being forked misses it: so ask again, in other words
+        # gunicorn passes each signal on once, and a worker that is just being forked misses it: so try again, with a stronger signal
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL):
             if self._process.poll() is None:
                 self._process.send_signal(number)
@@ -131,7 +131,7 @@ class DemoServer:
         self._remove()
 
     def _remove(self) -> None:
-        """The cgroup can go once its last process has; a killed supervisor's workers see that within a second or two."""
+        """Remove the cgroup once its last process is gone; a killed supervisor's workers notice that within a second or two."""
         deadline = time.monotonic() + PATIENCE
         while self.sandbox is not None:
             try:
@@ -171,13 +171,13 @@ class DemoServer:
 
 
 def _command(server: str, worker_class: str, workers: int, guarded: bool) -> list[str]:
-    """What a user would type, with oomsafe or without."""
+    """The command line that a user would type, with oomsafe or without."""
     if server == "uvicorn":
         module = "oomsafe.uvicorn" if guarded else "uvicorn"
         options = ["--port", "0", "--workers", str(workers), "--no-access-log"]
         return [sys.executable, "-m", module, *options, "oomsafe.demo.app:asgi"]
     if server == "celery":
-        # Celery's own way to name a pool; in one's own app it is one line, oomsafe.celery.install(app)
+        # Celery's own way to select a pool class; in your own app it is one line, oomsafe.celery.install(app)
         pool = ["env", "CELERY_CUSTOM_WORKER_POOL=oomsafe.celery.pool:TaskPool"] if guarded else []
         options = ["--concurrency", str(workers), "--pool", "custom" if guarded else "prefork", "--loglevel", "INFO"]
         quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
@@ -190,7 +190,7 @@ def _command(server: str, worker_class: str, workers: int, guarded: bool) -> lis
 
 
 def _answers(port: int) -> bool:
-    """Whether anybody listens: uvicorn's supervisor says where before its workers do."""
+    """Whether a process listens on this port: uvicorn's supervisor logs the port before its workers accept."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:

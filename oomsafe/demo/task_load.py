@@ -1,4 +1,4 @@
-"""Real tasks from this process: each good one's result is checked, each ballooning or poison one must fail as it should."""
+"""Real tasks from this process: the result of each good task is checked, and each ballooning or poison task must fail as expected."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from celery import Celery
 
 from oomsafe.demo.celery_app import settings
 
-#: One task in so many balloons.
+#: One task in this many balloons.
 BALLOONS = 20
 
-#: So many tasks are a round; those of it that are poison: early, for the children must live long enough to meet their limit.
+#: The number of tasks in a round, and those of them that are poison: early ones, so that children live long enough to reach their limit.
 ROUND, POISONS = 600, (10,)
 
-#: Seconds after which what a worker has put into its folder is whole.
+#: Seconds after which a file that a worker has put into its folder is complete.
 WHOLE_AFTER = 0.2
 
-#: Seconds without any result after which no more are waited for.
+#: Seconds without any result after which stop() gives up.
 PATIENCE = 15.0
 
 
 class TaskLoad:
-    """Sends `rate` tasks a second to the worker of `folder` until stop(), which waits for what is under way."""
+    """Sends `rate` tasks a second to the worker of `folder` until stop(), which waits for the pending results."""
 
     def __init__(self, folder: str, poison: bool, rate: float = 60) -> None:
-        """`poison`: send such tasks as well; only to a worker in a memory cgroup of its own."""
+        """`poison`: also send poison tasks; only to a worker in a memory cgroup of its own."""
         self.requests = 0
-        """Good tasks that were sent."""
+        """How many good tasks were sent."""
         self.failed = 0
-        """Tasks that ended otherwise than they should: see `failures`."""
+        """How many tasks did not end as expected: see `failures`."""
         self.failures: dict[str, int] = {}
-        """By what went wrong."""
+        """The number of failures of each kind."""
         self.ballooned = 0
-        """Tasks that ran out of memory, and failed."""
+        """How many tasks ran out of memory, and failed."""
         self.poison: int | None = 0 if poison else None
-        """Poison tasks that were sent; None where none may be."""
+        """How many poison tasks were sent; None: none may be sent."""
         self.given_up: list[int] = []
-        """Of each poison task that was given up, how often the kernel had killed it."""
+        """For each poison task that was given up, how many times the kernel had killed it."""
         self._client = Celery("demo-client", set_as_current=False)
         self._client.conf.update(settings(folder, out="sending", control="client"))
         self._sending, self._again, self._queue = (os.path.join(folder, name) for name in ("sending", "again", "queue"))
@@ -51,11 +51,11 @@ class TaskLoad:
         self._thread = threading.Thread(target=self._send, daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start sending."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Send no more, wait for the results, and count what is missing."""
+        """Stop sending, wait for the results, and count the missing ones as failed."""
         self._stop.set()
         self._thread.join()
         deadline = time.monotonic() + PATIENCE
@@ -86,7 +86,7 @@ class TaskLoad:
         return "good" if number % BALLOONS else "balloon"
 
     def _forward(self) -> None:
-        """Whole or not at all: a worker that reads a message which is still being written ends (kombu 5.7)."""
+        """Move only complete messages to the queue: a worker that reads a message which is still being written exits (kombu 5.7)."""
         for folder, age in ((self._sending, 0.0), (self._again, WHOLE_AFTER)):
             for name in os.listdir(folder):
                 path = os.path.join(folder, name)
@@ -104,7 +104,7 @@ class TaskLoad:
                 self._failed(f"{name}: {problem}")
 
     def _problem(self, name: str, number: int, succeeded: bool, result: Any) -> str | None:
-        """What is wrong with how it ended."""
+        """What is wrong with how a task ended; None: nothing."""
         if name == "good":
             return None if succeeded and result == number * number else "a wrong result" if succeeded else "failed"
         if succeeded:

@@ -1,5 +1,5 @@
 """Metrics, read from the scoreboard.
 
-In whichever worker is asked, for the whole pool. It may import scoreboard and what is below, and finds its own pool by worker's guard.
-Begin with prometheus.py.
+They are collected in any worker, for the whole pool. It may import scoreboard and the rooms below it, and finds its own pool through the
+worker's guard. Start with prometheus.py.
 """

@@ -1,7 +1,7 @@
 """Prometheus: one collector over the scoreboard. Any worker answers for the whole pool.
 
-No multiprocess files: those of dead workers stay for ever, and a pool that recycles makes many.
-Counts of workers that are gone are kept by the supervisor, so counters never go backwards.
+There are no multiprocess files: those of dead workers would stay forever, and a pool that recycles makes many.
+The supervisor keeps the counts of workers that are gone, so counters never go backwards.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ try:
 except ImportError as error:
     raise ImportError("oomsafe.metrics.prometheus needs prometheus-client: pip install 'oomsafe[prometheus]'") from error
 
-Look = Callable[[], PoolView | None]
+ReadPool = Callable[[], PoolView | None]
 
 
 def this_pool() -> PoolView | None:
-    """The pool of this process's guard, else that of $OOMSAFE_SCOREBOARD; None where there is neither."""
+    """The pool of this process's guard, else that of $OOMSAFE_SCOREBOARD; None if there is neither."""
     guard = get_guard()
     if guard is not None:
         return guard.pool()
@@ -44,18 +44,21 @@ def this_pool() -> PoolView | None:
 
 
 class MemoryCollector(Collector):
-    """Register it where your metrics are: ``REGISTRY.register(MemoryCollector())``. In each worker, or in none."""
+    """Register it with your own registry: ``REGISTRY.register(MemoryCollector())``. Do so in every worker, or in none.
 
-    def __init__(self, look: Look = this_pool) -> None:
-        self._look = look
+    `look` returns the pool to report; None: there is none.
+    """
+
+    def __init__(self, look: ReadPool = this_pool) -> None:
+        self._read = look
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing yet: when it is registered there may be no pool to look at."""
+        """Return nothing, because there may be no pool when the collector is registered."""
         return []
 
     def collect(self) -> Iterator[Metric]:
         """Every metric of the pool, from one consistent copy."""
-        pool = self._look()
+        pool = self._read()
         if pool is None:
             return
         beside = _beside(pool)
@@ -68,7 +71,7 @@ class MemoryCollector(Collector):
 class MetricsApp:
     """An app that answers with the pool's metrics: a WSGI app when called with two arguments, ASGI with three."""
 
-    def __init__(self, look: Look = this_pool) -> None:
+    def __init__(self, look: ReadPool = this_pool) -> None:
         registry = CollectorRegistry()
         registry.register(MemoryCollector(look))
         self._wsgi = make_wsgi_app(registry)
@@ -83,7 +86,7 @@ metrics_app = MetricsApp()
 
 
 def _beside(pool: PoolView) -> dict[str, PoolView]:
-    """The pools whose supervisors are children of this pool's, by the last word of their names: gunicorn's dirty workers."""
+    """The pools whose supervisors are children of this pool's supervisor (gunicorn's dirty workers), by the last word of their names."""
     found = {}
     for path in boards_beside(pool.supervisor) if pool.supervisor else ():
         try:
@@ -102,10 +105,10 @@ def _workers(pools: dict[str, PoolView]) -> Iterator[Metric]:
     )
     limits = GaugeMetricFamily("oomsafe_worker_limit_bytes", "Limits of one worker, jitter included.", labels=["worker", "kind"])
     for name, worker in ((name, worker) for name, pool in pools.items() for worker in pool.workers):
-        seen, slot = worker.figures, f"{name}-{worker.slot}" if name else str(worker.slot)
-        sizes = {"rss": seen.rss, "anon": seen.anon, "private": seen.private, "pss": seen.pss, "uss": seen.uss}
-        _add(memory, slot, {**sizes, "peak_rss": seen.peak_rss, "baseline": seen.baseline, "used": worker.used})
-        _add(limits, slot, {"soft": seen.soft, "hard": seen.hard})
+        figures, slot = worker.figures, f"{name}-{worker.slot}" if name else str(worker.slot)
+        sizes = {"rss": figures.rss, "anon": figures.anon, "private": figures.private, "pss": figures.pss, "uss": figures.uss}
+        _add(memory, slot, {**sizes, "peak_rss": figures.peak_rss, "baseline": figures.baseline, "used": worker.used})
+        _add(limits, slot, {"soft": figures.soft, "hard": figures.hard})
     yield memory
     yield limits
 
@@ -127,7 +130,7 @@ def _pool(pool: PoolView) -> Iterator[Metric]:
             "The limit that leaves the pool least: of its cgroup, of an ancestor, or the machine's memory.",
             pool.limit,
         ),
-        "oomsafe_pool_others_bytes": ("What others than the pool use below that limit.", pool.others),
+        "oomsafe_pool_others_bytes": ("What processes outside the pool use below that limit.", pool.others),
         "oomsafe_pool_budget_bytes": ("What the pool itself may hold.", pool.budget),
         "oomsafe_pool_working_set_bytes": ("What the pool holds, as its budget counts it.", pool.held),
     }
@@ -140,15 +143,15 @@ def _counters(pool: PoolView, beside: dict[str, PoolView]) -> Iterator[Metric]:
     totals = pool.totals
     yield CounterMetricFamily("oomsafe_requests", "Requests that have ended.", value=totals.work)
     yield CounterMetricFamily("oomsafe_reclaims", "Times that gc.collect() and malloc_trim() were tried.", value=totals.reclaims)
-    yield CounterMetricFamily("oomsafe_reclaimed_bytes", "Bytes that they gave back.", value=totals.reclaimed)
+    yield CounterMetricFamily("oomsafe_reclaimed_bytes", "Bytes given back by gc.collect() and malloc_trim().", value=totals.reclaimed)
     yield CounterMetricFamily("oomsafe_unserved_seconds", "Seconds in which no worker served.", value=pool.unserved)
-    recycles = CounterMetricFamily("oomsafe_recycles", "Workers recycled, by the limit that they were over.", labels=["reason"])
+    recycles = CounterMetricFamily("oomsafe_recycles", "Workers recycled, by reason.", labels=["reason"])
     for reason, count in totals.by_reason.items():
         recycles.add_metric([reason], count)
     yield recycles
     if beside:
         done = CounterMetricFamily("oomsafe_beside_work", "Work that has ended in a pool beside this one.", labels=["pool"])
-        others = CounterMetricFamily("oomsafe_beside_recycles", "Workers recycled there.", labels=["pool", "reason"])
+        others = CounterMetricFamily("oomsafe_beside_recycles", "Workers recycled in a pool beside this one.", labels=["pool", "reason"])
         for name, other in beside.items():
             done.add_metric([name], other.totals.work)
             for reason, count in other.totals.by_reason.items():
