@@ -1,5 +1,5 @@
-"""What runs in a worker, for itself: it measures each piece of work, knows its limits, and asks to be replaced.
+"""What runs in a worker: it measures each piece of work, knows the worker's limits, and asks for a replacement.
 
-It may import scoreboard, kernel, policy, errors and log, and knows no server. Begin with guard.py, which is what an adapter makes for its
-worker; meter.py is what each piece of work passes through.
+It may import scoreboard, kernel, policy, errors and log, and knows no server. Start with guard.py: an adapter creates a guard for its
+worker. Then read meter.py, through which each piece of work passes.
 """

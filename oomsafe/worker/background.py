@@ -1,4 +1,4 @@
-"""How something slow is run beside a worker's work."""
+"""How to run a slow function beside a worker's work."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ Background = Callable[[Callable[[], None]], None]
 
 
 def in_thread(function: Callable[[], None]) -> None:
-    """Run something slow beside an event loop: malloc_trim takes up to 9 ms, and lets go of the GIL."""
+    """Run a slow function beside an event loop: malloc_trim takes up to 9 ms, and releases the GIL."""
     threading.Thread(target=function, name="oomsafe", daemon=True).start()

@@ -1,4 +1,4 @@
-"""The figure that a soft limit is compared with: anon or rss, or private, pss or uss, which cost too much to be read often."""
+"""The figure that a soft limit is compared with: anon or rss, or private, pss or uss, which are too expensive to read often."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from oomsafe.policy.readers import Metric
 #: Seconds between two samples of private, pss and uss: one holds the process's mmap_lock for 2.5 ms a GiB.
 SAMPLE_EVERY = 5.0
 
-#: Seconds until one that could not be had, or not be believed, is tried again.
+#: Seconds until the next attempt after a sample could not be read, or not be believed.
 TRY_AGAIN = 0.5
 
 
 class Gauge:
-    """One process's memory, by one metric or another."""
+    """One process's memory, in any metric."""
 
     def __init__(self) -> None:
         self.shares: Shares | None = None
-        """At the last sample; None before there is one, and where none can be had."""
+        """The last sample; None before there is one, and if none can be read."""
         self._before = 0
-        """What was held at it, without file pages."""
+        """What was held at the last sample, without file pages."""
         self._dirty = 0
         self._dirty_at = float("-inf")
         self._sample_at = float("-inf")
 
     def read(self, metric: Metric, held: int, at_least: float, now: float) -> int:
-        """Bytes by `metric`. `held` is rss or anon, whichever this metric is a part of: up to `at_least` that says enough.
+        """Bytes in `metric`. `held` is rss or anon, whichever includes this metric; up to `at_least`, `held` itself is returned.
 
-        Between two samples, what `held` has grown by is taken to be the process's own. Where
-        smaps_rollup may not be read it is `held`.
+        Between two samples, growth of `held` counts as the process's own. If
+        smaps_rollup may not be read, the result is `held`.
         """
         if metric in ("anon", "rss") or held <= at_least:
             return held
@@ -39,10 +39,10 @@ class Gauge:
         return max(0, figure + held - self._before)
 
     def file_dirty(self, held: int, rss: int, at_least: float, now: float) -> int:
-        """Bytes of file pages that the process has written to and the kernel can't drop yet; `held` counts what this gave before.
+        """Bytes of file pages that the process has written to and the kernel can't drop yet; `held` includes the previous result.
 
-        0 where they can't lift that above `at_least`: what is resident bounds them, and what the whole machine has to write,
-        which costs no walk.
+        0 if they can't lift `held` above `at_least`: they are bounded by what is resident, and by what the whole machine still has to
+        write, which is cheap to read.
         """
         bound = awaits_writing() if rss > at_least else 0
         if bound is not None and held - self._dirty + bound <= at_least:
@@ -53,7 +53,7 @@ class Gauge:
         return self._dirty
 
     def forget(self) -> None:
-        """Memory was given back: the next read samples anew."""
+        """Take a new sample at the next read. Call this after memory was given back."""
         self._sample_at = float("-inf")
 
     def _sample(self, held: int, now: float) -> Shares | None:

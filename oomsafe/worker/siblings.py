@@ -1,8 +1,8 @@
-"""Workers whose supervisor knows nothing of us: they have no scoreboard, and must not all leave at once either.
+"""Workers under another server's supervisor: they have no scoreboard, but must not all leave at once either.
 
-They meet in a file in the folder of their user, named after their parent. Each keeps the lock of one byte of it for as long as it lives,
-the one at its own pid: that it has booted. The lock of the first byte is the turn: whoever has it may leave. The kernel
-lets go of both when a process ends, however it does.
+They coordinate through a file in their user's folder, named after their parent. A worker that has booted holds a lock on one byte
+of the file, at the offset of its own pid, for as long as it lives. The lock on the first byte is the turn: its holder may leave. The
+kernel releases both when a process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from oomsafe.kernel.process import children_of, start_time
 from oomsafe.log import attempt
 from oomsafe.scoreboard import places
 
-#: Where in the file the turn is. No worker has this pid.
+#: The offset of the turn's lock. No worker has this pid.
 TURN = 0
 
-#: Whose lock is taken to read and write what has been said. Above any pid.
+#: The offset of the lock for reading and writing what has been logged. Above any pid.
 SAYING = 1 << 40
 
 
 class Siblings:
-    """The other workers of this process's parent, which wants `workers` in all. Made when this worker has booted.
+    """The other workers of this process's parent, which wants `workers` in all. Created when this worker has booted.
 
-    `workers` None: how many it wants nobody knows, but it brings up another at once for each that ends: they only take turns.
+    `workers` None: the wanted number is not known, but the parent at once starts another for each that ends: they only take turns.
     """
 
     def __init__(self, workers: int | None) -> None:
@@ -34,29 +34,29 @@ class Siblings:
         self._parent = os.getppid()
         self._fd = attempt("meeting its siblings", "the server", self._open)
         if self._fd is not None:
-            for _ in range(50):  # one that asks whether this worker has booted has its lock for a moment
+            for _ in range(50):  # a sibling that checks whether this worker has booted holds its lock for a moment
                 if self._lock(os.getpid()):
                     break
                 time.sleep(0.001)
 
     def away(self) -> int | None:
-        """How many of the others have not booted, or are missing; None where that can't be told: no folder could hold the file."""
+        """How many of the others have not booted, or are missing; None: not known (no folder for the file, or `workers` is None)."""
         if self._fd is None or self._workers is None:
             return None
         return max(0, self._workers - 1 - self._booted())
 
     @property
     def counted(self) -> int | None:
-        """How many have booted, this one included, where nobody knows how many there should be; else, and where none can be seen, None."""
+        """How many have booted, including this one, if the wanted number is not known; None if it is, or if there is no file."""
         return None if self._fd is None or self._workers is not None else 1 + self._booted()
 
     def first_to_say(self, what: bytes) -> bool:
-        """Whether none of this parent's workers, those that are gone included, has said this before."""
+        """Whether none of this parent's workers, including those that are gone, has logged this before; now it counts as logged."""
         fd = self._fd
         if fd is None:
-            return True  # better said by each than by none
+            return True  # better logged by each worker than by none
         if not self._lock(SAYING):
-            return False  # another is saying something right now: the same, most likely
+            return False  # another worker is logging right now, most likely the same
         try:
             said = os.pread(fd, 4096, 0)
             if what in said.split(b"\n"):
@@ -69,15 +69,15 @@ class Siblings:
         return True
 
     def _booted(self) -> int:
-        """How many of the others have."""
+        """How many of the others have booted."""
         return sum(self._has_booted(pid) for pid in children_of(self._parent) if pid != os.getpid())
 
     def take_turn(self) -> bool:
-        """Whether this worker may be the one that leaves. It keeps the turn until give_back(), or its end."""
+        """Whether this worker may leave now. It keeps the turn until give_back(), or until it ends."""
         return self._fd is None or self._lock(TURN)
 
     def give_back(self) -> None:
-        """It stays."""
+        """Give the turn back: this worker stays."""
         if self._fd is not None:
             self._unlock(TURN)
 
@@ -88,7 +88,7 @@ class Siblings:
         return False
 
     def _lock(self, byte: int) -> bool:
-        """A record lock, which is the process's. False: another process has it, or the application has closed our descriptor."""
+        """Take a record lock, which belongs to the process. False: another process has it, or the application closed our descriptor."""
         try:
             fcntl.lockf(self._fd or 0, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
         except OSError:
@@ -99,7 +99,7 @@ class Siblings:
         try:
             fcntl.lockf(self._fd or 0, fcntl.LOCK_UN, 1, byte)
         except OSError:
-            pass  # it is closed, and the lock with it
+            pass  # the descriptor was closed, which released the lock
 
     def _open(self) -> int:
         last: Exception = ScoreboardError("no folder can hold the file")

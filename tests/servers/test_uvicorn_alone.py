@@ -63,7 +63,7 @@ def test_a_single_process_that_may_end_answers_what_it_has_taken(serve_uvicorn, 
     response = busy.getresponse()
 
     assert last == (200, "close", b"%d" % uvicorn.pid)
-    assert "above its soft limit it ends, and something else is to restart it" in uvicorn.lines("oomsafe guards this process")[0]
+    assert "above its soft limit it ends, and something else must restart it" in uvicorn.lines("oomsafe guards this process")[0]
     assert (response.status, response.read()) == (200, b"/slow?s=1.5")
     busy.close()
     assert uvicorn.ended() == 0

@@ -38,7 +38,7 @@ def test_it_is_tried_again_ever_more_rarely(tries: list[float], clock: Clock, sa
     assert tries[:6] == [0, 0.125, 1.125, 3.125, 7.125, 15.125]
     assert 5 <= len([when for when in tries if when > 60]) <= 8
     assert len(said()) == 1
-    assert "nothing is measured until it can" in said()[0]
+    assert "nothing is measured until one can" in said()[0]
 
 
 def test_a_detector_of_blocking_calls_is_named(monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]) -> None:
@@ -65,7 +65,7 @@ def test_it_is_made_at_last(tries: list[float], clock: Clock, monkeypatch: pytes
 
     assert guard is not None
     assert current.guard_for({}, "requests") is guard
-    assert (len(tries), [line for line in said() if "could be made at last" in line]) == (1, said()[1:2])
+    assert (len(tries), [line for line in said() if "a guard has been created now" in line]) == (1, said()[1:2])
 
 
 def test_a_fork_of_a_servers_worker_has_none() -> None:
