@@ -1,4 +1,4 @@
-"""A worker's door: while the pool is about to meet the kernel's limit and another worker leaves, new work waits before any app has it."""
+"""A worker's door: while the pool is about to hit the kernel's limit and another worker leaves, new work waits outside the app."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from oomsafe.worker.pressure import SHORT_EVERY, Pressure
 if TYPE_CHECKING:
     from oomsafe.worker.guard import Guard
 
-#: Seconds between two looks of who waits: the first, and the longest.
+#: Seconds between two checks by waiting work: the first pause, and the longest.
 FIRST_WAIT, LONGEST_WAIT = 0.005, 0.05
 
 
 class Door:
-    """Used under its guard's lock."""
+    """The door of one worker. It is used under the guard's lock."""
 
     def __init__(self, pressure: Pressure, neighbours: Neighbours) -> None:
         self._pressure = pressure
         self._neighbours = neighbours
         self._state = State()
         self.looks_from: float = sys.maxsize
-        """Bytes held from which it is to be looked at."""
+        """When the worker holds this many bytes, the door must be checked."""
         self._grew_fast_at = float("-inf")
 
     @property
@@ -40,11 +40,14 @@ class Door:
         return self._state.shut_at is not None
 
     def growth(self, growth: Growth) -> Growth:
-        """How fast this worker grows when work does not wait, where it grows so fast now."""
+        """The growth to reckon with, given the worker's present growth: while work waits, at least the growth before that."""
         return growth.at_least(self._state.growth) if self.shut else growth
 
     def look(self, now: float, used: int, limit: int | None, held: int, growth: Growth) -> None:
-        """Right after the pressure was looked at, or forgotten. Bytes: what the soft limit is compared with, that limit, what is held."""
+        """Open or shut the door. Call it right after Pressure.look() or forget().
+
+        Bytes: `used` is what the soft limit is compared with, `limit` is the soft limit (None: there is none), `held` is what is held.
+        """
         pressure = self._pressure
         room = pressure.room if now - pressure.read_at <= SHORT_EVERY else None
         crowd = Crowd()
@@ -55,7 +58,7 @@ class Door:
         self.follow(now, held)
 
     def follow(self, now: float, held: int) -> None:
-        """From how many bytes on it is to be looked at, with the room that was left when this worker, or its supervisor, looked last."""
+        """Update `looks_from`, given the room that this worker, or its supervisor, measured last."""
         pressure = self._pressure
         room = pressure.room if now - pressure.read_at < PUBLISH_EVERY else self._neighbours.room
         found = looks_from(held, room, self._neighbours.workers or 1)
@@ -88,7 +91,7 @@ class Door:
 
 
 class Waiting:
-    """One piece of work's wait: sleep for each of these seconds, in whatever way the server sleeps, and look again."""
+    """The wait of one piece of work: sleep for seconds(), in whatever way the server sleeps, until it returns 0."""
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
@@ -96,7 +99,7 @@ class Waiting:
         self._next = FIRST_WAIT
 
     def seconds(self) -> float:
-        """To sleep now; 0 when the wait is over."""
+        """Seconds to sleep now; 0: the wait is over."""
         now = time.monotonic()
         self._guard.knock()
         if not self._guard.meter.crowded or now >= self._until:

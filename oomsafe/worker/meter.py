@@ -1,9 +1,9 @@
-"""The hot path: what every piece of work costs and what it made the process grow by. Counted in microseconds.
+"""The hot path, which every piece of work pays for: how much it made the process grow. Every microsecond counts.
 
-A read of statm costs 2 to 3 us in a process that serves, so it is made only when it can have
-changed: a process does not grow without a page fault, and getrusage() tells the number of faults of
-all its threads in 0.4 us. Memory that was given back makes no fault, so the end of work that had
-grown is looked at too; what else is freed is seen by the guard's tick.
+Reading statm costs 2 to 3 us in a process that serves, so it is only read when it can have
+changed: a process does not grow without a page fault, and getrusage() gives the number of faults of
+all its threads in 0.4 us. Giving memory back causes no fault, so statm is also read at the end of work that had
+grown; the guard's tick notices other memory that is freed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from _thread import RLock  # the real one: gevent replaces threading's, and nothing here waits
+from _thread import RLock  # the real one, because gevent replaces threading's, and nothing here waits
 from bisect import bisect_left
 from collections.abc import Callable
 from types import TracebackType
@@ -26,19 +26,19 @@ from oomsafe.scoreboard.slot import Figures, Slot
 _usage, _self = resource.getrusage, resource.RUSAGE_SELF
 _clock = time.monotonic
 
-#: Where ru_minflt stands in what getrusage() gives: its name is looked up in four dicts, its place in none.
+#: The index of ru_minflt in the result of getrusage(): looking it up by name searches four dicts, by index none.
 MINFLT: Final = 6
 
-#: Seconds after the end of work in which nothing is read at the next one's begin.
+#: Seconds after the end of work within which nothing is read when the next work begins.
 SAME_BREATH = 0.05
 
-#: Seconds after work was told its figures in which nothing is read at its end: what has grown is the server's sending.
+#: Seconds after work got its figures within which nothing is read at its end: the growth since is the server's sending.
 AT_ONCE = 0.0001
 
-#: Bytes that file pages and shared memory may grow by together until it is looked at which of them it was, for 5 us.
+#: File pages and shared memory may together grow by this many bytes before they are told apart, which costs 5 us.
 WEIGHED_EVERY = 1 << 20
 
-#: Names of work that has no route, of which it is counted how often each came.
+#: The most names that are counted of work whose route is not known.
 MOST_NAMES = 256
 
 #: Seconds between two publications of a worker's figures.
@@ -46,36 +46,36 @@ PUBLISH_EVERY = 1.0
 
 
 class Present(NamedTuple):
-    """What a piece of work may be told while it runs. Bytes."""
+    """The figures for a piece of work while it runs. Bytes."""
 
     grown: int
-    """What it has grown the process by; negative when it shrank."""
+    """How much it has made the process grow; negative if the process shrank."""
     rss: int
     limit: int | None
-    """The worker's soft limit; None while there is none."""
+    """The worker's soft limit; None: there is none."""
 
 
 class Work:
     """One piece of work in flight; also a context manager that ends it. Made by Meter.begin()."""
 
-    # set by begin(): without __init__ there is no call, and without a __dict__ half of what an object costs
+    # set by begin(): leaving out __init__ saves a call, and leaving out the __dict__ halves the cost of an object
     __slots__ = ("announced", "cell", "mark", "meter", "name", "route", "started")
 
     meter: Meter
     name: bytes
     route: str
-    """What it is counted under: one of few names, never what a client sent."""
+    """The name under which it is counted: one of few, never text that a client sent."""
     started: bool
-    """Whether it has begun and not ended; also False where its begin failed: then there is nothing to undo."""
+    """Whether it has begun and not ended; also False if begin() failed: then there is nothing to undo."""
     mark: float | None
     """The growth clock's value when it began; None: it has no share in the process's growth."""
     announced: bool
-    """Whether whoever asked for it has been told of it: its middleware may be there twice."""
+    """Whether its response has the memory headers already, because the middleware may be there twice."""
     cell: int
-    """Where the in-flight record is that it holds; -1: none was free."""
+    """The offset of its in-flight record; -1: none was free."""
 
     def grown(self) -> int:
-        """Bytes that this work has grown the process by until now; negative when it shrank."""
+        """Bytes by which this work has made the process grow so far; negative if the process shrank."""
         return self.meter.grown(self)
 
     def end(self) -> int:
@@ -90,7 +90,7 @@ class Work:
 
 
 class _Nowhere:
-    """Memory of which nothing is kept."""
+    """Memory that discards what is written to it."""
 
     def __setitem__(self, at: int, value: int) -> None:
         pass
@@ -103,9 +103,9 @@ def _write_nowhere(*_: object) -> None:
 class Meter:
     """Measures the work of one process. Every failure of ours is logged once, and the work goes on.
 
-    Threads share it. begin() and end() take no lock, for it would cost as much as all that they count: each
-    `x += 1` of theirs is whole, since CPython with its GIL lets another thread run only at calls and at jumps
-    backward, and none stands between its read and its write. Where memory is read, the lock is held.
+    Threads share it. begin() and end() take no lock, because that would cost as much as all their counting. Each
+    `x += 1` in them is atomic: CPython with its GIL switches threads only at calls and at backward
+    jumps, and there is none between the read and the write. The lock is held while memory is read.
     """
 
     def __init__(
@@ -116,9 +116,9 @@ class Meter:
         look: Callable[[float], None] = lambda _: None,
         admit: Callable[[str], str | None] = lambda route: route,
     ) -> None:
-        """`look(now)` is called at the end of work when that is due: at `look_at`, above `alert`, or at `publish_at`.
+        """`look(now)` is called at the end of work when a check is due: at `publish_at`, or above `alert` and at `look_at`.
 
-        `admit(route)` says what a route is counted under; None for OTHER, this once.
+        `admit(route)` returns the name under which a route is counted; None: count it under OTHER this time.
         """
         self._look, self._admit = look, admit
         self._slot = slot
@@ -127,54 +127,54 @@ class Meter:
         sizes = self.memory.sizes()
         self.rss_known = sizes is not None
         self.rss, shared = sizes or (0, 0)
-        """Resident bytes at the last look."""
+        """Resident bytes when memory was last read."""
         self.peak_rss = self.rss
         self.counts_clean = False
-        """Whether what is held is all that is resident, with the clean file pages that the kernel drops by itself."""
+        """Whether `held` is all of rss, including the clean file pages that the kernel drops by itself."""
         self.file_dirty = 0
-        """Bytes of file pages that it can't drop yet, as far as is known."""
+        """Bytes of file pages that the kernel can't drop yet, as far as is known."""
         self._kept = self._weighed_at = 0
         self._weigh(shared)
         self.held = self.anon = self.rss - shared + self._kept
-        """What the limits are compared with, and works' growth is one of, in bytes; the same without clean file pages."""
+        """`held`: what the limits and the growth of work are measured in, in bytes; `anon`: rss without clean file pages."""
         self.leaving = False
-        """Whether this worker has been told to end, and finishes what it has in flight."""
+        """Whether this worker is about to end, and finishes what it has in flight."""
         self.crowded = False
-        """Whether new work waits for memory that another worker is about to give back: a Waiting says for how long."""
+        """Whether new work waits for memory that another worker is about to give back; a Waiting says for how long."""
         self.soft_limit: int | None = None
-        """In bytes, as work is told of it; None while there is none. Set by limit()."""
+        """The soft limit that work is shown, in bytes; None: there is none. Set by limit()."""
         self.largest = (0, b"")
-        """The most that one piece of work has grown the process by, and its name; not the first of its route."""
+        """The largest growth that one piece of work has caused, in bytes, and its name. The first of its route does not count."""
         self.first = (0, b"")
-        """The same of those that were the first of their route here: imports and caches, mostly."""
+        """The largest growth that the first piece of work of its route has caused: mostly imports and caches."""
         self.warm_up = 0
-        """Bytes that all of those have grown the process by."""
+        """The growth of all first pieces of work together, in bytes."""
         self.names: dict[bytes, int] = {}
-        """How many pieces of work there were of each name, of those whose route is not known; never more than MOST_NAMES."""
+        """How often work of each name ended, where its route is not known; at most MOST_NAMES names."""
         self.clock = GrowthClock(self.held)
         self._faults = -1
-        # a finalizer or a signal's handler may run while it is held, and end a piece of work in the same thread
+        # re-entrant, because a finalizer or a signal handler may run while it is held, and end a piece of work in the same thread
         self._lock = RLock()
-        # a piece of work's own record is written by C alone: each call of ours costs a server three times what it costs here
+        # only C code writes the record of a piece of work: each call of ours costs three times as much in a server as it does here
         self._memory: memoryview | _Nowhere
         self._memory, self._write, self._cells = slot.cells()
         self._routes: dict[str, list[int]] = {}
         self._unmeasured = 0
         self.alert: float = sys.maxsize
-        """Bytes held above which there is something to decide when work ends, but not before `look_at`."""
+        """If more bytes than this are held when work ends, there is something to decide, but not before `look_at`."""
         self.look_at = 0.0
         self.publish_at = 0.0
-        """When the figures are to be published; like `look_at` on the clock of time.monotonic()."""
+        """When to publish the figures; like `look_at` on the clock of time.monotonic()."""
         self._same_breath = 0.0
         self._at_once = 0.0
         self._still = False
-        """Whether nothing has changed since work was told that it had not grown."""
+        """Whether nothing has changed since work was shown a growth of 0."""
         self._present: Present | None = None
 
     def begin(self, name: bytes, measured: bool = True) -> Work:
-        """Work begins; `name` may come from outside, for it is made printable by those who show it.
+        """Begin a piece of work. `name` may come from outside, because readers make it printable.
 
-        Not `measured` is what stays open and is mostly idle: it would take a share of what others grew by.
+        `measured` False is for work that stays open and is mostly idle: it would take a share of the growth that other work causes.
         """
         work = Work()
         work.meter = self
@@ -185,7 +185,7 @@ class Meter:
         work.cell = -1
         try:
             now, clock = _clock(), self.clock
-            # right after the last one, what has grown since is the server's parsing of this one
+            # right after the previous work, growth since then is the server's parsing of this one
             if clock.in_flight or now > self._same_breath:
                 faults = _usage(_self)[MINFLT]
                 if faults != self._faults:
@@ -200,13 +200,13 @@ class Meter:
             size, write = len(name), self._write
             write(cell, size if size < CELL_NAME else CELL_NAME, now, self.rss, name, 1)
         except IndexError:
-            pass  # no cell is free: it is counted all the same
+            pass  # no cell is free: the work still counts
         except Exception as error:
             failed("begin", "the server", error)
         return work
 
     def end(self, work: Work) -> int:
-        """Work ends; see Work.end."""
+        """End a piece of work; see Work.end."""
         if not work.started:
             return 0
         work.started = False
@@ -218,8 +218,8 @@ class Meter:
                 faults = _usage(_self)[MINFLT] if now > self._at_once else self._faults
                 if faults != self._faults or clock.value != mark:
                     self._read_at(faults)
-                value = clock.value  # before others can go on, for whom it is in flight no more
-            finally:  # whatever has become of the reading, it is in flight no more
+                value = clock.value  # before this work stops counting as in flight for the others
+            finally:  # even if the reading failed, the work is no longer in flight
                 if mark is None:
                     self._unmeasured -= 1
                 else:
@@ -246,12 +246,12 @@ class Meter:
 
     @property
     def in_flight(self) -> int:
-        """How many pieces of work are."""
+        """How many pieces of work are in flight."""
         return self.clock.in_flight + self._unmeasured
 
     @property
     def without_files(self) -> int:
-        """Bytes of anonymous and shared memory at the last look: as kernel.process.held_of() counts."""
+        """Bytes of anonymous and shared memory when memory was last read, counted as by kernel.process.held_of()."""
         return max(0, self.anon - self.file_dirty)
 
     def _note(self, name: bytes) -> None:
@@ -263,7 +263,7 @@ class Meter:
 
     def _count(self, row: list[int], growth: int, name: bytes) -> None:
         first = not any(row)
-        bucket, grown = 1 + bisect_left(BOUNDS, growth), max(0, growth)  # no call between a read and its write
+        bucket, grown = 1 + bisect_left(BOUNDS, growth), max(0, growth)  # before the counts: no call between a read and its write
         row[0] += grown
         row[bucket] += 1
         if first:
@@ -273,7 +273,7 @@ class Meter:
             self.largest = (growth, name)
 
     def present(self, work: Work) -> Present | None:
-        """The figures of this moment; None while there are none. The same object as before, where none has changed."""
+        """The figures now; None while there are none. If none has changed, it is the same object as before."""
         try:
             faults = _usage(_self)[MINFLT]
             if faults != self._faults:
@@ -302,16 +302,16 @@ class Meter:
             return 0
 
     def limit(self, soft: int | None) -> None:
-        """What work is told from now on to be its worker's soft limit, in bytes; None for none."""
+        """Set the soft limit that work is shown from now on, in bytes; None: there is none."""
         self.soft_limit, self._still = soft, False
 
     def _read_at(self, faults: int) -> None:
-        """Take in the memory as it is at this count of faults.
+        """Read the memory, now that the count of faults is `faults`.
 
-        The gate before it stands written out at each begin, end and header: calling one would cost more than it asks.
-        Where another thread reads just now, its figure will do: to wait for it would take two switches between threads, which
-        cost more than the reading. What has come since, these faults still tell at the next look. A reading that fails is
-        said, and made again at the next look.
+        The check whether the count has moved is inlined at each begin, end and header, because a function call would cost more than the
+        check. If another thread reads right now, its result is good enough: waiting for it would take two thread switches, which
+        cost more than the reading; later faults show up at the next check. A failed reading is
+        logged, and repeated at the next check.
         """
         lock = self._lock
         if not lock.acquire(blocking=False):
@@ -326,7 +326,7 @@ class Meter:
             lock.release()
 
     def _read(self) -> None:
-        """Take in the memory as it is now. Callers hold the lock."""
+        """Read the memory. The caller holds the lock."""
         sizes = self.memory.sizes()
         if sizes is None:
             return
@@ -342,7 +342,7 @@ class Meter:
         self.clock.advance(held)
 
     def _weigh(self, shared: int) -> None:
-        """How much of what has a file or shared memory behind it the kernel can't drop. Where that can't be told, all of it."""
+        """Find out how much of the file-backed and shared memory the kernel can't drop; if that is not known, all of it."""
         if shared:
             shmem = self.memory.shmem()
             self._kept = shared if shmem is None else min(shared, shmem + self.file_dirty)
@@ -351,29 +351,29 @@ class Meter:
         self._weighed_at = shared
 
     def measure(self) -> int:
-        """Read the memory whatever the faults say; the last figure when it can't be read. Resident bytes."""
+        """Read the memory regardless of the count of faults, and return resident bytes; the last figure if it can't be read."""
         with self._lock:
             self.memory.check()
-            self._weighed_at = sys.maxsize  # weigh anew
+            self._weighed_at = sys.maxsize  # weigh again
             self._read()
             return self.rss
 
     def publish(self, figures: Figures) -> None:
-        """Put what has been counted, and these figures, on the scoreboard. Raises ValueError where that was closed."""
+        """Write the counters and these figures to the scoreboard. Raises ValueError if that was closed."""
         with self._lock:
             self._slot.publish(figures, self.counters)
 
     def leave(self) -> None:
-        """In a fork of its process: see oomsafe/scoreboard/forks.py. What it counts from now on nobody sees."""
-        # a thread that the fork has not may have held it
+        """In a fork of its process (see oomsafe/scoreboard/forks.py): what it counts from now on is not published."""
+        # a thread that does not exist in the fork may have held the old one
         self._lock = RLock()
-        # offsets of cells, as the work in flight has them, are those of the parent's slot
+        # work in flight has offsets of cells in the parent's slot
         self._memory, self._write, self._cells = _Nowhere(), _write_nowhere, []
 
     def _row(self, route: str) -> list[int]:
         name = self._admit(route)
-        with self._lock:  # whoever publishes goes through the rows
+        with self._lock:  # publish() iterates over the rows
             row = self.counters.route(name or OTHER)
-        if name and len(self._routes) < 1024:  # a table for those who ask again, not for whatever names there are
+        if name and len(self._routes) < 1024:  # a cache for frequent routes, bounded in case there are ever more names
             self._routes[route] = row
         return row

@@ -1,4 +1,4 @@
-"""What one worker sees of the rest of its pool: who is away, whose turn it is, what the others have learnt."""
+"""What one worker knows of the rest of its pool: which workers are away, whose turn it is, what the others have learnt."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from oomsafe.scoreboard.view import PoolView
     from oomsafe.worker.siblings import Siblings
 
-#: Seconds after which a supervisor that has not looked gives no orders any more: it is stopped, or gone.
+#: After this many seconds without a tick, a supervisor is taken to be stopped or gone: it gives no more orders.
 LOOKS_EVERY = 3.0
 
 
 class Neighbours:
-    """Looks at the scoreboard for the worker that owns `slot`. `board` None: there are none, or none that can be seen.
+    """Reads the scoreboard for the worker that owns `slot`. `board` None: there are no other workers, or they can't be seen.
 
-    `parent` is the process that brings up another worker in this one's place; None: that is not known, or no process.
-    Without a board, `siblings` are its other workers; None: there are none. One that can't be recycled asks nobody (`asks`).
+    `parent` is the process that starts another worker in this one's place; None: it is not known, or there is none.
+    Without a board, `siblings` are the parent's other workers; None: there are none. `asks` is False for a worker that can't be
+    recycled, and so never asks for a replacement.
     """
 
     def __init__(
@@ -40,34 +41,34 @@ class Neighbours:
         self._leaves = False
         self._locked = False
         self.boot = 1.0
-        """Seconds that this worker took to serve, as its replacement will."""
+        """Seconds from this worker's start until it served; its replacement is expected to take as long."""
 
     @property
     def workers(self) -> int | None:
-        """How many workers the supervisor wants now, or, where it does not tell, has; None where there is no telling."""
+        """How many workers the supervisor wants now or, without that, how many there are; None: not known."""
         if self._board is not None:
             return self._board.header.workers
         return None if self._siblings is None else self._siblings.counted
 
     @property
     def allowed(self) -> Allowed | None:
-        """What the supervisor has found that the kernel allows; None where nobody says."""
+        """What the kernel allows, as the supervisor has published it; None: it has not."""
         found = None if self._board is None else self._board.header.allowed
         return found if found is not None and found.changes else None
 
     @property
     def alone(self) -> bool:
-        """Whether nobody would say it."""
+        """Whether there is no scoreboard, so that no supervisor would publish it."""
         return self._board is None
 
     @property
     def supervised(self) -> bool:
-        """Whether a supervisor decides who goes, and when."""
+        """Whether a supervisor decides which worker leaves, and when."""
         return self._asks and self._board is not None and self._board.header.looked > 0
 
     @property
     def others(self) -> Others:
-        """What the other workers do; where that can't be seen, there are none."""
+        """What the other workers do; without a scoreboard, as if there were none."""
         return Others() if self._board is None else self._board.others(self._slot)
 
     def view(self) -> PoolView:
@@ -78,7 +79,7 @@ class Neighbours:
 
     @property
     def room(self) -> int | None:
-        """Bytes that were left up to the kernel's limit when the supervisor looked; None where it has not said so."""
+        """Bytes left up to the kernel's limit when the supervisor last measured; None: it has not published that."""
         allowed, held = self.allowed, None if self._board is None else self._board.header.held
         if allowed is None or allowed.limit is None or held is None:
             return None
@@ -86,7 +87,10 @@ class Neighbours:
 
     @contextmanager
     def look(self, short: bool = False, full: bool = False, out: bool = False) -> Iterator[Pool]:
-        """The others, while none of them can take a turn: what is decided inside holds. The flags are those of the pool's memory."""
+        """The rest of the pool, under its lock: inside, no other worker can take a turn, so a decision stays valid.
+
+        `short`, `full` and `out` are passed on to the Pool.
+        """
         self._locked = self._board is not None and self._board.try_lock()
         try:
             yield self._pool(short, full, out)
@@ -104,7 +108,7 @@ class Neighbours:
             self._board.header.settled = min(self._board.header.settled + 1, 0xFFFF) if settled else 0
 
     def first_to_refuse(self, which: int) -> bool:
-        """Whether this worker should say for the whole pool that it refuses this limit (layout.REFUSES_SOFT and so on)."""
+        """Whether this worker should log for the whole pool that it refuses this limit (layout.REFUSES_SOFT and so on)."""
         return self._board is None or self._board.header.first_to_refuse(which)
 
     def _pool(self, short: bool, full: bool, out: bool) -> Pool:
@@ -114,7 +118,7 @@ class Neighbours:
         if self._board is None:
             return Pool(short=short, full=full, out=out, abandoned=abandoned)
         order, settled, looked = self._slot.order, self._board.header.settled, self._board.header.looked if self._asks else 0.0
-        # without the lock another is taking its turn just now; with a supervisor there are none, unless the kernel is faster
+        # without the lock, another worker is taking its turn right now; with a supervisor, turns only count if the kernel is about to kill
         counts = self._locked and (out or not looked)
         starting, _, leaving, turns = self._board.others(self._slot) if counts else Others(leaving=sys.maxsize)
         if looked:
@@ -122,8 +126,8 @@ class Neighbours:
         return Pool(starting + leaving, turns, short, full, out, leaving, bool(looked), abandoned, order, self.boot, settled)
 
     def _siblings_away(self, out: bool) -> int:
-        """How many of them are; too many to go where another has the turn."""
+        """How many siblings are away; sys.maxsize if another has the turn, so that this worker stays."""
         assert self._siblings is not None
-        # None: nothing is known of them
+        # None: nothing is known about them
         away = 0 if out else self._siblings.away() or 0
         return away if away or self._siblings.take_turn() else sys.maxsize

@@ -1,4 +1,4 @@
-"""Whether the pool's memory is about to run out, as one of its workers sees it. Looked at only by who is over its limit, or leaves."""
+"""Whether the pool's memory is about to run out, measured by one of its workers: only by one that is over its limit, or leaves."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from oomsafe.scoreboard.usage import Usage
     from oomsafe.scoreboard.view import PoolView
 
-#: Seconds between two looks, at most and at least: the kernel is asked each time.
+#: Seconds between two measurements, at most and at least: each one reads kernel files.
 SHORT_EVERY, SHORTEST = 0.05, 0.005
 
-#: Seconds for which a connection that is kept alive must have been idle, to be closed by a worker that holds the others up.
+#: A worker that holds up the others closes kept-alive connections that have been idle for this many seconds.
 IDLE_MOMENT = 0.03
 
 
 class Pressure:
-    """One worker's view; used under its guard's lock, and once it leaves by its drain alone."""
+    """The pool's memory as one worker measures it; used under its guard's lock, and by its drain alone once it leaves."""
 
     def __init__(self, policy: Policy, thresholds: Thresholds, neighbours: Neighbours, pool: Callable[[], PoolView]) -> None:
         self._policy = policy
@@ -41,22 +41,22 @@ class Pressure:
         self.out = False
         """The kernel is about to kill."""
         self.full = False
-        """There is no room for one more worker."""
+        """The budget has no room for one more worker."""
         self.room: int | None = None
-        """Bytes that were left up to the kernel's limit; None where that is not known."""
+        """Bytes left up to the kernel's limit when it was last measured; None: not known."""
         self.read_at = float("-inf")
         """When that was."""
 
     @property
     def fresh(self) -> int:
-        """Bytes that a worker which has just booted holds, as far as is known."""
+        """Bytes that a freshly booted worker holds, as far as is known; else 0."""
         return self._thresholds.baseline or 0
 
     def look(self, now: float, growth: Growth) -> None:
-        """This worker is over its limit, or takes much of what room is left, and grows so fast."""
+        """Measure, unless it is too soon: this worker is over its limit, or takes much of the remaining room. `growth` is its growth."""
         if now < self._again:
             return
-        # the others are taken to grow as this one does
+        # the other workers are assumed to grow as this one does
         self._growth, boot = growth.times(self._neighbours.workers or 1), self._neighbours.boot
         used, budget, held, limit = self._read(now)
         self.short = is_short(used, budget, self._growth, boot)
@@ -68,7 +68,7 @@ class Pressure:
             self._again = now + min(SHORT_EVERY, max(SHORTEST, self.room / self._growth.burst / 16))
 
     def forget(self) -> None:
-        """It is below its limit, and there is room: nothing of the pool concerns it."""
+        """Reset the flags: this worker is below its limit, and there is room."""
         self.short = self.out = self.full = False
         self._growth = Growth()
         self._again = 0.0
@@ -89,8 +89,8 @@ class Pressure:
         return self._holds_up
 
     def _read(self, now: float) -> tuple[int | None, int | None, int | None, int | None]:
-        """(used, budget, held, limit), as the budget counts and as the kernel does; bytes, None for what is not known."""
-        from oomsafe.scoreboard.usage import Usage, pids_of, together  # here: most workers are never over their limit
+        """(used, budget, held, limit): the first two as the budget counts, the others as the kernel does. Bytes; None: not known."""
+        from oomsafe.scoreboard.usage import Usage, pids_of, together  # imported here: most workers are never over their limit
 
         self._usage = self._usage or Usage()
         budget, capacity = self._thresholds.budget, read_capacity(held=lambda: together(pids_of(self._pool())))

@@ -1,4 +1,4 @@
-"""Where one worker's limits stand: worked out from its policy, and held against what it needed right after boot."""
+"""One worker's limits: computed from its policy, and checked against what it needed right after boot."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from oomsafe.scoreboard import layout
 from oomsafe.worker.gauge import Gauge
 from oomsafe.worker.neighbours import Neighbours
 
-#: Seconds between two looks at what the kernel allows, for a worker whom no supervisor tells.
-LOOK_EVERY = 1.0
+#: Seconds between two measurements of what the kernel allows, in a worker without a supervisor that publishes it.
+MEASURE_EVERY = 1.0
 
 
 class Thresholds:
-    """One worker's limits in force. `measure` is asked what the kernel allows, where no supervisor says it."""
+    """One worker's limits in force. `measure` returns what the kernel allows, and is used if no supervisor publishes that."""
 
     def __init__(
         self, policy: Policy, capacity: Capacity, gauge: Gauge, neighbours: Neighbours, measure: Callable[[], Capacity] | None = None
@@ -32,13 +32,13 @@ class Thresholds:
         self.refused = False
         """The soft limit is below what a worker needs: recycling would never end."""
         self.baseline: int | None = None
-        """What the limits are compared with, right after boot; bytes, None where it can't be read."""
+        """What it held right after boot, in the limits' metric; bytes, None if it can't be read."""
         self._policy = policy
         self.capacity = capacity
-        """What they are worked out from."""
+        """What the limits are computed from."""
         self._measure = measure
         self._standing = Standing(capacity)
-        self._look_at = 0.0
+        self._measure_at = 0.0
         self._gauge = gauge
         self._neighbours = neighbours
         self._boot_held: int | None = None
@@ -47,26 +47,26 @@ class Thresholds:
 
     @property
     def soft(self) -> int | None:
-        """This worker's own soft limit in bytes; None while there is none."""
+        """This worker's own soft limit in bytes; None: there is none."""
         return None if self.refused else self.limits.early
 
     @property
     def stays(self) -> bool:
-        """Whether the soft limit has been raised for a while, for this worker had settled above it."""
+        """Whether the soft limit is temporarily raised, because this worker settled above it."""
         return self._stays_until < math.inf
 
     @property
     def alert(self) -> float:
-        """Bytes held from which there is something to decide."""
+        """When the worker holds this many bytes, there is something to decide."""
         return min((limit for limit in (self.soft, self.limits.hard) if limit is not None), default=sys.maxsize)
 
     @property
     def budget(self) -> int | None:
-        """The pool's, in bytes."""
+        """The pool's budget in bytes; None: not known."""
         return self.limits.budget
 
     def set(self, held: int | None, now: float, say: bool) -> None:
-        """Work them out for a worker that has just booted, and holds so many bytes; None: that is not known."""
+        """Compute the limits. `held` is what a worker that has just booted holds, in bytes; None keeps the known baseline."""
         limits, warnings = resolve_limits(self._policy, self.capacity, self._jitter_share)
         for warning in warnings if say else ():
             log.warning("%s", warning)
@@ -81,22 +81,22 @@ class Thresholds:
             log.error("hard limit %s is not used: a worker has %s right after boot", *map(format_size, (limits.hard, self._boot_held)))
 
     def _refuse(self, needed: int | None) -> None:
-        """Do without the soft limit; the first worker of the pool that must says so."""
+        """Do without the soft limit; the first worker of the pool that must do so logs it."""
         self.refused = True
         if self._neighbours.first_to_refuse(layout.REFUSES_SOFT):
             log.error(
-                "soft limit %s is not used: a worker needs %s (%s) right after boot, so it would be recycled for ever; "
+                "soft limit %s is not used: a worker needs %s (%s) right after boot, so it would be recycled forever; "
                 "set soft_limit well above %s, or have fewer workers or more memory",
                 format_size(self.limits.soft), format_size(needed), self.limits.metric, format_size(needed),
             )  # fmt: skip
 
     def stay(self, used: int, now: float) -> None:
-        """This worker has settled above its soft limit, as others did before it: for a while its limit is above what it has."""
+        """Raise the limit temporarily above `used`: this worker has settled above its soft limit, as others did before it."""
         before, self.limits = self.limits, settled_limits(self.limits, used)
         self._stays_until = now + SETTLED_FOR
         if self._neighbours.first_to_refuse(layout.STAYS_ABOVE):
             log.warning(
-                "a worker has settled at %s (%s), above its soft limit of %s, as the %d before it did: each came there in one step and "
+                "a worker has settled at %s (%s), above its soft limit of %s, as the %d before it did: each got there in one jump and "
                 "grew no further, so recycling it would not help; its limit is %s for %.0f min. If a worker needs that much, "
                 "raise soft_limit",
                 format_size(used), before.metric, format_size(before.soft), SETTLED_WORKERS, format_size(self.limits.soft),
@@ -104,9 +104,9 @@ class Thresholds:
             )  # fmt: skip
 
     def follow(self, now: float) -> None:
-        """A share of the budget changes with the number of workers (SIGTTIN, SIGTTOU) and with what the kernel allows.
+        """Compute the limits again if the number of workers (SIGTTIN, SIGTTOU) or what the kernel allows has changed.
 
-        And a limit that was raised comes down again.
+        Also lower a temporarily raised limit again when its time is over.
         """
         before, self.capacity = self.capacity, self._present(now)
         anew = is_another_limit(before, self.capacity)
@@ -116,24 +116,24 @@ class Thresholds:
         if anew and self._neighbours.alone:
             soft, budget = format_size(self.soft), format_size(self.budget)
             log.info(
-                "the memory limit is another: soft limit %s, budget %s of %s (%s)",
+                "the memory limit has changed: soft limit %s, budget %s of %s (%s)",
                 soft, budget, format_size(self.capacity.limit), self.capacity.source,
             )  # fmt: skip
 
     def _present(self, now: float) -> Capacity:
-        """What limits are worked out from now, in the supervisor's words, or without one in this worker's own."""
-        workers, told = self._neighbours.workers, self._neighbours.allowed
+        """The present capacity, as published by the supervisor or, without one, measured by this worker itself."""
+        workers, allowed = self._neighbours.workers, self._neighbours.allowed
         capacity = self.capacity if workers is None else replace(self.capacity, workers=workers)
-        if told is not None:
-            _, limit, smallest, others, supervisor = told
+        if allowed is not None:
+            _, limit, smallest, others, supervisor = allowed
             return replace(capacity, limit=limit, smallest=smallest, others=others, supervisor_held=supervisor)
-        if self._measure is None or not self._neighbours.alone or now < self._look_at:
+        if self._measure is None or not self._neighbours.alone or now < self._measure_at:
             return capacity
-        self._look_at = now + LOOK_EVERY
-        seen = self._measure()
-        self._standing = follow(self._standing, seen, now)
-        force = in_force(self._standing, seen)
-        # what it uses is asked where something is decided by it
+        self._measure_at = now + MEASURE_EVERY
+        measured = self._measure()
+        self._standing = follow(self._standing, measured, now)
+        force = in_force(self._standing, measured)
+        # the pool's use is measured where it is needed for a decision
         return replace(
             force,
             working_set=None,

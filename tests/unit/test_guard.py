@@ -546,7 +546,7 @@ def test_a_worker_whom_nobody_tells(guarded: Any, clock: Clock, said: Said, monk
     guard.tick()
 
     assert guard.meter.soft_limit == 225 * MIB
-    assert said() == ["the memory limit is another: soft limit 225 MiB, budget 450 MiB of 500 MiB (cgroup v2 /here)"]
+    assert said() == ["the memory limit has changed: soft limit 225 MiB, budget 450 MiB of 500 MiB (cgroup v2 /here)"]
 
 
 def settle(guarded: Any, clock: Clock, board: Scoreboard, workers: int = SETTLED_WORKERS) -> None:
