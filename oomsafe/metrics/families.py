@@ -1,0 +1,131 @@
+"""What is told of a pool, as data: each metric with its samples. How it is written is another matter (prometheus.py, exposition.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from oomsafe.errors import ScoreboardError
+from oomsafe.policy.state import State
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.layout import BOUNDS
+from oomsafe.scoreboard.places import boards_beside
+from oomsafe.scoreboard.view import PoolView
+
+
+class Sample(NamedTuple):
+    """One figure of a metric."""
+
+    suffix: str
+    """What its name has beyond the metric's: of a counter ``_total``, of a histogram ``_bucket``, ``_count`` or ``_sum``."""
+    labels: dict[str, str]
+    value: float
+
+
+class Family(NamedTuple):
+    """One metric."""
+
+    name: str
+    """Without its samples' suffixes."""
+    kind: Literal["gauge", "counter", "histogram"]
+    text: str
+    samples: list[Sample]
+
+
+def families_of(pool: PoolView) -> Iterator[Family]:
+    """Every metric of the pool, with those of the pools beside it, which are read now."""
+    beside = _beside(pool)
+    yield from _workers({"": pool, **beside})
+    yield from _pool(pool)
+    yield from _counters(pool, beside)
+    yield _growth(pool)
+
+
+def _beside(pool: PoolView) -> dict[str, PoolView]:
+    """The pools whose supervisors are children of this pool's, by the last word of their names: gunicorn's dirty workers."""
+    found: dict[str, PoolView] = {}
+    try:
+        paths = boards_beside(pool.supervisor) if pool.supervisor else []
+    except ImportError:  # the kernel lists no children, and psutil is not on the path of the process that serves the metrics
+        return found
+    for path in paths:
+        try:
+            other = Scoreboard.look(path)
+        except ScoreboardError:  # it has ended meanwhile
+            continue
+        found[other.server.rpartition(" ")[2]] = other
+    return found
+
+
+def _workers(pools: dict[str, PoolView]) -> Iterator[Family]:
+    memory, limits = [], []
+    for name, worker in ((name, worker) for name, pool in pools.items() for worker in pool.workers):
+        seen, slot = worker.figures, f"{name}-{worker.slot}" if name else str(worker.slot)
+        sizes = {"rss": seen.rss, "anon": seen.anon, "private": seen.private, "pss": seen.pss, "uss": seen.uss}
+        memory += _kinds(slot, {**sizes, "peak_rss": seen.peak_rss, "baseline": seen.baseline, "used": worker.used})
+        limits += _kinds(slot, {"soft": seen.soft, "hard": seen.hard})
+    text = "Memory of one worker, by slot; used is what its soft limit is compared with."
+    yield Family("oomsafe_worker_memory_bytes", "gauge", text, memory)
+    yield Family("oomsafe_worker_limit_bytes", "gauge", "Limits of one worker, jitter included.", limits)
+
+
+def _kinds(slot: str, figures: dict[str, int | None]) -> list[Sample]:
+    """A missing figure is no sample, never 0."""
+    return [Sample("", {"worker": slot, "kind": kind}, figure) for kind, figure in figures.items() if figure is not None]
+
+
+def _pool(pool: PoolView) -> Iterator[Family]:
+    states = {state.value: sum(worker.state is state for worker in pool.workers) for state in tuple(State)[1:]}
+    yield Family("oomsafe_workers", "gauge", "Living workers by state.", [Sample("", {"state": s}, n) for s, n in states.items()])
+    yield _gauge("oomsafe_inflight", "Requests in flight.", sum(worker.figures.in_flight for worker in pool.workers))
+    sizes = {
+        "oomsafe_pool_limit_bytes": (
+            "The limit that leaves the pool least: of its cgroup, of an ancestor, or the machine's memory.",
+            pool.limit,
+        ),
+        "oomsafe_pool_others_bytes": ("What others than the pool use below that limit.", pool.others),
+        "oomsafe_pool_budget_bytes": ("What the pool itself may hold.", pool.budget),
+        "oomsafe_pool_working_set_bytes": ("What the pool holds, as its budget counts it.", pool.held),
+    }
+    for name, (text, size) in sizes.items():
+        if size is not None:
+            yield _gauge(name, text, size)
+
+
+def _counters(pool: PoolView, beside: dict[str, PoolView]) -> Iterator[Family]:
+    totals = pool.totals
+    yield _counter("oomsafe_requests", "Requests that have ended.", totals.work)
+    yield _counter("oomsafe_reclaims", "Times that gc.collect() and malloc_trim() were tried.", totals.reclaims)
+    yield _counter("oomsafe_reclaimed_bytes", "Bytes that they gave back.", totals.reclaimed)
+    yield _counter("oomsafe_unserved_seconds", "Seconds in which no worker served.", pool.unserved)
+    recycles = [Sample("_total", {"reason": reason}, count) for reason, count in totals.by_reason.items()]
+    yield Family("oomsafe_recycles", "counter", "Workers recycled, by the limit that they were over.", recycles)
+    if beside:
+        done = [Sample("_total", {"pool": name}, other.totals.work) for name, other in beside.items()]
+        yield Family("oomsafe_beside_work", "counter", "Work that has ended in a pool beside this one.", done)
+        others = [
+            Sample("_total", {"pool": name, "reason": reason}, count)
+            for name, other in beside.items()
+            for reason, count in other.totals.by_reason.items()
+        ]
+        yield Family("oomsafe_beside_recycles", "counter", "Workers recycled there.", others)
+
+
+def _growth(pool: PoolView) -> Family:
+    samples = []
+    for route, (total, *buckets) in pool.totals.routes.items():
+        so_far = 0
+        for bound, count in zip([*map(str, map(float, BOUNDS)), "+Inf"], buckets, strict=True):
+            so_far += count
+            samples.append(Sample("_bucket", {"route": route, "le": bound}, so_far))
+        samples += [Sample("_count", {"route": route}, so_far), Sample("_sum", {"route": route}, total)]
+    text = "What a request made its worker grow by; in the sum, shrinking counts as 0."
+    return Family("oomsafe_request_memory_growth_bytes", "histogram", text, samples)
+
+
+def _gauge(name: str, text: str, value: float) -> Family:
+    return Family(name, "gauge", text, [Sample("", {}, value)])
+
+
+def _counter(name: str, text: str, value: float) -> Family:
+    return Family(name, "counter", text, [Sample("_total", {}, value)])

@@ -1,0 +1,66 @@
+"""Metrics in text: what prometheus_client reads out of it is what was put in."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
+from prometheus_client.parser import text_string_to_metric_families as parse_plain
+
+from oomsafe.metrics.exposition import OPENMETRICS, PLAIN, expose
+from oomsafe.metrics.families import Family, Sample, families_of
+from oomsafe.metrics.prometheus import MemoryCollector
+from oomsafe.policy.state import State
+from oomsafe.scoreboard.layout import BOUNDS, Counters
+from oomsafe.scoreboard.slot import Figures
+from oomsafe.scoreboard.view import PoolView, WorkerView
+
+ROUTES = {"GET /a/{b}": [5 << 20, *range(len(BOUNDS) + 1)], 'GET /"\\n\\\n': [0, 1, *[0] * len(BOUNDS)]}
+
+
+def pool() -> PoolView:
+    """With a figure of each kind."""
+    figures = Figures(rss=100 << 20, anon=90 << 20, soft=300 << 20)
+    totals = Counters()
+    totals.work, totals.routes = 12, ROUTES
+    worker = WorkerView(3, 1, 1, 1, State.SERVING, figures, 1.0, 90 << 20, Counters(), [])
+    return PoolView("test", 0, 0, 1.0, 2, 1, 1 << 30, 900 << 20, [worker], totals, 1.5, 200 << 20, 7, "memory.max")
+
+
+def test_it_says_what_prometheus_client_would() -> None:
+    """In both formats, sample by sample."""
+    registry = CollectorRegistry()
+    registry.register(MemoryCollector(pool))
+
+    for accept, kind, ours, theirs in (
+        ("", PLAIN, parse_plain, generate_latest(registry)),
+        (
+            "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
+            OPENMETRICS,
+            parse_open,
+            generate_openmetrics(registry),
+        ),
+    ):
+        found, body = expose(families_of(pool()), accept)
+
+        assert found == kind
+        assert list(ours(body.decode())) == list(ours(theirs.decode()))
+        assert {sample.labels["route"] for family in ours(body.decode()) for sample in family.samples if "route" in sample.labels} == set(
+            ROUTES
+        )
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z]{1,8}", fullmatch=True), st.text()), st.floats() | st.integers(-(1 << 53), 1 << 53))
+def test_any_label_and_figure_comes_back(labels: dict[str, str], value: float) -> None:
+    """Law: whatever stands in a label, it ends neither it nor the line."""
+    family = Family("x", "gauge", "Of any kind: \\ and\nmore.", [Sample("", labels, value)])
+
+    (found,) = parse_plain(expose([family])[1].decode())
+
+    (sample,) = found.samples
+    assert sample.labels == labels
+    assert math.isnan(value) if math.isnan(sample.value) else sample.value == float(value)
