@@ -35,7 +35,7 @@ SOLO = "celery.concurrency.solo"
 #: What takes a process for each task, and one beside them: none of it is so here.
 FOR_CHILDREN = (
     "task_soft_memory_limit", "task_memory_limit", "task_memory_absolute", "max_oom_redeliveries", "max_unavailable",
-    "worker_oom_score_adj", "supervisor_oom_score_adj",
+    "worker_oom_score_adj", "supervisor_oom_score_adj", "metrics",
 )  # fmt: skip
 
 #: Of these, what acts where the task has the main thread.

@@ -62,6 +62,6 @@ def _begins(loop: TaskLoop, policy: Policy, warnings: Any) -> None:
             log.warning("%s", warning)
         log.info(
             "oomsafe guards each child by itself: soft limit %s, recycled between two tasks%s. Limits of tasks, the verdict on a death, "
-            "the end of poison loops, a budget and inspect memory take MainProcess: call oomsafe.celery.install(app)",
+            "the end of poison loops, a budget, metrics and inspect memory take MainProcess: call oomsafe.celery.install(app)",
             format_size(guard.limits.soft), dry(policy),
         )  # fmt: skip

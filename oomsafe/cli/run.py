@@ -45,6 +45,8 @@ def _read(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     )
     for name, read in READERS.items():
         option = f"--{name.replace('_', '-')}"
+        if name == "metrics_token":
+            continue  # as below
         if read is read_switch or name == "headers":  # a secret would be there for everybody to see, in the list of processes
             parser.add_argument(option, dest=name, action="store_const", const="true")
             parser.add_argument(f"--no-{option[2:]}", dest=name, action="store_const", const="false")

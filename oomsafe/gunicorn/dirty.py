@@ -72,8 +72,8 @@ class DirtyPool:
     def __init__(self, arbiter: Any, policy: Policy, http_workers: int, wake: Wake) -> None:
         self.pid = os.getpid()
         self._arbiter = arbiter
-        # its own score is the master's, which is set already
-        self._policy = replace(policy, supervisor_oom_score_adj=None)
+        # its own score is the master's, which is set already, and the master's metrics show this pool, too
+        self._policy = replace(policy, supervisor_oom_score_adj=None, metrics=None)
         self._wake = wake
         # gunicorn 25.1 introduced both: a number of workers that can change, and workers that end without removing the arbiter's socket
         self._recycles = hasattr(arbiter, "num_workers")

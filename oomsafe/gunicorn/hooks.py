@@ -123,6 +123,7 @@ class Plugin:
         theirs = getattr(server.log, "error_log", None)
         if isinstance(theirs, logging.Logger):
             log_with(theirs)
+            theirs.addFilter(self._is_of_a_worker)
         self._fleet = GunicornFleet(server)
         name, dirty = f"gunicorn {server.cfg.worker_class_str}", _dirty_workers(server.cfg)
         self._supervisor = Supervisor(self.policy, name, server.num_workers, self._fleet, forks=True, beside=dirty)
@@ -132,6 +133,12 @@ class Plugin:
         self._tick_with(server)
         self._outlive_failed_forks(server)
         self._has_loaded(server)
+
+    def _is_of_a_worker(self, record: logging.LogRecord) -> bool:
+        """Before 25.1, gunicorn says of every child that is killed that it was a worker."""
+        if self._supervisor is None or not str(record.msg).startswith("Worker (pid:"):
+            return True
+        return not any(f"(pid:{pid})" in record.getMessage() for pid, _ in self._supervisor.exporting)
 
     def _tick_with(self, server: Any) -> None:
         """The arbiter's loop calls manage_workers at least once a second: a tick without a thread."""

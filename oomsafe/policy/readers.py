@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from oomsafe.policy.units import Percent, Size, parse_size, refused
+
+if TYPE_CHECKING:
+    from oomsafe.policy.address import Address
 
 Metric = Literal["anon", "private", "rss", "pss", "uss"]
 METRICS: tuple[Metric, ...] = ("anon", "private", "rss", "pss", "uss")
@@ -124,6 +127,32 @@ def read_headers(field: str, value: object) -> bool | str:
         return value
     # the value is not shown, because it may be most of a secret
     raise refused(field, "***", f"is neither True or False nor a secret of {SHORTEST_SECRET} or more ASCII characters", "True")
+
+
+def read_address(field: str, value: object) -> Address | None:
+    """Where to listen, or None."""
+    if _is_none(value) or value is False or (isinstance(value, str) and value.strip().lower() in _NO):
+        return None
+    from oomsafe.policy.address import Address, parse_address  # here: a worker without metrics need not pay for ipaddress
+
+    try:
+        if isinstance(value, (str, Address)):
+            return parse_address(str(value))
+    except ValueError as error:
+        near = f" (what memory is counted by is set by {field[:-1]})" if value in METRICS else ""
+        raise refused(field, value, f"{error}{near}", "127.0.0.1:9400") from None
+    raise refused(field, value, "is not an address", "127.0.0.1:9400")
+
+
+def read_token(field: str, value: object) -> str | None:
+    """A secret that can stand in a header, or None."""
+    if _is_none(value):
+        return None
+    if isinstance(value, str) and len(value.strip()) >= SHORTEST_SECRET and re.fullmatch(r"[!-~]+", value.strip()):
+        return value.strip()
+    raise refused(
+        field, "***", f"is not a secret of {SHORTEST_SECRET} or more ASCII characters without spaces", "change-me-to-a-long-random-text"
+    )
 
 
 def _score(field: str, value: object, lowest: int, example: str) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from oomsafe.errors import ConfigError
 from oomsafe.policy.readers import (
     Metric,
+    read_address,
     read_count,
     read_hard_limit,
     read_headers,
@@ -21,10 +22,14 @@ from oomsafe.policy.readers import (
     read_soft_limit,
     read_supervisor_score,
     read_switch,
+    read_token,
     read_worker_score,
 )
 from oomsafe.policy.text import near_matches, printable
 from oomsafe.policy.units import MIB, Percent, Size, refused
+
+if TYPE_CHECKING:
+    from oomsafe.policy.address import Address
 
 PREFIX = "OOMSAFE_"
 
@@ -89,6 +94,10 @@ class Policy:
     """Absolute, -1000 to 1000, for the supervisor itself; lowering it needs CAP_SYS_RESOURCE. None: left as it is."""
     headers: bool | str = field(repr=False)
     """Memory headers on each response: False, True, or a secret that a request must carry in X-Memory-Token."""
+    metrics: Address | None
+    """Where a small process beside the supervisor serves the pool's metrics: ``"127.0.0.1:9400"``, or ``"unix:/a/path"``. None: nowhere."""
+    metrics_token: str | None = field(repr=False)
+    """The secret that a request for these metrics must carry, ``Authorization: Bearer ...``. Addresses that others can reach take one."""
     task_soft_memory_limit: Size | None
     """Celery: SoftMemoryLimitExceeded is raised in a task that uses more. None: no such limit for tasks without one of their own."""
     task_memory_limit: Size | None
@@ -120,6 +129,8 @@ class Policy:
         draining_oom_score_adj: int = 300,
         supervisor_oom_score_adj: int | None = None,
         headers: bool | str = False,
+        metrics: str | Address | None = None,
+        metrics_token: str | None = None,
         task_soft_memory_limit: SizeLike | None = None,
         task_memory_limit: SizeLike | None = None,
         task_memory_absolute: bool = False,
@@ -154,6 +165,8 @@ READERS: dict[str, Callable[[str, object], Any]] = {
     "draining_oom_score_adj": read_score,
     "supervisor_oom_score_adj": read_supervisor_score,
     "headers": read_headers,
+    "metrics": read_address,
+    "metrics_token": read_token,
     "task_soft_memory_limit": read_hard_limit,
     "task_memory_limit": read_hard_limit,
     "task_memory_absolute": read_switch,

@@ -77,7 +77,8 @@ def format_change(size: int) -> str:
 
 def refused(field: str, value: object, why: str, example: str) -> ConfigError:
     """The one-line error for a bad setting: field, value, what is wrong, and an example that would be accepted."""
-    shown = example if example[:1] in "0123456789-TF" and example[-1:] not in "B%" else f'"{example}"'
+    bare = example[:1] in "0123456789-TF" and example[-1:] not in "B%" and ":" not in example
+    shown = example if bare else f'"{example}"'
     return ConfigError(f"{field}={_shortened(value)} {why}; a correct example: {field}={shown}")
 
 

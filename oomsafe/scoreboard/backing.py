@@ -159,7 +159,19 @@ def open_to_read(path: str) -> tuple[int, int]:
     file, memory, size = _open(path, os.O_RDONLY)
     if memory != file:
         os.close(file)
-    return memory, (size - layout.HEADER_SIZE) // layout.SLOT_SIZE
+    return memory, _slots(size)
+
+
+def slots_of(fd: int, path: str) -> int:
+    """How many slots the scoreboard has that is open under `fd`. Raises ScoreboardError, which names `path`, when it is none."""
+    try:
+        return _slots(_size(fd, path))
+    except OSError as error:
+        raise ScoreboardError(f"{path}: {error.strerror}") from error
+
+
+def _slots(size: int) -> int:
+    return (size - layout.HEADER_SIZE) // layout.SLOT_SIZE
 
 
 def _open(path: str, flags: int) -> tuple[int, int, int]:

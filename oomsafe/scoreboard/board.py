@@ -74,6 +74,11 @@ class Scoreboard:
         """By which a process that is spawned finds it, for join(): its path, or the name of its memory."""
         return self.path or self._text.decode()
 
+    @property
+    def descriptor(self) -> int | None:
+        """That of its bytes, to be inherited by who reads them, as Reader.inherited() does; None: it has been closed."""
+        return (self._named or self._file).get()
+
     @classmethod
     def private(cls, slots: int = 1) -> Scoreboard:
         """One that only this process sees, and what it forks."""

@@ -21,6 +21,14 @@ class Reader:
         self.path = path
         self._fd, self._slots = backing.open_to_read(path)
 
+    @classmethod
+    def inherited(cls, fd: int) -> Self:
+        """By the descriptor that its supervisor has handed over (Scoreboard.descriptor). Raises ScoreboardError when it is of none."""
+        reader = cls.__new__(cls)
+        reader.path, reader._fd = f"descriptor {fd}", fd
+        reader._slots = backing.slots_of(fd, reader.path)
+        return reader
+
     def read(self, patience: float = PATIENCE) -> PoolView:
         """A consistent copy of the whole pool; after `patience` seconds, it is returned as it is. Raises ScoreboardError."""
         slots = layout.IDENTITY.unpack(self._fetch(0, layout.IDENTITY.size))[2]  # the pool may have grown

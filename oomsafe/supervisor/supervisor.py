@@ -34,6 +34,7 @@ from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.seat import Seat, enlist
 from oomsafe.scoreboard.slot import Slot
 from oomsafe.scoreboard.usage import Usage
+from oomsafe.supervisor.exporter import Exporter
 from oomsafe.supervisor.onlooker import Onlooker
 from oomsafe.supervisor.preload import Preload
 from oomsafe.supervisor.replacements import Fleet, Reading, Replacements, fresh_of
@@ -93,6 +94,7 @@ class Supervisor:
         self._refused = self._full = False
         self._gone: deque[Slot] = deque()
         self._busy = False
+        self._exporter: Exporter | None = None
         try:
             self.board, warnings = Scoreboard.create(workers, server)
             for warning in warnings:
@@ -108,6 +110,11 @@ class Supervisor:
         self._set_own_score()
         self._describe(say=True)
         attempt("asking who dies", "the server", self._say_who_dies)
+        self._exporter = attempt("metrics", "the server", self._export)
+
+    def _export(self) -> Exporter | None:
+        board = self.board
+        return None if board is None else Exporter(self.policy, lambda: board.descriptor, self._step)
 
     def change(self, workers: int, policy: Policy | None = None) -> None:
         """The number of workers, or with a reload the policy, has changed; a reload also replaces all workers."""
@@ -120,6 +127,8 @@ class Supervisor:
                 self._replacements.forget()
             self.capacity = self._measure(workers)
             self._describe(say=policy is not None)
+            if self._exporter is not None:
+                attempt("metrics", "the server", partial(self._exporter.follow, self.policy))
 
     def reserve(self) -> Slot | None:
         """Before a fork: the new worker's slot; None where there is none, and it protects itself unseen."""
@@ -231,6 +240,8 @@ class Supervisor:
             if now >= self._follow_at:
                 self._follow_at = now + FOLLOW_EVERY
                 attempt("the look at the memory limit", "the server", self._follow)
+            if self._exporter is not None:
+                attempt("metrics", "the server", partial(self._exporter.tick, now))
             if self._onlooker is not None:
                 self._onlooker.tick(self.policy, now)
             if self._replacements is not None:
@@ -248,7 +259,7 @@ class Supervisor:
             return
         wanted = clamp_score(own + self._step())
         # a worker may have written any pid into its slot
-        for pid, started in self.board.processes if self.board else ():
+        for pid, started in (*(self.board.processes if self.board else ()), *self.exporting):
             present = read_score(pid)
             if present is not None and present < wanted and is_alive(pid, started):
                 self._rescore(pid, wanted)
@@ -263,6 +274,8 @@ class Supervisor:
 
     def close(self) -> None:
         """At the supervisor's end, whose process may become another pool's; in a fork of it, nothing."""
+        if self._exporter is not None and os.getpid() == self.pid:
+            attempt("metrics", "the server", self._exporter.close)
         if self.board is not None and os.getpid() == self.pid:
             if self.board.path and os.environ.get("OOMSAFE_SCOREBOARD") == self.board.path:
                 del os.environ["OOMSAFE_SCOREBOARD"]
@@ -282,7 +295,13 @@ class Supervisor:
         return self._reading
 
     def _pids(self) -> list[int]:
-        return [self.pid, *(self.board.pids if self.board is not None else ())]
+        return [self.pid, *(self.board.pids if self.board is not None else ()), *(pid for pid, _ in self.exporting)]
+
+    @property
+    def exporting(self) -> list[tuple[int, int]]:
+        """(pid, start time) of the process that serves the metrics, if there is one: a child that is no worker."""
+        process = None if self._exporter is None else self._exporter.process
+        return [] if process is None else [process]
 
     def _measure(self, workers: int) -> Capacity:
         """What the pool reckons with. A limit that is lowered holds at once, here and at the next look of each worker."""

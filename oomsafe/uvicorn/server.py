@@ -17,7 +17,7 @@ from oomsafe.policy.settings import Policy, came_too_late, set_in
 from oomsafe.scoreboard.seat import Seat
 from oomsafe.uvicorn.reading import GIVE_IT, read_policy
 from oomsafe.worker.background import in_thread
-from oomsafe.worker.current import STAYS, Way, get_guard, set_guard
+from oomsafe.worker.current import STAYS, Way, get_guard, set_guard, warn_of_metrics
 from oomsafe.worker.guard import Guard
 
 
@@ -80,6 +80,8 @@ class GuardedServer(Server):
     def _warn(self) -> None:
         for warning in self._warnings:
             log.warning("%s", warning)
+        if self._seat is None:
+            warn_of_metrics(self._policy)
         late = came_too_late(self._variables, os.environ, GIVE_IT)
         if late and (self._seat is None or self._seat.generation == 1):  # the first worker logs for all
             log.warning("%s", late)

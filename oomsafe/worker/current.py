@@ -90,6 +90,15 @@ def guard_for(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | No
     return guard
 
 
+def warn_of_metrics(policy: Policy) -> None:
+    """In a process that is guarded by itself: say so where `metrics` are asked for."""
+    if policy.metrics is not None:
+        log.warning(
+            "metrics=%s does nothing in a process without a supervisor of oomsafe's: "
+            "mount oomsafe.metrics.prometheus.metrics_app in the app", policy.metrics,
+        )  # fmt: skip
+
+
 def _siblings(workers: int) -> Siblings | None:
     if workers < 2:
         return None
@@ -133,6 +142,7 @@ def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None)
         log.warning("a guard has been created now: from here on this process is measured")
     for warning in warnings:
         log.warning("%s", warning)
+    warn_of_metrics(policy)
     attempt("the line at boot", "the server", lambda: guard.say_limits(STAYS if way is None else way.told))
     _guard, _by_server, _failed = guard, False, None
     return guard

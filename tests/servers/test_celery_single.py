@@ -50,7 +50,7 @@ def test_what_can_t_act_there_is_named(celery: Start, pool: str) -> None:
     # which a solo node's task is told of, and this one knows nothing of
     soft = {} if pool == "solo" else {"task_soft_memory_limit": "90MiB"}
     conf = {**soft, "task_memory_absolute": True}
-    env = {"OOMSAFE_MAX_OOM_REDELIVERIES": "3", "ENOUGH_MIB": "250"}
+    env = {"OOMSAFE_MAX_OOM_REDELIVERIES": "3", "ENOUGH_MIB": "250", "OOMSAFE_METRICS": "127.0.0.1:9400"}
     node = celery(argv=("-P", pool), conf=conf, env=env, soft_limit="1GiB", task_memory_limit="150MiB").ready()
 
     assert node.ask("result = proj.balloon.delay('python').get(timeout=60)") == "not stopped"
@@ -63,6 +63,7 @@ def test_what_can_t_act_there_is_named(celery: Start, pool: str) -> None:
         assert ": task_memory_limit=150 MiB, max_oom_redeliveries=3, " in line
         assert "soft_memory_limit" not in line
     assert own in line
+    assert ", metrics=127.0.0.1:9400, " in line
     assert "more limits of tasks; use -P prefork, or soft_limit and OOMSAFE_SINGLE=exit" in line
     assert not node.lines("oomsafe failed in")
 

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from exporting import Samples, samples_in, value
 from serving import Gunicorn, until
 
 APP = """
@@ -21,22 +21,12 @@ async def asgi(scope, receive, send):
     await (metrics_app if scope.get("path") == "/metrics" else inner)(scope, receive, send)
 """
 
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
 
 def scrape(gunicorn: Gunicorn) -> Samples:
     status, headers, body = gunicorn.get("/metrics")
     assert status == 200
     assert headers["content-type"].startswith("text/plain")
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(body.decode())
-        for sample in family.samples
-    }
-
-
-def value(samples: Samples, name: str, **labels: str) -> float:
-    return samples.get((name, frozenset(labels.items())), 0.0)
+    return samples_in(body.decode())
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 
 from oomsafe.metrics.exposition import OPENMETRICS, PLAIN, expose
 from oomsafe.metrics.families import Family, Sample, families_of
+from oomsafe.metrics.http_server import Request, parse
 from oomsafe.metrics.prometheus import MemoryCollector
 from oomsafe.policy.state import State
 from oomsafe.scoreboard.layout import BOUNDS, Counters
@@ -64,3 +65,12 @@ def test_any_label_and_figure_comes_back(labels: dict[str, str], value: float) -
     (sample,) = found.samples
     assert sample.labels == labels
     assert math.isnan(value) if math.isnan(sample.value) else sample.value == float(value)
+
+
+@given(st.binary() | st.from_regex(rb"[A-Z]{1,8} [!-~]{1,20} HTTP/1\.[01](\n[A-Za-z-]{1,8}: [ -~]{0,8}){0,4}", fullmatch=True))
+def test_any_head_is_read_or_refused(head: bytes) -> None:
+    """Law: a request, or None."""
+    request = parse(head.replace(b"\n\n", b"\n"))
+
+    assert request is None or isinstance(request, Request)
+    assert request is None or all(name == name.lower().strip() for name in request.headers)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from unit.test_units import check_error, example_in
 
 from oomsafe.errors import ConfigError
+from oomsafe.policy.address import Address, parse_address
 from oomsafe.policy.settings import OTHER_VARIABLES, READERS, Policy, came_too_late, load_policy, misplaced, set_in
 from oomsafe.policy.units import MIB, Percent
 
@@ -31,6 +32,8 @@ DEFAULTS: dict[str, Any] = {
     "draining_oom_score_adj": 300,
     "supervisor_oom_score_adj": None,
     "headers": False,
+    "metrics": None,
+    "metrics_token": None,
     "task_soft_memory_limit": None,
     "task_memory_limit": None,
     "task_memory_absolute": False,
@@ -56,6 +59,8 @@ SOURCES: dict[str, tuple[Any, Any, str, Any]] = {
     "draining_oom_score_adj": (0, 0, "100", 100),
     "supervisor_oom_score_adj": (-500, -500, "-200", -200),
     "headers": ("0123456789abcdef", "0123456789abcdef", "yes", True),
+    "metrics": ("127.0.0.1:9400", Address("127.0.0.1", 9400), "[::1]:9401", Address("::1", 9401)),
+    "metrics_token": ("0123456789abcdef", "0123456789abcdef", " fedcba9876543210 ", "fedcba9876543210"),
     "task_soft_memory_limit": ("300MiB", 300 * MIB, "20%", Percent(20.0)),
     "task_memory_limit": ("400MiB", 400 * MIB, "1GiB", 1024 * MIB),
     "task_memory_absolute": (True, True, "yes", True),
@@ -152,8 +157,15 @@ BAD: dict[str, list[Any]] = {
     "draining_oom_score_adj": [-1, 1001, "auto", None, True, "3" * 20],
     "supervisor_oom_score_adj": [-1001, 1001, "-", 0.5, True, "auto"],
     "headers": ["short", "é" * 20, "tab\there-0123456789", None, 1, "0123456789abcde", b"0123456789abcdef"],
+    "metrics": [
+        "9400", ":9400", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536", "127.0.0.1:-1", "example.com:9400", "::1:9400",
+        "[127.0.0.1]:9400", "[::1]", "[fe80::1%eth0]:9400", "http://127.0.0.1:9400/metrics", "unix:relative", "unix:/folder/", "unix:",
+        "unix:/" + "x" * 107, "unix:/line\nbreak", "*:9400", "rss", 9400, True, 1.5, ["127.0.0.1:9400"], ("127.0.0.1", 9400),
+        "127.0.0.1:\uff19\uff14\uff10\uff10",
+    ],
+    "metrics_token": ["short", "é" * 20, "with a space in it, but long", "0123456789abcde", 1, True, b"0123456789abcdef"],
     "dry_run": ["2", None, 0, "ja", []],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("field", "value"), [pytest.param(f, v, id=f"{f}-{v!r:.30}") for f, vs in BAD.items() for v in vs])
@@ -223,9 +235,48 @@ def test_a_secret_in_a_variable_is_never_shown() -> None:
     assert "short" not in str(caught.value)
 
 
-def test_a_secret_is_not_in_the_repr() -> None:
+@pytest.mark.parametrize("field", ["headers", "metrics_token"])
+def test_a_secret_is_not_in_the_repr(field: str) -> None:
     """A policy that is printed, or that stands in a traceback, keeps its secret."""
-    assert "0123456789abcdef" not in repr(Policy(headers="0123456789abcdef"))
+    assert "0123456789abcdef" not in repr(Policy(**{field: "0123456789abcdef"}))
+
+
+@pytest.mark.parametrize("token", ["short-secret", "a secret with spaces", b"bytes-secret-bytes-secret"], ids=repr)
+def test_a_token_is_never_shown(token: Any) -> None:
+    """Nor one that is wrong."""
+    with pytest.raises(ConfigError) as caught:
+        Policy(metrics_token=token)
+
+    assert "metrics_token='***' is not" in str(caught.value)
+
+
+@pytest.mark.parametrize("off", [None, False, "none", "off", "no", "0", "false"], ids=repr)
+def test_metrics_can_be_turned_off(off: Any) -> None:
+    """In the usual words, for a reload that has an environment."""
+    assert Policy(metrics=off).metrics is None
+
+
+def test_who_means_metric_is_told_so() -> None:
+    """The two names differ by one letter."""
+    with pytest.raises(ConfigError, match="set by OOMSAFE_METRIC\\)"):
+        load_policy({"OOMSAFE_METRICS": "rss"}, {})
+
+
+ADDRESSES = [
+    ("127.0.0.1:9400", "127.0.0.1:9400", True), ("localhost:9400", "127.0.0.1:9400", True), ("[::1]:0", "[::1]:0", True),
+    ("127.9.9.9:1", "127.9.9.9:1", True), ("0.0.0.0:9400", "0.0.0.0:9400", False), ("[::]:9400", "[::]:9400", False),
+    ("[0:0:0:0:0:0:0:1]:9400", "[::1]:9400", True), ("10.0.0.1:65535", "10.0.0.1:65535", False),
+    ("unix:/run/a.sock", "unix:/run/a.sock", True), (" LOCALHOST:9400 ", "127.0.0.1:9400", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "canonical", "private"), ADDRESSES)
+def test_an_address_is_read(text: str, canonical: str, private: bool) -> None:
+    """And says whether only this machine reaches it."""
+    address = parse_address(text)
+
+    assert (str(address), address.is_private) == (canonical, private)
+    assert parse_address(str(address)) == address
 
 
 @pytest.mark.parametrize(
