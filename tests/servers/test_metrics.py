@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
-from exporting import Samples, samples_in, value
-from serving import Gunicorn, until
+from exporting import Samples, exporter, samples_in, value
+from exporting import scrape as scrape_at
+from serving import Gunicorn, conf, until
 
 APP = """
 from apps import {inner} as inner
@@ -97,3 +101,92 @@ def test_growth_is_a_histogram_with_the_leak_in_its_sum(measured: Callable[..., 
     until(lambda: grown()[0] >= 38, "the leaking requests of both workers are counted")
 
     assert 38 << 20 <= grown()[1] <= 60 << 20
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def documented(page: Path, text: str) -> str:
+    """The one block of Python on this page that holds `text`."""
+    (code,) = [block for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S) if text in block]
+    return str(code)
+
+
+#: Serves what docs/metrics.md has, and beside it the app.
+BOTH = """
+import os
+from prometheus_client import Gauge
+import apps
+from documented import ORDERS, metrics
+
+LIVE = Gauge("shop_live", "Workers that serve.", multiprocess_mode="livesum")
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/metrics":
+        return metrics(environ, start_response)
+    ORDERS.inc()
+    LIVE.set(1)
+    return apps.wsgi(environ, start_response)
+"""
+
+
+def test_beside_the_multiprocess_mode_of_prometheus_client(serve: Callable[..., Gunicorn], tmp_path: Path) -> None:
+    """As it is documented: one answer has the app's own counts, of workers that were recycled, too, and ours once; no file is ours."""
+    folder = tmp_path / "multiprocess"
+    folder.mkdir()
+    hook = documented(DOCS, "mark_process_dead").replace('soft_limit="300MiB"', 'soft_limit="48MiB", min_lifetime=0, reclaim=False')
+    gunicorn = serve(
+        text=conf("sync", install=False) + hook,
+        app="both:app",
+        files={"documented.py": documented(DOCS, "MultiProcessCollector"), "both.py": BOTH},
+        env={"PROMETHEUS_MULTIPROC_DIR": str(folder), "OOMSAFE_METRICS": "127.0.0.1:0"},
+    ).serving()
+    asked = 0
+    while len(gunicorn.lines("recycling: ")) < 4:
+        assert gunicorn.get("/leak?kib=1024")[0] == 200
+        asked += 1
+    recycled = sum(gunicorn.pool().totals.recycles)
+    until(lambda: sum(gunicorn.pool().totals.recycles) >= 4 and sorted(gunicorn.workers())[2:], "four are gone and others there")
+    gunicorn.serving()
+
+    text = gunicorn.get("/metrics")[2].decode()
+    samples = samples_in(text)  # which finds what is there twice
+
+    assert recycled > 0
+    assert value(samples, "shop_orders_total") == asked
+    assert value(samples, "oomsafe_recycles_total", reason="soft_limit") >= 4
+    assert value(samples, "oomsafe_workers", state="serving") == 2
+    assert 0 <= value(samples, "shop_live") <= 2
+    beside = scrape_at(exporter(gunicorn)[1])
+    assert {name for name, _ in beside} == {name for name, _ in samples if name.startswith("oomsafe_")}
+    kinds = {path.name.rpartition("_")[0] for path in folder.iterdir()}
+    assert kinds <= {"counter", "gauge_livesum"}
+    live = {int(path.stem.rpartition("_")[2]) for path in folder.glob("gauge_livesum_*")}
+    assert live <= {worker.pid for worker in gunicorn.pool().workers}
+
+
+DJANGO = """
+from django.conf import settings
+settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF="urls", SECRET_KEY="only a test", MIDDLEWARE=[])
+from django.core.wsgi import get_wsgi_application
+app = get_wsgi_application()
+"""
+
+
+@pytest.mark.parametrize(
+    ("worker_class", "text", "files"),
+    [
+        ("sync", "DispatcherMiddleware", {}),
+        ("uvicorn_worker.UvicornWorker", "add_route", {}),
+        ("sync", "urlpatterns", {"app.py": DJANGO}),
+    ],
+    ids=["flask", "fastapi", "django"],
+)
+def test_mounted_as_the_readme_has_it(serve: Callable[..., Gunicorn], worker_class: str, text: str, files: dict[str, Any]) -> None:
+    """At /metrics, not one step beside it."""
+    code = documented(DOCS.parents[1] / "README.md", text)
+    gunicorn = serve(worker_class, app="app:app", files={"urls.py" if files else "app.py": code, **files}, soft_limit="300MiB").serving()
+
+    samples = scrape(gunicorn)
+
+    assert value(samples, "oomsafe_workers", state="serving") == 2
