@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from oomsafe.kernel.cgroup import Cgroup, find_cgroup
 from oomsafe.kernel.files import read_keyed
@@ -22,30 +22,40 @@ def read_capacity(
     """
     cgroup = find_cgroup(proc=proc)
     use = cgroup.use() if cgroup is not None else None
-    levels = cgroup.levels(use) if cgroup is not None else []
-    own = None if use is None else use.working_set
-    total, in_use = _machine(proc)
-    if total is not None:
-        levels.append(Level(total, MACHINE, in_use))
-    # if a level's use can't be read, it is at least the pool's own
+    own, machine = None if use is None else use.working_set, _machine(proc)
+    levels = (*(cgroup.levels(use) if cgroup is not None else ()), machine)
+    # where a level's use can't be read, the pool's own is the least that it is
     level = tightest(levels, own or 0)
     if level is None:
-        return Capacity(None, MACHINE, in_use, supervisor_rss, workers, beside)
-    if level.source == MACHINE:
+        return Capacity(None, MACHINE, machine.used, supervisor_rss, workers, beside, levels=levels)
+    if level is machine:
         own = (held or _own_rss)()
     others = None if own is None or level.used is None else max(0, level.used - own)
     return Capacity(
-        level.limit, level.source, own if level.used is None else level.used, supervisor_rss, workers, beside,
-        others=others, droppable=level.droppable, smallest=min(each.limit for each in levels), unseen=_unseen(cgroup, level, in_use),
+        level.effective, level.bound_by, own if level.used is None else level.used, supervisor_rss, workers, beside,
+        others=others, droppable=level.droppable, smallest=min(each.effective for each in levels if each.effective is not None),
+        unseen=_unseen(cgroup, level, levels), levels=levels,
     )  # fmt: skip
 
 
-def _unseen(cgroup: Cgroup | None, level: Level, in_use: int | None) -> str:
-    """Which of the figures can't be known from here, for the log; empty if all are known."""
+def read_levels(proc: str = "/proc") -> tuple[Level, ...]:
+    """Every level of what limits this process, the nearest first and the machine last, with what is in use at each.
+
+    As a capacity's, but what is in use is read where nothing limits it, too.
+    """
+    cgroup = find_cgroup(proc=proc)
+    return (*(cgroup.levels(unlimited=True) if cgroup is not None else ()), _machine(proc))
+
+
+def _unseen(cgroup: Cgroup | None, level: Level, levels: Sequence[Level]) -> str:
+    """What of all that counts can't be known from here; empty for nothing."""
     if level.used is None and level.source != MACHINE:
         return "what others use below that limit can't be seen"
-    if in_use is None:
+    if levels[-1].used is None:
         return "what is in use on this machine can't be read"
+    unread = next((f"{each.source.path}/{name}" for each in levels for name in each.unread), None)
+    if unread is not None:
+        return f"{unread} can't be read"
     return f"limits above {cgroup.mount} can't be seen" if cgroup is not None and cgroup.is_cut_off else ""
 
 
@@ -53,26 +63,26 @@ def _own_rss() -> int | None:
     return rss_of(os.getpid())
 
 
-def _machine(proc: str) -> tuple[int | None, int | None]:
-    """(MemTotal, MemTotal - MemAvailable) in bytes; None if they are not shown, as under systemd's ProcSubset=pid."""
+def _machine(proc: str) -> Level:
+    """MemTotal, and of that MemTotal - MemAvailable; None where they are not shown, as under systemd's ProcSubset=pid."""
     table = read_keyed(f"{proc}/meminfo", factor=1024)
-    total = table.get("MemTotal")
+    total, available, free = map(table.get, ("MemTotal", "MemAvailable", "MemFree"))
     if total is not None:
-        available = table.get("MemAvailable")
-        return total, None if available is None else total - available
+        used, usage = (None if left is None else total - left for left in (available, free))
+        return Level(MACHINE, total, used=used, usage=usage)
     if proc != "/proc":
-        return None, None
+        return Level(MACHINE, None)
     if not os.path.isdir(f"{proc}/self"):
         import psutil  # imported here, so that only a host without /proc pays for it
 
         try:
             memory = psutil.virtual_memory()
-            return memory.total, memory.total - memory.available
+            return Level(MACHINE, memory.total, used=memory.total - memory.available, usage=memory.total - memory.free)
         except OSError:
             pass  # Linux without /proc: psutil reads the same file
     hidden = "%s/meminfo can't be read (systemd's ProcSubset=pid hides it): what this machine has in use is not known"
     once("meminfo", logging.WARNING, hidden, proc)
-    return _total(), None
+    return Level(MACHINE, _total())
 
 
 def _total() -> int | None:

@@ -8,7 +8,7 @@ import re
 from collections import deque
 from typing import NamedTuple
 
-from oomsafe.kernel.files import read_int, read_keyed, read_text
+from oomsafe.kernel.files import as_int, read_int, read_keyed, read_text
 from oomsafe.log import once
 from oomsafe.policy.limits import Kind, Level, Source
 
@@ -25,7 +25,9 @@ class Use(NamedTuple):
     working_set: int | None
     """usage - inactive_file, at least 0, as kubelet and cAdvisor count it; None if it can't be read."""
     droppable: int = 0
-    """The recently used page cache in it (active_file), which the kernel drops before it kills."""
+    """Of that, page cache that was used lately: the kernel drops it before it kills."""
+    usage: int | None = None
+    """Everything charged to it, page cache included; None where it can't be read."""
 
 
 class Cgroup(NamedTuple):
@@ -37,73 +39,67 @@ class Cgroup(NamedTuple):
     mount: str
     """Where the hierarchy is mounted: its highest visible ancestor."""
 
-    def levels(self, own: Use | None = None) -> list[Level]:
-        """The limits that apply to this cgroup, its own and its ancestors', the nearest first; empty if there are none.
+    def levels(self, own: Use | None = None, *, unlimited: bool = False) -> list[Level]:
+        """It and each of its ancestors that has memory files, the nearest first; in v1 also the one that limits it and can't be seen.
 
-        In v2 a limit is the smaller of memory.max and memory.high: above the latter the kernel throttles, though it does not kill yet.
-        `own` is the use of this cgroup, if it was read already.
+        `own` is its own use, where that was read already. That of an ancestor is read where something limits it, and with
+        `unlimited` everywhere.
         """
         own = self.use() if own is None else own
-        return self._v1_levels(own) if self.version == 1 else self._v2_levels(own)
+        return self._v1_levels(own, unlimited) if self.version == 1 else self._v2_levels(own, unlimited)
 
-    def limit(self) -> int | None:
-        """The smallest of its own and its ancestors' limits; None: no limit."""
-        return min((level.limit for level in self.levels()), default=None)
-
-    def _v2_levels(self, own: Use) -> list[Level]:
+    def _v2_levels(self, own: Use, unlimited: bool) -> list[Level]:
         levels = []
         for folder in self.ancestry():
-            limits = [(limit, name) for name in ("memory.max", "memory.high") if (limit := _v2_limit(f"{folder}/{name}")) is not None]
-            if limits:
-                limit, name = min(limits)
-                source = Source(Kind.CGROUP, folder, 2, "" if name == "memory.max" else name)
-                levels.append(Level(limit, source, *(own if folder == self.path else self._use(folder))))
+            kills = _bound(folder, "memory.max")
+            if kills.is_there:  # the root of all has no such files
+                high = _bound(folder, "memory.high")
+                levels.append(self._level(folder, kills.limit, high.limit, kills.unread + high.unread, own, unlimited))
         return levels
 
-    def _v1_levels(self, own: Use) -> list[Level]:
+    def _v1_levels(self, own: Use, unlimited: bool) -> list[Level]:
         smallest = read_keyed(f"{self.path}/memory.stat").get("hierarchical_memory_limit")
-        if smallest is None or smallest >= NO_LIMIT:
-            return []
+        if smallest is not None and smallest >= NO_LIMIT:
+            return [self._level(folder, None, None, (), own, unlimited) for folder in self.ancestry()]
         levels = []
         for folder in self.ancestry():
-            limit = read_int(f"{folder}/memory.limit_in_bytes")
-            # before Linux 5.11 a cgroup may not count its children's use (memory.use_hierarchy=0): then its limit does not apply to them
-            if limit is not None and smallest <= limit < NO_LIMIT:
-                levels.append(Level(limit, Source(Kind.CGROUP, folder, 1), *(own if folder == self.path else self._use(folder))))
-        if all(level.limit != smallest for level in levels):
-            levels.append(Level(smallest, Source(Kind.HIDDEN, self.mount), None))
+            limit, _, unread = _bound(folder, "memory.limit_in_bytes")
+            # before Linux 5.11 a cgroup may be told not to count what its children use (memory.use_hierarchy): its limit is not theirs
+            holds = limit is not None and (smallest or 0) <= limit < NO_LIMIT
+            levels.append(self._level(folder, limit if holds else None, None, unread, own, unlimited))
+        if smallest is not None and all(level.limit != smallest for level in levels):
+            levels.append(Level(Source(Kind.HIDDEN, self.mount), smallest))
         return levels
+
+    def _level(self, folder: str, limit: int | None, high: int | None, unread: tuple[str, ...], own: Use, unlimited: bool) -> Level:
+        use = Use(None)
+        if folder == self.path:
+            use = own
+        elif unlimited or limit is not None or high is not None:
+            use = self._use(folder)
+        return Level(Source(Kind.CGROUP, folder, self.version), limit, high, *use, unread)
 
     @property
     def is_cut_off(self) -> bool:
         """Whether it has ancestors with limits that can't be seen: in a v2 cgroup namespace (only the real root has no memory.max)."""
         return self.version == 2 and os.path.exists(f"{self.mount}/memory.max")
 
-    def usage(self) -> int | None:
-        """Everything charged to it, including page cache."""
-        return self._usage(self.path)
-
-    def _usage(self, folder: str) -> int | None:
-        path = f"{folder}/{'memory.usage_in_bytes' if self.version == 1 else 'memory.current'}"
-        usage = read_int(path)
-        if usage is None:
-            once(path, logging.WARNING, "%s can't be read: what is in use there is unknown", path)
-        return usage
-
     def use(self) -> Use:
         """The memory in use in it."""
         return self._use(self.path)
 
     def _use(self, folder: str) -> Use:
-        usage = self._usage(folder)
+        path = f"{folder}/{'memory.usage_in_bytes' if self.version == 1 else 'memory.current'}"
+        usage = read_int(path)
         if usage is None:
+            once(path, logging.WARNING, "%s can't be read: what is in use there is unknown", path)
             return Use(None)
         of, stat = "total_" if self.version == 1 else "", read_keyed(f"{folder}/memory.stat")
         inactive = stat.get(f"{of}inactive_file")
         if inactive is None:
-            return Use(None)
+            return Use(None, usage=usage)
         working_set = max(0, usage - inactive)
-        return Use(working_set, min(working_set, stat.get(f"{of}active_file", 0)))
+        return Use(working_set, min(working_set, stat.get(f"{of}active_file", 0)), usage)
 
     def oom_kills(self) -> int | None:
         """How many processes of this cgroup the kernel's OOM killer has killed (since Linux 4.13); None if it can't be read."""
@@ -237,10 +233,26 @@ def _searched(point: str, pid: int) -> str | None:
     return None
 
 
-def _v2_limit(path: str) -> int | None:
-    # the root cgroup has no memory.max at all
-    text = (read_text(path) or "max").strip()
-    return None if text == "max" else read_int(path)
+class _Bound(NamedTuple):
+    """What one file says that limits a cgroup."""
+
+    limit: int | None
+    """In bytes; v1's "no limit" is a number, v2's is None."""
+    is_there: bool = True
+    unread: tuple[str, ...] = ()
+    """The file's name, where it is there and can't be read, or holds no number."""
+
+
+def _bound(folder: str, name: str) -> _Bound:
+    path = f"{folder}/{name}"
+    text = read_text(path)
+    if text is None:
+        there = os.path.exists(path)
+        return _Bound(None, there, (name,) if there else ())
+    if text.strip() == "max":
+        return _Bound(None)
+    limit = as_int(path, text)
+    return _Bound(limit, unread=() if limit is not None else (name,))
 
 
 def _unescape(text: str) -> str:

@@ -35,8 +35,11 @@ def read_text(path: str) -> str | None:
 def read_int(path: str) -> int | None:
     """The one number in a kernel file; None if it can't be read, or is not a number, which is logged once for each file."""
     text = read_text(path)
-    if text is None:
-        return None
+    return None if text is None else as_int(path, text)
+
+
+def as_int(path: str, text: str) -> int | None:
+    """The same, of a file at `path` whose text has been read."""
     try:
         return int(text)
     except ValueError:

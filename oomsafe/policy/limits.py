@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
@@ -56,14 +56,38 @@ MACHINE = Source(Kind.MACHINE)
 
 
 class Level(NamedTuple):
-    """A limit that applies to a pool: its cgroup's, an ancestor's, or the machine's memory. In bytes."""
+    """One level of what limits a pool: its cgroup, one of that one's ancestors, or the machine. Sizes in bytes."""
 
-    limit: int
     source: Source
-    used: int | None
-    """The working set of everything below this limit, the pool and others; None if it can't be read."""
+    limit: int | None
+    """Above it the kernel kills: memory.max, v1's memory.limit_in_bytes, MemTotal. None: there is none, or it is `unread`."""
+    high: int | None = None
+    """Above it the kernel throttles what it does not kill yet: memory.high. None: there is none (v1 never has one), or it is `unread`."""
+    used: int | None = None
+    """The working set of all that lives below it, the pool and others; None where it can't be read, or was not asked for."""
     droppable: int = 0
-    """The part of `used` that the kernel drops before it kills."""
+    """Of that, what the kernel drops before it kills."""
+    usage: int | None = None
+    """All that is charged there, page cache included: what the kernel compares with `limit`. None as for `used`."""
+    unread: tuple[str, ...] = ()
+    """Files with a limit that are there and can't be read, or hold no number."""
+
+    @property
+    def effective(self) -> int | None:
+        """The smaller of `limit` and `high`; None where nothing limits it, or nothing that can be read."""
+        if self.limit is None or self.high is None:
+            return self.high if self.limit is None else self.limit
+        return min(self.limit, self.high)
+
+    @property
+    def headroom(self) -> int | None:
+        """What is left up to the effective limit, below 0 above it; None where that or what is used is None."""
+        return None if self.effective is None or self.used is None else self.effective - self.used
+
+    @property
+    def bound_by(self) -> Source:
+        """`source`, which names memory.high where that is the smaller one."""
+        return self.source if self.effective == self.limit else self.source._replace(file="memory.high")
 
 
 @dataclass(frozen=True)
@@ -90,7 +114,13 @@ class Capacity:
     droppable: int = 0
     """The part of the working set that is page cache: in use, and yet the kernel drops it before it kills."""
     supervisor_held: int | None = None
-    """The supervisor's rss without file pages; None: not known."""
+    """Its rss without file pages; None: not known."""
+    levels: tuple[Level, ...] = field(default=(), compare=False)
+    """Every level, the nearest first and the machine last, as it was read; empty in a worker, whose supervisor does that.
+
+    Where nothing limits one, what is used there was not asked for: kernel.capacity.read_levels() does. Two capacities that differ
+    in nothing else are equal, for use moves all the time.
+    """
 
     @property
     def supervisor(self) -> int | None:
@@ -170,16 +200,15 @@ def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0
 
 
 def tightest(levels: Sequence[Level], own: int) -> Level | None:
-    """The level with the smallest headroom; of several that are equally tight, the nearest to the pool. None if there are no levels.
+    """The level with the smallest headroom, the nearest of those that are as tight; None where nothing limits any.
 
     If the use of a level can't be read, the pool's `own` is used instead.
     """
-
-    def headroom(level: Level) -> int:
-        return level.limit - (own if level.used is None else level.used)
-
-    least = min(map(headroom, levels), default=0)
-    return next((level for level in levels if headroom(level) <= least + level.limit * AS_TIGHT), None)
+    rooms = [
+        (level, limit, limit - (own if level.used is None else level.used)) for level in levels if (limit := level.effective) is not None
+    ]
+    least = min((room for _, _, room in rooms), default=0)
+    return next((level for level, limit, room in rooms if room <= least + limit * AS_TIGHT), None)
 
 
 def in_bytes(size: Size | None, total: int | None) -> int | None:

@@ -126,7 +126,7 @@ class Thresholds:
         capacity = self.capacity if workers is None else replace(self.capacity, workers=workers)
         if allowed is not None:
             _, limit, smallest, others, supervisor = allowed
-            return replace(capacity, limit=limit, smallest=smallest, others=others, supervisor_held=supervisor)
+            return replace(capacity, limit=limit, smallest=smallest, others=others, supervisor_held=supervisor, levels=())
         if self._measure is None or not self._neighbours.alone or now < self._measure_at:
             return capacity
         self._measure_at = now + MEASURE_EVERY
@@ -138,6 +138,7 @@ class Thresholds:
             force,
             working_set=None,
             droppable=0,
+            levels=(),
             supervisor_rss=capacity.supervisor_rss,
             supervisor_held=capacity.supervisor_held,
             workers=capacity.workers,

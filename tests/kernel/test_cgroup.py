@@ -34,6 +34,11 @@ def found(tree: Tree) -> Cgroup:
     return cgroup
 
 
+def smallest(cgroup: Cgroup) -> int | None:
+    """The smallest of its own and its ancestors'."""
+    return min((level.effective for level in cgroup.levels() if level.effective is not None), default=None)
+
+
 def v2(tree: Tree) -> None:
     """A service under systemd."""
     tree.at("0::/system.slice/app.service\n", v2_mount(point="{root}/cg"))
@@ -147,7 +152,7 @@ def test_seen(tree: Tree, make: Callable[[Tree], None], said: Said) -> None:
 
     cgroup = found(tree)
 
-    assert (cgroup.limit(), cgroup.usage(), cgroup.use().working_set, cgroup.oom_kills()) == (300 * MIB, 100 * MIB, 70 * MIB, 2)
+    assert (smallest(cgroup), cgroup.use().usage, cgroup.use().working_set, cgroup.oom_kills()) == (300 * MIB, 100 * MIB, 70 * MIB, 2)
     assert said() == []
 
 
@@ -160,7 +165,7 @@ def test_above_what_is_mounted(tree: Tree, path: str, said: Said) -> None:
 
     cgroups = [found(tree), found(tree)]
 
-    assert [cgroup.limit() for cgroup in cgroups] == [300 * MIB] * 2
+    assert [smallest(cgroup) for cgroup in cgroups] == [300 * MIB] * 2
     (line,) = said()
     assert f"the cgroup {path} can't be seen" in line
 
@@ -185,9 +190,9 @@ def test_no_cgroups_are_mounted(tree: Tree, said: Said, line: str) -> None:
     assert said() == ["no memory cgroups are mounted here, and this process is in one: its limit can't be seen"]
 
 
-def level(limit: int, used: int | None) -> Level:
+def level(limit: int | None, used: int | None, high: int | None = None) -> Level:
     """One of no matter where."""
-    return Level(limit, Source(Kind.CGROUP, f"{limit} of which {used}", 2), used)
+    return Level(Source(Kind.CGROUP, f"{limit} of which {used}", 2), limit, high, used)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +204,8 @@ def level(limit: int, used: int | None) -> Level:
         pytest.param([level(300, 100), level(300, 100)], 0, id="the nearest of equals"),
         pytest.param([level(3000, 1000), level(3000, 1010)], 0, id="which are read one after the other"),
         pytest.param([level(300, 100), level(290, None)], 1, id="where nobody knows, the pool's own is used"),
+        pytest.param([level(None, 999), level(300, 100)], 1, id="what has no limit limits nobody"),
+        pytest.param([level(300, 100), level(900, 100, high=250)], 1, id="the kernel throttles before it kills"),
     ],
 )
 def test_the_tightest_level(levels: list[Level], which: int) -> None:
@@ -209,6 +216,7 @@ def test_the_tightest_level(levels: list[Level], which: int) -> None:
 def test_none_of_no_levels() -> None:
     """Nothing limits it."""
     assert tightest([], 0) is None
+    assert tightest([level(None, 100)], 0) is None
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -302,7 +310,7 @@ def test_an_ancestor_that_does_not_count_its_children(tree: Tree) -> None:
     tree.v1("cg/memory/a/b", 300 * MIB)
     tree.v1("cg/memory/a", 5 * MIB)
 
-    assert found(tree).limit() == 300 * MIB
+    assert smallest(found(tree)) == 300 * MIB
 
 
 def test_others_use_the_machine(tree: Tree) -> None:
@@ -408,7 +416,7 @@ def test_v1_without_a_limit(tree: Tree, limit: int, expected: int | None) -> Non
     tree.at("4:memory:/\n", v1_mount())
     tree.v1("cg/memory", limit)
 
-    assert expected == found(tree).limit()
+    assert expected == smallest(found(tree))
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -428,7 +436,7 @@ def test_garbage_is_no_figure(tree: Tree, said: Said) -> None:
 
     for _ in range(3):
         cgroup = found(tree)
-        assert (cgroup.limit(), cgroup.usage(), cgroup.use().working_set) == (None, None, None)
+        assert (smallest(cgroup), cgroup.use().usage, cgroup.use().working_set) == (None, None, None)
 
     assert len(said()) == 2
     assert all("'rubbish\\n'" in line for line in said())
@@ -441,7 +449,7 @@ def test_files_that_vanish(tree: Tree, said: Said) -> None:
     for path in Path(cgroup.path).iterdir():
         path.unlink()
 
-    assert (cgroup.limit(), cgroup.usage(), cgroup.use().working_set, cgroup.oom_kills()) == (None, None, None, None)
+    assert (smallest(cgroup), cgroup.use().usage, cgroup.use().working_set, cgroup.oom_kills()) == (None, None, None, None)
     assert said() == [f"{cgroup.path}/memory.current can't be read: what is in use there is unknown"]
 
 
