@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,16 +19,8 @@ import redis
 from celery import Celery
 from kombu import Queue
 
-# the tests start the same brokers, and know how to do it on a machine where others run: ports, folders, epmd, their ends
-sys.path.insert(1, str(common.HERE.parent / "tests"))
-from celerying import Redis
-from rabbitmq import RabbitMQ, server_binary
-from serving import ENDING_WITH_US
-
-from oomsafe.kernel.process import children_of
-from oomsafe.scoreboard.board import Scoreboard
-from oomsafe.scoreboard.places import board_of
-from oomsafe.scoreboard.view import PoolView
+from oomsafe.demo.brokers import RabbitMQ, Redis, rabbitmq_binary, redis_binary
+from oomsafe.demo.server_process import ENDING_WITH_US, ServerProcess
 
 BROKERS = ("redis", "rabbitmq", "filesystem")
 CHILDREN = 2
@@ -154,13 +143,10 @@ def place(kind: str) -> Iterator[Place]:
     with contextlib.ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="oomsafe-benchmark-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        backend = Redis(folder)
-        stack.callback(backend.stop)
+        backend = stack.enter_context(Redis(folder))
         broker, options = backend.url(0), {}
         if kind == "rabbitmq":
-            rabbit = RabbitMQ(folder)
-            stack.callback(rabbit.stop)
-            broker = rabbit.url
+            broker = stack.enter_context(RabbitMQ(folder)).url
         elif kind == "filesystem":
             broker = "filesystem://"
             ways = {"data_folder_in": "queue", "data_folder_out": "queue", "processed_folder": "processed", "control_folder": "control"}
@@ -174,22 +160,21 @@ def place(kind: str) -> Iterator[Place]:
 
 def missing(kind: str) -> str | None:
     """What isn't installed of what a broker takes; None: nothing."""
-    if shutil.which("redis-server") is None:
+    if redis_binary() is None:
         return "redis-server is not installed"
-    return "rabbitmq-server is not installed" if kind == "rabbitmq" and server_binary() is None else None
+    return "rabbitmq-server is not installed" if kind == "rabbitmq" and rabbitmq_binary() is None else None
 
 
-class Node:
-    """prefork with two children, in a session of its own; ended by pid, its children too. `policy` None: stock Celery."""
+class Node(ServerProcess):
+    """prefork with two children. `policy` None: stock Celery."""
+
+    GRACE = 10.0
 
     def __init__(self, here: Place, conf: dict[str, Any], policy: dict[str, Any] | None, *, leak: int = 0) -> None:
         self.runs = here.folder / "runs"
-        self._log = here.folder / "node.log"
         settings = {"broker_transport_options": here.options, "broker_connection_retry_on_startup": True, **conf}
-        plain = common.environment()
         environ = {
-            **plain,
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(common.HERE), plain.get("PYTHONPATH")])),
+            **common.environment(common.HERE),
             "BROKER": here.broker,
             "BACKEND": here.backend,
             "CELERY_CONF": json.dumps(settings),
@@ -200,57 +185,18 @@ class Node:
         }
         # two lines of log for each task would cost more than what is to be measured
         command = [sys.executable, "-m", "celery", "-A", "celery_app", "worker", "-l", "WARNING", "-P", "prefork", "-c", str(CHILDREN)]
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*ENDING_WITH_US, *command, "--without-gossip", "--without-mingle"], cwd=here.folder, env=environ,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        self.pid = self.process.pid
-
-    def __enter__(self) -> Node:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(10)
-        for pid in common.in_session(self.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait(common.PATIENCE)
-
-    @property
-    def alive(self) -> bool:
-        """MainProcess."""
-        return self.process.poll() is None
-
-    def log(self) -> str:
-        """The end of what it wrote."""
-        return self._log.read_text(errors="replace")[-3000:]
-
-    def children(self) -> list[int]:
-        """Those of MainProcess."""
-        return children_of(self.pid)
+        command = [*ENDING_WITH_US, *command, "--without-gossip", "--without-mingle"]
+        super().__init__(command, here.folder, environ, log="node.log")
 
     def takes_the_first_of(self, here: Place, tasks: int) -> None:
         """Wait until it does."""
-        deadline = time.monotonic() + common.PATIENCE
-        while here.waiting() >= tasks:
-            if not self.alive or time.monotonic() > deadline:
-                raise RuntimeError(f"no task was taken within {common.PATIENCE} s:\n{self.log()}")
-            time.sleep(0.005)
-
-    def pool(self) -> PoolView | None:
-        """As its scoreboard shows it; None where it has none."""
-        path = board_of(self.pid)
-        return None if path is None else Scoreboard.look(path)
+        self.until(lambda: here.waiting() < tasks, "a task is taken", common.PATIENCE, pause=0.005)
 
     def counted(self, tasks: int) -> int | None:
         """The tasks on its scoreboard, once these are `tasks` (children publish once a second) or that takes too long; None without one."""
         deadline = time.monotonic() + common.PATIENCE
         while True:
-            pool = self.pool()
+            pool = self.find_pool()
             if pool is None or pool.totals.work >= tasks or time.monotonic() > deadline:
                 return None if pool is None else pool.totals.work
             time.sleep(0.1)

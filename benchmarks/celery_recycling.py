@@ -57,7 +57,7 @@ def measure(one: Contestant, tasks: int, leak: int) -> Run:
                 if now != there:
                     there, moved = now, time.monotonic()
             counted = node.counted(tasks)
-            pool = node.pool()
+            pool = node.find_pool()
             assert (pool is not None) == (one.policy is not None), f"{one.name}: a scoreboard, or none, where it should not be so"
             good = here.right(ids)
             failed = Counter(str(result["status"]) for result in here.results(ids) if result and result["status"] != "SUCCESS")

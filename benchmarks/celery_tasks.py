@@ -101,10 +101,10 @@ def cost_of(chosen: list[Contestant], batches: int, progress: str) -> list[dict[
                 if number >= WARM_UP:
                     seen[side.one.name].append(measured)
                 else:
-                    side.children = side.node.children()
+                    side.children = side.node.workers()
         for side in sides:
-            children = side.node.children()
-            assert sorted(children) == sorted(side.children), f"children were replaced, and their CPU time is gone:\n{side.node.log()}"
+            children = side.node.workers()
+            assert sorted(children) == sorted(side.children), f"children were replaced, and their CPU time is gone:\n{side.node.tail()}"
             proves_its_work(side.one, side.here, side.node, side.ids)
     return [medians(seen[one.name], seen.get(f"{one.broker}: {one.baseline}")) for one in chosen]
 
@@ -133,7 +133,7 @@ def all_results(here: Place, node: Node, ids: list[str], children: list[int], ke
         if keys != last:
             last, moved = keys, time.monotonic()
         if not node.alive or time.monotonic() > moved + QUIET:
-            raise RuntimeError(f"{here.there(ids)} results of {len(ids)}:\n{node.log()}")
+            raise RuntimeError(f"{here.there(ids)} results of {len(ids)}:\n{node.tail()}")
         time.sleep(LOOK)
 
 
@@ -142,14 +142,14 @@ def proves_its_work(one: Contestant, here: Place, node: Node, ids: list[str]) ->
     assert here.right(ids) == set(range(len(ids)))
     counted = node.counted(len(ids))
     assert counted == (len(ids) if one.policy is not None else None), f"{one.name} counted {counted} tasks of {len(ids)}"
-    pool = node.pool()
+    pool = node.find_pool()
     assert pool is None or not sum(pool.totals.recycles), f"{one.name} recycled"
     if one.policy is not None and "task_memory_limit" in one.policy:
         ids = here.send("balloon", [(TOO_MUCH, common.PATIENCE)])
         deadline = time.monotonic() + common.PATIENCE
         while not here.there(ids) and time.monotonic() < deadline:
             time.sleep(LOOK)
-        assert "MemoryLimitExceeded" in str(here.results(ids)), f"{one.name} has no limit: {here.results(ids)}\n{node.log()}"
+        assert "MemoryLimitExceeded" in str(here.results(ids)), f"{one.name} has no limit: {here.results(ids)}\n{node.tail()}"
 
 
 def cost_table(seen: Rows, chosen: list[Contestant]) -> str:

@@ -13,7 +13,6 @@ import os
 import platform
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from oomsafe.kernel.process import children_of
+from oomsafe.demo import server_process
+from oomsafe.demo.server_process import ServerProcess, free_ports, remove
+from oomsafe.kernel.process import descendants_of
 from oomsafe.kernel.sandbox import Sandbox
 
 T = TypeVar("T")
@@ -49,8 +50,8 @@ _numbers = itertools.count()
 # --- a server
 
 
-class Server:
-    """A server in a session of its own, on a loopback port; it and whatever it forked is ended by pid.
+class Server(ServerProcess):
+    """A server on a loopback port; it and whatever it forked is ended by pid.
 
     `argv` holds PORT where its port goes; `files` are written to its folder, where it starts; `core` pins it to one
     CPU; `boot` is how many seconds longer than others it takes to answer; `memory` is the limit, in bytes, of a memory cgroup
@@ -67,40 +68,35 @@ class Server:
         boot: float = 0,
         memory: int | None = None,
     ) -> None:
-        self._sandbox = None if memory is None else Sandbox(f"oomsafe-benchmark-{os.getpid()}-{next(_numbers)}", memory)
+        self.sandbox = None if memory is None else Sandbox(f"oomsafe-benchmark-{os.getpid()}-{next(_numbers)}", memory)
         self._patience = PATIENCE + boot
         self.folder = Path(tempfile.mkdtemp(prefix="oomsafe-benchmark-"))
         for name, text in (files or {}).items():
             (self.folder / name).write_text(text)
-        self.port = free_port()
-        self._log = self.folder / "log"
+        (self.port,) = free_ports()
         command = [*pinned(core), *(word.replace(PORT, str(self.port)) for word in argv)]
-        command = self._sandbox.command(command) if self._sandbox else command
-        with self._log.open("wb") as log:
-            self.started = time.perf_counter()
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, env=self._environment(environ or {}), stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        self.pid = self.process.pid
+        command = self.sandbox.command(command) if self.sandbox else command
+        plain = environment(HERE)
+        self.started = time.perf_counter()
+        super().__init__(command, self.folder, {**plain, "HOME": str(self.folder), **(environ or {})})
 
     def __enter__(self) -> Server:
         try:
-            self._wait_until_it_answers()
+            self.until(self._answers, "an answer", self._patience, pause=0.002)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self.end()
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self._sandbox is not None:
-            removed(self._sandbox)
+        if self.sandbox is not None:
+            remove(self.sandbox)
 
     def kernel_kills(self) -> int:
         """How many processes of its cgroup the kernel has killed; 0 where it has none of its own."""
-        return (self._sandbox.cgroup.oom_kills() or 0) if self._sandbox else 0
+        return (self.sandbox.cgroup.oom_kills() or 0) if self.sandbox else 0
 
     def get(self, path: str = "/") -> http.client.HTTPResponse:
         """One request on a connection of its own; the answer's body has been read and is its `body`."""
@@ -113,65 +109,32 @@ class Server:
         finally:
             connection.close()
 
-    def workers(self) -> set[int]:
+    def forked(self) -> set[int]:
         """The pids that it forked and that run, the forks of forks too."""
-        found: set[int] = set()
-        waiting = [self.pid]
-        while waiting:
-            more = children_of(waiting.pop())
-            found.update(more)
-            waiting.extend(more)
-        return found
+        return set(descendants_of(self.pid))
 
     def settle(self, workers: int) -> None:
         """Wait until so many processes have been forked, and have had a moment to load the app."""
-        deadline = time.monotonic() + PATIENCE
-        while len(self.workers()) < workers:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no {workers} workers within {PATIENCE} s:\n{self.log()}")
-            time.sleep(0.01)
+        self.until(lambda: len(self.forked()) >= workers, f"{workers} workers", PATIENCE, pause=0.01)
         time.sleep(1)
 
-    def log(self) -> str:
-        """The end of what it wrote."""
-        return self._log.read_text(errors="replace")[-3000:]
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self.get().status == 200
+        return False
 
-    def stop(self) -> None:
-        """SIGTERM, patience, SIGKILL for what is left of its session."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(5)
-        for pid in in_session(self.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait(PATIENCE)
 
-    def _wait_until_it_answers(self) -> None:
-        deadline = time.monotonic() + self._patience
-        while True:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.log()}")
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                if self.get().status == 200:
-                    return
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no answer within {self._patience:g} s:\n{self.log()}")
-            time.sleep(0.002)
-
-    def _environment(self, more: dict[str, str]) -> dict[str, str]:
-        plain = environment()
-        path = os.pathsep.join(filter(None, [str(HERE), plain.get("PYTHONPATH")]))
-        return {**plain, "PYTHONPATH": path, "HOME": str(self.folder), **more}
+def environment(*path: Path) -> dict[str, str]:
+    """What every process starts with: no settings of the caller's, and byte code, as an installed package has it. `path` is Python's."""
+    plain = server_process.environment("GRANIAN_", "UWSGI_", "PYTHONDONTWRITEBYTECODE", path=path)
+    return {**plain, "PYTHONPYCACHEPREFIX": _byte_code()}
 
 
 @functools.cache
-def environment() -> dict[str, str]:
-    """What every process starts with: no settings of the caller's, and byte code, as an installed package has it."""
+def _byte_code() -> str:
     folder = tempfile.mkdtemp(prefix="oomsafe-benchmark-pyc-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    theirs = ("OOMSAFE_", "GUNICORN_", "GRANIAN_", "UWSGI_", "PYTHONDONTWRITEBYTECODE")
-    return {**{k: v for k, v in os.environ.items() if not k.startswith(theirs)}, "PYTHONPYCACHEPREFIX": folder}
+    return folder
 
 
 class Watch(threading.Thread):
@@ -186,32 +149,13 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._done.wait(0.02):
-            for pid in self._server.workers():
+            for pid in self._server.forked():
                 self.peaks[pid] = max(self.peaks.get(pid, 0), status_of(pid, "VmHWM"))
 
     def stop(self) -> None:
         """No more looks."""
         self._done.set()
         self.join()
-
-
-def removed(sandbox: Sandbox) -> None:
-    """Remove a cgroup whose processes have ended; the kernel may be a moment behind."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return sandbox.remove()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-
-
-def free_port() -> int:
-    """A loopback port that nobody has just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def pinned(core: int | None) -> list[str]:
@@ -228,19 +172,6 @@ def tool(name: str) -> str:
 
 
 # --- processes
-
-
-def in_session(session: int) -> list[int]:
-    """The processes of a session that run; zombies don't."""
-    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _session(pid) == session]
-
-
-def _session(pid: int) -> int:
-    try:
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    except OSError:
-        return 0
-    return 0 if words[0] in "ZX" else int(words[3])
 
 
 def status_of(pid: int | str, key: str) -> int:

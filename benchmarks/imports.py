@@ -48,7 +48,7 @@ def boot_gunicorn(name: str) -> dict[str, float]:
     with Server(argv) as server:
         booted = (time.perf_counter() - server.started) * 1e3
         time.sleep(0.3)
-        (worker,) = server.workers()
+        (worker,) = server.forked()
         return {"ms": booted, "rss": statm(worker) / MIB, "private": private(worker) / MIB, "master": statm(server.pid) / MIB}
 
 

@@ -119,9 +119,9 @@ def measure(row: Row, seconds: float, memory: int | None) -> dict[str, float]:
             load = common.wrk(server, "/leak?wrk", seconds)
             honest = asking.result()
         watch.stop()
-        gone = len(watch.peaks.keys() - server.workers())
-        killed, ended = server.kernel_kills(), server.process.poll() is not None
-        server.stop()
+        gone = len(watch.peaks.keys() - server.forked())
+        killed, ended = server.kernel_kills(), not server.alive
+        server.end()
         peak = max([*watch.peaks.values(), *recorded(server.folder / "peaks")])
     return {
         "peak": peak / MIB, "longest": honest["longest"], "rate": load.rate, "p99": load.p99, "recycles": gone,

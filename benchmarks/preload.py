@@ -5,7 +5,6 @@ Three workers that share 700 MiB of Python objects, in a memory cgroup of 2 000 
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import statistics
@@ -84,7 +83,7 @@ class Clients:
 
 def pool_pss(server: Server) -> int:
     """Of the master and its workers, in bytes: what they share counts once."""
-    return sum(figures[0] for figures in map(shared_out, common.in_session(server.pid)) if figures is not None)
+    return sum(figures[0] for figures in map(shared_out, server.session()) if figures is not None)
 
 
 class Peak(threading.Thread):
@@ -110,48 +109,36 @@ class Peak(threading.Thread):
 
 def measure(conf: str, requests: int) -> dict[str, float]:
     """One round of one row: the load, then a reload, then the stop."""
-    sandbox = Sandbox(f"oomsafe-benchmark-{os.getpid()}", CGROUP * MIB)
-    argv = sandbox.command([sys.executable, "-m", "gunicorn", "-b", f"127.0.0.1:{PORT}", "-c", "conf.py", "preloaded_app:app"])
-    try:
-        with Server(argv, files={"conf.py": CONF + conf}) as server:
-            server.settle(WORKERS)
-            seen = server.workers()
-            peak, clients = Peak(sandbox), Clients(server, requests)
-            peak.start()
-            begun = time.monotonic()
-            clients.run()
-            seconds = time.monotonic() - begun
-            kills = sandbox.cgroup.oom_kills() or 0
-            gone = len(re.findall("Worker exiting", (server.folder / "log").read_text(errors="replace")))
-            old = server.workers()
-            server.process.send_signal(signal.SIGHUP)
-            until_gone(old)
-            server.process.terminate()
-            until_gone(server.workers() | seen)
-            top = peak.stop()
-        pss = [look / MIB for look in clients.pss]
-        after = (sandbox.cgroup.oom_kills() or 0) - kills
-        return {
-            "pss": statistics.mean(pss), "last": pss[-1], "peak": top / MIB, "kills": kills, "kills after": after, "recycles": gone,
-            "failed": clients.failed, "longest": clients.longest, "seconds": seconds, "requests": requests,
-        }  # fmt: skip
-    finally:
-        removed(sandbox)
+    argv = [sys.executable, "-m", "gunicorn", "-b", f"127.0.0.1:{PORT}", "-c", "conf.py", "preloaded_app:app"]
+    with Server(argv, files={"conf.py": CONF + conf}, memory=CGROUP * MIB) as server:
+        assert server.sandbox is not None
+        server.settle(WORKERS)
+        seen = server.forked()
+        peak, clients = Peak(server.sandbox), Clients(server, requests)
+        peak.start()
+        begun = time.monotonic()
+        clients.run()
+        seconds = time.monotonic() - begun
+        kills = server.kernel_kills()
+        gone = len(server.lines("Worker exiting"))
+        old = server.forked()
+        server.process.send_signal(signal.SIGHUP)
+        until_gone(old)
+        server.process.terminate()
+        until_gone(server.forked() | seen)
+        top = peak.stop()
+        after = server.kernel_kills() - kills
+    pss = [look / MIB for look in clients.pss]
+    return {
+        "pss": statistics.mean(pss), "last": pss[-1], "peak": top / MIB, "kills": kills, "kills after": after, "recycles": gone,
+        "failed": clients.failed, "longest": clients.longest, "seconds": seconds, "requests": requests,
+    }  # fmt: skip
 
 
 def until_gone(pids: set[int]) -> None:
     """Wait until none of these runs."""
     deadline = time.monotonic() + 60
     while any(common.status_of(pid, "VmRSS") for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-def removed(sandbox: Sandbox) -> None:
-    """Remove it, once the kernel has let go of its last process."""
-    for _ in range(100):
-        with suppress(OSError):
-            sandbox.remove()
-            return
         time.sleep(0.05)
 
 

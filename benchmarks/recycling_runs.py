@@ -12,9 +12,6 @@ import common
 from common import TIMEOUT, Server, Watch, ask
 from contestants import AGAIN, LIMITS, MEASURED, NOT, ServerClass, Tuning, tuned
 
-from oomsafe.scoreboard.board import Scoreboard
-from oomsafe.scoreboard.places import board_of
-
 #: Seconds that each load of a calibration lasts.
 CALIBRATION = 2.0
 
@@ -98,7 +95,7 @@ class Watched:
         except BaseException:
             self.server.__exit__()
             raise
-        self._first = self.server.workers()
+        self._first = self.server.forked()
         self._watch.start()
         return self
 
@@ -106,13 +103,13 @@ class Watched:
         try:
             self._watch.stop()
             self.look()
-            self.run.killed = len(set(KILLED.findall((self.server.folder / "log").read_text(errors="replace"))))
+            self.run.killed = len(set(KILLED.findall(self.server.log())))
         finally:
             self.server.__exit__()
 
     def look(self) -> None:
         """Count the recycles until now."""
-        here = self.server.workers()
+        here = self.server.forked()
         self.run.recycles = len(self._watch.peaks.keys() - here)
         self.run.peak = max(self._watch.peaks.values(), default=0)
         self.run.first_gone = len(self._first - here)
@@ -125,8 +122,8 @@ class Watched:
 
 def recycled(server: Server) -> int | None:
     """How many workers of `server` have begun to recycle, by its scoreboard; None when it has none."""
-    path = board_of(server.pid)
-    return None if path is None else sum(Scoreboard.look(path).totals.recycles)
+    pool = server.find_pool()
+    return None if pool is None else sum(pool.totals.recycles)
 
 
 def prove_loop(server: Server, cls: ServerClass) -> None:
@@ -187,7 +184,7 @@ def calibrate(cls: ServerClass, load: float, every: float) -> tuple[Tuning, Tuni
     with cls.server(NOT, Tuning(0)) as server:
         server.settle(cls.processes)
         rate = ask(server, "/leak", CALIBRATION, 0)["rate"]
-        resident = max(common.status_of(pid, "VmRSS") for pid in server.workers())
+        resident = max(common.status_of(pid, "VmRSS") for pid in server.forked())
     # leaking costs time by itself, and wrk's rate has to be the one under a leak
     with cls.server(NOT, tuned(rate, 0, resident, every)) as server:
         server.settle(cls.processes)

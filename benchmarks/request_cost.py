@@ -217,7 +217,7 @@ def served(start: Callable[[str], Server], seconds: float, name: str) -> dict[st
     """One round: a fresh server, a second of warming up, the load, the proof."""
     with start(name) as server:
         warm = common.wrk(server, "/", 1, core=1)
-        pids = [server.pid, *server.workers()]
+        pids = [server.pid, *server.forked()]
         before = common.cpu_seconds(pids)
         load = common.wrk(server, "/", seconds, core=1)
         cpu = (common.cpu_seconds(pids) - before) / load.requests

@@ -9,18 +9,40 @@ import errno
 import selectors
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from http_response import MalformedError, Response, parse
-
-if TYPE_CHECKING:
-    from verifying_load import Load
 
 clock = time.perf_counter
 
 #: Seconds before the next try after a failure: a server that refuses must not be asked a million times.
 RETRY = 0.05
+
+
+class Load(Protocol):
+    """What all clients of one run share: where they ask, who asks when, and what became of it."""
+
+    port: int
+    timeout: float
+    selector: selectors.BaseSelector
+    clients: list[Client]
+    waiting: set[Client]
+    asked: Counter[str]
+    failures: Counter[str]
+    connections: int
+    announced: int
+    closed_idle: int
+
+    def wake(self, due: float, client: Client) -> None:
+        """Have `client` ask when it is `due`."""
+
+    def answered(self, who: str, seconds: float) -> None:
+        """An answer was right."""
+
+    def failed(self, who: str, kind: str, seconds: float) -> None:
+        """A request was not answered as it should be, after so long."""
 
 
 class Client:

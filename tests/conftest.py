@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from celerying import CeleryWorker, Redis, Start
+from celerying import CeleryWorker, Start
 from certificates import Certificate
 from needs import need
-from rabbitmq import RabbitMQ, server_binary
 from serving import Gunicorn, Server, app_for, conf
 from uvicorning import Uvicorn
 from versions import has_class
+
+from oomsafe.demo.brokers import RabbitMQ, Redis, rabbitmq_binary, redis_binary
 
 Serve = Callable[..., Gunicorn]
 Started = Callable[[Callable[[Path], Server]], Any]
@@ -90,19 +90,17 @@ def serve_uvicorn(started: Started) -> Callable[..., Uvicorn]:
 @pytest.fixture(scope="session")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
     """One for all tests here."""
-    need(shutil.which("redis-server") is not None, "redis-server is not installed")
-    server = Redis(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
+    need(redis_binary() is not None, "redis-server is not installed")
+    with Redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
     """One for all tests here."""
-    need(server_binary() is not None, "rabbitmq-server is not installed")
-    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
-    yield server
-    server.stop()
+    need(rabbitmq_binary() is not None, "rabbitmq-server is not installed")
+    with RabbitMQ(tmp_path_factory.mktemp("rabbitmq")) as server:
+        yield server
 
 
 @pytest.fixture
@@ -130,7 +128,7 @@ def celery(redis: Redis, tmp_path: Path, request: pytest.FixtureRequest) -> Iter
 
     yield start
     for node in nodes:
-        node.__exit__()
+        node.end()
         request.node.add_report_section("teardown", f"log of node {node.pid}", node.log())
 
 

@@ -7,13 +7,12 @@ import os
 import re
 import signal
 import ssl
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from oomsafe.demo.server_process import ENDING_WITH_US, ServerProcess, environment, until
 from oomsafe.kernel.process import children_of
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.places import board_of
@@ -22,24 +21,10 @@ from oomsafe.scoreboard.view import PoolView, WorkerView
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-T = TypeVar("T")
-
 APPS = Path(__file__).parent / "servers"
 WSGI_CLASSES = ("sync", "gthread", "gevent")
 ASGI_CLASSES = ("asgi", "uvicorn_worker.UvicornWorker")
 CLASSES = WSGI_CLASSES + ASGI_CLASSES
-
-#: Runs a command that gets a SIGTERM when the tests are killed (prctl's PR_SET_PDEATHSIG): their fixtures end nothing then.
-ENDING_WITH_US = [sys.executable, "-c", "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"]
-
-
-def until(condition: Callable[[], T], what: str, seconds: float = 20) -> T:
-    """Poll until `condition()` is true, and return what it gave; after `seconds`, fail and say `what` did not happen."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
-    return found
 
 
 def memory_of(board: str) -> bytes:
@@ -84,8 +69,10 @@ def app_for(worker_class: str) -> str:
     return "apps:wsgi" if worker_class in WSGI_CLASSES else "apps:asgi"
 
 
-class Server:
-    """One server in a session of its own. As a context manager it ends with all its processes."""
+class Server(ServerProcess):
+    """One server under test. It can be asked for its port and over HTTP, and its scoreboard is read on when its file is gone."""
+
+    GRACE = 3.0
 
     #: The line of its log that says where it listens.
     LISTENS = ""
@@ -95,27 +82,8 @@ class Server:
 
     def __init__(self, folder: Path, command: list[str], env: dict[str, str]) -> None:
         self.folder = folder
-        self._log = folder / "server.log"
         self._board: Scoreboard | None = None
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=folder, env=_environment(env), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        self.pid = self.process.pid
-
-    def log(self) -> str:
-        """What it has written, to stdout and to stderr."""
-        return self._log.read_text(errors="replace")
-
-    def lines(self, text: str) -> list[str]:
-        """The lines of the log that hold `text`."""
-        return [line for line in self.log().splitlines() if text in line]
-
-    def wait_for(self, text: str, times: int = 1, seconds: float = 20) -> list[str]:
-        """Wait until `times` lines of the log hold `text`."""
-        found = until(lambda: len(self.lines(text)) >= times and self.lines(text), f"{times} lines {text!r}", seconds)
-        assert found
-        return found
+        super().__init__(command, folder, {**environment(path=[APPS]), "PYTHONUNBUFFERED": "1", **env})
 
     @property
     def port(self) -> int:
@@ -130,14 +98,13 @@ class Server:
 
     def serving(self, workers: int = 2) -> Self:
         """Wait until exactly so many workers serve, and return this server."""
-        until(
-            lambda: self.process.poll() is None and [w.state for w in self.pool().workers] == ["serving"] * workers,
-            f"{workers} workers serve",
-        )
+        self.until(lambda: [w.state for w in self.pool().workers] == ["serving"] * workers, f"{workers} workers serve")
         return self
 
     def look_anew(self) -> None:
-        """Forget the scoreboard that was found: its process has another."""
+        """Let go of the scoreboard that was found: its process has another."""
+        if self._board is not None:
+            self._board.close()
         self._board = None
 
     def pool(self) -> PoolView:
@@ -187,32 +154,12 @@ class Server:
         self.signal(signal.SIGTERM)
         return self.ended()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None and not alive(self.session() - {self.pid}):
+    def end(self) -> None:
+        """At once where nobody of its session is left who could be served."""
+        if self.alive and not self.session() - {self.pid}:
             self.process.kill()
-        elif self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(3)
-            except subprocess.TimeoutExpired:
-                pass
-        # workers that have lost their master, masters that took over from theirs
-        for pid in self.session():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it has ended meanwhile
-        self.process.wait(10)
-        until(lambda: not self.session(), f"the end of session {self.pid}", 10)
-        if self._board is not None:
-            self._board.close()
-
-    def session(self) -> set[int]:
-        """The processes of its session that run."""
-        return {pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _session(pid) == self.pid}
+        super().end()
+        self.look_anew()
 
 
 class Gunicorn(Server):
@@ -235,23 +182,3 @@ class Gunicorn(Server):
         self.conf.write_text(text)
         argv = argv or ["-c", str(self.conf)]
         super().__init__(folder, wrap([*ENDING_WITH_US, *prefix, sys.executable, "-m", "gunicorn", *argv, app]), env or {})
-
-
-def alive(pids: set[int]) -> bool:
-    """Whether one of these runs."""
-    return any(_session(pid) for pid in pids)
-
-
-def _session(pid: int) -> int:
-    """The session of a process that runs; 0 for one that has ended (a zombie has)."""
-    try:
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    except OSError:
-        return 0
-    return 0 if words[0] in "ZX" else int(words[3])
-
-
-def _environment(more: dict[str, str]) -> dict[str, str]:
-    ours = {k: v for k, v in os.environ.items() if not k.startswith(("OOMSAFE_", "GUNICORN_"))}
-    path = os.pathsep.join(filter(None, [str(APPS), ours.get("PYTHONPATH")]))
-    return {**ours, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}

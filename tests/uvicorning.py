@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from serving import ENDING_WITH_US, Server, ask, until
+from serving import ENDING_WITH_US, Server, ask
 from uvicorn.config import Config
 
 
@@ -46,7 +46,7 @@ class Uvicorn(Server):
 
     def up(self) -> Uvicorn:
         """Wait until it answers, and return it: for one without a scoreboard."""
-        until(lambda: "Application startup complete" in self.log() and self._answers(), "it answers")
+        self.until(lambda: "Application startup complete" in self.log() and self._answers(), "it answers")
         return self
 
     def _answers(self) -> bool:
@@ -69,9 +69,10 @@ class Uvicorn(Server):
         with closing(self.connect_to(pid)) as connection:
             assert ask(connection, f"/fill?mib={mib}")[0] == 200
 
-    def __exit__(self, *error: object) -> None:
+    def end(self) -> None:
+        """Its connections first."""
         self._connections.close()
-        super().__exit__(*error)
+        super().end()
 
 
 def _command(pid: int) -> bytes:

@@ -9,17 +9,13 @@ import contextlib
 import os
 import re
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
 
-from oomsafe.kernel.process import children_of, is_alive, peak_rss_of, rss_of, start_time
+from oomsafe.demo.server_process import ENDING_WITH_US, ServerProcess, answers, environment, remove
+from oomsafe.kernel.process import peak_rss_of, rss_of
 from oomsafe.kernel.sandbox import Sandbox
-from oomsafe.scoreboard.board import Scoreboard
-from oomsafe.scoreboard.places import board_of
 from oomsafe.scoreboard.view import PoolView
 
 _LISTENING = re.compile(r"(?:Listening at:|running on) http://127\.0\.0\.1:(\d+)")
@@ -31,9 +27,6 @@ _POISONED = re.compile(r"task poison\[.* took its child (\d+) ")
 
 #: gunicorn's classes that serve ASGI apps.
 ASGI_CLASSES = ("asgi", "uvicorn_worker.UvicornWorker")
-
-#: Seconds until the server must be up, and later gone.
-PATIENCE = 20
 
 
 @dataclass
@@ -58,14 +51,18 @@ class Observed:
         return max((peak for pid, peak in self.peaks.items() if pid not in self.poisoned), default=0)
 
 
-class DemoServer:
-    """gunicorn, uvicorn or Celery with the leaking app. Use it as a context manager: it ends the process that it started, by pid.
+class DemoServer(ServerProcess):
+    """gunicorn, uvicorn or Celery with the leaking app, which takes requests or tasks once this has been made. Use as a context manager.
 
-    `limit` is the cgroup's, in bytes. `soft_limit` is in bytes; None runs the server without oomsafe.
+    `limit` in bytes is that of the cgroup; `soft_limit` None runs it without oomsafe. Raises RuntimeError when it does not start.
     """
 
+    # gunicorn sends each signal once, and a worker that is just being forked misses it: so ask again, in other words
+    ENDS = (signal.SIGTERM, signal.SIGQUIT)
+
     def __init__(self, server: str, worker_class: str, workers: int, soft_limit: int | None, limit: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="oomsafe-demo-")
+        self._temporary = tempfile.TemporaryDirectory(prefix="oomsafe-demo-")
+        self.folder = self._temporary.name
         self.limit = limit
         self.sandbox: Sandbox | None = None
         with contextlib.suppress(OSError):  # not root, or no memory controller: then there is no cgroup
@@ -73,37 +70,30 @@ class DemoServer:
         self.observed = Observed()
         self._guarded = soft_limit is not None
         self._read = 0
-        self._log = os.path.join(self._folder.name, "log")
         self.unit = "task" if server == "celery" else "request"
-        self._start(_command(server, worker_class, workers, self._guarded), soft_limit)
-
-    def _start(self, argv: list[str], soft_limit: int | None) -> None:
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("OOMSAFE_") and k != "GUNICORN_CMD_ARGS"}
+        environ = environment()
         if soft_limit is not None:
             environ |= {"OOMSAFE_SOFT_LIMIT": f"{soft_limit >> 20}MiB", "OOMSAFE_MIN_LIFETIME": "1"}
         # HOME too: gunicorn 25 and later keep a control socket below it
-        environ["HOME"] = self._folder.name
-        with open(self._log, "wb") as log:
-            self._process = subprocess.Popen(
-                self.sandbox.command(argv) if self.sandbox else argv,
-                cwd=self._folder.name, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        self.port, self.pid = self._wait_until_listening(), self._process.pid
-        self._started = start_time(self.pid) or 0
-
-    @property
-    def folder(self) -> str:
-        """The server's current folder."""
-        return self._folder.name
+        environ["HOME"] = self.folder
+        command = _command(server, worker_class, workers, self._guarded)
+        command = self.sandbox.command(command) if self.sandbox else command
+        self.port = 0
+        super().__init__([*ENDING_WITH_US, *command], self.folder, environ, log="log")
+        try:
+            self.until(self._is_up, "the server is up", pause=0.05)
+        except BaseException:
+            self.end()
+            raise
 
     def observe(self) -> list[str]:
-        """Update `observed`, and return the notable new lines of the server's log."""
+        """Observe the pool once, and return the notable lines that its log has gained since the last time."""
         seen = self.observed
-        seen.supervisor_alive = is_alive(self.pid, self._started)
-        seen.rss = {pid: rss_of(pid) for pid in children_of(self.pid)}
+        seen.supervisor_alive = self.alive
+        seen.rss = {pid: rss_of(pid) for pid in self.workers()}
         peaks = [(pid, peak_rss_of(pid)) for pid in seen.rss]
         if self._guarded:
-            seen.pool = self._pool() or seen.pool
+            seen.pool = self.find_pool() or seen.pool
             peaks += [(worker.pid, worker.figures.peak_rss) for worker in seen.pool.workers] if seen.pool else []
         for pid, peak in peaks:
             seen.peaks[pid] = max(seen.peaks.get(pid, 0), peak or 0)
@@ -113,53 +103,24 @@ class DemoServer:
         seen.killed += sum(bool(_KILLED.search(line)) or (not self._guarded and line.endswith("] died")) for line in lines)
         return [match[1] for line in lines if (match := _NOTABLE.search(line))]
 
-    def log(self) -> str:
-        """The whole log."""
-        with open(self._log, encoding="utf-8", errors="replace") as log:
-            return log.read()
+    def end(self) -> None:
+        """And remove its cgroup and its folder."""
+        super().end()
+        try:
+            if self.sandbox is not None:
+                remove(self.sandbox)
+        except RuntimeError as error:
+            print(f"oomsafe: {error}", file=sys.stderr)
+        self._temporary.cleanup()
 
-    def __enter__(self) -> DemoServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # gunicorn passes each signal on once, and a worker that is just being forked misses it: so try again, with a stronger signal
-        for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGKILL):
-            if self._process.poll() is None:
-                self._process.send_signal(number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(5)
-        self._remove()
-
-    def _remove(self) -> None:
-        """Remove the cgroup once its last process is gone; a killed supervisor's workers notice that within a second or two."""
-        deadline = time.monotonic() + PATIENCE
-        while self.sandbox is not None:
-            try:
-                self.sandbox.remove()
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    print(f"oomsafe: the cgroup {self.sandbox.cgroup.path} could not be removed", file=sys.stderr)
-                    break
-                time.sleep(0.1)
-        self._folder.cleanup()
-
-    def _pool(self) -> PoolView | None:
-        path = board_of(self.pid)
-        return None if path is None else Scoreboard.look(path)
-
-    def _wait_until_listening(self) -> int:
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline and self._process.poll() is None:
-            if self.unit == "task" and " ready." in self.log():
-                return 0
-            match = _LISTENING.search(self.log())
-            if match and _answers(int(match[1])):
-                return int(match[1])
-            time.sleep(0.05)
-        text = self.log()
-        self.__exit__()
-        raise RuntimeError(f"the server did not start:\n{text}")
+    def _is_up(self) -> bool:
+        """Whether it takes requests, at the port that it says, or tasks. uvicorn's supervisor says that before its workers listen."""
+        log = self.log()
+        if self.unit == "task":
+            return " ready." in log
+        match = _LISTENING.search(log)
+        self.port = int(match[1]) if match else 0
+        return match is not None and answers(self.port)
 
     def _new_lines(self) -> list[str]:
         with open(self._log, "rb") as log:
@@ -187,12 +148,3 @@ def _command(server: str, worker_class: str, workers: int, guarded: bool) -> lis
     options += ["--config", "python:oomsafe.gunicorn.conf"] if guarded else []
     app = "asgi" if worker_class in ASGI_CLASSES else "app"
     return [sys.executable, "-m", "gunicorn", *options, f"oomsafe.demo.app:{app}"]
-
-
-def _answers(port: int) -> bool:
-    """Whether a process listens on this port: uvicorn's supervisor logs the port before its workers accept."""
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 
 import pytest
 from needs import need
-from serving import until
 
+from oomsafe.demo.server_process import remove
 from oomsafe.kernel.cgroup import find_cgroup
 from oomsafe.kernel.sandbox import Sandbox
 
@@ -33,10 +32,4 @@ def cgroup() -> Iterator[Callable[..., Sandbox]]:
 
     yield make
     for sandbox in reversed(made):
-        until(lambda sandbox=sandbox: _removed(sandbox), f"{sandbox.cgroup.path} can be removed")
-
-
-def _removed(sandbox: Sandbox) -> bool:
-    with suppress(OSError):  # EBUSY: the kernel has not let go of its last process yet
-        sandbox.remove()
-    return not os.path.exists(sandbox.cgroup.path)
+        remove(sandbox)

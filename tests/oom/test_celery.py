@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celerying import Redis, Start
+from celerying import Start
 from hogs import ENOUGH, LIMIT, MIB, come_to_an_end, noted, runs
 from needs import need
 from redis import Redis as Backend
 from serving import until
+
+from oomsafe.demo.brokers import Redis
 
 pytestmark = pytest.mark.xdist_group("oom")
 
@@ -149,7 +151,7 @@ def test_a_backend_that_is_down(cgroup: Any, celery: Start, tmp_path: Path) -> N
     node = celery(soft_limit="290MiB", env=env, conf=conf, wrap=cgroup(LIMIT).command).ready()
     assert node.ask("result = proj.good.delay(7).get(timeout=30)") == 7
 
-    backend.stop()
+    backend.end()
     node.ask("result = [proj.hog.apply_async((number,), ignore_result=True).id for number in range(3)] and 0")
 
     until(lambda: len(node.lines("is given up")) == 3, "all are given up", 120)

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from celerying import Redis
 from needs import need
-from serving import ENDING_WITH_US, until
 from versions import takes_commands_of_others
 
+from oomsafe.demo.brokers import Redis
+from oomsafe.demo.server_process import ENDING_WITH_US, ServerProcess
 from oomsafe.kernel.sandbox import Sandbox
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "celery_redis"
@@ -32,15 +32,12 @@ def test_the_example_does_what_its_readme_says(redis: Redis, tmp_path: Path) -> 
     worker, *asked = re.findall(r"^    ((?:celery|python) .*)$", (EXAMPLE / "README.md").read_text(), re.M)
     server = redis.url(0).rpartition("/")[0]
     env = {**os.environ, "REDIS_URL": server, "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])}
-    log = tmp_path / "log"
-    with log.open("wb") as output:
-        node = subprocess.Popen([*ENDING_WITH_US, *shlex.split(worker)], cwd=EXAMPLE, env=env, stdout=output, stderr=output)
-    try:
-        until(lambda: " ready." in log.read_text() or node.poll() is not None, "it is ready", 30)
+    with ServerProcess([*ENDING_WITH_US, *shlex.split(worker)], EXAMPLE, env, log=str(tmp_path / "log")) as node:
+        node.until(lambda: " ready." in node.log(), "it is ready", 30)
 
         def ask(command: str) -> str:
             ended = subprocess.run(shlex.split(command), cwd=EXAMPLE, env=env, capture_output=True, text=True, timeout=60, check=False)
-            assert ended.returncode == 0, ended.stderr + log.read_text()
+            assert ended.returncode == 0, ended.stderr + node.log()
             return ended.stdout
 
         leaked, ballooned, told, recycled = map(ask, asked)
@@ -48,11 +45,8 @@ def test_the_example_does_what_its_readme_says(redis: Redis, tmp_path: Path) -> 
         assert ballooned == "MemoryError()\n"
         assert "'rss': " in told or '"rss": ' in told
         assert "is recycled once its current task is done" in recycled
-        assert len([line for line in log.read_text().splitlines() if " recycling: " in line]) >= 2
-        assert node.poll() is None
-    finally:
-        node.terminate()
-        node.wait(30)
+        assert len(node.lines(" recycling: ")) >= 2
+        assert node.alive
 
 
 @pytest.mark.xdist_group("demo")

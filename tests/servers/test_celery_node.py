@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from celerying import CeleryWorker, Redis, Start
+from celerying import CeleryWorker, Start
 from needs import need
 from serving import until
 
+from oomsafe.demo.brokers import Redis
 from oomsafe.kernel.sandbox import Sandbox
 
 RABBITMQ = pytest.param("rabbitmq", marks=pytest.mark.xdist_group("rabbitmq"))
@@ -90,7 +91,7 @@ def test_tasks_stay_in_the_broker_for_other_nodes(celery: Start, tmp_path: Path,
     other = celery(broker, conf=CONF, queue=f"q-{tmp_path.name}-{broker}", argv=("-n", "other@%h"), soft_limit="1GiB").ready()
     sent = node.ask("import holding; result = [holding.pid.delay().id for _ in range(20)]")
     assert results(node, sent) == [other.pid] * 20
-    other.__exit__()
+    other.end()
 
     waiting = node.ask("import holding; result = [holding.pid.delay().id for _ in range(20)]")
     # it answers, and has heard of nothing
@@ -230,7 +231,7 @@ def test_in_a_cgroup_its_working_set_counts(celery: Start, tmp_path: Path) -> No
         except OSError as error:
             need(False, f"a memory cgroup can't be made: {error}")
         node = celery(conf=CONF, budget="50%", soft_limit="500MiB").ready()
-        stack.callback(node.__exit__)
+        stack.callback(node.end)
         for pid in (node.pid, *node.children()):
             (Path(box.cgroup.path) / "cgroup.procs").write_text(str(pid))
         held = send(node, f"holding.hold.delay('/', 400, {str(end)!r})")

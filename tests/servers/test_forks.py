@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 
 import pytest
-from serving import alive, app_for, until
+from serving import app_for, until
+
+from oomsafe.kernel.session import session_of
 
 FORKING = """
 import asyncio, os, signal, sys, time
@@ -58,7 +60,7 @@ def test_a_fork_decides_nothing_for_its_parent(serve, worker_class):
     status = server.get("/fork")[0]
     server.wait_for("a fork comes back")
     stray = until(lambda: server.session() - workers - {server.pid}, "the fork is there")
-    until(lambda: not alive(stray), "the fork has seen that it is no worker of the master's, and ended")
+    until(lambda: not any(map(session_of, stray)), "the fork has seen that it is no worker of the master's, and ended")
     seen = [server.pool().totals.work]
     for _ in range(10):
         assert server.get("/pid")[0] == 200
