@@ -124,7 +124,7 @@ def test_a_server_in_a_program_is_measured(under, text):
 
     (line,) = server.wait_for("oomsafe guards this process")
     assert "soft limit 100 MiB" in line
-    assert "nothing here would bring up another" in line
+    assert "nothing here would start another" in line
     assert int(server.get("/pid")[1]["x-memory-rss"]) > 1 << 20
 
 

@@ -43,7 +43,7 @@ def test_a_single_process_is_measured_and_stays(serve_uvicorn):
 
     (line,) = uvicorn.lines("oomsafe guards this process")
     assert "soft limit 130 MiB, budget " in line
-    assert "nothing here would bring up another" in line
+    assert "nothing here would start another" in line
     assert [uvicorn.get(f"/leak?kib=64&n={n}")[0] for n in range(20)] == [200] * 20
     assert int(uvicorn.get("/pid")[2]) == uvicorn.pid
     assert len(uvicorn.lines(WARNING)) == 1
@@ -183,4 +183,4 @@ def test_a_server_in_a_program_stays_whatever_number_of_workers_the_environment_
     uvicorn.wait_for(WARNING)
 
     assert [uvicorn.get(f"/leak?kib=64&n={n}")[0] for n in range(20)] == [200] * 20
-    assert "nothing here would bring up another" in uvicorn.lines("oomsafe guards this process")[0]
+    assert "nothing here would start another" in uvicorn.lines("oomsafe guards this process")[0]
