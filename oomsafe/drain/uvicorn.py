@@ -153,5 +153,5 @@ def _end(server: Any, late: bool) -> None:
     if late and server.config.timeout_graceful_shutdown is None:
         # work that did not finish within the grace period, such as an endless stream, would never finish
         server.config.timeout_graceful_shutdown = LAST_MOMENT
-    # not by SIGTERM: uvicorn raises the signal anew when it has shut down, and gunicorn's worker_exit is never called
+    # not by SIGTERM: uvicorn raises the signal again after its shutdown, and gunicorn's worker_exit is never called
     server.should_exit = True

@@ -45,15 +45,15 @@ class Look(NamedTuple):
     """Seconds until the next check."""
 
 
-def judge(ceiling: Ceiling, before: int, held: int, speed: float, told: bool) -> Look:
+def judge(ceiling: Ceiling, before: int, held: int, speed: float, warned: bool) -> Look:
     """Check work that began when its process held `before` bytes; the process now holds `held` bytes.
 
-    `speed` is its growth since the last check in bytes a second; `told` is whether it was already warned about its soft limit.
+    `speed` is its growth since the last check in bytes a second; `warned` is whether it was already warned about its soft limit.
     """
     used = held if ceiling.absolute else max(0, held - before)
     if ceiling.hard is not None and used > ceiling.hard:
         return Look(Step.STOP, used, ceiling.hard, OFTEN)
-    if ceiling.soft is not None and used > ceiling.soft and not told:
+    if ceiling.soft is not None and used > ceiling.soft and not warned:
         return Look(Step.TELL, used, ceiling.soft, OFTEN)
     ahead = [limit - used for limit in (ceiling.soft, ceiling.hard) if limit is not None and limit >= used]
     return Look(Step.LEAVE, used, None, next_look(min(ahead), speed) if ahead else SELDOM)
