@@ -56,8 +56,12 @@ def end(*_):
     os._exit(0)
 
 
-signal.signal(signal.SIGHUP, lambda *_: supervisor.change(2, policy()))
+reloads = []
+signal.signal(signal.SIGHUP, lambda *_: reloads.append(True))
 signal.signal(signal.SIGTERM, end)
 while True:
+    if reloads:
+        reloads.clear()
+        supervisor.change(2, policy())
     supervisor.tick()
     time.sleep(0.02)
