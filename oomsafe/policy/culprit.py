@@ -1,10 +1,10 @@
-"""Which kind of work made a process grow, told from what it did in each moment and how much it grew then. Pure.
+"""Which kind of work made a process grow, inferred from what it did in each moment and how much it grew then. Pure.
 
-What grows while several pieces of work are in flight can't be divided among them: equal shares reward whoever waits. Over a process's
-life there is more to go by: in a second with more calls of the route that leaks, the process grows by more. A regression of the growth
-on the routes' counts finds it, whatever server runs it, and costs a request nothing.
+Growth while several pieces of work are in flight can't be divided among them: with equal shares, slow requests are blamed too. Over a
+process's life there is more evidence: in a second with more calls of the leaking route, the process grows more. A regression of the growth
+on the routes' counts finds that route, under any server, and costs a request nothing.
 
-A wrong name costs its reader an afternoon, so a route is named only where every part of the data names it.
+A wrong name costs its reader an afternoon, so a route is only named if every part of the data points to it.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from collections.abc import Mapping, Sequence
 from operator import mul
 from typing import NamedTuple
 
-#: So many moments are kept; then two neighbours become one, for ever longer ones: any sum of moments obeys the same law.
+#: The most moments that are kept. When there are more, neighbours are merged in pairs: any sum of moments obeys the same law.
 MOMENTS = 64
 
-#: Seconds of a moment, at least.
+#: The least seconds of a moment.
 SHORTEST = 0.01
 
-#: Moments, calls of a route and bytes of growth below which nobody is named.
+#: With fewer moments, calls of the route, or bytes of growth, no route is named.
 FEWEST_MOMENTS, FEWEST_CALLS, LEAST_GROWTH = 5, 8, 4 << 20
 
-#: Routes that are told apart; the others are one.
+#: How many routes are told apart; the others count as one.
 MOST_ROUTES = 12
 
-#: Share of the whole growth that a route must explain to be named.
+#: The share of the whole growth that a route must explain to be named.
 EXPLAINS = 0.6
 
-#: The data is fitted anew without each of so many parts of it; a route is named when its figure is this many times what that changes it by.
+#: The data is fitted again without each of this many parts; a route is named if its figure is SURE times the standard error of these fits.
 PARTS, SURE = 8, 5.0
 
-#: Two routes that are always called together share what they explain, by a ridge of this share of the diagonal.
+#: A ridge of this share of the diagonal makes two routes that are always called together share what they explain.
 RIDGE = 0.001
 
-#: The fit is made so often, each time with less weight for what was far off in the one before: one balloon in a moment.
+#: The number of fits; each gives less weight to moments that were far off in the previous one, such as one with a balloon.
 REWEIGHED = 3
 
-#: All routes beyond the most frequent.
+#: Stands for all routes beyond the most frequent.
 REST = ""
 
 
@@ -46,20 +46,20 @@ class Moment(NamedTuple):
 
     seconds: float
     growth: int
-    """Bytes, negative where it shrank."""
+    """Bytes; negative if the process shrank."""
     calls: Mapping[str, int]
-    """Pieces of work that ended, by route."""
+    """How many pieces of work ended, by route."""
 
 
 class Culprit(NamedTuple):
-    """Who made the process grow."""
+    """The route that made the process grow."""
 
     route: str
     each: int
-    """Bytes that a call keeps, about."""
+    """The approximate bytes that each call keeps."""
     calls: int
     share: float
-    """Of the whole growth, 0 to 1."""
+    """Its share of the whole growth, 0 to 1."""
 
 
 class Moments:
@@ -74,16 +74,16 @@ class Moments:
         self._apart = 0
 
     def begin(self, at: float, held: int, calls: Mapping[str, int]) -> None:
-        """From now on: `held` bytes, and `calls` by route until now."""
+        """Start a moment at `at`, with `held` bytes and the total of `calls` by route so far."""
         self._at, self._held, self._calls = at, held, dict(calls)
 
     def add(self, at: float, held: int, calls: Mapping[str, int], apart: int = 0) -> None:
-        """A measurement; `apart` bytes of what it grew by are accounted for already. Seconds on any monotonic clock."""
+        """Add a measurement, `at` in seconds on any monotonic clock. `apart` bytes of the growth since the last are explained already."""
         if self._held is None:
             self.begin(at, held, calls)
         if at - self._at < max(self._shortest, 1e-6):
             return
-        # a name that was dropped and has come again counts from its return
+        # a name that was dropped and has returned counts from its return
         done = {route: new for route, number in calls.items() if (new := number - self._calls.get(route, 0)) > 0}
         self._moments.append(Moment(at - self._at, held - (self._held or 0) - apart, done))
         self.begin(at, held, calls)
@@ -93,7 +93,7 @@ class Moments:
 
     @property
     def kept(self) -> Sequence[Moment]:
-        """What is known, the oldest first."""
+        """The moments, oldest first."""
         return self._moments
 
     def culprit(self) -> Culprit | None:
@@ -102,14 +102,14 @@ class Moments:
 
 
 def culprit_of(moments: Sequence[Moment]) -> Culprit | None:
-    """The route that made the process grow; None where that can't be told."""
+    """The route that made the process grow; None if that is not certain."""
     calls: dict[str, int] = {}
     for moment in moments:
         for route, number in moment.calls.items():
             calls[route] = calls.get(route, 0) + number
     growth = sum(moment.growth for moment in moments)
     if len(calls) == 1 and growth >= LEAST_GROWTH:
-        # nobody else did anything
+        # no other route was called
         ((route, number),) = calls.items()
         return Culprit(route, growth // number, number, 1.0) if number >= FEWEST_CALLS else None
     routes = sorted(calls, key=lambda route: -calls[route])[:MOST_ROUTES]
@@ -127,7 +127,7 @@ def culprit_of(moments: Sequence[Moment]) -> Culprit | None:
         return None
     found = [part[best] for part in parts]
     mean = sum(found) / len(found)
-    # the jackknife's: how far the figure would be off by chance
+    # the jackknife estimate of the standard error
     error = ((len(found) - 1) / len(found) * sum((one - mean) ** 2 for one in found)) ** 0.5
     if each[best] < SURE * error:
         return None
@@ -142,7 +142,7 @@ def _joined(first: Moment, second: Moment | None = None) -> Moment:
 
 
 def _row(moment: Moment, routes: Sequence[str]) -> list[float]:
-    """How often each route was called, and last how long it took: what grows by itself."""
+    """The number of calls of each route, and last the seconds of the moment, which stand for growth without any call."""
     known = [float(moment.calls.get(route, 0)) for route in routes]
     if routes[-1] == REST:
         known[-1] = float(sum(moment.calls.values())) - sum(known[:-1])
@@ -150,9 +150,9 @@ def _row(moment: Moment, routes: Sequence[str]) -> list[float]:
 
 
 def _fits(rows: Sequence[Sequence[float]], goal: Sequence[float]) -> tuple[list[float], list[list[float]]]:
-    """What one call of each keeps, at least 0; and the same without each part of the data.
+    """What one call of each route keeps, at least 0; and the same fitted without each part of the data.
 
-    Least squares, in which a moment with more in it counts for less, and so does one that is far off (Huber's weights).
+    Weighted least squares: a moment with more calls counts less, and so does one that is far off (Huber's weights).
     """
     scale = [1.0 / (1.0 + sum(row[:-1])) for row in rows]
     weights, each = list(scale), [0.0] * len(rows[0])
@@ -185,7 +185,7 @@ def _products(rows: Sequence[Sequence[float]], goal: Sequence[float], weights: S
 
 
 def _solved(products: Sequence[Sequence[float]]) -> list[float]:
-    """What solves the equations, none below 0: whatever would be is left out, the lowest first."""
+    """The non-negative solution of the equations: unknowns that would be negative are left out, the lowest first."""
     there = [n for n, line in enumerate(products) if line[n] > 0]
     each = [0.0] * len(products)
     while there:

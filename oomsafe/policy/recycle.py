@@ -292,9 +292,9 @@ def came_by_a_step(limits: Limits, began_with: int | None, growth: int | None) -
 
 
 def note_breach(history: History, limits: Limits, used: int | None, growth: int | None, pace: float | None, now: float) -> History:
-    """What a worker that uses so many bytes remembers of its breach: since when it is over its limit, and how it came there.
+    """`history` with the breach of a worker that uses `used` bytes: since when it has been over its limit, and how it got there.
 
-    `growth` and `pace` are those of its last step, as Trend.step() tells them.
+    `growth` and `pace` are those of Trend.step().
     """
     if used is None or limits.early is None or used <= limits.early:
         return replace(history, breached_since=None, breached_with=None)

@@ -1,4 +1,4 @@
-"""The workers of a pool, each as short as can be: for the supervisor's schedule, and for workers that take turns."""
+"""The workers of a pool, in short form: for the supervisor's schedule, and for workers that take turns."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class Entry(NamedTuple):
 
 
 class Others(NamedTuple):
-    """How many other workers do what."""
+    """How many other workers are in which state."""
 
     starting: int = 0
     serving: int = 0
     leaving: int = 0
-    """They drain, or are gone in a moment."""
+    """They drain or leave."""
     turns: int = 1
-    """How many may be away at once."""
+    """How many workers may be away at once."""
 
 
 class Roll:
-    """Of one scoreboard, whose slots are its `tenants`'."""
+    """The workers on one scoreboard; `tenants` knows which worker has which slot."""
 
     def __init__(self, memory: memoryview, header: Header, tenants: Tenants) -> None:
         self._memory = memory
@@ -52,7 +52,7 @@ class Roll:
         self._tenants = tenants
 
     def call(self) -> list[Entry]:
-        """In the supervisor: every worker that has a slot, with what a schedule needs. One that has died is there until it is released."""
+        """In the supervisor: every worker that has a slot, with what the schedule needs. A dead one is listed until it is released."""
         entries = []
         for number in range(self._tenants.slots):
             tenant = self._tenants.by_number.get(number)
@@ -84,16 +84,18 @@ class Roll:
         return found
 
     def saw(self, number: int, rss: int, anon: int, *, counts_clean: bool) -> None:
-        """In the supervisor: what the worker of this slot has resident at this moment, and what of it is no file; `counts_clean` is the
-        policy's metric's. What it has grown by since it has published is taken to be its own."""
+        """In the supervisor: record the rss of a slot's worker, and rss without file pages, as measured from outside. Bytes.
+
+        `counts_clean`: the policy's metric counts clean file pages. Growth since the worker last published counts as its own.
+        """
         at = layout.slot_at(number)
-        rss_said, anon_said, used = self._said(at)
-        said, now = (rss_said, rss) if counts_clean else (anon_said, anon)
-        used = None if used is None or said is None else max(0, used + now - said)
+        rss_published, anon_published, used = self._published(at)
+        before, now = (rss_published, rss) if counts_clean else (anon_published, anon)
+        used = None if used is None or before is None else max(0, used + now - before)
         layout.write(self._memory, at + layout.SEEN_AT, layout.SEEN, time.time(), rss, anon, stored(used))
 
     def give_order(self, number: int, generation: int, order: Order) -> None:
-        """In the supervisor: this worker is to drain, now or when it is over its limit."""
+        """In the supervisor: order this worker to drain, now or once it is over its limit."""
         if self._tenants.is_of(number, generation):
             layout.write(self._memory, layout.slot_at(number) + layout.ORDER_AT, layout.ORDER, order)
 
@@ -101,17 +103,17 @@ class Roll:
         at = layout.slot_at(number)
         _, _, baseline, soft, hard, *_, published = layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)
         paces = layout.NEED.unpack_from(self._memory, at + layout.NEED_AT)[1:]
-        rss, anon, used = layout.seen_since(self._memory, published, at) or self._said(at)
+        rss, anon, used = layout.seen_since(self._memory, published, at) or self._published(at)
         return Entry(
             number=number, generation=generation, state=state, rss=rss, anon=anon, baseline=optional(baseline), soft=optional(soft),
             hard=optional(hard), used=used, growth=Growth(*(float(max(0, pace)) for pace in paces)),
             order=order_of(layout.ORDER.unpack_from(self._memory, at + layout.ORDER_AT)[0]),
         )  # fmt: skip
 
-    def _said(self, at: int) -> tuple[int | None, int | None, int | None]:
-        """(rss, anon, what the soft limit is compared with) by the worker's own word."""
+    def _published(self, at: int) -> tuple[int | None, int | None, int | None]:
+        """(rss, anon, what the soft limit is compared with), as the worker itself published them."""
         rss, *_, published = layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)
-        if not published:  # before, the zeros are no figures
+        if not published:  # until then, the zeros are not figures
             return None, None, None
         (anon, _), (used, *_) = (
             layout.MORE.unpack_from(self._memory, at + layout.MORE_AT),

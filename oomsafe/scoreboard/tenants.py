@@ -1,4 +1,4 @@
-"""Who has which slot: the supervisor knows it for itself, and believes a worker only what could not hurt."""
+"""Which worker has which slot: the supervisor keeps its own record, and trusts a worker's word only where that can't hurt."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from oomsafe.scoreboard.header import Header
 from oomsafe.scoreboard.slot import Slot
 from oomsafe.scoreboard.totals import Totals
 
-#: A slot that was reserved this long ago, in seconds, and never claimed belongs to a fork that failed.
+#: If a slot was reserved this many seconds ago and never claimed, its fork has failed.
 RESERVED_FOR = 60.0
 
 
 @dataclass
 class Tenant:
-    """Who has a slot, as the supervisor knows it for itself."""
+    """The worker that has a slot, as the supervisor itself knows it."""
 
     generation: int
     reserved: float
-    """Seconds since 1970."""
+    """When the slot was reserved, seconds since 1970."""
     pid: int = 0
-    """Of the process that the supervisor has started for it; 0: it has not heard of that yet."""
+    """The pid of the process that the supervisor has started for it; 0: not known yet."""
     started: int = 0
+    """The start_time() of that process."""
 
 
 class Tenants:
-    """The slots of one scoreboard. `enlarge(size)` makes its memory so many bytes long, and says whether it could."""
+    """The slots of one scoreboard. `enlarge(size)` makes its memory `size` bytes long, and returns whether it could."""
 
     def __init__(self, memory: memoryview, header: Header, enlarge: Callable[[int], bool], supervisor: int) -> None:
-        """`supervisor` is this process's pid, if it is the one."""
+        """`supervisor` is this process's pid if it is the supervisor."""
         self.slots = int(layout.IDENTITY.unpack_from(memory)[2])
-        """How many there are: the supervisor makes more when it needs them."""
+        """The number of slots; the supervisor adds more when it needs them."""
         self.by_number: dict[int, Tenant] = {}
         self._memory = memory
         self._header = header
@@ -47,10 +48,10 @@ class Tenants:
         self._totals = Totals(memory)
 
     def reserve(self) -> Slot | None:
-        """In the supervisor, before a fork: a slot for the new worker; None when all are taken, and there is no memory for more.
+        """In the supervisor, before a fork: a slot for the new worker; None if all are taken and there is no memory for more.
 
-        That of a dead worker only when no other is free: its supervisor, which may reap others first,
-        still has to read there what it died with.
+        A dead worker's slot is reused only if no other is free: the supervisor, which may reap other workers first,
+        still has to read what the dead one left there.
         """
         number = next((number for number in range(self.slots) if number not in self.by_number), None)
         if number is None:
@@ -70,7 +71,7 @@ class Tenants:
         return Slot(self._memory, at, number, tenant.generation)
 
     def born(self, number: int, generation: int, pid: int) -> None:
-        """In the supervisor, once it has started a process for this slot, and as often as it likes."""
+        """In the supervisor: record the process that was started for this slot. May be called repeatedly."""
         tenant = self.by_number.get(number)
         if tenant is not None and tenant.generation == generation and tenant.pid != pid:
             started = start_of_child(pid)
@@ -78,10 +79,10 @@ class Tenants:
                 tenant.pid, tenant.started = pid, started
 
     def release(self, number: int, generation: int | None = None) -> None:
-        """In the supervisor, when a worker is gone: its counts go into the totals.
+        """In the supervisor, when a worker is gone: add its counts to the totals, and free the slot.
 
-        With its `generation`, nothing happens when the slot is another's by now: a supervisor may
-        hear of a death long after reserve() has seen it.
+        With a `generation`, nothing happens if the slot belongs to another worker by now: a supervisor may
+        learn of a death long after reserve() has noticed it.
         """
         tenant = self.by_number.get(number)
         if tenant is None or (generation is not None and tenant.generation != generation):
@@ -90,7 +91,7 @@ class Tenants:
         self.by_number.pop(number, None)
 
     def slot(self, number: int, generation: int) -> Slot:
-        """In a spawned worker: the slot that was reserved for it. Raises ScoreboardError when it is another's by now."""
+        """In a spawned worker: the slot that was reserved for it. Raises ScoreboardError if it belongs to another worker by now."""
         at = layout.slot_at(number)
         if number >= self.slots or layout.OWNER.unpack_from(self._memory, at + layout.OWNER_AT)[2] != generation:
             raise ScoreboardError(f"slot {number} is another worker's")
@@ -98,26 +99,26 @@ class Tenants:
 
     @property
     def has_room(self) -> bool:
-        """Whether a slot is left for one more worker."""
+        """Whether there is a slot for one more worker."""
         return len(self.by_number) < self._most
 
     @property
     def pids(self) -> list[int]:
-        """In the supervisor: of the workers that it has started, or that have said which they are; not all need live."""
+        """In the supervisor: the pids of the workers that it has started, or that have claimed a slot; some may be dead."""
         return [pid for number, tenant in self.by_number.items() if (pid := tenant.pid or self._claimed(number))]
 
     @property
     def processes(self) -> list[tuple[int, int]]:
-        """(pid, start time) of the workers that born() was told of, for the supervisor to act on.
+        """(pid, start time) of the workers that were passed to born(), for the supervisor to act on.
 
-        They have claimed their slot, too: before, they have not raised their own score yet.
+        Only workers that have claimed their slot: before that, they have not raised their own score yet.
         """
         return [(tenant.pid, tenant.started) for number, tenant in self.by_number.items() if tenant.pid and self._claimed(number)]
 
     def identity(self, number: int) -> tuple[int, int, int] | None:
-        """In the supervisor: (pid, start time, generation) of who is in this slot, pid 0: it is not known yet; None: nobody.
+        """In the supervisor: (pid, start time, generation) of the worker in this slot; pid 0: not known yet. None: the slot is free.
 
-        Before born() the worker's word is taken, if that names a child of this process, or itself.
+        Before born(), the worker's own claim is used if it names a child of this process, or this process itself.
         """
         tenant = self.by_number.get(number)
         if tenant is None:
@@ -129,29 +130,29 @@ class Tenants:
         return (0, 0, tenant.generation) if started is None else (pid, started, tenant.generation)
 
     def is_of(self, number: int, generation: int) -> bool:
-        """In the supervisor: whether the slot is this worker's: it may speak of one that is gone."""
+        """In the supervisor: whether the slot still belongs to this worker, which may be gone."""
         tenant = self.by_number.get(number)
         return tenant is not None and tenant.generation == generation
 
     def was_never_born(self, number: int) -> bool:
-        """In the supervisor: whether nobody has come for this slot, which was reserved long ago."""
+        """In the supervisor: whether this slot was reserved long ago and never claimed."""
         tenant = self.by_number[number]
         return not tenant.pid and not self._claimed(number) and time.time() - tenant.reserved > RESERVED_FOR
 
     def learn(self) -> None:
-        """In a worker: there may be more slots than when it was forked."""
+        """In a worker: update the number of slots, which may have grown since it was forked."""
         if os.getpid() != self._owner:
             self.slots = max(self.slots, min(layout.IDENTITY.unpack_from(self._memory)[2], self._most))
 
     def is_abandoned(self, number: int) -> bool:
-        """In a worker: whether who has this slot, by what stands there, is dead, or never came for it."""
+        """In a worker: whether the slot's worker, according to the slot, is dead or never claimed it."""
         pid, started, _, reserved = layout.OWNER.unpack_from(self._memory, layout.slot_at(number) + layout.OWNER_AT)
         if not pid:
             return bool(time.time() - reserved > RESERVED_FOR)
         return not is_alive(pid, started)
 
     def _first_of_more(self) -> int | None:
-        """Twice as many slots, in the room that everybody has mapped already: the first new one; None where there can't be more."""
+        """Double the number of slots, within the memory that all processes have mapped. Returns the first new one; None: no room."""
         before, slots = self.slots, min(2 * self.slots, self._most)
         if slots == before or not self._enlarge(layout.slot_at(slots)):
             return None
@@ -161,7 +162,7 @@ class Tenants:
 
     @property
     def _most(self) -> int:
-        """So many slots have room in what is mapped."""
+        """How many slots fit into the mapped memory."""
         return (len(self._memory) - layout.HEADER_SIZE) // layout.SLOT_SIZE
 
     def _claimed(self, number: int) -> int:

@@ -1,4 +1,4 @@
-"""The work that workers are inside of, each piece by its ticket, for a supervisor that keeps limits while it runs."""
+"""The current work of each worker, identified by a ticket, for a supervisor that enforces limits while it runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oomsafe.scoreboard.tenants import Tenants
 
 
 class InHand(NamedTuple):
-    """A worker that is inside a piece of work."""
+    """A worker and the piece of work that it is running."""
 
     number: int
     generation: int
@@ -18,18 +18,18 @@ class InHand(NamedTuple):
     started: int
     ticket: int
     held: int
-    """What it held when that began, in bytes."""
+    """What the worker held when the work began, in bytes."""
 
 
 class Tickets:
-    """Of one scoreboard, whose slots are its `tenants`'. Used in the supervisor."""
+    """The tickets on one scoreboard; `tenants` knows which worker has which slot. Used in the supervisor."""
 
     def __init__(self, memory: memoryview, tenants: Tenants) -> None:
         self._memory = memory
         self._tenants = tenants
 
     def in_hand(self) -> list[InHand]:
-        """The workers that are inside a piece of work which has a ticket."""
+        """The workers that are running a piece of work with a ticket."""
         found = []
         for number in range(self._tenants.slots):
             ticket, held = layout.HAND.unpack_from(self._memory, layout.slot_at(number) + layout.HAND_AT)
@@ -40,9 +40,9 @@ class Tickets:
         return found
 
     def hand(self, number: int, generation: int) -> tuple[int, int]:
-        """(ticket, held): of the work that this worker is inside of, or was when it died, and what it held in bytes when that began.
+        """(ticket, held): the work that this worker is running, or was running when it died, and what it held in bytes when that began.
 
-        Zeros: of none.
+        Zeros: it runs none.
         """
         if not self._tenants.is_of(number, generation):
             return 0, 0
@@ -50,11 +50,11 @@ class Tickets:
         return ticket, optional(held) or 0
 
     def tell_of_limit(self, number: int, generation: int, ticket: int, used: int, limit: int) -> None:
-        """This work is over its soft limit; both figures in bytes."""
+        """Record that this work is over its soft limit; `used` and `limit` are in bytes."""
         if self._tenants.is_of(number, generation):
             layout.write(self._memory, layout.slot_at(number) + layout.TOLD_AT, layout.TOLD, ticket, used, limit)
 
     def has_heeded(self, number: int, generation: int, ticket: int) -> bool:
-        """Whether this work, which was told of its limit, has heard of it, or is this worker's no more."""
+        """Whether this work, which is over its soft limit, has been warned, or the slot no longer belongs to its worker."""
         at = layout.slot_at(number) + layout.TOLD_AT
         return not self._tenants.is_of(number, generation) or layout.TOLD.unpack_from(self._memory, at)[0] != ticket

@@ -1,4 +1,4 @@
-"""What all workers that are gone have counted: the supervisor keeps it for itself, and writes it for others to read."""
+"""The counts of all workers that are gone: the supervisor keeps them in its own memory, and publishes them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from oomsafe.scoreboard.layout import Counters
 
 
 class Totals:
-    """Of the pool whose scoreboard is this memory."""
+    """The totals of the pool whose scoreboard is `memory`."""
 
     def __init__(self, memory: memoryview) -> None:
         self._memory = memory
         self._counters = Counters()
 
     def fold(self, number: int) -> None:
-        """Take in what the worker of this slot has counted, and clear the slot: in one step for all who read."""
+        """Add the counts of this slot's worker to the totals, and clear the slot: atomically for all readers."""
         at = layout.slot_at(number)
         counters_at = at + layout.COUNTERS_AT
         self._counters.add(Counters.unpack(self._memory[counters_at : counters_at + layout.COUNTERS_SIZE].tobytes()))

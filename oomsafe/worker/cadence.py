@@ -1,4 +1,4 @@
-"""When a worker is measured next: the sooner, the faster it grows towards its limit."""
+"""When a worker is measured next: the faster it grows towards its limit, the sooner."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from oomsafe.worker.neighbours import Neighbours
 from oomsafe.worker.pressure import SHORT_EVERY
 from oomsafe.worker.thresholds import Thresholds
 
-#: Seconds between two times that a worker which asks to be replaced says what it holds, and wakes its supervisor.
+#: Seconds between two reports of a worker that asks to be replaced; each wakes its supervisor.
 ASK_EVERY = 0.1
 
-#: A worker that will be over its limit within so many seconds, at the pace of the last moment, is measured more often.
+#: A worker that will be over its limit within this many seconds, at its last pace, is measured more often.
 LOOKS_AHEAD = 2.0
 
-#: A worker that grows is measured about so many times until it is over its limit: fewer would not tell who makes it grow.
+#: A growing worker is measured about this many times before it is over its limit: fewer would not show which route makes it grow.
 LOOKS_LEFT = 12
 
 
 class Cadence:
-    """Of one worker; used under its guard's lock."""
+    """The cadence of one worker; used under its guard's lock."""
 
     def __init__(self, meter: Meter, trend: Trend, thresholds: Thresholds, neighbours: Neighbours, door: Door) -> None:
         self._meter = meter
@@ -32,10 +32,10 @@ class Cadence:
         self._neighbours = neighbours
         self._door = door
         self.near: float = sys.maxsize
-        """Bytes held from which its own limit is near: only there are figures read that stall it."""
+        """When the worker holds this many bytes, its limit is near; figures that stall it are read only above this."""
 
     def set_alert(self) -> None:
-        """From how many bytes on the end of work has something to decide."""
+        """Set how many bytes the worker must hold for the end of work to have something to decide."""
         self.near = self._thresholds.alert
         if self._grows_fast and self._neighbours.supervised:
             self.near *= ASKS_FROM
@@ -47,12 +47,12 @@ class Cadence:
 
     @property
     def _grows_fast(self) -> bool:
-        """Whether it will soon be over its limit, at the pace of the last moment; also right after boot, when that is not known."""
+        """Whether it will soon be over its limit, at its last pace; also True right after boot, when the pace is not known."""
         pace = self._trend.pace
         return pace is None or (pace > 0 and self._meter.held + pace * LOOKS_AHEAD > self._thresholds.alert)
 
     def _until_over(self, now: float) -> float:
-        """A part of the seconds that are left until it is over its limit, as fast as it grows."""
+        """The seconds until it is over its limit, at its present growth, divided by LOOKS_LEFT."""
         if self._trend.pace is None:
             return SAMPLE_EVERY
         burst, left = self._trend.growth(now, self._meter.held).burst, self._thresholds.alert - self._meter.held

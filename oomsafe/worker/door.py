@@ -65,20 +65,21 @@ class Door:
         self.looks_from = sys.maxsize if found is None else found
 
     def grew_fast(self, now: float) -> None:
-        """This worker has just grown so fast that it can't wait for another to end."""
+        """Record that this worker has just grown too fast to wait for another to end."""
         self._grew_fast_at = now
 
     def waits_for_reclaim(self, now: float, limit: int | None) -> bool:
-        """Whether new work waits while a worker with this soft limit gives memory back, which takes a tenth of a second.
+        """Whether new work waits while this worker reclaims memory, which takes a tenth of a second. `limit` is its soft limit.
 
-        What comes meanwhile would take one that has just grown fast far above its limit. That matters where its pool has no room to double.
+        New work would meanwhile take a worker that has just grown fast far above its limit. That matters if the pool has less room left
+        than its workers' soft limits add up to.
         """
         room = self._pressure.room
         fast = now - self._grew_fast_at < LATELY
         return fast and room is not None and room < (limit or 0) * (self._neighbours.workers or 1)
 
     def say_that_it_waits(self, name: str) -> None:
-        """Once, where new work waits in the worker of this name."""
+        """Log once that new work waits in the worker `name`, if it does."""
         if self.shut:
             once(
                 "door", logging.INFO, "%s keeps what comes waiting, %.1f s at most, for the memory of a worker that leaves: "
@@ -86,7 +87,7 @@ class Door:
             )  # fmt: skip
 
     def open(self) -> None:
-        """The worker leaves: what comes to it yet was promised an answer."""
+        """Open the door for good: the worker leaves, and new work that still reaches it was promised an answer."""
         self._state, self.looks_from = State(), sys.maxsize
 
 

@@ -72,8 +72,8 @@ class Neighbours:
         return Others() if self._board is None else self._board.others(self._slot)
 
     def view(self) -> PoolView:
-        """All of the pool, as it stands on the scoreboard; without one, this worker alone."""
-        from oomsafe.scoreboard.view import view_alone  # here: most workers are never asked
+        """The whole pool from the scoreboard; without one, this worker alone."""
+        from oomsafe.scoreboard.view import view_alone  # imported here, because most workers never need it
 
         return self._board.read() if self._board is not None else view_alone(self._slot.copy())
 

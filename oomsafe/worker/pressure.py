@@ -74,9 +74,9 @@ class Pressure:
         self._again = 0.0
 
     def holds_up(self, now: float) -> bool:
-        """Whether what this worker holds while it leaves is what keeps the pool from serving: then it must not wait for what is no work.
+        """Whether the memory of this leaving worker keeps the pool from serving: then it must not wait for idle clients.
 
-        False where that can't be told.
+        False if that is not known.
         """
         if now >= self._holds_up_again and not self._policy.dry_run:
             self._holds_up_again = now + SHORT_EVERY

@@ -1,4 +1,4 @@
-"""Giving memory back in a worker that is over its limit: which part of its heap is collected, and where that runs."""
+"""Giving memory back in a worker that is over its limit: which part of its heap is collected, and in which thread."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from oomsafe.worker.meter import Meter
 
 
 class Reclaim:
-    """One attempt, made under the lock of the worker's guard. `name` is the worker's, for the log."""
+    """One attempt, under the lock of the worker's guard. `name` is the worker's name in the log."""
 
     def __init__(self, meter: Meter, background: Background | None, name: str) -> None:
-        """`background` runs malloc_trim() beside the work; None: it runs in place."""
+        """`background` runs malloc_trim() beside the work; None: in place."""
         self._meter = meter
         self._background = background
         self._name = name
         self._before = meter.rss
 
     def run(self, then: Callable[[int], object], release: Callable[[], None]) -> bool:
-        """Give memory back, then call `then` with the bytes that the process has shrunk by.
+        """Give memory back, then call `then` with the bytes by which the process has shrunk.
 
-        False: the rest happens in the background, which calls `release` at its end.
+        False: the second half runs in the background, which calls `release` at its end.
         """
         collect(others_wait=self._background is not None or self._meter.in_flight > 0)
         if self._background is None:
@@ -60,9 +60,9 @@ class Reclaim:
 
 
 def collect(others_wait: bool) -> None:
-    """Collect garbage without copying what is shared with a parent, nor, where `others_wait`, stalling them for more than 0.05 s.
+    """Collect garbage without copying memory shared with a parent. `others_wait`: without stalling them for more than 0.05 s either.
 
-    Here even on an event loop: gc holds the GIL wherever it runs, and finalizers expect this thread.
+    This runs in the calling thread even on an event loop: gc holds the GIL wherever it runs, and finalizers expect this thread.
     """
     frozen = frozen_blocks()
     shared = 0 if frozen is not None else shared_with_parent() or 0

@@ -1,4 +1,4 @@
-"""What is said of a worker that is recycled, in one line: what happened, to whom, with which figures; and of one that is not."""
+"""The one log line about a recycled worker (what happened, to which worker, with which figures), and about one that is not."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from oomsafe.policy.units import format_size
 
 
 def why(limits: Limits, reason: Reason, used: int | None, held: int, history: History, asks: bool, now: float) -> str:
-    """``anon 812 MiB > soft limit 768 MiB for 2.0 s``: the figure, the limit that it is over, and for how long; bytes and seconds.
+    """``anon 812 MiB > soft limit 768 MiB for 2.0 s``: the figure, the limit that it exceeds, and for how long.
 
-    ``anon 742 MiB, growing towards soft limit 768 MiB``: its replacement serves before it is over its limit. `asks`: it still
-    does; else it has stopped growing so fast.
+    ``anon 742 MiB, growing towards soft limit 768 MiB``: its replacement serves before it is over its limit. `used` and `held` are in
+    bytes, None: not known. `asks`: it still asks to be replaced; False: it has stopped growing so fast.
     """
     whole = "rss" if limits.metric in COUNT_CLEAN else "anon"
     seconds = 0.0 if history.breached_since is None else now - history.breached_since
@@ -33,8 +33,8 @@ def why(limits: Limits, reason: Reason, used: int | None, held: int, history: Hi
 
 
 def say_it_stays(name: str) -> None:
-    """Once, of a worker that nobody would replace."""
+    """Log once that this worker stays, because nothing would replace it."""
     once(
         "abandoned", logging.WARNING, "%s stays, whatever it holds: its supervisor is gone, or has stood still for seconds, and "
-        "nobody would bring up another worker in its place", name,
+        "nothing would start another worker in its place", name,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a worker says of itself on the scoreboard: its figures, and whether it asks to be replaced."""
+"""What a worker publishes on the scoreboard: its figures, and whether it asks to be replaced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from oomsafe.worker.thresholds import Thresholds
 
 
 class Report:
-    """Of one worker; used under its guard's lock. `poke` wakes the supervisor; None: it sees all this when it looks next."""
+    """The report of one worker; used under its guard's lock. `poke` wakes the supervisor; None: it reads the report at its next tick."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Report:
         """Whether this worker asks to be replaced."""
 
     def ask(self, asks: bool, now: float, used: int | None) -> None:
-        """Whether it asks from now on, and what it holds by its soft limit's metric: its supervisor decides by that."""
+        """Set whether it asks to be replaced, and publish `used`, what it holds in its soft limit's metric."""
         if asks is self.asks:
             return
         self.asks = asks
@@ -50,11 +50,11 @@ class Report:
             self.wake_supervisor()
 
     def need(self, now: float, used: int | None) -> None:
-        """What it holds by its soft limit's metric, and how fast it grows."""
+        """Publish what it holds in its soft limit's metric, and how fast it grows."""
         self._slot.need(used, self._trend.growth(now, self._meter.held))
 
     def publish(self, now: float) -> None:
-        """All other figures. The next time is as soon as the worker's growth makes it due."""
+        """Publish all other figures, and set when to do so next, depending on the worker's growth."""
         meter, limits = self._meter, self._thresholds.limits
         meter.publish_at = now + self._cadence.pause(now, self.asks)
         pss, uss, private, *_ = self._gauge.shares or (None, None, None)
@@ -67,13 +67,13 @@ class Report:
                 oom_score_adj=read_score(), in_flight=meter.in_flight,
             )  # fmt: skip
             meter.publish(figures)
-        except Exception as error:  # whether others can see it or not, this worker protects itself
+        except Exception as error:  # this worker protects itself, even if its figures can't be published
             failed("publish", "the server", error)
 
     def wake_supervisor(self) -> None:
-        """Have it look now: by itself it does within a second."""
+        """Make the supervisor tick now; by itself it does so within a second."""
         try:
             if self._poke is not None:
                 self._poke()
         except OSError:
-            pass  # it belongs to another user
+            pass  # it runs as another user

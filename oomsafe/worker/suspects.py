@@ -1,4 +1,4 @@
-"""Who made this worker grow: what its work did in each moment is remembered, and a name is given only where it is sure."""
+"""Which route made this worker grow: remembers what happened in each moment, and names a route only if that is certain."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from oomsafe.policy.units import format_change, format_size
 from oomsafe.scoreboard.layout import UNMATCHED
 from oomsafe.worker.meter import MOST_NAMES, Meter
 
-#: Share of a worker's growth that one piece of work must have made to be named for it.
+#: The share of a worker's growth that one piece of work must have caused to be named.
 BALLOON = 0.5
 
-#: What in a path is somebody's, and not the route's: numbers, and long hexadecimal ids.
+#: The parts of a path that vary within a route: numbers, and long hexadecimal ids.
 _IDS: Final = re.compile(rb"(?<=/)(?:\d+|[0-9a-fA-F-]{16,})(?=/|$)")
 
 
 class Suspects:
-    """Of one worker. Called once a second, and when it ends; work pays nothing."""
+    """The growth of one worker. Called once a second, and when the worker ends; pieces of work pay nothing."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
@@ -28,9 +28,9 @@ class Suspects:
         self._apart = 0
 
     def follow(self, now: float) -> None:
-        """Right after the memory was read. The first call is when the worker begins to serve."""
+        """Record the present memory and counts. Call it right after memory was read, first when the worker begins to serve."""
         meter = self._meter
-        # the first call of a route imports and fills caches; what comes while nothing is in flight is no call's
+        # explained already: the first call of each route imports and fills caches; growth with nothing in flight belongs to no call
         known = meter.warm_up + meter.clock.background
         if self._ready_with is None:
             self._ready_with, self._apart = meter.held, known
@@ -38,7 +38,7 @@ class Suspects:
         self._apart = known
 
     def line(self) -> str:
-        """For the line about its end: ``; GET /leak keeps about 300 KiB a call, 92 % of its growth``; empty where nobody is known."""
+        """For the line about the worker's end: ``; GET /leak keeps about 300 KiB a call: 92 % of its growth``; empty: not known."""
         meter = self._meter
         grown = meter.held - (self._ready_with or meter.held)
         if grown > 0 and meter.clock.background >= grown * EXPLAINS:
@@ -53,7 +53,7 @@ class Suspects:
         return ""
 
     def _calls(self) -> dict[str, int]:
-        """By route, or by path where no framework tells the route."""
+        """The number of calls by route, or by path if no framework gives the route."""
         meter = self._meter
         calls = {route: sum(row[1:]) for route, row in list(meter.counters.routes.items()) if route != UNMATCHED}
         names = dict(meter.names)
