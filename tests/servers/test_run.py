@@ -15,6 +15,8 @@ import pytest
 from clients import Load
 from serving import ENDING_WITH_US, Gunicorn, Server, conf, until
 
+from oomsafe.run.environment import PATH
+
 OOMSAFE = (sys.executable, "-m", "oomsafe", "run")
 INSTRUMENT = str(Path(sys.executable).with_name("opentelemetry-instrument"))
 ENV = {"OOMSAFE_MIN_LIFETIME": "0", "OOMSAFE_SOFT_LIMIT": "100MiB"}
@@ -70,7 +72,7 @@ import json, os, signal, sys
 print(json.dumps({
     "modules": sorted(name for name in sys.modules if name.startswith("oomsafe")), "path": sys.path, "argv": sys.argv,
     "ignored": [n for n in (signal.SIGPIPE, signal.SIGXFSZ) if signal.getsignal(n) == signal.SIG_IGN],
-    "soft": os.environ.get("OOMSAFE_SOFT_LIMIT"), "pid": os.getpid(),
+    "settings": {n: t for n, t in os.environ.items() if n in ("OOMSAFE_SOFT_LIMIT", "OOMSAFE_SURGE", "OOMSAFE_SUSTAIN")},
     "sitecustomize": getattr(sys.modules.get("sitecustomize"), "__file__", None),
 }))
 """
@@ -204,11 +206,11 @@ def test_opentelemetry_outside_of_it():
 def test_a_process_that_serves_nothing_has_one_small_module_more():
     """Its imports, arguments and signals are its own, and so is its place: no process stands before it."""
     plain = json.loads(subprocess.run([sys.executable, "-c", TELL], capture_output=True, text=True, check=True).stdout)
-    found = told("--soft-limit", "123MiB")
+    found = told("--soft-limit", "123MiB", "--no-surge", "--sustain=3")
 
     assert found["modules"] == ["oomsafe", "oomsafe.run", "oomsafe.run.start"]
     assert (found["path"], found["argv"], found["ignored"]) == (plain["path"], plain["argv"], plain["ignored"])
-    assert found["soft"] == "123MiB"
+    assert found["settings"] == {"OOMSAFE_SOFT_LIMIT": "123MiB", "OOMSAFE_SURGE": "false", "OOMSAFE_SUSTAIN": "3"}
 
 
 def test_the_sitecustomize_that_is_there_already_is_imported(tmp_path):
@@ -263,6 +265,9 @@ def test_a_command_that_cannot_be_run(tmp_path, command, status, line):
         (("--soft-limit", "300"), {}, "--soft-limit='300'"),
         ((), {"OOMSAFE_SOFT_LIMIT": "300"}, "OOMSAFE_SOFT_LIMIT='300'"),
         (("--soft-limit", "300MiB", "--hard-limit", "200MiB"), {}, "is not below hard_limit="),
+        (("--sof-limit", "300MiB"), {}, "no such option: --sof-limit (did you mean --soft-limit"),
+        (("--soft-limit",), {}, "--soft-limit needs a value: --soft-limit=VALUE"),
+        (("--surge=yes",), {}, "--surge takes no value"),
     ],
 )
 def test_settings_that_cannot_be_right_start_nothing(options, env, line):
@@ -283,6 +288,30 @@ def test_an_environment_without_oomsafe_says_so():
     assert done.stdout.split() == ["1", "2"]
     assert done.stderr.count("\n") == 1
     assert f"oomsafe is not installed in {sys.base_prefix}" in done.stderr
+
+
+def test_an_environment_with_a_broken_oomsafe_says_so(tmp_path):
+    """Or with one for a newer Python: what the command does is not changed, and what it calls says nothing."""
+    (tmp_path / "oomsafe").mkdir()
+    (tmp_path / "oomsafe" / "__init__.py").write_text("no Python\n")
+    base = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
+    code = f"import subprocess; subprocess.run([{str(base)!r}, '-c', 'print(1)']); print(2)"
+    command = [*OOMSAFE, "--", "env", f"PYTHONPATH={PATH}:{tmp_path}", str(base), "-c", code]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout.split() == ["1", "2"]
+    assert done.stderr.count("\n") == 1
+    assert f"oomsafe in {sys.base_prefix} is broken (SyntaxError(" in done.stderr
+
+
+def test_a_wrapper_in_another_environment_is_no_reason_to_call_the_server_unguarded():
+    """As uv and poetry are: the line is about that Python alone."""
+    base = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
+    done = run(str(base), "-c", f"import subprocess; subprocess.run([{sys.executable!r}, '-c', {TELL!r}])")
+
+    assert "oomsafe.run.start" in json.loads(done.stdout)["modules"]
+    assert done.stderr.endswith("a server that runs in this Python is not guarded\n")
 
 
 def test_development_servers_are_left_alone_and_say_so(under, tmp_path):
