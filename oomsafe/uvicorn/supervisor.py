@@ -6,7 +6,7 @@ import atexit
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from uvicorn.config import Config
 from uvicorn.supervisors import multiprocess
@@ -14,9 +14,11 @@ from uvicorn.supervisors import multiprocess
 from oomsafe.drain.uvicorn import log_with_uvicorn
 from oomsafe.log import attempt, log
 from oomsafe.scoreboard.seat import Seat
-from oomsafe.supervisor.supervisor import Supervisor
 from oomsafe.uvicorn.process import GuardedProcess
 from oomsafe.uvicorn.reading import read_policy
+
+if TYPE_CHECKING:
+    from oomsafe.supervisor.supervisor import Supervisor
 
 #: Seconds between two ticks; uvicorn's own loop turns every half second.
 TICK_EVERY = 0.1
@@ -36,6 +38,9 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
     """The keywords of the policy."""
 
     def __init__(self, config: Config, *arguments: Any, **more: Any) -> None:
+        # here: below `oomsafe run` each worker imports this module, for it is spawned and imports uvicorn's main
+        from oomsafe.supervisor.supervisor import Supervisor
+
         super().__init__(config, *arguments, **more)
         log_with_uvicorn()
         self.should_exit = Ticking(self._tick)
@@ -43,7 +48,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         for warning in warnings:
             log.warning("%s", warning)
         self._arguments, self._more = arguments, more
-        self._supervisor = Supervisor(self._policy, "uvicorn", self.processes_num, self)
+        self._supervisor: Supervisor = Supervisor(self._policy, "uvicorn", self.processes_num, self)
         atexit.register(self._supervisor.close)
         self._seated: list[GuardedProcess] = []
         self._retiring: dict[GuardedProcess, float] = {}

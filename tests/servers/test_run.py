@@ -66,6 +66,17 @@ async def main():
 asyncio.run(main())
 """
 
+#: Answers with what of ours its process has imported.
+MODULES = """
+import sys
+
+async def asgi(scope, receive, send):
+    if scope["type"] == "http":
+        body = " ".join(name for name in sys.modules if name.startswith("oomsafe.")).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+"""
+
 #: What a Python below it says of itself.
 TELL = """
 import json, os, signal, sys
@@ -128,6 +139,17 @@ def test_a_server_in_a_program_is_measured(under, text):
     assert "soft limit 100 MiB" in line
     assert "nothing here would start another" in line
     assert int(server.get("/pid")[1]["x-memory-rss"]) > 1 << 20
+
+
+def test_a_worker_of_uvicorn_loads_nothing_of_a_supervisor(under):
+    """It is spawned, and imports uvicorn's main: what of ours comes with that is memory, once a worker."""
+    command = (sys.executable, "-m", "uvicorn", "--workers", "2", "--port", "0", "own:asgi")
+    server = under(*command, listens="Uvicorn running on ", files={"own.py": MODULES}).serving()
+
+    modules = server.get("/")[2].decode().split()
+
+    assert "oomsafe.uvicorn.server" in modules
+    assert [name for name in modules if name.startswith("oomsafe.supervisor")] == []
 
 
 def test_an_installation_by_hand_wins(started, tmp_path):
