@@ -6,7 +6,7 @@ READY := $(VENV)/.ready-$(shell cat pyproject.toml tools/setup.sh | cksum | cut 
 # real servers beside each other: two a core, more would only wait for each other
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(2 * len(os.sched_getaffinity(0)))')
 
-.PHONY: demo test test-matrix test-vm test-peers check setup clean
+.PHONY: demo test test-matrix test-vm test-peers test-apps check setup clean
 
 demo: setup ## gunicorn with a leaking app, live, for 20 seconds
 	@$(BIN)/oomsafe demo $(ARGS)
@@ -23,6 +23,9 @@ test-vm: setup ## what takes a whole machine: systemd, cgroup v2, memory that en
 
 test-peers: setup ## the peers' own test suites with oomsafe wired in; see tools/peers/README.md
 	@$(BIN)/python tools/peers/run.py $(SUITES)
+
+test-apps: setup ## applications from the package index, each started by one line with oomsafe run; see tools/apps/README.md
+	@$(BIN)/python tools/apps/run.py $(APPS)
 
 check: setup ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

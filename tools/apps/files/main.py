@@ -1,0 +1,3 @@
+from own import fastapi
+
+app = fastapi()
