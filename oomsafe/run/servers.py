@@ -11,25 +11,53 @@ import sys
 from functools import wraps
 from typing import Any
 
+HYPERCORN = "its workers' memory is measured; it recycles them by --max-requests"
+
+_said: set[str] = set()
+
 
 def measure_hypercorn(module: Any) -> None:
-    """`module` is hypercorn.utils: the app that it wraps for its protocol is measured, and has memory headers."""
+    """`module` is hypercorn.utils: the app that it wraps for its protocol is measured, and has memory headers.
+
+    Quart imports it without being served by it, so nothing is said before an app is.
+    """
     wrap_app = module.wrap_app
 
     @wraps(wrap_app)
     def measured(app: Any, wsgi_max_body_size: int, mode: Any = None) -> Any:
+        _say("hypercorn", HYPERCORN)
         mode = mode or ("asgi" if module.is_asgi(app) else "wsgi")
         return wrap_app(_measured(app, mode), wsgi_max_body_size, mode)
 
     module.wrap_app = measured
-    _say("hypercorn", "its workers' memory is measured; it recycles them by --max-requests")
+
+
+def announce_hypercorn(module: Any) -> None:
+    """`module` is hypercorn.run: its workers are spawned, and say nothing."""
+    run = module.run
+
+    @wraps(run)
+    def announced(*args: Any, **options: Any) -> Any:
+        _say("hypercorn", HYPERCORN)
+        return run(*args, **options)
+
+    module.run = announced
 
 
 def measure_granian(module: Any) -> None:
     """`module` is granian.server.mp: the same of the app that each of its workers loads."""
     module._asgi_call_wrap = _wrapping(module._asgi_call_wrap, "asgi")
     module._wsgi_call_wrap = _wrapping(module._wsgi_call_wrap, "wsgi")
-    _say("granian", "its workers' memory is measured; it recycles them by --workers-max-rss, --workers-lifetime")
+    serve = module.MPServer.serve
+
+    @wraps(serve)
+    def announced(self: Any, *args: Any, **options: Any) -> Any:
+        measured = str(getattr(self.interface, "value", self.interface)) != "rsgi"
+        what = "its workers' memory is measured" if measured else "an RSGI app, its default (--interface), is not measured"
+        _say("granian", f"{what}; it recycles its workers by --workers-max-rss, --workers-lifetime")
+        return serve(self, *args, **options)
+
+    module.MPServer.serve = announced
 
 
 def leave_runserver(module: Any) -> None:
@@ -81,6 +109,9 @@ def _measured(app: Any, kind: str) -> Any:
 
 def _say(what: str, fact: str) -> None:
     """On stderr, for no log is configured yet; once, and not in each process that multiprocessing spawns."""
+    if what in _said:
+        return
+    _said.add(what)
     spawned = multiprocessing.parent_process() is not None or getattr(multiprocessing.current_process(), "_inheriting", False)
     if not spawned:
         sys.stderr.write(f"oomsafe run: {what}: {fact} (pid {os.getpid()})\n")

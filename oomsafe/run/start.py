@@ -25,6 +25,7 @@ SERVERS = {
     "uvicorn.server": "oomsafe.uvicorn.launch:guard_server",
     "uvicorn.supervisors.multiprocess": "oomsafe.uvicorn.launch:guard_multiprocess",
     "celery.worker.worker": "oomsafe.celery.launch:guard_node",
+    "hypercorn.run": "oomsafe.run.servers:announce_hypercorn",
     "hypercorn.utils": "oomsafe.run.servers:measure_hypercorn",
     "granian.server.mp": "oomsafe.run.servers:measure_granian",
     "django.core.management.commands.runserver": "oomsafe.run.servers:leave_runserver",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -12,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from clients import Load
-from serving import ENDING_WITH_US, Gunicorn, Server, conf, until
+from serving import ENDING_WITH_US, Gunicorn, Server, conf, memory_of, until
+from versions import provided
 
 from oomsafe.run.environment import PATH
+from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.places import board_of
 
 OOMSAFE = (sys.executable, "-m", "oomsafe", "run")
 INSTRUMENT = str(Path(sys.executable).with_name("opentelemetry-instrument"))
@@ -41,6 +46,19 @@ import uvicorn
 
 if __name__ == "__main__":
     uvicorn.run("apps:asgi", workers=2, port=0, access_log=False)
+"""
+
+#: Its workers wait while there is a file, before they could answer uvicorn: main modules are imported first, and some take a minute.
+SLOW_MAIN = """
+import os
+import time
+import uvicorn
+
+while __name__ == "__mp_main__" and os.path.exists("wait"):
+    time.sleep(0.05)
+
+if __name__ == "__main__":
+    uvicorn.run("apps:asgi", workers=2, port=0, access_log=False, timeout_worker_healthcheck=60)
 """
 
 SERVER = """
@@ -150,6 +168,32 @@ def test_a_worker_of_uvicorn_loads_nothing_of_a_supervisor(under):
 
     assert "oomsafe.uvicorn.server" in modules
     assert [name for name in modules if name.startswith("oomsafe.supervisor")] == []
+
+
+def test_the_supervisor_goes_on_while_uvicorn_waits_for_a_worker_that_boots(under):
+    """Nobody would replace a worker meanwhile, or see that the pool is over its budget."""
+    provided("timeout_worker_healthcheck" in inspect.signature(uvicorn.Config).parameters, "this uvicorn waits for 5 s at most")
+    server = under(sys.executable, "own.py", listens="Uvicorn running on ", files={"own.py": SLOW_MAIN}).serving()
+    wait = server.folder / "wait"
+    wait.touch()
+    before = {worker.pid for worker in server.pool().workers}
+
+    os.kill(min(before), signal.SIGKILL)
+    until(lambda: len(server.workers()) == 3 and min(before) not in server.workers(), "another one boots")  # and the resource tracker
+    ticks = set()
+    until(lambda: ticks.add(last_tick(server.pid)) or len(ticks) > 3, "the supervisor ticks")
+
+    wait.unlink()
+    server.serving()
+    assert server.lines("stood still") == []
+
+
+def last_tick(supervisor: int) -> int:
+    """When a supervisor has last looked at its workers, as its scoreboard has it."""
+    board = board_of(supervisor)
+    assert board
+    (when,) = layout.LOOKED.unpack_from(memory_of(board), layout.LOOKED_AT)
+    return int(when)
 
 
 def test_an_installation_by_hand_wins(started, tmp_path):
@@ -356,6 +400,16 @@ def test_hypercorn_is_measured(under):
 
     assert int(hypercorn.get("/pid")[1]["x-memory-rss"]) > 1 << 20
     assert len(hypercorn.lines("oomsafe run: hypercorn: its workers' memory is measured; it recycles them by --max-requests")) == 1
+
+
+def test_an_app_that_imports_hypercorn_is_not_served_by_it(under):
+    """Quart does: a line about hypercorn's workers would be wrong."""
+    text = "import hypercorn.asyncio\nfrom apps import wsgi\n"
+    command = (sys.executable, "-m", "gunicorn", *GUNICORN[:-1], "own:wsgi")
+    server = under(*command, listens="Listening at: ", files={"own.py": text}).serving()
+
+    assert server.get("/pid")[0] == 200
+    assert server.lines("hypercorn") == []
 
 
 FLASK = """

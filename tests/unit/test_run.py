@@ -8,10 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 from oomsafe.policy.settings import READERS, is_off, load_policy
+from oomsafe.run import servers
 from oomsafe.run.environment import PATH, environment_for, stay_first
 from oomsafe.run.start import SERVERS, Finder, start
 
@@ -94,6 +96,32 @@ def test_what_is_to_be_called_is_there(function: str) -> None:
     """By name, for it is imported only then."""
     module, _, name = function.partition(":")
     assert callable(getattr(importlib.import_module(module), name))
+
+
+@pytest.mark.parametrize(
+    ("interface", "said"),
+    [("asgi", "its workers' memory is measured; "), ("rsgi", "an RSGI app, its default (--interface), is not measured; ")],
+)
+def test_granian_is_told_of_when_it_serves(interface: str, said: str, monkeypatch: Any, capsys: Any) -> None:
+    """Not when it is imported; RSGI apps are no ASGI apps, and are left as they are."""
+    monkeypatch.setattr(servers, "_said", set())
+
+    class MPServer:
+        def __init__(self) -> None:
+            self.interface = SimpleNamespace(value=interface)
+
+        def serve(self, target: str) -> str:
+            return target
+
+    module = SimpleNamespace(_asgi_call_wrap=None, _wsgi_call_wrap=None, MPServer=MPServer)
+    module._asgi_call_wrap = module._wsgi_call_wrap = lambda callback, state: (callback, state)
+    servers.measure_granian(module)
+    assert capsys.readouterr().err == ""
+
+    assert [MPServer().serve("app:app") for _ in range(2)] == ["app:app"] * 2
+
+    line = f"oomsafe run: granian: {said}it recycles its workers by --workers-max-rss, --workers-lifetime (pid {os.getpid()})\n"
+    assert capsys.readouterr().err == line
 
 
 def test_without_the_command_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
