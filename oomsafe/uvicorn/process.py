@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import time
 from collections.abc import Callable
 from socket import socket
 from typing import Any, ClassVar
@@ -17,10 +19,15 @@ from oomsafe.uvicorn.server import GuardedServer
 #: The most seconds between the moment when a worker's end of the pipe closes and its death.
 DYING = 0.5
 
+#: Seconds between two ticks; uvicorn's own loop turns every half second.
+TICK_EVERY = 0.1
+
 
 class GuardedProcess(Process):
     """A worker with a seat in the pool. `arguments` are those that uvicorn passes to its own Process."""
 
+    tick: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
+    """In the supervisor, which sets it: what goes on while uvicorn waits for a worker's answer."""
     enrol: ClassVar[Callable[[GuardedProcess], Seat]]
     """In the supervisor, which sets it: registers a process, and returns its seat."""
 
@@ -65,11 +72,22 @@ class GuardedProcess(Process):
         return self.known_dead and not known
 
     def ping(self, timeout: float = 5) -> bool:
-        """In the supervisor: whether the worker answers."""
+        """In the supervisor: whether the worker answers, as uvicorn asks it.
+
+        uvicorn's loop waits here for as long as a worker imports its main module, which some apps take a minute for. The pool is not to be
+        unwatched for so long.
+        """
+        deadline = time.monotonic() + timeout
         try:
-            return super().ping(timeout)
-        except (OSError, EOFError):
+            self.parent_conn.send(b"ping")
+            while not self.parent_conn.poll(max(0.0, min(TICK_EVERY, deadline - time.monotonic()))):
+                if time.monotonic() >= deadline:
+                    return False
+                type(self).tick()
+            self.parent_conn.recv()
+        except (OSError, EOFError, pickle.UnpicklingError):
             return False
+        return True
 
     def kill(self) -> None:
         """In the supervisor, also for uvicorn's health check of a worker that does not answer: log that this is not an OOM kill."""

@@ -14,14 +14,11 @@ from uvicorn.supervisors import multiprocess
 from oomsafe.drain.uvicorn import log_with_uvicorn
 from oomsafe.log import attempt, log
 from oomsafe.scoreboard.seat import Seat
-from oomsafe.uvicorn.process import GuardedProcess
+from oomsafe.uvicorn.process import TICK_EVERY, GuardedProcess
 from oomsafe.uvicorn.reading import read_policy
 
 if TYPE_CHECKING:
     from oomsafe.supervisor.supervisor import Supervisor
-
-#: Seconds between two ticks; uvicorn's own loop turns every half second.
-TICK_EVERY = 0.1
 
 #: Seconds that a worker has to end after its grace period.
 PATIENCE = 10.0
@@ -54,7 +51,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         self._retiring: dict[GuardedProcess, float] = {}
         """Workers that uvicorn no longer knows, and until when they may drain."""
         # uvicorn looks this name up wherever it creates a process; it stays a class, because other code may patch it or call isinstance()
-        GuardedProcess.enrol = self._enrol
+        GuardedProcess.enrol, GuardedProcess.tick = self._enrol, self._tick_while_asking
         multiprocess.Process = GuardedProcess  # type: ignore[misc]
 
     def run(self) -> None:
@@ -145,13 +142,20 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
     def _tick(self) -> None:
         attempt("tick", "uvicorn", self._update)
 
+    def _tick_while_asking(self) -> None:
+        """uvicorn is in the middle of its list of workers, so none may be taken out of it; more may be put at its end."""
+        attempt("tick", "uvicorn", self._watch)
+
+    def _watch(self) -> None:
+        for process in self._seated:
+            self._supervisor.born_seat(process.seat.number, process.seat.generation, process.process.pid)
+        self._supervisor.tick()
+
     def _update(self) -> None:
         if self._supervisor.capacity.workers != self.processes_num:  # SIGTTIN, SIGTTOU
             self._supervisor.change(self.processes_num)
         self._bury()
-        for process in self._seated:
-            self._supervisor.born_seat(process.seat.number, process.seat.generation, process.process.pid)
-        self._supervisor.tick()
+        self._watch()
         self._retire()
         self.processes += [process for process in self._forgotten() if process not in self._retiring]
         self._adjust()
