@@ -81,11 +81,13 @@ class Moments:
         """Add a measurement, `at` in seconds on any monotonic clock. `apart` bytes of the growth since the last are explained already."""
         if self._held is None:
             self.begin(at, held, calls)
-        if at - self._at < max(self._shortest, 1e-6):
+        self._apart += apart
+        if at - self._at < max(self._shortest, SHORTEST):
             return
         # a name that was dropped and has returned counts from its return
         done = {route: new for route, number in calls.items() if (new := number - self._calls.get(route, 0)) > 0}
-        self._moments.append(Moment(at - self._at, held - (self._held or 0) - apart, done))
+        self._moments.append(Moment(at - self._at, held - (self._held or 0) - self._apart, done))
+        self._apart = 0
         self.begin(at, held, calls)
         if len(self._moments) > MOMENTS:
             self._moments = [_joined(*self._moments[n : n + 2]) for n in range(0, len(self._moments), 2)]

@@ -95,6 +95,15 @@ def test_a_long_life_takes_no_more_memory() -> None:
     assert sum(moment.calls["/a"] for moment in kept) == 3 * sum(moment.calls["/b"] for moment in kept)
 
 
+def test_what_is_explained_already_is_taken_off_in_any_moment() -> None:
+    """Also where the measurement comes too soon to make a moment of its own."""
+    moments = Moments()
+    for part, apart in ((0.0, 0), (1.0, 0), (1.001, 3 * MIB), (2.0, 2 * MIB)):
+        moments.add(part, 100 * MIB + (8 * MIB if part == 2.0 else 0), {"/a": int(part)}, apart)
+
+    assert [moment.growth for moment in moments.kept] == [0, 3 * MIB]
+
+
 def suspected(memory: Memory, clock: Clock) -> tuple[Meter, Suspects]:
     """A worker that has just begun to serve."""
     meter = Meter(Slot.private(), memory)
