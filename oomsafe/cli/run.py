@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -12,13 +11,15 @@ from typing import NoReturn
 from oomsafe.errors import ConfigError
 from oomsafe.policy.readers import read_switch
 from oomsafe.policy.settings import PREFIX, READERS, is_off, load_policy
-from oomsafe.policy.text import printable
+from oomsafe.policy.text import near_matches, printable
 from oomsafe.run.environment import environment_for, given_path
 
-#: As shells have it: not found, found and not to be run. Bad usage is argparse's.
+#: As shells have it: not found, found and not to be run; bad usage.
 NOT_FOUND, NOT_RUN, USAGE = 127, 126, 2
 
 ABOUT = """\
+Usage: oomsafe run [OPTION ...] [--] COMMAND [ARGUMENT ...]
+
 Run COMMAND, and guard every gunicorn, uvicorn and Celery worker that it starts: `oomsafe run --soft-limit 300MiB -- gunicorn app:app`.
 The command takes this process's place: its exit status, signals and standard streams are its own. Each option sets the variable of the
 same name for it (OOMSAFE_SOFT_LIMIT=300MiB); all settings are in the README. OOMSAFE_DISABLE=1 turns all of it off.
@@ -39,27 +40,50 @@ def run(arguments: Sequence[str]) -> NoReturn:
 
 
 def _read(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """(what is set, by field; the command)."""
-    parser = argparse.ArgumentParser(
-        prog="oomsafe run", description=ABOUT, allow_abbrev=False, usage="oomsafe run [OPTION ...] [--] COMMAND [ARGUMENT ...]"
-    )
+    """(what is set, by field; the command). By hand: argparse takes 10 ms, each time that a service starts."""
+    known = _options()
+    options: dict[str, str] = {}
+    words = list(arguments)
+    while words and words[0].startswith("-") and words[0] != "--":
+        option, given, text = words.pop(0).partition("=")
+        if option in ("-h", "--help"):
+            _help(known)
+        if option not in known:
+            _end(USAGE, f"no such option: {printable(option)}{near_matches(option, list(known))}; oomsafe run --help has all of them")
+        name, switched = known[option]
+        if switched is None and not given:
+            if not words or words[0].startswith("--"):
+                _end(USAGE, f"{option} needs a value: {option}=VALUE")
+            text = words.pop(0)
+        elif switched is not None and given:
+            _end(USAGE, f"{option} takes no value")
+        options[name] = text if switched is None else switched
+    if words[:1] == ["--"]:
+        del words[0]
+    if not words:
+        _end(USAGE, "no COMMAND: oomsafe run -- gunicorn app:app")
+    return options, words
+
+
+def _options() -> dict[str, tuple[str, str | None]]:
+    """By option: the field that it sets, and the text that it sets it to; None: what the user gives."""
+    known: dict[str, tuple[str, str | None]] = {}
     for name, read in READERS.items():
-        option = f"--{name.replace('_', '-')}"
         if name == "metrics_token":
             continue  # as below
+        option = name.replace("_", "-")
         if read is read_switch or name == "headers":  # a secret would be there for everybody to see, in the list of processes
-            parser.add_argument(option, dest=name, action="store_const", const="true")
-            parser.add_argument(f"--no-{option[2:]}", dest=name, action="store_const", const="false")
+            known[f"--{option}"], known[f"--no-{option}"] = (name, "true"), (name, "false")
         else:
-            parser.add_argument(option, dest=name, metavar="VALUE")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    read_arguments = vars(parser.parse_args(arguments))
-    command = list(read_arguments.pop("command"))
-    if command[:1] == ["--"]:
-        del command[0]
-    if not command:
-        parser.error("no COMMAND: oomsafe run -- gunicorn app:app")
-    return {name: text for name, text in read_arguments.items() if text is not None}, command
+            known[f"--{option}"] = name, None
+    return known
+
+
+def _help(known: Mapping[str, tuple[str, str | None]]) -> NoReturn:
+    print(ABOUT)
+    for option, (_, switched) in known.items():
+        print(f"  {option}{' VALUE' if switched is None else ''}")
+    raise SystemExit(0)
 
 
 def _check(options: Mapping[str, str], environ: Mapping[str, str]) -> None:
