@@ -1,6 +1,6 @@
-"""Brokers for Celery as processes of their own, for tests and benchmarks: on free ports, without a trace of any other on the machine.
+"""Brokers for Celery, for tests and benchmarks: each on free ports, independent of any other broker on the machine.
 
-The demo needs none: its worker takes tasks from a folder.
+The demo needs no broker: its worker takes tasks from a folder.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ disk_free_limit.absolute = 1MB
 
 
 def redis_binary() -> str | None:
-    """What starts a Redis; None where it is not installed."""
+    """The path of redis-server; None if it is not installed."""
     return shutil.which("redis-server")
 
 
 def rabbitmq_binary() -> str | None:
-    """What starts a RabbitMQ; None where it is not installed."""
+    """The path of rabbitmq-server; None if it is not installed."""
     return DEBIANS if os.access(DEBIANS, os.X_OK) else shutil.which("rabbitmq-server")
 
 
 class Redis(ServerProcess):
-    """In memory only. Once it is made, it answers."""
+    """A Redis that keeps everything in memory. It answers once it is constructed."""
 
     GRACE = 10.0
 
@@ -51,12 +51,12 @@ class Redis(ServerProcess):
             raise
 
     def url(self, database: int) -> str:
-        """Of one of its databases."""
+        """The URL of one of its databases."""
         return f"redis://127.0.0.1:{self.port}/{database}"
 
 
 class RabbitMQ(ServerProcess):
-    """With the user guest, and an epmd of its own. Once it is made, it serves."""
+    """A RabbitMQ with the user guest, and an epmd of its own. It serves once it is constructed."""
 
     GRACE = 20.0
 
@@ -101,10 +101,10 @@ class RabbitMQ(ServerProcess):
 
     @property
     def url(self) -> str:
-        """Of its only virtual host."""
+        """The URL of its only virtual host."""
         return f"amqp://guest:guest@127.0.0.1:{self.port}//"
 
     def end(self) -> None:
-        """And epmd after it."""
+        """End it, and epmd after it."""
         super().end()
         self._epmd.end()

@@ -52,12 +52,13 @@ class Observed:
 
 
 class DemoServer(ServerProcess):
-    """gunicorn, uvicorn or Celery with the leaking app, which takes requests or tasks once this has been made. Use as a context manager.
+    """gunicorn, uvicorn or Celery with the leaking app, ready for requests or tasks. Use it as a context manager.
 
-    `limit` in bytes is that of the cgroup; `soft_limit` None runs it without oomsafe. Raises RuntimeError when it does not start.
+    `limit` is the cgroup's, in bytes. `soft_limit` is in bytes; None runs the server without oomsafe. Raises RuntimeError if the server
+    does not start.
     """
 
-    # gunicorn sends each signal once, and a worker that is just being forked misses it: so ask again, in other words
+    # gunicorn passes each signal on once, and a worker that is just being forked misses it: so try again, with a stronger signal
     ENDS = (signal.SIGTERM, signal.SIGQUIT)
 
     def __init__(self, server: str, worker_class: str, workers: int, soft_limit: int | None, limit: int) -> None:
@@ -87,7 +88,7 @@ class DemoServer(ServerProcess):
             raise
 
     def observe(self) -> list[str]:
-        """Observe the pool once, and return the notable lines that its log has gained since the last time."""
+        """Update `observed`, and return the notable new lines of the server's log."""
         seen = self.observed
         seen.supervisor_alive = self.alive
         seen.rss = {pid: rss_of(pid) for pid in self.workers()}
@@ -104,7 +105,7 @@ class DemoServer(ServerProcess):
         return [match[1] for line in lines if (match := _NOTABLE.search(line))]
 
     def end(self) -> None:
-        """And remove its cgroup and its folder."""
+        """End the server, and remove its cgroup and its folder."""
         super().end()
         try:
             if self.sandbox is not None:
@@ -114,7 +115,7 @@ class DemoServer(ServerProcess):
         self._temporary.cleanup()
 
     def _is_up(self) -> bool:
-        """Whether it takes requests, at the port that it says, or tasks. uvicorn's supervisor says that before its workers listen."""
+        """Whether it accepts requests at the port in its log, or tasks. uvicorn's supervisor logs the port before its workers accept."""
         log = self.log()
         if self.unit == "task":
             return " ready." in log

@@ -1,7 +1,7 @@
 """A server as a process of its own: started, watched through its log and its scoreboard, and always ended.
 
-The demo, the tests and the benchmarks start theirs with it; what is special to one of them stands there. Only the standard library, and
-what can be seen of a process from outside.
+The demo, the tests and the benchmarks build their own servers on it. It uses only the standard library, and what can be observed of a
+process from outside.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Seconds for what takes a moment: a server is up, a line is in its log, a killed process is gone.
+#: Seconds to wait for something that takes a moment: a server is up, a line is in its log, a killed process is gone.
 PATIENCE = 20.0
 
-#: Goes before a command: it gets a SIGTERM when who started it is killed, and so ends nothing (prctl(2), PR_SET_PDEATHSIG; Linux).
+#: Prefix of a command that gets SIGTERM if the process that started it is killed, and so can't end it (prctl(2), PR_SET_PDEATHSIG; Linux).
 ENDING_WITH_US = (
     [sys.executable, "-c", "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"]
     if sys.platform == "linux"
@@ -42,14 +42,14 @@ ENDING_WITH_US = (
 
 
 class ServerProcess:
-    """A command in a session of its own, which writes to a log. As a context manager it ends, with all that it has started."""
+    """A command in a session of its own, whose output goes to a log. As a context manager it ends, with everything that it started."""
 
-    #: The signals that ask it to end, each until it has, and the seconds that each has. What is left of its session is then killed.
+    #: The signals that ask it to end, in turn, and how many seconds each is given. Then its whole session is killed.
     ENDS: Sequence[signal.Signals] = (signal.SIGTERM,)
     GRACE = 5.0
 
     def __init__(self, command: Sequence[str], folder: str | os.PathLike[str], environ: Mapping[str, str], log: str = "server.log") -> None:
-        """It runs in `folder`, with nothing but `environ`; what it writes is appended to `log`, a path from there."""
+        """It runs in `folder`, with `environ` as its whole environment; its output is appended to `log`, a path relative to `folder`."""
         self._log = Path(folder, log)
         with self._log.open("ab") as written:
             self.process = subprocess.Popen(
@@ -60,15 +60,15 @@ class ServerProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended."""
+        """Whether it still runs."""
         return self.process.poll() is None
 
     def log(self) -> str:
-        """What it has written, to stdout and to stderr."""
+        """All its output, stdout and stderr."""
         return self._log.read_text("utf-8", "replace")
 
     def tail(self) -> str:
-        """The end of that, for a message."""
+        """The end of its output, for a message."""
         return self.log()[-3000:]
 
     def lines(self, text: str) -> list[str]:
@@ -76,16 +76,16 @@ class ServerProcess:
         return [line for line in self.log().splitlines() if text in line]
 
     def wait_for(self, text: str, times: int = 1, seconds: float = PATIENCE) -> list[str]:
-        """Wait until `times` lines of the log hold `text`; all that do. Raises RuntimeError when they don't come."""
+        """Wait until at least `times` lines of the log hold `text`, and return them. Raises RuntimeError after `seconds`."""
         until(lambda: len(self.lines(text)) >= times, f"{times} lines {text!r}", seconds)
         return self.lines(text)
 
     def until(self, condition: Callable[[], T], what: str, seconds: float = PATIENCE, pause: float = 0.02) -> T:
-        """As until(), with the end of its log in the message; and nothing is waited for when it has ended."""
+        """As the function until(), with the end of the log in the error; raises at once if the server has ended."""
 
         def asked() -> T:
             if not self.alive:
-                raise RuntimeError(f"it ended with {self.process.returncode}, and was waited for: {what}")
+                raise RuntimeError(f"it ended with {self.process.returncode} before: {what}")
             return condition()
 
         try:
@@ -98,25 +98,25 @@ class ServerProcess:
         return children_of(self.pid)
 
     def session(self) -> set[int]:
-        """The processes of its session that run, itself included."""
-        # its pid may be another's by now, and that one's session has the same number
+        """The running processes of its session, including itself."""
+        # if another process has its pid by now, that one's session may have the same number
         return in_session(self.pid) if start_time(self.pid) in (None, self._started) else set()
 
     def find_pool(self) -> PoolView | None:
-        """Its pool, as the scoreboard shows it now; None where there is no scoreboard."""
+        """Its pool, as the scoreboard shows it now; None if there is no scoreboard."""
         path = board_of(self.pid)
         with suppress(ScoreboardError):  # it has been removed meanwhile
             return None if path is None else Scoreboard.look(path)
         return None
 
     def pool(self) -> PoolView:
-        """The same, once there is one. Raises RuntimeError when none comes."""
+        """Wait for its scoreboard, and return the pool. Raises RuntimeError if there is none after PATIENCE."""
         found = until(self.find_pool, f"a scoreboard of {self.pid}")
         assert found is not None
         return found
 
     def end(self) -> None:
-        """End it, and all that is left of its session."""
+        """End it, and then every process left in its session."""
         for number in self.ENDS:
             if self.alive:
                 self.process.send_signal(number)
@@ -143,7 +143,7 @@ class ServerProcess:
 
 
 def until(condition: Callable[[], T], what: str, seconds: float = PATIENCE, pause: float = 0.02) -> T:
-    """Ask every `pause` seconds until `condition()` is true, and return what it gave. After `seconds`: RuntimeError, which says `what`."""
+    """Poll every `pause` seconds until `condition()` is true, and return its result. Raises RuntimeError with `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
@@ -153,9 +153,9 @@ def until(condition: Callable[[], T], what: str, seconds: float = PATIENCE, paus
 
 
 def environment(*dropped: str, path: Sequence[Path] = ()) -> dict[str, str]:
-    """This process's, but for oomsafe's settings, gunicorn's, and those that begin with one of `dropped`.
+    """This process's environment without oomsafe's and gunicorn's settings, and without names that begin with one of `dropped`.
 
-    The folders of `path` are the first from which Python imports.
+    `path` holds folders that Python searches first for imports.
     """
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("OOMSAFE_", "GUNICORN_", *dropped))}
     if path:
@@ -164,7 +164,7 @@ def environment(*dropped: str, path: Sequence[Path] = ()) -> dict[str, str]:
 
 
 def free_ports(count: int = 1) -> list[int]:
-    """So many loopback ports that nobody has just now; all are held until the last is known."""
+    """`count` different loopback ports that are free now."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
@@ -176,7 +176,7 @@ def free_ports(count: int = 1) -> list[int]:
 
 
 def answers(port: int) -> bool:
-    """Whether anybody listens on a loopback port."""
+    """Whether a process listens on this loopback port."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:
@@ -185,7 +185,7 @@ def answers(port: int) -> bool:
 
 
 def remove(sandbox: Sandbox, seconds: float = PATIENCE) -> None:
-    """Remove a cgroup whose processes have ended: the kernel may be a moment behind. Raises RuntimeError when it still can't be."""
+    """Remove a cgroup once the kernel has let go of its last process. Raises RuntimeError if that takes longer than `seconds`."""
     until(lambda: _removed(sandbox), f"{sandbox.cgroup.path} can be removed", seconds)
 
 

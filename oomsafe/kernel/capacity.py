@@ -24,7 +24,7 @@ def read_capacity(
     use = cgroup.use() if cgroup is not None else None
     own, machine = None if use is None else use.working_set, _machine(proc)
     levels = (*(cgroup.levels(use) if cgroup is not None else ()), machine)
-    # where a level's use can't be read, the pool's own is the least that it is
+    # if a level's use can't be read, it is at least the pool's own
     level = tightest(levels, own or 0)
     if level is None:
         return Capacity(None, MACHINE, machine.used, supervisor_rss, workers, beside, levels=levels)
@@ -39,16 +39,16 @@ def read_capacity(
 
 
 def read_levels(proc: str = "/proc") -> tuple[Level, ...]:
-    """Every level of what limits this process, the nearest first and the machine last, with what is in use at each.
+    """Every level that may limit this process, the nearest first and the machine last, each with its use.
 
-    As a capacity's, but what is in use is read where nothing limits it, too.
+    Unlike in a capacity's `levels`, the use is read at levels without a limit, too.
     """
     cgroup = find_cgroup(proc=proc)
     return (*(cgroup.levels(unlimited=True) if cgroup is not None else ()), _machine(proc))
 
 
 def _unseen(cgroup: Cgroup | None, level: Level, levels: Sequence[Level]) -> str:
-    """What of all that counts can't be known from here; empty for nothing."""
+    """Which of the figures can't be known from here, for the log; empty if all are known."""
     if level.used is None and level.source != MACHINE:
         return "what others use below that limit can't be seen"
     if levels[-1].used is None:
@@ -64,7 +64,7 @@ def _own_rss() -> int | None:
 
 
 def _machine(proc: str) -> Level:
-    """MemTotal, and of that MemTotal - MemAvailable; None where they are not shown, as under systemd's ProcSubset=pid."""
+    """MemTotal, and the use MemTotal - MemAvailable; None if they are not shown, as under systemd's ProcSubset=pid."""
     table = read_keyed(f"{proc}/meminfo", factor=1024)
     total, available, free = map(table.get, ("MemTotal", "MemAvailable", "MemFree"))
     if total is not None:

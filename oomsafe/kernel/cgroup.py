@@ -25,9 +25,9 @@ class Use(NamedTuple):
     working_set: int | None
     """usage - inactive_file, at least 0, as kubelet and cAdvisor count it; None if it can't be read."""
     droppable: int = 0
-    """Of that, page cache that was used lately: the kernel drops it before it kills."""
+    """The recently used page cache in it (active_file), which the kernel drops before it kills."""
     usage: int | None = None
-    """Everything charged to it, page cache included; None where it can't be read."""
+    """Everything charged to the cgroup, including page cache; None if it can't be read."""
 
 
 class Cgroup(NamedTuple):
@@ -40,10 +40,10 @@ class Cgroup(NamedTuple):
     """Where the hierarchy is mounted: its highest visible ancestor."""
 
     def levels(self, own: Use | None = None, *, unlimited: bool = False) -> list[Level]:
-        """It and each of its ancestors that has memory files, the nearest first; in v1 also the one that limits it and can't be seen.
+        """This cgroup and each ancestor that has memory files, the nearest first; in v1 also a hidden one whose limit applies.
 
-        `own` is its own use, where that was read already. That of an ancestor is read where something limits it, and with
-        `unlimited` everywhere.
+        `own` is the use of this cgroup, if it was read already. An ancestor's use is read only if a limit applies there, with
+        `unlimited` always.
         """
         own = self.use() if own is None else own
         return self._v1_levels(own, unlimited) if self.version == 1 else self._v2_levels(own, unlimited)
@@ -52,7 +52,7 @@ class Cgroup(NamedTuple):
         levels = []
         for folder in self.ancestry():
             kills = _bound(folder, "memory.max")
-            if kills.is_there:  # the root of all has no such files
+            if kills.is_there:  # the root cgroup has no such files
                 high = _bound(folder, "memory.high")
                 levels.append(self._level(folder, kills.limit, high.limit, kills.unread + high.unread, own, unlimited))
         return levels
@@ -64,9 +64,9 @@ class Cgroup(NamedTuple):
         levels = []
         for folder in self.ancestry():
             limit, _, unread = _bound(folder, "memory.limit_in_bytes")
-            # before Linux 5.11 a cgroup may be told not to count what its children use (memory.use_hierarchy): its limit is not theirs
-            holds = limit is not None and (smallest or 0) <= limit < NO_LIMIT
-            levels.append(self._level(folder, limit if holds else None, None, unread, own, unlimited))
+            # before Linux 5.11 a cgroup may not count its children's use (memory.use_hierarchy=0): then its limit does not apply to them
+            applies = limit is not None and (smallest or 0) <= limit < NO_LIMIT
+            levels.append(self._level(folder, limit if applies else None, None, unread, own, unlimited))
         if smallest is not None and all(level.limit != smallest for level in levels):
             levels.append(Level(Source(Kind.HIDDEN, self.mount), smallest))
         return levels

@@ -1,4 +1,4 @@
-"""The processes of a session: what a server has started, whoever of them has lost its parent. Linux only: elsewhere none can be seen."""
+"""The processes of a session: everything that a server has started, orphans included. Linux only: elsewhere none are found."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from oomsafe.kernel.files import read_bytes
 
 
 def session_of(pid: int, proc: str = "/proc") -> int:
-    """The session of a process that runs (proc(5), stat field 6); 0 for one that has ended, as a zombie has."""
+    """The session of a running process (proc(5), stat field 6); 0 if it has ended, also for a zombie."""
     words = (read_bytes(f"{proc}/{pid}/stat") or b"").rpartition(b") ")[2].split()
     return int(words[3]) if len(words) > 3 and words[0] not in (b"Z", b"X") else 0
 
 
 def in_session(session: int, proc: str = "/proc") -> set[int]:
-    """The pids of a session's processes that run."""
+    """The pids of the running processes of a session."""
     try:
         names = os.listdir(proc)
     except OSError:

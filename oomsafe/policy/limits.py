@@ -56,37 +56,37 @@ MACHINE = Source(Kind.MACHINE)
 
 
 class Level(NamedTuple):
-    """One level of what limits a pool: its cgroup, one of that one's ancestors, or the machine. Sizes in bytes."""
+    """One level that may limit a pool: its cgroup, an ancestor of it, or the machine. Sizes in bytes."""
 
     source: Source
     limit: int | None
-    """Above it the kernel kills: memory.max, v1's memory.limit_in_bytes, MemTotal. None: there is none, or it is `unread`."""
+    """Above it the kernel kills: memory.max, v1's memory.limit_in_bytes, MemTotal. None: there is no limit, or it is `unread`."""
     high: int | None = None
-    """Above it the kernel throttles what it does not kill yet: memory.high. None: there is none (v1 never has one), or it is `unread`."""
+    """Above it the kernel throttles, though it does not kill yet: memory.high. None: there is none (v1 has no such file), or `unread`."""
     used: int | None = None
-    """The working set of all that lives below it, the pool and others; None where it can't be read, or was not asked for."""
+    """The working set of everything below this level, the pool and others; None if it can't be read, or was not read."""
     droppable: int = 0
-    """Of that, what the kernel drops before it kills."""
+    """The part of `used` that the kernel drops before it kills."""
     usage: int | None = None
-    """All that is charged there, page cache included: what the kernel compares with `limit`. None as for `used`."""
+    """Everything charged to this level, including page cache: what the kernel compares with `limit`. None as for `used`."""
     unread: tuple[str, ...] = ()
-    """Files with a limit that are there and can't be read, or hold no number."""
+    """Names of limit files that exist and can't be read, or hold no number."""
 
     @property
     def effective(self) -> int | None:
-        """The smaller of `limit` and `high`; None where nothing limits it, or nothing that can be read."""
+        """The smaller of `limit` and `high`; None if neither is known."""
         if self.limit is None or self.high is None:
             return self.high if self.limit is None else self.limit
         return min(self.limit, self.high)
 
     @property
     def headroom(self) -> int | None:
-        """What is left up to the effective limit, below 0 above it; None where that or what is used is None."""
+        """What is left up to the effective limit, negative above it; None if the limit or the use is None."""
         return None if self.effective is None or self.used is None else self.effective - self.used
 
     @property
     def bound_by(self) -> Source:
-        """`source`, which names memory.high where that is the smaller one."""
+        """`source`, naming memory.high if that is the smaller limit."""
         return self.source if self.effective == self.limit else self.source._replace(file="memory.high")
 
 
@@ -114,12 +114,12 @@ class Capacity:
     droppable: int = 0
     """The part of the working set that is page cache: in use, and yet the kernel drops it before it kills."""
     supervisor_held: int | None = None
-    """Its rss without file pages; None: not known."""
+    """The supervisor's rss without file pages; None: not known."""
     levels: tuple[Level, ...] = field(default=(), compare=False)
-    """Every level, the nearest first and the machine last, as it was read; empty in a worker, whose supervisor does that.
+    """All levels as they were read, the nearest first and the machine last; empty in a worker.
 
-    Where nothing limits one, what is used there was not asked for: kernel.capacity.read_levels() does. Two capacities that differ
-    in nothing else are equal, for use moves all the time.
+    At ancestors without a limit the use was not read: see kernel.capacity.read_levels(). Comparing capacities ignores this field, as
+    use changes all the time.
     """
 
     @property
@@ -200,7 +200,7 @@ def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0
 
 
 def tightest(levels: Sequence[Level], own: int) -> Level | None:
-    """The level with the smallest headroom, the nearest of those that are as tight; None where nothing limits any.
+    """The level with the smallest headroom; of several that are equally tight, the nearest to the pool. None if no limit applies.
 
     If the use of a level can't be read, the pool's `own` is used instead.
     """

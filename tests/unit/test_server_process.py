@@ -72,7 +72,7 @@ def test_what_is_waited_for_in_vain(start: Start) -> None:
     """Its end is not waited for as if it might still come, and the log is shown."""
     server = start("import sys; print('no database'); sys.exit(3)")
 
-    with pytest.raises(RuntimeError, match=r"ended with 3, and was waited for: it serves\nno database"):
+    with pytest.raises(RuntimeError, match=r"ended with 3 before: it serves\nno database"):
         server.until(lambda: False, "it serves", 60)
     with pytest.raises(RuntimeError, match="not within 0 s: 1 lines 'serves'"):
         server.wait_for("serves", seconds=0)
