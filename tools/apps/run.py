@@ -13,7 +13,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,9 @@ sys.path[:0] = [str(ROOT / "tests")]
 from apps import APPS, App, Fate  # noqa: E402
 from clients import Load  # noqa: E402
 from serving import Server, until  # noqa: E402
+
+from oomsafe.demo.server_process import answers, free_ports  # noqa: E402
+from oomsafe.kernel.session import session_of  # noqa: E402
 
 CACHE = Path(os.environ.get("APPS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oomsafe-apps")
 #: A space in it: whoever takes PYTHONPATH apart has to get it right.
@@ -101,7 +103,7 @@ class Running(Server):
         found = super().session()
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
             with suppress(OSError):
-                if f"APPS_MARK={self._mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes() and not is_zombie(pid):
+                if f"APPS_MARK={self._mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes() and session_of(pid):
                     found.add(pid)
         self.seen |= found
         return found
@@ -127,14 +129,13 @@ class Running(Server):
         """Its largest process's anonymous memory, in MiB."""
         return max(anon(pid) for pid in self.session()) >> 10
 
-    def end(self) -> int:
+    def ends_without_a_trace(self) -> int:
         """SIGTERM, its status; all of it has to go, its port and its scoreboards too."""
         self.session()
         status = self.ends()
         until(lambda: not self.session(), f"all its processes end: {self.session()}", 60)
-        with socket.socket() as probe:
-            if not probe.connect_ex(("127.0.0.1", self._port)):
-                raise FailedError(f"port {self._port} is still open")
+        if answers(self._port):
+            raise FailedError(f"port {self._port} is still open")
         left = [path for path in Path("/dev/shm").glob("oomsafe-*/*.board") if int(path.name.partition("-")[0]) in self.seen]
         if left:
             raise FailedError(f"left behind: {left}")
@@ -183,12 +184,6 @@ class Sending:
         self._stop.touch()
         said = json.loads(self._process.communicate(timeout=90)[0])
         self.served, self.failed = said["served"], said["failed"]
-
-
-def is_zombie(pid: int) -> bool:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "ZX"
-    return True
 
 
 def anon(pid: int) -> int:
@@ -259,12 +254,6 @@ def versions(app: App, python: Path) -> str:
     return subprocess.run([python, "-c", code, *names], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def check(name: str, ours: Path) -> Row:
     """Both runs of one app."""
     app, row = APPS[name], Row(name)
@@ -275,14 +264,14 @@ def check(name: str, ours: Path) -> Row:
         body = by_itself(app, row, python, folder)
         print(f"  by itself: ends with {row.status}; soft limit {row.limit} MiB", flush=True)
         under(app, row, python, folder, body)
-    except (FailedError, AssertionError, subprocess.TimeoutExpired) as error:
+    except (FailedError, AssertionError, RuntimeError, subprocess.TimeoutExpired) as error:
         row.wrong.append(str(error))
     return row
 
 
 def by_itself(app: App, row: Row, python: Path, folder: Path) -> bytes:
     """Without oomsafe: what it answers; `row` has its status and the limit afterwards."""
-    with Running(app, python, folder, free_port(), limit=None) as running:
+    with Running(app, python, folder, free_ports()[0], limit=None) as running:
         try:
             body = running.boot()[0]
             time.sleep(3)  # the others of its workers boot; the largest of them says most
@@ -297,7 +286,7 @@ def by_itself(app: App, row: Row, python: Path, folder: Path) -> bytes:
 
 def under(app: App, row: Row, python: Path, folder: Path, body: bytes) -> None:
     """With oomsafe."""
-    with Running(app, python, folder, free_port(), limit=row.limit) as running:
+    with Running(app, python, folder, free_ports()[0], limit=row.limit) as running:
         try:
             said(app, running)
             clients: Any = Asking(running, app.url, body) if app.url else Sending(app, python, folder)
@@ -305,7 +294,7 @@ def under(app: App, row: Row, python: Path, folder: Path, body: bytes) -> None:
                 until(lambda: done(app, running, clients), "all that is awaited has come", RECYCLING)
             row.served, row.failed = clients.served, clients.failed
             row.recycles = len(running.lines(" recycling: "))
-            status = running.end()
+            status = running.ends_without_a_trace()
         finally:
             shutil.copy(folder / "server.log", CACHE / "logs" / f"{row.name}.log")
         row.wrong += wrong(app, row, running, status)
