@@ -61,7 +61,7 @@ def test_it_ends_with_all_that_it_has_started(start: Start, monkeypatch: pytest.
 def test_each_signal_has_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the first is not heard, it is asked in other words."""
     monkeypatch.setattr(ServerProcess, "ENDS", (signal.SIGTERM, signal.SIGQUIT))
-    monkeypatch.setattr(ServerProcess, "GRACE", 0.5)
+    monkeypatch.setattr(ServerProcess, "GRACE", 3.0)
     with ServerProcess([sys.executable, "-c", DEAF], tmp_path, environment()) as server:
         server.wait_for("is up")
 
