@@ -22,7 +22,7 @@ class Logs(Protocol):
 
 
 def exporter(server: Logs, times: int = 1) -> tuple[int, int]:
-    """(pid, port) of the process that serves the metrics, once a line has said so for the so-manieth time."""
+    """(pid, port) of the process that serves the metrics, once that many lines have said so."""
     lines = until(lambda: len(found := server.lines("metrics on ")) >= times and found, "the metrics are served")
     assert isinstance(lines, list)
     found = re.search(r"metrics on (?:http://\S+:(\d+)/metrics|unix:\S+) \(pid (\d+)\)", lines[-1])

@@ -135,7 +135,7 @@ class Plugin:
         self._has_loaded(server)
 
     def _is_of_a_worker(self, record: logging.LogRecord) -> bool:
-        """Before 25.1, gunicorn says of every child that is killed that it was a worker."""
+        """False for the line in which gunicorn before 25.1 calls the metrics process, when that is killed, a worker."""
         if self._supervisor is None or not str(record.msg).startswith("Worker (pid:"):
             return True
         return not any(f"(pid:{pid})" in record.getMessage() for pid, _ in self._supervisor.exporting)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from oomsafe.kernel.files import read_bytes, read_int
 
-#: A socket that listens, in /proc/net/tcp (TCP_LISTEN of include/net/tcp_states.h).
+#: The state of a listening socket in /proc/net/tcp (TCP_LISTEN in include/net/tcp_states.h).
 _LISTENS = b"0A"
 
-#: So many processes are asked for their descriptors.
+#: The most processes whose descriptors are searched.
 _PROCESSES_MAX = 20_000
 
 
@@ -24,7 +24,7 @@ def migrates_requests(proc: str = "/proc") -> bool | None:
 
 
 def who_listens(port: int, proc: str = "/proc") -> int | None:
-    """The pid of a process that listens on this TCP port, on whichever address; None: not known, as it is of another user's process."""
+    """The pid of a process that listens on this TCP port, at any address; None: not known, for example another user's process."""
     sockets = {f"socket:[{inode}]" for inode in _listening(port, proc)}
     if sockets:
         for pid in filter(str.isdigit, os.listdir(proc)[:_PROCESSES_MAX]):
@@ -34,7 +34,7 @@ def who_listens(port: int, proc: str = "/proc") -> int | None:
 
 
 def _open_in(folder: str) -> Iterator[str]:
-    """What is open there; nothing of another user's process."""
+    """The targets of a process's descriptors; none for another user's process."""
     try:
         names = os.listdir(folder)
     except OSError:
@@ -43,7 +43,7 @@ def _open_in(folder: str) -> Iterator[str]:
         try:
             yield os.readlink(f"{folder}/{name}")
         except OSError:
-            pass  # closed meanwhile
+            pass  # closed in the meantime
 
 
 def _listening(port: int, proc: str) -> Iterator[int]:

@@ -1,7 +1,7 @@
-"""The process that serves a pool's metrics, beside its supervisor: it reads the scoreboard, and lives no longer than the supervisor does.
+"""The process that serves a pool's metrics. It runs beside the supervisor, reads the scoreboard, and ends when the supervisor ends.
 
-supervisor/exporter.py starts it, and hands over: the scoreboard's descriptor, which is inherited; as descriptor 0 a socket, by which it
-says what becomes of it, a line each time, and whose end is its own; the rest as arguments, but for the secret, which comes by that socket.
+supervisor/exporter.py starts it. It inherits the scoreboard's descriptor, and a socket as descriptor 0. Through the socket it gets its
+token, reports what happens, a line each time, and learns that it must end. Everything else comes as arguments.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from oomsafe.metrics.http_server import HttpServer, Request, Response
 from oomsafe.policy.address import Address, parse_address
 from oomsafe.scoreboard.reader import Reader
 
-#: What ps and the kernel's OOM report call it.
+#: Its name in ps and in the kernel's OOM report.
 COMM = "oomsafe-metrics"
 
-#: Seconds until an address that can't be had is tried again: at once, after twice as long each time, and at most so long.
+#: Seconds until an address that could not be bound is tried again: the first pause, which doubles each time, and the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 
-#: Seconds after which that is said: with a reload, or another gunicorn that takes over (SIGUSR2), it is free in a moment.
+#: Seconds before that is reported: after a reload the address is free in a moment.
 SAY_AFTER = 1.0
 
-#: Seconds between two looks at whether the supervisor lives, where the kernel does not say it.
-LOOK_EVERY = 1.0
+#: Seconds between two checks that the supervisor lives, where the kernel can't notify us.
+CHECK_EVERY = 1.0
 
-#: What a browser may call this machine: any other name in a request's Host is that of a page which has had itself resolved to it.
+#: What a browser may call this machine. Any other name in a Host header belongs to a page whose name was made to resolve to it.
 OWN_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class Exporter:
-    """Serves until its supervisor is gone, or says so by closing the socket."""
+    """Serves until its supervisor is gone, or closes the socket."""
 
     def __init__(self, link: socket.socket, board: Reader, address: Address, token: str, supervisor: int) -> None:
-        """`token` empty: none is asked for."""
+        """An empty `token`: none is required."""
         self._link, self._address, self._supervisor = link, address, supervisor
         self._page = Page(board, address, token)
         self._selector = selectors.DefaultSelector()
         self._server: HttpServer | None = None
         self._socket: tuple[int, int] | None = None
-        """Device and inode of the Unix socket that it has made."""
+        """Device and inode of the Unix socket that this process made."""
         self._try_at = self._began = time.monotonic()
         self._pause = FIRST_PAUSE
         self._said = False
@@ -59,9 +59,9 @@ class Exporter:
         self._watched = self._watch_supervisor()
 
     def run(self) -> None:
-        """Until the end."""
+        """Serve until the end."""
         try:
-            # looked at after it is watched: it may have ended before
+            # checked once the watch is on, because the supervisor may have ended before it
             while os.getppid() == self._supervisor:
                 now = time.monotonic()
                 if self._server is None and now >= self._try_at:
@@ -75,7 +75,7 @@ class Exporter:
             self._remove_socket()
 
     def _watch_supervisor(self) -> bool:
-        """Have the kernel say when it ends (pidfd_open(2), Linux 5.3); False where it can't."""
+        """Have the kernel notify us when the supervisor ends (pidfd_open(2), Linux 5.3); False where it can't."""
         try:
             self._selector.register(os.pidfd_open(self._supervisor), selectors.EVENT_READ, _end)
         except (OSError, AttributeError):
@@ -83,13 +83,13 @@ class Exporter:
         return True
 
     def _patience(self) -> float | None:
-        waits = [None if self._watched else LOOK_EVERY, None if self._server is None else self._server.expire()]
+        waits = [None if self._watched else CHECK_EVERY, None if self._server is None else self._server.expire()]
         if self._server is None:
             waits.append(max(0.0, self._try_at - time.monotonic()))
         return min((seconds for seconds in waits if seconds is not None), default=None)
 
     def _hear(self) -> None:
-        """The supervisor says nothing by this socket but that it is over."""
+        """The supervisor sends nothing more through this socket: it only closes it."""
         if not self._link.recv(4096):
             _end()
 
@@ -97,7 +97,7 @@ class Exporter:
         try:
             self._link.send(f"{line}\n".encode())
         except OSError:
-            pass  # its supervisor does not listen
+            pass  # the supervisor does not read, or is gone
 
     def _listen(self, now: float) -> None:
         try:
@@ -121,7 +121,7 @@ class Exporter:
             if port is None:
                 self._bind_path(listener, host)
             else:
-                # connections that have been closed from here stay for a minute (TIME_WAIT); two listeners it does not allow on Linux
+                # our closed connections stay for a minute (TIME_WAIT) and would block the address; on Linux this allows no second listener
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
                     listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -133,10 +133,10 @@ class Exporter:
         return listener
 
     def _bind_path(self, listener: socket.socket, path: str) -> None:
-        """What somebody has left there is removed only if it is a socket of this user's at which nobody listens."""
+        """Remove what lies there only if it is a socket of this user's on which nobody listens."""
         if _is_left_over(path):
             os.unlink(path)
-        before = os.umask(0o177)  # 0600 from its first moment on; there are no threads here
+        before = os.umask(0o177)  # mode 0600 from the start; no other thread here is affected
         try:
             listener.bind(path)
         finally:
@@ -151,33 +151,33 @@ class Exporter:
                 if (found.st_dev, found.st_ino) == self._socket:
                     os.unlink(self._address.host)
             except OSError:
-                pass  # somebody else has removed it
+                pass  # somebody else removed it
 
     def _why_not(self, error: OSError) -> str:
-        """In words for a log line."""
+        """For a log line."""
         who = who_listens(self._address.port) if self._address.port else None
         by = "" if who is None else f" (by process {who}, {(read_text(f'/proc/{who}/comm') or 'gone').strip()})"
         return f"{self._address}: {error.strerror}{by}"
 
 
 class Page:
-    """The one thing that is served: /metrics."""
+    """The one page that is served: /metrics."""
 
     def __init__(self, board: Reader, address: Address, token: str) -> None:
         self._board, self._token = board, token
-        # a loopback address is reached by every page that a browser on this machine shows: by its own name alone (DNS rebinding)
+        # any page that a browser on this machine shows can send requests to a loopback address, but under its own name (DNS rebinding)
         self._names = OWN_NAMES | {str(address).rpartition(":")[0]} if address.port is not None and address.is_private else None
 
     def answer(self, request: Request) -> Response:
-        """To one request."""
+        """Answer one request."""
         if self._names is not None and not self._is_own(request.headers.get("host")):
-            return Response(403, b"these metrics are served under localhost and the address that they listen on, and no other name\n")
+            return Response(403, b"the Host header must be localhost or the address that this server listens on\n")
         if self._token and not self._knows(request.headers.get("authorization", "")):
-            return Response(401, b"these metrics take a token\n", headers=(("WWW-Authenticate", "Bearer"),))
+            return Response(401, b"a token is required\n", headers=(("WWW-Authenticate", "Bearer"),))
         if request.path != "/metrics":
             return Response(404, b"the metrics are at /metrics\n")
         if request.method not in ("GET", "HEAD"):
-            return Response(405, b"GET or HEAD\n", headers=(("Allow", "GET, HEAD"),))
+            return Response(405, b"only GET and HEAD are allowed\n", headers=(("Allow", "GET, HEAD"),))
         try:
             kind, body = expose(families_of(self._board.read()), request.headers.get("accept", ""))
         except OomsafeError:
@@ -185,21 +185,21 @@ class Page:
         return Response(200, body, kind)
 
     def _is_own(self, host: str | None) -> bool:
-        """None: a client of HTTP/1.0; browsers send it."""
+        """Whether this Host header names this server. None is an HTTP/1.0 client's; browsers always send one."""
         if host is None or self._names is None:
             return True
         name, colon, port = (host, "", "") if host.endswith("]") else host.partition(":") if host[:1] != "[" else host.rpartition(":")
         return name.lower() in self._names and (not colon or port.isdigit())
 
     def _knows(self, authorization: str) -> bool:
-        from hmac import compare_digest  # here: it loads OpenSSL, 3 MiB, which who needs no secret is spared
+        from hmac import compare_digest  # here: it loads OpenSSL (3 MiB), which only a token needs
 
         scheme, _, given = authorization.partition(" ")
         return scheme.lower() == "bearer" and compare_digest(given.strip().encode(), self._token.encode())
 
 
 class _Ended(Exception):
-    """Its supervisor is gone, or wants no metrics any more."""
+    """The supervisor is gone, or wants this process to end."""
 
 
 def _end() -> None:
@@ -207,7 +207,7 @@ def _end() -> None:
 
 
 def _is_left_over(path: str) -> bool:
-    """Whether this is a socket of this user's, not a link to one, and nobody listens there."""
+    """Whether this is a socket of this user's, not a link to one, and nobody listens on it."""
     try:
         found = os.lstat(path)
     except OSError:
@@ -215,7 +215,7 @@ def _is_left_over(path: str) -> bool:
     if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a full backlog is a listener, too
+        probe.setblocking(False)  # a listener with a full backlog would make this wait
         try:
             probe.connect(path)
         except ConnectionRefusedError:
@@ -226,7 +226,7 @@ def _is_left_over(path: str) -> bool:
 
 
 def main(address: str, board: str, supervisor: str, score: str) -> None:
-    """With what supervisor/exporter.py gives: where to serve, the scoreboard's descriptor, a pid, and the least oom_score_adj."""
+    """Run the process. The arguments are the address, the scoreboard's descriptor, the supervisor's pid, and the least oom_score_adj."""
     link = socket.socket(fileno=0)
     set_comm(COMM)
     os.chdir("/")
@@ -234,17 +234,17 @@ def main(address: str, board: str, supervisor: str, score: str) -> None:
         if (present := read_score()) is not None and present < int(score):
             write_score(int(score))
     except ScoreRefused:
-        pass  # it is small: the kernel takes a worker before it anyway
+        pass  # this process is small, so the kernel kills a worker first anyway
     token = _first_line(link)
     Exporter(link, Reader.inherited(int(board)), parse_address(address), token, int(supervisor)).run()
 
 
 def _first_line(link: socket.socket) -> str:
-    """The secret, or nothing. Raises EOFError where the supervisor is gone before it has said it."""
+    """The token, or nothing. Raises EOFError if the supervisor is gone before it has sent it."""
     said = b""
     while not said.endswith(b"\n"):
         received = link.recv(4096)
         if not received:
-            raise EOFError("the supervisor has said nothing")
+            raise EOFError("the supervisor is gone")
         said += received
     return said.decode().rstrip("\n")

@@ -1,7 +1,4 @@
-"""Metrics as Prometheus reads them, in text: without prometheus_client, which takes 9 MiB and need not be there.
-
-Its text format, version 0.0.4, and OpenMetrics 1.0, for who asks for that.
-"""
+"""Writes metrics in Prometheus's text format 0.0.4 and in OpenMetrics 1.0, without prometheus_client, which takes 9 MiB."""
 
 from __future__ import annotations
 
@@ -14,11 +11,11 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 def expose(families: Iterable[Family], accept: str = "") -> tuple[str, bytes]:
-    """(content type, body), as the request's Accept header says: plain text unless it names OpenMetrics."""
+    """(content type, body). `accept` is the request's Accept header; the format is plain text unless that names OpenMetrics."""
     is_open = any(one.partition(";")[0].strip().lower() == "application/openmetrics-text" for one in accept.split(","))
     lines: list[str] = []
     for family in families:
-        # the older format calls a counter by the name of its samples
+        # in the older format a counter has the name of its samples
         name = family.name + "_total" if family.kind == "counter" and not is_open else family.name
         lines += [f"# HELP {name} {_escaped(family.text)}", f"# TYPE {name} {family.kind}"]
         lines += [f"{family.name}{suffix}{_labels(labels)} {value!r}" for suffix, labels, value in family.samples]

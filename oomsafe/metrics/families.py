@@ -1,4 +1,4 @@
-"""What is told of a pool, as data: each metric with its samples. How it is written is another matter (prometheus.py, exposition.py)."""
+"""A pool's metrics as data, each with its samples. prometheus.py and exposition.py turn them into text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Sample(NamedTuple):
     """One figure of a metric."""
 
     suffix: str
-    """What its name has beyond the metric's: of a counter ``_total``, of a histogram ``_bucket``, ``_count`` or ``_sum``."""
+    """What follows the metric's name: ``_total`` for a counter; ``_bucket``, ``_count`` or ``_sum`` for a histogram."""
     labels: dict[str, str]
     value: float
 
@@ -33,7 +33,7 @@ class Family(NamedTuple):
 
 
 def families_of(pool: PoolView) -> Iterator[Family]:
-    """Every metric of the pool, with those of the pools beside it, which are read now."""
+    """Every metric of the pool, and those of the pools beside it, whose scoreboards are read now."""
     beside = _beside(pool)
     yield from _workers({"": pool, **beside})
     yield from _pool(pool)
@@ -42,16 +42,16 @@ def families_of(pool: PoolView) -> Iterator[Family]:
 
 
 def _beside(pool: PoolView) -> dict[str, PoolView]:
-    """The pools whose supervisors are children of this pool's, by the last word of their names: gunicorn's dirty workers."""
+    """The pools whose supervisors are children of this pool's supervisor, by the last word of their names: gunicorn's dirty workers."""
     found: dict[str, PoolView] = {}
     try:
         paths = boards_beside(pool.supervisor) if pool.supervisor else []
-    except ImportError:  # the kernel lists no children, and psutil is not on the path of the process that serves the metrics
+    except ImportError:  # the kernel does not list children, and the metrics process has no psutil on its path
         return found
     for path in paths:
         try:
             other = Scoreboard.look(path)
-        except ScoreboardError:  # it has ended meanwhile
+        except ScoreboardError:  # that pool has ended in the meantime
             continue
         found[other.server.rpartition(" ")[2]] = other
     return found
@@ -70,7 +70,7 @@ def _workers(pools: dict[str, PoolView]) -> Iterator[Family]:
 
 
 def _kinds(slot: str, figures: dict[str, int | None]) -> list[Sample]:
-    """A missing figure is no sample, never 0."""
+    """A figure that is missing is no sample, never 0."""
     return [Sample("", {"worker": slot, "kind": kind}, figure) for kind, figure in figures.items() if figure is not None]
 
 

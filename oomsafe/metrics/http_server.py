@@ -1,6 +1,6 @@
-"""A small HTTP server: GET and HEAD, one answer a connection, one thread. The standard library's takes 9 MiB (http.server imports email).
+"""A small HTTP server: one answer per connection, one thread. The standard library's takes 9 MiB more (http.server imports email).
 
-Whatever comes in is bounded: how many connections, how long a request, how long it may take. Nothing of it is sent back.
+The number of connections, the size of a request and its duration are bounded. Nothing that a client sends is sent back.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-#: So many connections at once; for one more, the one that has taken longest is closed.
+#: The most connections at once; for one more, the oldest is closed.
 CONNECTIONS_MAX = 32
 
-#: A request's line and headers, in bytes.
+#: The most bytes of a request's line and headers.
 REQUEST_MAX = 8192
 
-#: Seconds that a request may take to come, an answer to be taken, and a client to close.
+#: Seconds for a request to arrive, for the answer to be read, and for the client to close.
 READ_WITHIN, WRITE_WITHIN, CLOSE_WITHIN = 5.0, 10.0, 1.0
 
 REASONS = {
@@ -27,7 +27,7 @@ REASONS = {
 
 
 class Request(NamedTuple):
-    """What a client asks for."""
+    """A client's request."""
 
     method: str
     path: str
@@ -37,7 +37,7 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """What it gets."""
+    """The answer to it."""
 
     status: int
     body: bytes
@@ -49,7 +49,7 @@ Answer = Callable[[Request], Response]
 
 
 class HttpServer:
-    """Everything that is connected to one listener. Each of its sockets is registered with a method of its own as the key's data."""
+    """One listener and its connections. Each socket is registered with the function to call when it is ready, as the key's data."""
 
     def __init__(self, selector: selectors.BaseSelector, listener: socket.socket, answer: Answer) -> None:
         self._selector, self._listener, self._answer = selector, listener, answer
@@ -62,7 +62,7 @@ class HttpServer:
             client, _ = self._listener.accept()
         except BlockingIOError:
             return
-        except OSError:  # it has gone away meanwhile; or no descriptor is left (EMFILE), and waiting would end at once
+        except OSError:  # the client is gone; or no descriptor is left (EMFILE), and the listener stays ready
             self._make_room(len(self._connections) - 1)
             time.sleep(0.05)
             return
@@ -88,7 +88,7 @@ class HttpServer:
         connection.client.close()
 
     def expire(self) -> float | None:
-        """Close the connections whose time is over; seconds until the next one's is, None without one."""
+        """Close the connections whose time is up; return the seconds until the next one's, or None if there is none."""
         now = time.monotonic()
         for connection in [one for one in self._connections.values() if one.deadline <= now]:
             self._end(connection)
@@ -96,7 +96,7 @@ class HttpServer:
 
 
 class _Connection:
-    """One client: it is read from, written to, and waited for until it has closed: else the kernel would reset what it has not read yet."""
+    """One client. After the answer we wait until the client closes: closing first could reset the connection before it has read all."""
 
     def __init__(self, client: socket.socket, answer: Answer) -> None:
         self.client = client
@@ -106,11 +106,11 @@ class _Connection:
         self._answer = answer
         self._received = b""
         self._left: memoryview | None = None
-        """Of the answer, what is not sent yet; None before there is one."""
+        """The part of the answer that is not sent yet; None before there is an answer."""
         self._closing = False
 
     def go_on(self) -> None:
-        """As far as can be without waiting."""
+        """Read or write as much as is possible without waiting."""
         try:
             if self._closing:
                 self.is_over = not self.client.recv(65536)
@@ -120,7 +120,7 @@ class _Connection:
                 self._write()
         except BlockingIOError:
             pass
-        except OSError:  # its client is gone
+        except OSError:  # the client is gone
             self.is_over = True
 
     def _read(self) -> None:
@@ -131,7 +131,7 @@ class _Connection:
             self._respond(Response(431, b"the request is too long\n"), body=True)
         elif end:
             request = parse(head)
-            response = Response(400, b"this is no HTTP request\n") if request is None else self._answered(request)
+            response = Response(400, b"this is not an HTTP request\n") if request is None else self._answered(request)
             self._respond(response, body=request is None or request.method != "HEAD")
         else:
             self.is_over = not received
@@ -139,7 +139,7 @@ class _Connection:
     def _answered(self, request: Request) -> Response:
         try:
             return self._answer(request)
-        except Exception:  # whatever stands in a request must not end the server
+        except Exception:  # no request may end the server
             return Response(500, b"the metrics can't be read\n")
 
     def _respond(self, response: Response, body: bool) -> None:
@@ -162,7 +162,7 @@ class _Connection:
 
 
 def parse(head: bytes) -> Request | None:
-    """The request's line and headers, which stand in `head` with plain line feeds; None when they are none (RFC 9112)."""
+    """Parse a request's line and headers, separated by plain line feeds; None if `head` is not valid (RFC 9112)."""
     line, *fields = head.decode("latin-1").split("\n")
     words = line.split(" ")
     if len(words) != 3 or not words[2].startswith("HTTP/1."):
@@ -171,7 +171,7 @@ def parse(head: bytes) -> Request | None:
     for field in fields:
         name, colon, value = field.partition(":")
         name = name.lower()
-        # twice the same of these may mean one thing to us and another to who stands between
+        # of two such headers, a proxy may honour one and we the other
         if not colon or not name or name != name.strip() or (name in headers and name in ("host", "authorization")):
             return None
         headers[name] = value.strip()

@@ -1,14 +1,14 @@
-"""Where metrics are served: an address of this machine's, or a socket in the file system."""
+"""Where metrics are served: an IP address and port, or a Unix socket."""
 
 from __future__ import annotations
 
 from ipaddress import ip_address
 from typing import NamedTuple
 
-#: What begins the path of a Unix socket.
+#: The prefix of a Unix socket's path.
 UNIX = "unix:"
 
-#: A Unix socket's path has room for so many bytes (sun_path of unix(7), less the final zero).
+#: The most bytes of a Unix socket's path (sun_path in unix(7), less the final zero).
 PATH_MAX = 107
 
 #: The name that every machine has for itself.
@@ -21,21 +21,21 @@ class Address(NamedTuple):
     host: str
     """An IP address without brackets; for a Unix socket its path."""
     port: int | None
-    """0: one that is free; None: it is a Unix socket."""
+    """0: any free port; None: this is a Unix socket."""
 
     @property
     def is_private(self) -> bool:
-        """Whether only processes of this machine reach it: a loopback address, or a Unix socket."""
+        """Whether only processes on this machine can reach it: a loopback address, or a Unix socket."""
         return self.port is None or ip_address(self.host).is_loopback
 
     @property
     def is_ipv6(self) -> bool:
-        """Whether it takes a socket of AF_INET6."""
+        """Whether its socket must be of family AF_INET6."""
         return self.port is not None and ":" in self.host
 
     @property
     def url(self) -> str:
-        """Where one asks for the metrics; for a Unix socket what is given in ``metrics=``."""
+        """The URL of the metrics; for a Unix socket, the same text as in ``metrics=``."""
         return str(self) if self.port is None else f"http://{self}/metrics"
 
     def __str__(self) -> str:

@@ -97,7 +97,7 @@ class Policy:
     metrics: Address | None
     """Where a small process beside the supervisor serves the pool's metrics: ``"127.0.0.1:9400"``, or ``"unix:/a/path"``. None: nowhere."""
     metrics_token: str | None = field(repr=False)
-    """The secret that a request for these metrics must carry, ``Authorization: Bearer ...``. Addresses that others can reach take one."""
+    """The secret that each request for them carries, ``Authorization: Bearer ...``. Required where other machines can reach the address."""
     task_soft_memory_limit: Size | None
     """Celery: SoftMemoryLimitExceeded is raised in a task that uses more. None: no such limit for tasks without one of their own."""
     task_memory_limit: Size | None

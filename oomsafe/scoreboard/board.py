@@ -76,7 +76,7 @@ class Scoreboard:
 
     @property
     def descriptor(self) -> int | None:
-        """That of its bytes, to be inherited by who reads them, as Reader.inherited() does; None: it has been closed."""
+        """The descriptor of the shared bytes, for a process that inherits it and reads by Reader.inherited(); None: it was closed."""
         return (self._named or self._file).get()
 
     @classmethod

@@ -23,7 +23,7 @@ class Reader:
 
     @classmethod
     def inherited(cls, fd: int) -> Self:
-        """By the descriptor that its supervisor has handed over (Scoreboard.descriptor). Raises ScoreboardError when it is of none."""
+        """Read through Scoreboard.descriptor, inherited from the supervisor. Raises ScoreboardError if it is not a scoreboard's."""
         reader = cls.__new__(cls)
         reader.path, reader._fd = f"descriptor {fd}", fd
         reader._slots = backing.slots_of(fd, reader.path)

@@ -1,12 +1,12 @@
-"""Has a small process beside the supervisor serve the pool's metrics, and starts it again when it dies.
+"""Starts a small process beside the supervisor that serves the pool's metrics, and starts it again when it dies.
 
-No thread, for the supervisor forks; no fork of it, for what it has loaded may be big: Python is started anew, and inherits the scoreboard's
-descriptor and nothing else. What it runs is metrics/exporter.py.
+It is not a thread, because the supervisor forks, and not a fork of the supervisor, which may be big. It is a new Python, which inherits
+the scoreboard's descriptor and nothing else, and runs metrics/exporter.py.
 """
 
 from __future__ import annotations
 
-import _socket  # not socket, and posix instead of os below: those may have been patched by gevent, whose hub has no place in a supervisor
+import _socket  # gevent patches socket and os; their originals, _socket and posix, start no hub in a supervisor
 import errno
 import os
 import posix
@@ -25,17 +25,17 @@ from oomsafe.policy.text import printable
 from oomsafe.policy.victims import clamp_score
 from oomsafe.scoreboard.forks import own
 
-#: Seconds until it is started again after it has died: at first, then twice as long each time, and at most so long.
+#: Seconds until a process that died is started again: the first pause, which doubles each time, and the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 
-#: One that has lived for so many seconds has nothing to do with the next that dies.
+#: Seconds that a process must have lived for the pauses to begin anew.
 SETTLED = 60.0
 
-#: Seconds that one is waited for that has been told to end.
+#: Seconds to wait for a process that was ordered to end.
 ENDING = 0.5
 
-#: What runs in it; oomsafe's folder is the last on its path, for there may be whatever else in it. It always exits with 0: gunicorn before
-#: 25.1 takes any child for a worker, and says of others that they have failed.
+#: What the process runs. oomsafe's folder comes last on its path, because that folder may hold any other package. The exit status is always
+#: 0: gunicorn before 25.1 takes any child for a worker, and reports every other status as a failed worker.
 CODE = """
 import os, sys
 try:
@@ -48,7 +48,7 @@ finally:
     os._exit(0)
 """
 
-#: Signals that are meant for the server, and may be sent to its whole process group; it ends with its supervisor.
+#: Signals that are meant for the server, and may reach its whole process group. The process ends with its supervisor, not by these.
 _LEFT_TO_SERVER = tuple(
     getattr(signal, name)
     for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGTTIN", "SIGTTOU")
@@ -57,22 +57,22 @@ _LEFT_TO_SERVER = tuple(
 
 
 class Child(NamedTuple):
-    """The process that serves."""
+    """The process that serves the metrics."""
 
     pid: int
     started: int
-    """When, in clock ticks since boot; 0: not known."""
+    """Its start time, in clock ticks since boot; 0: not known."""
     since: float
-    """The same on the monotonic clock."""
+    """When it was started, on the monotonic clock."""
     link: _socket.socket
-    """It says by it what becomes of it, and ends when it is shut down."""
+    """It reports through this socket, and ends when this socket is shut down."""
 
 
 class Exporter:
-    """One supervisor's. In a fork of it there is none."""
+    """Belongs to one supervisor. In a fork of the supervisor it does nothing."""
 
     def __init__(self, policy: Policy, board: Callable[[], int | None], step: Callable[[], int]) -> None:
-        """`board` is the scoreboard's descriptor, `step` how much higher than the supervisor's a worker's oom_score_adj is."""
+        """`board` returns the scoreboard's descriptor, `step` how far a worker's oom_score_adj is above the supervisor's."""
         self._policy, self._board, self._step = policy, board, step
         self._child: Child | None = None
         self._heard = b""
@@ -82,11 +82,11 @@ class Exporter:
 
     @property
     def process(self) -> tuple[int, int] | None:
-        """(pid, start time); None while there is none."""
+        """(pid, start time) of the process; None while there is none."""
         return None if self._child is None else (self._child.pid, self._child.started)
 
     def follow(self, policy: Policy) -> None:
-        """The policy has changed, or not."""
+        """Take over this policy: where it differs in its metrics, the process is replaced."""
         before, self._policy = self._policy, policy
         if (before.metrics, before.metrics_token) != (policy.metrics, policy.metrics_token):
             self.close()
@@ -95,28 +95,28 @@ class Exporter:
             self._begin()
 
     def tick(self, now: float) -> None:
-        """As often as one likes: says what it has said, and starts it again when it has died. Waits for nothing."""
+        """Log what the process reports, and start it again if it died. Call it as often as you like: it never waits."""
         if self._child is not None:
             self._listen(self._child, now)
         elif self._policy.metrics is not None and now >= self._start_at:
             self._start(now)
 
     def close(self) -> None:
-        """End it, and wait a moment until it is gone: another may want its address."""
+        """End the process, and wait a moment until it is gone, because its successor may need its address."""
         child, self._child, self._heard, self._start_at = self._child, None, b"", float("inf")
         if child is None:
             return
         try:
-            child.link.shutdown(_socket.SHUT_RDWR)  # forks may have it open, too: to close it would not be enough
+            child.link.shutdown(_socket.SHUT_RDWR)  # closing it is not enough: forks of this process may have it open
         except OSError:
-            pass  # it is gone already
+            pass  # the process is gone already
         child.link.close()
         until = time.monotonic() + ENDING
         while not _reaped(child) and time.monotonic() < until:
             time.sleep(0.005)
 
     def leave(self) -> None:
-        """In a fork of the supervisor: it is not its child's."""
+        """In a fork of the supervisor: the process is not the fork's."""
         if self._child is not None:
             self._child.link.close()
         self._child, self._start_at = None, float("inf")
@@ -128,11 +128,11 @@ class Exporter:
             return
         if not address.is_private and self._policy.metrics_token is None:
             log.warning(
-                "metrics=%s is off: others can reach that address, so it takes metrics_token, a secret; or serve them on 127.0.0.1:%s",
+                "metrics=%s is off: other machines can reach that address, so metrics_token must be set; or use 127.0.0.1:%s",
                 address, address.port,
             )  # fmt: skip
         elif getattr(sys, "frozen", False) or not sys.executable:
-            log.warning("metrics=%s is off: it takes a Python interpreter to start, and this process is none", address)
+            log.warning("metrics=%s is off: it needs a Python interpreter to start, and this program does not name one", address)
         else:
             self._start(time.monotonic())
 
@@ -150,7 +150,7 @@ class Exporter:
             finally:
                 theirs.close()
         except OSError as error:
-            self._again(now, f"no process for metrics can be started ({error.strerror or error})")
+            self._again(now, f"the metrics process can't be started ({error.strerror or error})")
             return
         ours.setblocking(False)
         ours.send(f"{self._policy.metrics_token or ''}\n".encode())
@@ -160,10 +160,10 @@ class Exporter:
         import fcntl
 
         link = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, 10)
-        inherited = 4 if board == 3 else 3  # another number: what has been duplicated is not closed by exec
+        inherited = 4 if board == 3 else 3  # a different number, because only a duplicate is sure to survive exec
         try:
             actions = [
-                (posix.POSIX_SPAWN_DUP2, board, inherited),  # first: it may itself be one of the next three
+                (posix.POSIX_SPAWN_DUP2, board, inherited),  # first: the next three may overwrite `board`
                 (posix.POSIX_SPAWN_DUP2, link, 0),
                 (posix.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
                 (posix.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
@@ -171,14 +171,14 @@ class Exporter:
             ]
             root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
             arguments = [str(self._policy.metrics), str(inherited), str(os.getpid()), str(self._score())]
-            # neither the environment nor the site's modules have a say in it (-I -S): they may be big, or wrap whatever Python starts
+            # -I -S: PYTHON variables and site modules (sitecustomize, .pth) may be big, or may wrap every Python that starts
             command = [sys.executable, "-I", "-S", "-c", CODE, root, *arguments]
             return posix.posix_spawn(sys.executable, command, os.environ, file_actions=actions, setsigmask=_LEFT_TO_SERVER)
         finally:
             os.close(link)
 
     def _score(self) -> int:
-        """Its oom_score_adj at least: that of a fresh worker, so the kernel takes it before this process, and workers before it."""
+        """Its least oom_score_adj, a fresh worker's: the kernel kills it before this process, and workers, which are bigger, before it."""
         return SCORE_MIN if self._policy.dry_run else clamp_score((read_score() or 0) + self._step())
 
     def _listen(self, child: Child, now: float) -> None:
@@ -202,28 +202,28 @@ class Exporter:
         if what == "serves":
             log.info("metrics on %s (pid %d)", rest, child.pid)
         elif what == "waits":
-            log.warning("metrics can't be served on %s; it is tried again until they can", rest)
+            log.warning("metrics can't be served on %s; oomsafe keeps trying", rest)
         elif what == "fails":
-            log.error("the process for metrics (pid %d) fails: %s", child.pid, rest)
+            log.error("the metrics process (pid %d) failed: %s", child.pid, rest)
 
     def _gone(self, child: Child, now: float) -> None:
-        if self._child is not child:  # Celery may tick in a thread: it has been closed meanwhile
+        if self._child is not child:  # closed in the meantime: Celery may tick in a thread
             return
         child.link.close()
         self._child = None
         _reaped(child)
         if now - child.since >= SETTLED:
             self._pause = FIRST_PAUSE
-        self._again(now, f"the process for metrics (pid {child.pid}) has ended")
+        self._again(now, f"the metrics process (pid {child.pid}) has ended")
 
     def _again(self, now: float, why: str) -> None:
-        log.warning("%s: it is started again in %.0f s", why, self._pause)
+        log.warning("%s; next start in %.0f s", why, self._pause)
         self._start_at = now + self._pause
         self._pause = min(LONGEST_PAUSE, 2 * self._pause)
 
 
 def _reaped(child: Child) -> bool:
-    """Whether it is gone. It is this process's to reap, unless that waits for all its children, as gunicorn does."""
+    """Whether the process is gone. Reaps it, unless the server has: gunicorn waits for all of its children."""
     if (start_of_child(child.pid) or 0) == child.started:
         try:
             return posix.waitpid(child.pid, posix.WNOHANG)[0] != 0
@@ -233,12 +233,12 @@ def _reaped(child: Child) -> bool:
 
 
 def _inheritable() -> list[int]:
-    """The descriptors of this process that a program inherits which it starts: gunicorn's listeners."""
+    """This process's descriptors that survive exec, such as gunicorn's listening sockets."""
     found = []
     for name in os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else ():
         try:
             if os.get_inheritable(int(name)):
                 found.append(int(name))
         except OSError:
-            pass  # that of the folder itself
+            pass  # the descriptor that listed the folder, closed by now
     return found

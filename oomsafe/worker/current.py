@@ -91,7 +91,7 @@ def guard_for(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | No
 
 
 def warn_of_metrics(policy: Policy) -> None:
-    """In a process that is guarded by itself: say so where `metrics` are asked for."""
+    """Log that `metrics` does nothing in a process that has no supervisor of oomsafe's."""
     if policy.metrics is not None:
         log.warning(
             "metrics=%s does nothing in a process without a supervisor of oomsafe's: "

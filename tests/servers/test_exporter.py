@@ -168,7 +168,7 @@ def test_one_that_was_killed_is_started_again(export: Export) -> None:
     for times, pause in ((1, "1 s"), (2, "2 s")):
         pid, port = server.exporter(times)
         os.kill(pid, signal.SIGKILL)
-        server.wait_for(f"the process for metrics (pid {pid}) has ended: it is started again in {pause}")
+        server.wait_for(f"the metrics process (pid {pid}) has ended; next start in {pause}")
         another, port = server.exporter(times + 1)
 
         assert another != pid
@@ -265,9 +265,9 @@ def test_an_address_that_others_reach_takes_a_token(export: Export) -> None:
     """Without one a line says so, and nothing serves."""
     server = export(metrics="0.0.0.0:0")
 
-    (line,) = server.wait_for("metrics=0.0.0.0:0 is off: others can reach that address, so it takes metrics_token, a secret")
+    (line,) = server.wait_for("metrics=0.0.0.0:0 is off: other machines can reach that address, so metrics_token must be set")
 
-    assert "or serve them on 127.0.0.1:" in line
+    assert "or use 127.0.0.1:" in line
     assert [pid for pid in server.workers() if Path(f"/proc/{pid}/comm").read_text() == "oomsafe-metrics\n"] == []
 
 
