@@ -9,7 +9,7 @@ FOLDERS = {"data_folder_in": "queue", "data_folder_out": "queue", "processed_fol
 for folder in {*FOLDERS.values(), "results"}:
     os.makedirs(folder, exist_ok=True)
 app = Celery("tasks", broker="filesystem://", backend=f"file://{os.path.abspath('results')}")
-app.conf.broker_transport_options = FOLDERS
+app.conf.broker_transport_options = {**FOLDERS, "polling_interval": 0.02}
 app.conf.broker_connection_retry_on_startup = True
 
 
