@@ -50,7 +50,7 @@ STAYS = "should be recycled, and nothing here can"
 HEAD = ("app", "servers", "the line", "what becomes of it", "soft limit", "recycles", "requests", "failed", "ends with", "s")
 
 
-class FailedError(Exception):
+class FailedError(RuntimeError):
     """What of a row is not as it should be."""
 
 
@@ -110,7 +110,7 @@ class Running(Server):
 
     def answer(self) -> tuple[bytes, dict[str, str]] | None:
         """Body and headers of its URL; None while it does not answer with 200."""
-        if self.process.poll() is not None:
+        if not self.alive:
             raise FailedError(f"it ended with {self.process.returncode}")
         with suppress(OSError, HTTPException):
             status, headers, body = self.get(self._app.url)
@@ -129,10 +129,10 @@ class Running(Server):
         """Its largest process's anonymous memory, in MiB."""
         return max(anon(pid) for pid in self.session()) >> 10
 
-    def ends_without_a_trace(self) -> int:
+    def finish(self) -> int:
         """SIGTERM, its status; all of it has to go, its port and its scoreboards too."""
         self.session()
-        status = self.ends()
+        status = self.stop()
         until(lambda: not self.session(), f"all its processes end: {self.session()}", 60)
         if answers(self._port):
             raise FailedError(f"port {self._port} is still open")
@@ -141,7 +141,7 @@ class Running(Server):
             raise FailedError(f"left behind: {left}")
         return status
 
-    def ends(self) -> int:
+    def stop(self) -> int:
         """SIGTERM, and its status."""
         self.signal(signal.SIGTERM)
         return self.ended(END)
@@ -264,7 +264,7 @@ def check(name: str, ours: Path) -> Row:
         body = by_itself(app, row, python, folder)
         print(f"  by itself: ends with {row.status}; soft limit {row.limit} MiB", flush=True)
         under(app, row, python, folder, body)
-    except (FailedError, AssertionError, RuntimeError, subprocess.TimeoutExpired) as error:
+    except (RuntimeError, AssertionError, subprocess.TimeoutExpired) as error:
         row.wrong.append(str(error))
     return row
 
@@ -278,7 +278,7 @@ def by_itself(app: App, row: Row, python: Path, folder: Path) -> bytes:
             row.limit = running.largest() + MARGIN
             if app.url and running.get(app.url)[2] != body:
                 raise FailedError(f"{app.url} answers otherwise each time")
-            row.status = running.ends()
+            row.status = running.stop()
         finally:
             shutil.copy(folder / "server.log", CACHE / "logs" / f"{row.name}-by-itself.log")
     return body
@@ -294,7 +294,7 @@ def under(app: App, row: Row, python: Path, folder: Path, body: bytes) -> None:
                 until(lambda: done(app, running, clients), "all that is awaited has come", RECYCLING)
             row.served, row.failed = clients.served, clients.failed
             row.recycles = len(running.lines(" recycling: "))
-            status = running.ends_without_a_trace()
+            status = running.finish()
         finally:
             shutil.copy(folder / "server.log", CACHE / "logs" / f"{row.name}.log")
         row.wrong += wrong(app, row, running, status)
@@ -302,7 +302,7 @@ def under(app: App, row: Row, python: Path, folder: Path, body: bytes) -> None:
 
 def done(app: App, running: Running, clients: Any) -> bool:
     """Whether the clients may stop: all has been seen, or there is no more to see."""
-    if running.process.poll() is not None or len(clients.failed) > REQUESTS:
+    if not running.alive or len(clients.failed) > REQUESTS:
         return True
     if app.fate is Fate.GUARDED:
         return len(running.lines(" recycling: ")) >= RECYCLES
