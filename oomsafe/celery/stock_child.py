@@ -15,7 +15,7 @@ from oomsafe.celery.task_loop import TaskLoop, nothing
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.process import rss_of, sizes_of
 from oomsafe.log import log
-from oomsafe.policy.boot_line import dry
+from oomsafe.policy.boot_line import dry, lifetime_in_force
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.policy.units import format_size
 from oomsafe.policy.victims import auto_step
@@ -61,7 +61,7 @@ def _begins(loop: TaskLoop, policy: Policy, warnings: Any) -> None:
         for warning in warnings:
             log.warning("%s", warning)
         log.info(
-            "oomsafe guards each child by itself: soft limit %s, recycled between two tasks%s. Limits of tasks, the verdict on a death, "
+            "oomsafe guards each child by itself: soft limit %s%s, recycled between two tasks%s. Limits of tasks, the verdict on a death, "
             "the end of poison loops, a budget, metrics and inspect memory take MainProcess: call oomsafe.celery.install(app)",
-            format_size(guard.limits.soft), dry(policy),
+            format_size(guard.limits.soft), lifetime_in_force(guard.limits), dry(policy),
         )  # fmt: skip

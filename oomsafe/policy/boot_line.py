@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.settings import Policy
-from oomsafe.policy.units import format_size
+from oomsafe.policy.units import format_duration, format_size
 
 
 def limits_in_force(policy: Policy, limits: Limits, capacity: Capacity, each: str = "") -> str:
@@ -13,7 +13,12 @@ def limits_in_force(policy: Policy, limits: Limits, capacity: Capacity, each: st
     auto = f"{metric} (auto)" if policy.soft_limit == "auto" else metric
     hard = "" if limits.hard is None else f", hard limit {format_size(limits.hard)}"
     budget = f"budget {format_size(limits.budget)} of {format_size(capacity.limit)} ({capacity.whence})"
-    return f"soft limit {format_size(limits.soft)}{each}{auto}{hard}, {budget}"
+    return f"soft limit {format_size(limits.soft)}{each}{auto}{hard}{lifetime_in_force(limits)}, {budget}"
+
+
+def lifetime_in_force(limits: Limits) -> str:
+    """``, max_lifetime 6 h``, or nothing."""
+    return "" if limits.max_lifetime is None else f", max_lifetime {format_duration(limits.max_lifetime)}"
 
 
 def dry(policy: Policy) -> str:

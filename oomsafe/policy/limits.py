@@ -158,7 +158,7 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of one worker in bytes; None means no such limit."""
+    """The limits of one worker: in bytes, its lifetime in seconds; None means no such limit."""
 
     soft: int | None
     """The soft limit before jitter."""
@@ -169,6 +169,10 @@ class Limits:
     """This worker's own soft limit, lowered by its share of jitter: above it the worker asks to be recycled."""
     metric: Metric = "anon"
     """What `soft` and `early` are compared with; `hard` is compared with rss if this counts clean file pages, else with anon."""
+    max_lifetime: float | None = None
+    """How long a worker may serve."""
+    lifetime: float | None = None
+    """The same for this worker: lowered by its share of jitter."""
 
 
 def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0) -> tuple[Limits, list[str]]:
@@ -196,7 +200,9 @@ def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0
             )
         soft = lowered
     early = None if soft is None else soft - int(soft * policy.jitter * jitter_share)
-    return Limits(soft=soft, hard=hard, budget=budget, early=early, metric=metric), warnings
+    most = policy.max_lifetime
+    lifetime = None if most is None else max(policy.min_lifetime, most * (1 - policy.jitter * jitter_share))
+    return Limits(soft=soft, hard=hard, budget=budget, early=early, metric=metric, max_lifetime=most, lifetime=lifetime), warnings
 
 
 def tightest(levels: Sequence[Level], own: int) -> Level | None:

@@ -9,7 +9,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Literal
 
-from oomsafe.policy.units import Percent, Size, parse_size, refused
+from oomsafe.policy.units import Percent, Size, parse_duration, parse_size, refused
 
 if TYPE_CHECKING:
     from oomsafe.policy.address import Address
@@ -58,10 +58,25 @@ def read_metric(field: str, value: object) -> Metric:
 
 
 def read_seconds(field: str, value: object) -> float:
-    """Seconds, 0 or more."""
+    """Seconds, 0 or more, as a number or as text with a unit."""
     number = _number(value)
+    if number is None and isinstance(value, str):
+        number = parse_duration(value)
     if number is None or number < 0:
         raise refused(field, value, "is not a number of seconds, 0 or more", "10")
+    return number
+
+
+def read_lifetime(field: str, value: object) -> float | None:
+    """Seconds above 0, or text with a unit, or None. Text without one is refused: "6" may mean anything."""
+    if _is_none(value):
+        return None
+    number = parse_duration(value) if isinstance(value, str) else _number(value)
+    if number is None:
+        without = isinstance(value, str) and _number(value) is not None
+        raise refused(field, value, f"{'has no unit' if without else 'is not a duration'} (s, m, h or d)", "6h")
+    if not 0 < number < math.inf:
+        raise refused(field, value, "is not above zero", "6h")
     return number
 
 

@@ -60,6 +60,9 @@ class Action(Enum):
     RECYCLE = "recycle"
 
 
+_MILDEST_FIRST = tuple(Action)
+
+
 class Order(IntEnum):
     """What a supervisor has ordered a worker to do."""
 
@@ -85,6 +88,7 @@ class Reason(Enum):
     SOFT = "soft_limit"
     HARD = "hard_limit"
     REPLACED = "replaced"
+    LIFETIME = "max_lifetime"
 
 
 class Pool(NamedTuple):
@@ -111,6 +115,8 @@ class Pool(NamedTuple):
     """Seconds that a worker takes from its start until it serves."""
     settled: int = 0
     """How many workers in a row were recycled after they had settled above their limit."""
+    missing: int = 0
+    """How many workers are wanted and have not been started yet: the parent has not noticed that others are gone."""
 
 
 class Snapshot(NamedTuple):
@@ -163,25 +169,32 @@ class Decision(NamedTuple):
 
 def decide(policy: Policy, limits: Limits, snapshot: Snapshot, history: History, pool: Pool, now: float) -> Decision:
     """What a worker with these figures should do at `now`. Pure: call it again after each new measurement."""
-    decision = _decide(policy, limits, snapshot, history, pool, now)
+    decision = _unless_abandoned(_by_memory(policy, limits, snapshot, history, pool, now), pool)
+    if not has_served_its_time(limits, history, now) or _is_young(policy, history, now):
+        return decision
+    by_age = _unless_abandoned(_leave(Reason.LIFETIME, pool, at_once=False), pool)
+    # the stronger of the two: a worker that leaves for its age need not reclaim first
+    return max(decision, by_age, key=lambda each: (_MILDEST_FIRST.index(each.action), each.reason is Reason.ABANDONED))
+
+
+def _unless_abandoned(decision: Decision, pool: Pool) -> Decision:
     if pool.abandoned and decision.action in (Action.ASK, Action.RECYCLE):
         return Decision(Action.SERVE, Reason.ABANDONED)  # also despite an order: its supervisor may have died since it gave it
     return decision
 
 
-def _decide(policy: Policy, limits: Limits, snapshot: Snapshot, history: History, pool: Pool, now: float) -> Decision:
+def _by_memory(policy: Policy, limits: Limits, snapshot: Snapshot, history: History, pool: Pool, now: float) -> Decision:
     over = snapshot.used is not None and limits.early is not None and snapshot.used > limits.early and not history.refused
     far_over = snapshot.held is not None and limits.hard is not None and snapshot.held > limits.hard
     if pool.order is Order.GO:
-        asked = history.asked_at is not None and now - history.asked_at <= ANSWERED_WITHIN
-        return Decision(Action.RECYCLE, Reason.HARD if far_over else Reason.SOFT if over or asked else Reason.REPLACED)
+        return Decision(Action.RECYCLE, Reason.HARD if far_over else Reason.SOFT if over else _why_it_asked(limits, history, now))
     if far_over:
-        return _leave(Reason.HARD, pool, outruns(limits.hard, snapshot.burst))
+        return _leave(Reason.HARD, pool, _can_not_wait(pool, outruns(limits.hard, snapshot.burst)))
     if snapshot.used is None or limits.soft is None or limits.early is None:
         return Decision(Action.SERVE, Reason.UNKNOWN)
     if history.refused:
         return Decision(Action.SERVE, Reason.REFUSED if snapshot.used > limits.early else Reason.WITHIN)
-    young = now - history.ready_at < policy.min_lifetime
+    young = _is_young(policy, history, now)
     soon = pool.supervised and not young and not policy.sustain and will_be_over(limits, snapshot, pool)
     if not over and not soon:
         return Decision(Action.SERVE, Reason.WITHIN)
@@ -198,16 +211,38 @@ def _decide(policy: Policy, limits: Limits, snapshot: Snapshot, history: History
     if pool.settled >= SETTLED_WORKERS and not pool.short and not history.stays and stays_put(limits, snapshot.used, history):
         settled = has_settled(policy, limits, snapshot.used, history, now)
         return Decision(Action.SERVE, Reason.SETTLED if settled else Reason.SUSTAIN)  # wait until it has settled for certain
-    return _leave(Reason.SOFT, pool, fast)
+    return _leave(Reason.SOFT, pool, _can_not_wait(pool, fast))
 
 
-def _leave(reason: Reason, pool: Pool, fast: bool) -> Decision:
-    """This worker should leave: when a supervisor orders or permits it, or without one when few enough others are away."""
+def _is_young(policy: Policy, history: History, now: float) -> bool:
+    return now - history.ready_at < policy.min_lifetime
+
+
+def _why_it_asked(limits: Limits, history: History, now: float) -> Reason:
+    """Why a worker that is below its limits has been ordered to go."""
+    if has_served_its_time(limits, history, now):
+        return Reason.LIFETIME
+    asked = history.asked_at is not None and now - history.asked_at <= ANSWERED_WITHIN
+    return Reason.SOFT if asked else Reason.REPLACED
+
+
+def _can_not_wait(pool: Pool, fast: bool) -> bool:
+    """Whether memory would be gone before a supervisor answers: it may be slow, or run as another user so that it can't be woken."""
+    return (pool.short and fast) or (pool.out and not pool.leaving)
+
+
+def _leave(reason: Reason, pool: Pool, at_once: bool) -> Decision:
+    """This worker should leave: when a supervisor orders or permits it, or `at_once`; without one, when few enough others are away."""
     if pool.supervised:
-        # a supervisor may be slow, or run as another user so that it can't be woken; a worker that fills the memory in a moment can't wait
-        goes = pool.order is not Order.NONE or (pool.short and fast) or (pool.out and not pool.leaving)
-        return Decision(Action.RECYCLE if goes else Action.ASK, reason)
-    return Decision(Action.RECYCLE, reason) if pool.away < pool.turns else Decision(Action.SERVE, Reason.TURN)
+        return Decision(Action.RECYCLE if pool.order is not Order.NONE or at_once else Action.ASK, reason)
+    # Celery may take five seconds to notice that a child is gone and to start another: age can wait for that, memory can't
+    away = pool.away + pool.missing if reason is Reason.LIFETIME else pool.away
+    return Decision(Action.RECYCLE, reason) if away < pool.turns else Decision(Action.SERVE, Reason.TURN)
+
+
+def has_served_its_time(limits: Limits, history: History, now: float) -> bool:
+    """Whether this worker has served for its lifetime."""
+    return limits.lifetime is not None and now - history.ready_at >= limits.lifetime
 
 
 def will_be_over(limits: Limits, snapshot: Snapshot, pool: Pool) -> bool:
@@ -257,7 +292,7 @@ def has_settled(policy: Policy, limits: Limits, used: int | None, history: Histo
     An app that loads its models with its first work does that, and so does a worker that served a single heavy request. A leak
     climbs. One worker may do so by chance; if one worker after the other settles, recycling them does not help.
     """
-    if history.breached_since is None or now - history.ready_at < policy.min_lifetime:
+    if history.breached_since is None or _is_young(policy, history, now):
         return False
     if history.climbed and now - history.breached_since < STAYS_FOR:
         return False

@@ -4,6 +4,9 @@ A worker over its limit asks to be replaced, and keeps serving. While the budget
 supervisor spawns one extra worker, and once that serves, the worst of the workers that ask drains. If the budget does not
 hold one more, a worker drains first, as long as enough others serve. Over the budget the worst drains at
 once, one at a time, and the last worker that serves stays until another does, unless the kernel is about to kill.
+
+A worker that has served for its lifetime asks as well. Workers over a limit come before it, and it never costs service: even if memory is
+short, no more than `max_unavailable` are away for it, and the last worker that serves stays until another does.
 """
 
 from __future__ import annotations
@@ -31,11 +34,18 @@ class Seen(NamedTuple):
     """The order that it was given and has not carried out yet."""
     urgent: bool = False
     """It is above its hard limit."""
+    aged: bool = False
+    """It has served for its lifetime."""
 
     @property
     def serves(self) -> bool:
         """Whether the worker serves and will keep serving."""
         return self.state.serves and self.order is Order.NONE
+
+    @property
+    def presses(self) -> bool:
+        """Whether it asks for its memory, and not for its age alone: it is over a limit, or soon will be."""
+        return self.urgent or not self.aged or (self.excess or 0) > 0
 
 
 class Room(NamedTuple):
@@ -200,16 +210,18 @@ def _permit(ledger: Ledger, workers: Sequence[Seen], room: Room, now: float) -> 
     if any(worker.state is State.WAITING and worker.order is Order.PERMIT for worker in workers):
         return []
     asking = [worker for worker in workers if worker.state is State.WAITING and worker.order is Order.NONE]
+    pressing = [worker for worker in asking if worker.presses]
     serving = sum(worker.serves for worker in workers)
     nobody_comes = now < ledger.not_before
-    if room.short:
+    if room.short and pressing:
+        asking = pressing
         leave = any(worker.state.leaves or worker.order is Order.GO for worker in workers)
         another_comes = any(worker.state is State.STARTING for worker in workers)
         enough = room.out or (not leave and (serving > 1 or not another_comes))
         # while no worker can be started, the last one is worth more than its memory
         enough = enough and (serving > 1 or not nobody_comes)
     else:
-        asking = [worker for worker in asking if worker.urgent or (not room.may_surge and (worker.excess or 0) > 0)]
+        asking = [worker for worker in asking if worker.urgent or (not room.may_surge and ((worker.excess or 0) > 0 or worker.aged))]
         enough = serving > room.least and not nobody_comes
     worst = _worst(asking)
     return [Step(Do.PERMIT, worst.generation)] if worst is not None and enough else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -13,6 +14,7 @@ from oomsafe.policy.readers import (
     read_count,
     read_hard_limit,
     read_headers,
+    read_lifetime,
     read_metric,
     read_redeliveries,
     read_score,
@@ -26,7 +28,7 @@ from oomsafe.policy.readers import (
     read_worker_score,
 )
 from oomsafe.policy.text import near_matches, printable
-from oomsafe.policy.units import MIB, Percent, Size, refused
+from oomsafe.policy.units import MIB, Percent, Size, format_duration, refused
 
 if TYPE_CHECKING:
     from oomsafe.policy.address import Address
@@ -50,7 +52,8 @@ class Policy:
 
     Sizes are an int of bytes, or text with an IEC suffix (``"300MiB"``) or ``%`` of the effective
     limit: the smallest memory limit of the process's cgroup and its ancestors, else the machine's
-    memory. Times are in seconds. A bad value raises ConfigError: one line that names the field.
+    memory. Times are in seconds, or text with a unit (``"90s"``, ``"5m"``, ``"6h"``, ``"1d"``). A bad value
+    raises ConfigError: one line that names the field.
     """
 
     soft_limit: Size | Literal["auto"]
@@ -78,6 +81,8 @@ class Policy:
     """Each worker's soft limit is lowered by a random share of 0 to this (0.1 = 10 %), so that workers don't end together."""
     min_lifetime: float
     """Seconds after boot before a worker may be recycled, while the pool is within its budget."""
+    max_lifetime: float | None
+    """Seconds that a worker serves before it is recycled, whatever it holds; `jitter` lowers it for each worker. None: no limit."""
     max_unavailable: int | Percent
     """How many workers of the pool may be out of service at once; a percentage is rounded down, to at least 1. With `surge` the last worker
     that serves stays until another does, while the pool is within its budget."""
@@ -117,14 +122,15 @@ class Policy:
         hard_limit: SizeLike | None = None,
         budget: SizeLike = "90%",
         metric: Metric = "anon",
-        sustain: float = 0,
+        sustain: float | str = 0,
         reclaim: bool = True,
         freeze_preload: bool = True,
         jitter: float = 0.1,
-        min_lifetime: float = 10,
+        min_lifetime: float | str = 10,
+        max_lifetime: float | str | None = None,
         max_unavailable: int | str | Percent = 1,
         surge: bool = True,
-        grace_period: float = 30,
+        grace_period: float | str = 30,
         worker_oom_score_adj: int | Literal["auto"] = "auto",
         draining_oom_score_adj: int = 300,
         supervisor_oom_score_adj: int | None = None,
@@ -144,6 +150,7 @@ class Policy:
         for name, read in READERS.items():
             object.__setattr__(self, name, read(name, given[name]))
         _check_order("soft_limit", self.soft_limit, "hard_limit", self.hard_limit)
+        _check_lifetimes(self.min_lifetime, self.max_lifetime)
         _check_order("task_soft_memory_limit", self.task_soft_memory_limit, "task_memory_limit", self.task_memory_limit)
 
 
@@ -158,6 +165,7 @@ READERS: dict[str, Callable[[str, object], Any]] = {
     "freeze_preload": read_switch,
     "jitter": read_share,
     "min_lifetime": read_seconds,
+    "max_lifetime": read_lifetime,
     "max_unavailable": read_count,
     "surge": read_switch,
     "grace_period": read_seconds,
@@ -242,6 +250,13 @@ def _from_text(variable: str, field: str, text: str) -> Any:
     value = text.strip()
     READERS[field](variable, value)
     return value
+
+
+def _check_lifetimes(least: float, most: float | None) -> None:
+    """A worker can't be due before it may be recycled."""
+    if most is not None and most <= least:
+        example = "6h" if least < 6 * 3600 else f"{math.ceil(2 * least)}s"
+        raise refused("max_lifetime", format_duration(most), f"is not above min_lifetime={format_duration(least)}", example)
 
 
 def _check_order(soft_name: str, soft: Size | str | None, hard_name: str, hard: Size | None) -> None:

@@ -1,4 +1,4 @@
-"""Sizes: parse "512MiB" and "80%", and format bytes for people."""
+"""Sizes and durations: parse "512MiB", "80%" and "6h", and format bytes and seconds for people."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from oomsafe.errors import ConfigError
 KIB, MIB, GIB, TIB = (1 << shift for shift in (10, 20, 30, 40))
 _FACTORS = {"kib": KIB, "mib": MIB, "gib": GIB, "tib": TIB}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]ib|%)", re.IGNORECASE | re.ASCII)
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])", re.ASCII)
 
 #: The smallest size accepted as a limit. No Python process fits in less, so a smaller int is a forgotten unit.
 SMALLEST = MIB
@@ -75,9 +78,23 @@ def format_change(size: int) -> str:
     return f"{'+' if size >= 0 else '-'}{format_size(abs(size))}"
 
 
+def parse_duration(text: str) -> float | None:
+    """``90s``, ``90m``, ``6h`` or ``1d`` in seconds; None for any other text, including a number without a unit."""
+    match = _DURATION.fullmatch(text.strip())
+    return None if match is None else float(match[1]) * _SECONDS[match[2]]
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as text, rounded to three digits: ``12.3 s``, ``90 min``, ``6 h``, ``2 d``."""
+    for suffix, factor in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * factor:
+            return f"{_short(seconds / factor)} {suffix}"
+    return f"{_short(seconds)} s"
+
+
 def refused(field: str, value: object, why: str, example: str) -> ConfigError:
     """The one-line error for a bad setting: field, value, what is wrong, and an example that would be accepted."""
-    bare = example[:1] in "0123456789-TF" and example[-1:] not in "B%" and ":" not in example
+    bare = example[:1] in "0123456789-TF" and example[-1:] not in "B%smhd" and ":" not in example
     shown = example if bare else f'"{example}"'
     return ConfigError(f"{field}={_shortened(value)} {why}; a correct example: {field}={shown}")
 
@@ -106,3 +123,7 @@ def _why_not(text: str) -> str:
     if not tail[1]:
         return "has no unit (KiB, MiB, GiB or %)"
     return f"has the unit {tail[1]!r}, which is not one of KiB, MiB, GiB, TiB or %"
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"

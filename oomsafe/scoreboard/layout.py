@@ -4,7 +4,8 @@ A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, o
 SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
 
     header   0  magic "oomsafe\\0" · u32 version · u32 slots · u32 slot size
-            20  u16 bits of what one worker has logged for all: 1 soft limit refused, 2 hard limit refused, 4 it stays above its soft limit
+            20  u16 bits of what one worker has logged for all: 1 soft limit refused, 2 hard limit refused, 4 it stays above its soft limit,
+               8 max_lifetime refused
             22  u16 recycles in a row of workers that had settled above their soft limit
             24  u64 sequence: odd while the supervisor adds a slot to the totals
             32  u64 supervisor's pid · u64 its start time · f64 created, seconds since 1970
@@ -35,6 +36,7 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
           6016  i64 anon · private
           6032  f64 when the supervisor measured a worker that publishes nothing, seconds since 1970 · i64 rss · anon · what the soft
                limit is compared with (written by the supervisor)
+          6064  u32 1: the worker has served for its lifetime
 
     counters 0  u64 work done · reclaims · bytes reclaimed · recycles by reason (8 of them)
             88  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets
@@ -94,6 +96,7 @@ CELLS_AT = 3968
 CELL_SIZE, CELLS = 128, 16
 MORE_AT, MORE = 6016, struct.Struct("<2q")
 SEEN_AT, SEEN = 6032, struct.Struct("<d3q")
+AGED_AT, AGED = 6064, struct.Struct("<I")
 CELL_NAME = 103
 CELL = struct.Struct(f"<xB6xdq{CELL_NAME}sB")
 #: The offset in a cell of the byte that says whether it is in use.
@@ -119,14 +122,14 @@ ROUTES, ROUTE_NAME = 24, 64
 #: How many bytes of a name that is too long come before its missing middle.
 HEAD = 28
 #: Recycles are counted by reason, in this order; append new reasons at the end.
-REASONS = ("soft_limit", "hard_limit", "replaced")
+REASONS = ("soft_limit", "hard_limit", "replaced", "max_lifetime")
 
 _TALLY = struct.Struct("<11Q")
 _ROUTE = struct.Struct(f"<{ROUTE_NAME}s{1 + BUCKETS}Q")
 COUNTERS_SIZE = _TALLY.size + ROUTES * _ROUTE.size
 
 #: Bits for the limits that a worker has refused, or stays above.
-REFUSES_SOFT, REFUSES_HARD, STAYS_ABOVE = 1, 2, 4
+REFUSES_SOFT, REFUSES_HARD, STAYS_ABOVE, REFUSES_LIFETIME = 1, 2, 4, 8
 
 #: The states, each at the index of its number.
 STATES = tuple(State)
@@ -143,7 +146,7 @@ assert SOURCE_AT + SOURCE.size <= HEADER_SIZE
 assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size
-assert SEEN_AT + SEEN.size <= SLOT_SIZE
+assert SEEN_AT + SEEN.size <= AGED_AT <= SLOT_SIZE - AGED.size
 assert CELL.size == CELL_SIZE
 assert len(REASONS) <= 8
 

@@ -30,6 +30,8 @@ class Entry(NamedTuple):
     """What the soft limit is compared with."""
     growth: Growth
     order: Order
+    aged: bool = False
+    """Whether it has served for its lifetime, as the worker has published it."""
 
 
 class Others(NamedTuple):
@@ -108,6 +110,7 @@ class Roll:
             number=number, generation=generation, state=state, rss=rss, anon=anon, baseline=optional(baseline), soft=optional(soft),
             hard=optional(hard), used=used, growth=Growth(*(float(max(0, pace)) for pace in paces)),
             order=order_of(layout.ORDER.unpack_from(self._memory, at + layout.ORDER_AT)[0]),
+            aged=bool(layout.AGED.unpack_from(self._memory, at + layout.AGED_AT)[0]),
         )  # fmt: skip
 
     def _published(self, at: int) -> tuple[int | None, int | None, int | None]:

@@ -128,8 +128,9 @@ class Slot:
         """The supervisor's order to this worker."""
         return order_of(layout.ORDER.unpack_from(self._memory, self._at + layout.ORDER_AT)[0])
 
-    def need(self, used: int | None, growth: Growth) -> None:
-        """Publish what this worker holds, as its soft limit counts it, and how fast it grows."""
+    def need(self, used: int | None, growth: Growth, aged: bool = False) -> None:
+        """Publish what this worker holds, as its soft limit counts it, how fast it grows, and whether it has served for its lifetime."""
+        layout.write(self._memory, self._at + layout.AGED_AT, layout.AGED, aged)
         paces = (min(int(pace), layout.LARGEST) for pace in growth)
         layout.write(self._memory, self._at + layout.NEED_AT, layout.NEED, stored(used), *paces)
 

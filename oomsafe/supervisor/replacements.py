@@ -24,6 +24,9 @@ NO_SURGE = "surge is off"
 #: Seconds after which it is said that no worker serves.
 UNSERVED_FOR = 0.5
 
+#: Seconds after which a permit to drain without a replacement lapses, if its worker is below its limit again and has not used it.
+PERMITTED_FOR = 10.0
+
 #: Seconds that a boot is taken to last before one has been seen.
 BOOT = 1.0
 
@@ -62,6 +65,8 @@ class Replacements:
         """When each worker that boots was seen first, by its generation."""
         self._boot = BOOT
         """Seconds that the last boot took."""
+        self._unused: dict[int, float] = {}
+        """By generation of a worker that is below its limit again: since when it has not used its permit."""
         self._has_served = self._said_unserved = False
         self._paces: list[tuple[float, Growth]] = []
 
@@ -96,6 +101,7 @@ class Replacements:
         entries = self._board.roll()
         self._note_boots(entries, now)
         self._note_unserved(entries, now)
+        self._withdraw(entries, now)
         if not policy.dry_run:
             workers = [_seen(entry, policy) for entry in entries]
             self.ledger = recovered(self.ledger, workers)
@@ -106,6 +112,14 @@ class Replacements:
                     self._do(step, entries, policy, why)
         # in a dry run each worker decides by itself, and says what it would do
         self._board.header.looked = 0.0 if policy.dry_run else now
+
+    def _withdraw(self, entries: Sequence[Entry], now: float) -> None:
+        """Take back permits that were not used: later, when such a worker is over its limit or has aged, others may be away."""
+        unused = [entry for entry in entries if entry.state is State.SERVING and entry.order is Order.PERMIT]
+        self._unused = {entry.generation: self._unused.get(entry.generation, now) for entry in unused}
+        for entry in unused:
+            if now - self._unused[entry.generation] >= PERMITTED_FOR:
+                self._board.give_order(entry.number, entry.generation, Order.NONE)
 
     def _do(self, step: Step, entries: Sequence[Entry], policy: Policy, why: str) -> None:
         if step.do is Do.SPAWN:
@@ -147,16 +161,18 @@ class Replacements:
         share = None if budget is None else budget // max(1, capacity.workers)
         fast = short and any(outruns(entry.soft or share, entry.growth.burst) for entry in entries)
         out = fast or (short and not away and is_out(held, capacity.limit, growth))
-        if size is None or budget is None or used is None:
+        # if no worker's memory can be read, workers ask for their age alone, and no figure speaks against one more worker
+        known = any(entry.used is not None for entry in entries)
+        if known and (size is None or budget is None or used is None):
             why = "what the pool or a fresh worker has is not known"
         elif short:
             why = (
                 f"of a budget of {format_size(budget)}, {format_size(used)} are used, and {format_size(int(max(growth)))} more each second"
             )
-        elif is_short(used + size, budget, lately if serving else Growth(), self._boot):
+        elif used is not None and size is not None and is_short(used + size, budget, lately if serving else Growth(), self._boot):
             # here what leaves counts: it may take long, and the new worker gets the work that had the old one grow; but for nobody's
             # growth does nobody serve
-            free, pace = format_size(max(0, budget - used)), format_size(int(max(lately)))
+            free, pace = format_size(max(0, (budget or 0) - used)), format_size(int(max(lately)))
             why = f"a fresh worker has {format_size(size)}, {free} of the budget are free, and {pace} more are used each second"
         elif not self._fleet.may_surge() or not self._board.has_room:
             why = "the server replaces its workers itself, or has as many as the scoreboard can hold"
@@ -210,4 +226,4 @@ def _seen(entry: Entry, policy: Policy) -> Seen:
     excess = None if entry.used is None or entry.soft is None else entry.used - entry.soft
     held = entry.rss if policy.metric in COUNT_CLEAN else entry.anon
     urgent = held is not None and entry.hard is not None and held > entry.hard
-    return Seen(entry.generation, entry.state, excess, entry.order, urgent)
+    return Seen(entry.generation, entry.state, excess, entry.order, urgent, entry.aged)

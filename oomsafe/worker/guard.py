@@ -109,6 +109,8 @@ class Guard:
         self._door = Door(self._pressure, self._neighbours)
         self._cadence = Cadence(self.meter, self._trend, self._thresholds, self._neighbours, self._door)
         self._report = Report(self.slot, self.meter, self._gauge, self._trend, self._thresholds, self._cadence, poke)
+        self._ages_at: float = sys.maxsize
+        """When this worker will have served for its lifetime, on the monotonic clock."""
         self._ready = False
         if board is None:
             self.ready()
@@ -153,11 +155,12 @@ class Guard:
         self._report.wake_supervisor()
 
     def say_limits(self, above: str) -> None:
-        """One line at the boot of a process that no supervisor speaks for: its limits, and what becomes of it `above` the soft one."""
+        """One line at the boot of a process that no supervisor speaks for: its limits, and what becomes of it `above` them."""
         from oomsafe.policy.boot_line import dry, limits_in_force  # here: most workers have a supervisor
 
         limits = limits_in_force(self.policy, self.limits, self._thresholds.capacity)
-        log.info("oomsafe guards this process: %s; above its soft limit %s%s", limits, above, dry(self.policy))
+        past = "" if self.limits.max_lifetime is None else ", or past its max_lifetime,"
+        log.info("oomsafe guards this process: %s; above its soft limit%s %s%s", limits, past, above, dry(self.policy))
 
     @property
     def limits(self) -> Limits:
@@ -239,6 +242,7 @@ class Guard:
                 if self._report.asks:
                     self._report.wake_supervisor()  # it may have been asleep, or have had nobody to spare
             due = self.meter.held > self.meter.alert or self._report.asks or self.meter.crowded or self._history.breached_since is not None
+            due = due or now >= self._ages_at
             if not self._decided and (due or self.slot.order is not Order.NONE):
                 release = self._consider(now)
         finally:
@@ -255,7 +259,7 @@ class Guard:
             self._trend.add(now, self.meter.held)
             self._suspects.follow(now)
             self._take_limits()
-            self._report.need(now, self._used(now))
+            self._report.need(now, self._used(now), now >= self._ages_at)
         except Exception as error:
             failed("tick", "the server", error)
         self._report.publish(now)
@@ -302,7 +306,8 @@ class Guard:
             decision = decide(self.policy, self.limits, Snapshot(used, held, *growth), self._history, pool, now)
             leaves = decision.action is Action.RECYCLE and not self.policy.dry_run and self._recycle is not None
             if leaves:
-                self._neighbours.leaves(has_settled(self.policy, self.limits, used, self._history, now))
+                settled = has_settled(self.policy, self.limits, used, self._history, now)
+                self._neighbours.leaves(None if decision.reason is Reason.LIFETIME else settled)
                 self.slot.set_state(State.DRAINING)
         if decision.reason is Reason.SETTLED and used is not None:
             self._thresholds.stay(used, now)
@@ -314,7 +319,7 @@ class Guard:
         if not leaves:
             asks = decision.action is Action.ASK
             self._history = replace(self._history, asked_at=now) if asks else self._history
-            self._report.ask(asks, now, used)
+            self._report.ask(asks, now, used, now >= self._ages_at)
         return decision
 
     def _reclaim(self, over: int) -> bool:
@@ -335,7 +340,7 @@ class Guard:
 
     def _go(self, reason: Reason, now: float, used: int | None) -> None:
         """This worker's day is over."""
-        self._decided = True
+        self._decided = self.policy.dry_run or self._recycle is not None or reason is not Reason.LIFETIME
         # from here on nobody looks whether there is room: what comes yet, to one that leaves or to one that nobody can recycle, goes on
         self._door.open()
         self.meter.crowded = False
@@ -343,6 +348,9 @@ class Guard:
         self.meter.counters.recycles[layout.REASONS.index(reason.value)] += 1
         self._report.publish(now)
         log.log(logging.INFO if self._recycle or self.policy.dry_run else logging.WARNING, "%s", self._line(reason, now, used))
+        if not self._decided:
+            self._thresholds.outlive()  # logged once; its memory is watched all the same
+            self._take_limits()
         if self.policy.dry_run or self._recycle is None:
             return
         try:
@@ -366,6 +374,7 @@ class Guard:
             self._door.follow(time.monotonic(), self.meter.held)
         self._cadence.set_alert()
         self._history = replace(self._history, refused=self._thresholds.refused, stays=self._thresholds.stays)
+        self._ages_at = sys.maxsize if self.limits.lifetime is None else self._history.ready_at + self.limits.lifetime
 
     def _used(self, now: float) -> int | None:
         """The figure that the soft limit is compared with."""

@@ -101,10 +101,10 @@ class Neighbours:
                 self._siblings.give_back()
             self._locked = False
 
-    def leaves(self, settled: bool) -> None:
-        """Inside look(): a worker leaves that has or has not settled above its limit."""
+    def leaves(self, settled: bool | None) -> None:
+        """Inside look(): this worker leaves. Whether it had settled above its limit; None: it leaves for its age, which tells nothing."""
         self._leaves = True
-        if self._locked and self._board is not None:
+        if settled is not None and self._locked and self._board is not None:
             self._board.header.settled = min(self._board.header.settled + 1, 0xFFFF) if settled else 0
 
     def first_to_refuse(self, which: int) -> bool:
@@ -120,10 +120,11 @@ class Neighbours:
         order, settled, looked = self._slot.order, self._board.header.settled, self._board.header.looked if self._asks else 0.0
         # without the lock, another worker is taking its turn right now; with a supervisor, turns only count if the kernel is about to kill
         counts = self._locked and (out or not looked)
-        starting, _, leaving, turns = self._board.others(self._slot) if counts else Others(leaving=sys.maxsize)
+        starting, serving, leaving, turns = self._board.others(self._slot) if counts else Others(leaving=sys.maxsize)
+        missing = max(0, self._board.header.workers - 1 - starting - serving - leaving)
         if looked:
             abandoned = abandoned or time.monotonic() - looked > LOOKS_EVERY
-        return Pool(starting + leaving, turns, short, full, out, leaving, bool(looked), abandoned, order, self.boot, settled)
+        return Pool(starting + leaving, turns, short, full, out, leaving, bool(looked), abandoned, order, self.boot, settled, missing)
 
     def _siblings_away(self, out: bool) -> int:
         """How many siblings are away; sys.maxsize if another has the turn, so that this worker stays."""

@@ -8,16 +8,21 @@ from oomsafe.log import once
 from oomsafe.policy.limits import Limits
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.recycle import History, Reason
-from oomsafe.policy.units import format_size
+from oomsafe.policy.units import format_duration, format_size
 
 
 def why(limits: Limits, reason: Reason, used: int | None, held: int, history: History, asks: bool, now: float) -> str:
     """``anon 812 MiB > soft limit 768 MiB for 2.0 s``: the figure, the limit that it exceeds, and for how long.
 
+    ``served for 5.8 h > max_lifetime 5.7 h (of 6 h, jitter)``: it leaves for its age.
+
     ``anon 742 MiB, growing towards soft limit 768 MiB``: its replacement serves before it is over its limit. `used` and `held` are in
     bytes, None: not known. `asks`: it still asks to be replaced; False: it has stopped growing so fast.
     """
     whole = "rss" if limits.metric in COUNT_CLEAN else "anon"
+    if reason is Reason.LIFETIME:
+        jitter = "" if limits.lifetime == limits.max_lifetime else f" (of {format_duration(limits.max_lifetime or 0)}, jitter)"
+        return f"served for {format_duration(now - history.ready_at)} > max_lifetime {format_duration(limits.lifetime or 0)}{jitter}"
     seconds = 0.0 if history.breached_since is None else now - history.breached_since
     if reason is Reason.REPLACED:
         return f"{whole} {format_size(held)}, ended by its supervisor: the pool is over its budget, or has one worker too many"
@@ -35,6 +40,6 @@ def why(limits: Limits, reason: Reason, used: int | None, held: int, history: Hi
 def say_it_stays(name: str) -> None:
     """Log once that this worker stays, because nothing would replace it."""
     once(
-        "abandoned", logging.WARNING, "%s stays, whatever it holds: its supervisor is gone, or has stood still for seconds, and "
-        "nothing would start another worker in its place", name,
+        "abandoned", logging.WARNING, "%s stays, whatever it holds and however long it has served: its supervisor is gone, or has stood "
+        "still for seconds, and nothing would start another worker in its place", name,
     )  # fmt: skip

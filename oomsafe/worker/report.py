@@ -38,20 +38,23 @@ class Report:
         self.asks = False
         """Whether this worker asks to be replaced."""
 
-    def ask(self, asks: bool, now: float, used: int | None) -> None:
-        """Set whether it asks to be replaced, and publish `used`, what it holds in its soft limit's metric."""
+    def ask(self, asks: bool, now: float, used: int | None, aged: bool) -> None:
+        """Set whether it asks to be replaced, and publish `used`, what it holds in its soft limit's metric.
+
+        `aged`: it has served for its lifetime.
+        """
         if asks is self.asks:
             return
         self.asks = asks
-        self.need(now, used)
+        self.need(now, used, aged)
         self.publish(now)
         self._slot.set_state(State.WAITING if asks else State.SERVING)
         if asks:
             self.wake_supervisor()
 
-    def need(self, now: float, used: int | None) -> None:
-        """Publish what it holds in its soft limit's metric, and how fast it grows."""
-        self._slot.need(used, self._trend.growth(now, self._meter.held))
+    def need(self, now: float, used: int | None, aged: bool) -> None:
+        """Publish what it holds in its soft limit's metric, how fast it grows, and whether it has served for its lifetime."""
+        self._slot.need(used, self._trend.growth(now, self._meter.held), aged)
 
     def publish(self, now: float) -> None:
         """Publish all other figures, and set when to do so next, depending on the worker's growth."""

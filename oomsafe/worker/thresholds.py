@@ -13,7 +13,7 @@ from oomsafe.policy.limits import Capacity, Limits, resolve_limits
 from oomsafe.policy.recycle import SETTLED_FOR, SETTLED_WORKERS, above_baseline, settled_limits, within_reach
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.standing import Standing, follow, in_force, is_another_limit
-from oomsafe.policy.units import format_size
+from oomsafe.policy.units import format_duration, format_size
 from oomsafe.scoreboard import layout
 from oomsafe.worker.gauge import Gauge
 from oomsafe.worker.neighbours import Neighbours
@@ -43,6 +43,7 @@ class Thresholds:
         self._neighbours = neighbours
         self._boot_held: int | None = None
         self._stays_until = math.inf
+        self._outlived = False
         self._jitter_share = random.random()  # noqa: S311  it spreads load, it guards nothing
 
     @property
@@ -77,6 +78,8 @@ class Thresholds:
         if self.limits.soft != limits.soft:
             self.limits = replace(self.limits, soft=limits.soft, early=limits.soft)
             self._refuse(self.baseline)
+        if self._outlived or self._boots_too_long():
+            self.limits = replace(self.limits, lifetime=None)
         if limits.hard is not None and self.limits.hard is None and self._neighbours.first_to_refuse(layout.REFUSES_HARD):
             log.error("hard limit %s is not used: a worker has %s right after boot", *map(format_size, (limits.hard, self._boot_held)))
 
@@ -89,6 +92,23 @@ class Thresholds:
                 "set soft_limit well above %s, or have fewer workers or more memory",
                 format_size(self.limits.soft), format_size(needed), self.limits.metric, format_size(needed),
             )  # fmt: skip
+
+    def outlive(self) -> None:
+        """Do without a lifetime from now on: it is over, and nothing here can recycle this worker."""
+        self._outlived = True
+        self.limits = replace(self.limits, lifetime=None)
+
+    def _boots_too_long(self) -> bool:
+        """Whether a boot takes longer than a lifetime, so that workers would boot all the time; the first worker to find out logs it."""
+        most, boot = self._policy.max_lifetime, self._neighbours.boot
+        if most is None or self._neighbours.alone or most > boot:
+            return False
+        if self._neighbours.first_to_refuse(layout.REFUSES_LIFETIME):
+            log.error(
+                "max_lifetime %s is not used: a worker takes %s to boot, so workers would be replaced all the time; "
+                "set max_lifetime well above %s", format_duration(most), format_duration(boot), format_duration(boot),
+            )  # fmt: skip
+        return True
 
     def stay(self, used: int, now: float) -> None:
         """Raise the limit temporarily above `used`: this worker has settled above its soft limit, as others did before it."""

@@ -42,7 +42,7 @@ def test_status_shows_a_pool_from_outside(serve: Callable[..., Gunicorn]) -> Non
     assert ended.returncode == 0
     assert {worker["pid"] for worker in pool["workers"]} == {worker.pid for worker in board.workers}
     assert all(worker["figures"]["soft"] <= 1 << 30 for worker in pool["workers"])
-    assert pool["totals"]["recycles"] == {"soft_limit": 0, "hard_limit": 0, "replaced": 0}
+    assert pool["totals"]["recycles"] == {"soft_limit": 0, "hard_limit": 0, "replaced": 0, "max_lifetime": 0}
     text = run("status", env={"COLUMNS": "140"}).stdout
     assert all(str(worker.pid) in text for worker in board.workers)
 

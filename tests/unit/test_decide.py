@@ -41,6 +41,9 @@ PERMIT = SUPERVISED._replace(order=Order.PERMIT)
 
 SERVE, RECLAIM, ASK, RECYCLE = Action
 
+AGED = Limits(soft=100 * MIB, hard=200 * MIB, early=90 * MIB, max_lifetime=60, lifetime=55)
+NO_FIGURES = Snapshot(None, None)
+
 #: It came over its limit in one step, five seconds ago, and has stayed there.
 STEPPED = replace(OLD, breached_with=101 * MIB, breached_by_step=True, climbed=False)
 
@@ -150,6 +153,35 @@ def at(used: int | None, rss: int | None = None, speed: float = 0) -> Snapshot:
         pytest.param({}, LIMITS, at(50, rss=201), OLD, Pool(), RECYCLE, Reason.HARD, id="hard-is-of-rss"),
         pytest.param({}, LIMITS, at(None, rss=201), OLD, Pool(), RECYCLE, Reason.HARD, id="hard-needs-only-rss"),
         pytest.param({}, LIMITS, Snapshot(None, None), OLD, Pool(), SERVE, Reason.UNKNOWN, id="no-figures"),
+        # its lifetime
+        pytest.param({}, AGED, at(50), replace(OLD, ready_at=NOW - 54.9), Pool(), SERVE, Reason.WITHIN, id="not its time yet"),
+        pytest.param({}, AGED, at(50), OLD, Pool(), RECYCLE, Reason.LIFETIME, id="its time"),
+        pytest.param({}, AGED, NO_FIGURES, OLD, Pool(), RECYCLE, Reason.LIFETIME, id="its time, by the clock alone"),
+        pytest.param({}, replace(AGED, soft=None, early=None), at(50), OLD, Pool(), RECYCLE, Reason.LIFETIME, id="no other limit"),
+        pytest.param({}, AGED, at(99), replace(OLD, refused=True), Pool(), RECYCLE, Reason.LIFETIME, id="its other limit is refused"),
+        pytest.param({"min_lifetime": 70}, AGED, at(50), OLD, Pool(), SERVE, Reason.WITHIN, id="never younger than it may"),
+        pytest.param({"min_lifetime": 70}, AGED, at(50), OLD, Pool(short=True), SERVE, Reason.WITHIN, id="nor when memory is short"),
+        pytest.param({}, AGED, at(99), replace(OLD, reclaimed_at=None), Pool(), RECYCLE, Reason.LIFETIME, id="who goes reclaims nothing"),
+        pytest.param({}, AGED, at(99), replace(OLD, reclaimed_at=None), Pool(1), RECLAIM, Reason.SOFT, id="who waits does"),
+        pytest.param({"sustain": 9}, AGED, at(99), OLD, Pool(), RECYCLE, Reason.LIFETIME, id="over its limit, not for long enough"),
+        pytest.param({}, AGED, at(102), STEPPED, Pool(settled=9), RECYCLE, Reason.LIFETIME, id="settled, and its time"),
+        pytest.param({}, AGED, at(99), OLD, Pool(), RECYCLE, Reason.SOFT, id="over both"),
+        pytest.param({}, AGED, at(50), OLD, Pool(1), SERVE, Reason.WITHIN, id="another is away, so it waits"),
+        pytest.param({}, AGED, at(50), OLD, Pool(1, turns=2), RECYCLE, Reason.LIFETIME, id="two may"),
+        pytest.param({}, AGED, at(50), OLD, Pool(missing=1), SERVE, Reason.WITHIN, id="another is to be brought up yet"),
+        pytest.param({}, AGED, at(99), OLD, Pool(missing=1), RECYCLE, Reason.SOFT, id="memory does not wait for that"),
+        pytest.param({}, AGED, at(50), OLD, SUPERVISED, ASK, Reason.LIFETIME, id="its time, so it asks"),
+        pytest.param({}, AGED, NO_FIGURES, OLD, SUPERVISED, ASK, Reason.LIFETIME, id="it asks without figures"),
+        pytest.param({}, AGED, at(50), OLD, PERMIT, RECYCLE, Reason.LIFETIME, id="its time, and it may go"),
+        pytest.param({}, AGED, at(80, speed=11), OLD, PERMIT, RECYCLE, Reason.LIFETIME, id="its time beats soon"),
+        pytest.param({}, AGED, at(50), OLD, SUPERVISED._replace(out=True), ASK, Reason.LIFETIME, id="its time is no reason to hurry"),
+        pytest.param({}, AGED, at(50), OLD, GO, RECYCLE, Reason.LIFETIME, id="its time, and told"),
+        pytest.param({}, AGED, at(99), OLD, GO, RECYCLE, Reason.SOFT, id="told, over both"),
+        pytest.param({}, AGED, at(50), replace(OLD, ready_at=NOW - 9), GO, RECYCLE, Reason.REPLACED, id="told before its time"),
+        pytest.param({}, AGED, at(50), OLD, Pool(abandoned=True), SERVE, Reason.ABANDONED, id="its time, and nobody would replace it"),
+        pytest.param(
+            {}, AGED, at(99), replace(OLD, reclaimed_at=None), Pool(abandoned=True), RECLAIM, Reason.SOFT, id="it reclaims all the same"
+        ),
         pytest.param({}, Limits(soft=None), at(999), OLD, Pool(), SERVE, Reason.UNKNOWN, id="no-limits"),
         pytest.param({}, Limits(soft=None, hard=200 * MIB), at(201), OLD, Pool(), RECYCLE, Reason.HARD, id="only-a-hard-limit"),
     ],
@@ -166,19 +198,24 @@ def test_each_rung(
 memory = st.integers(0, 300 * MIB)
 times = st.floats(NOW - 100, NOW)
 histories = st.builds(
-    History, times, st.none() | times, st.none() | memory, st.just(False), st.booleans(), st.none() | times, st.booleans(), st.booleans()
-)
+    History, ready_at=times, breached_since=st.none() | times, breached_with=st.none() | memory, breached_by_step=st.booleans(),
+    climbed=st.booleans(), reclaimed_at=st.none() | times, futile=st.integers(0, 7), refused=st.booleans(), asked_at=st.none() | times,
+    stays=st.booleans(),
+)  # fmt: skip
 pools = st.builds(
-    Pool, st.integers(0, 3), st.integers(1, 3), st.booleans(), st.booleans(), st.integers(0, 3), st.booleans(), st.just(False),
-    st.sampled_from(Order), st.floats(0, 9), st.integers(0, 5),
+    Pool, away=st.integers(0, 3), turns=st.integers(1, 3), short=st.booleans(), full=st.booleans(), out=st.booleans(),
+    leaving=st.integers(0, 3), supervised=st.booleans(), order=st.sampled_from(Order), boot=st.floats(0, 9), settled=st.integers(0, 5),
+    missing=st.integers(0, 2), abandoned=st.just(False),
 )  # fmt: skip
 policies = st.builds(
     lambda sustain, reclaim, min_lifetime: Policy(sustain=sustain, reclaim=reclaim, min_lifetime=min_lifetime),
     st.floats(0, 50), st.booleans(), st.floats(0, 50),
 )  # fmt: skip
 limits = st.builds(
-    lambda soft, early, hard: Limits(soft=soft * MIB, early=int(soft * MIB * early), hard=hard and (soft + hard) * MIB),
-    st.integers(1, 200), st.floats(0.1, 1), st.none() | st.integers(1, 100),
+    lambda soft, early, hard, lifetime: Limits(
+        soft=soft * MIB, early=int(soft * MIB * early), hard=hard and (soft + hard) * MIB, max_lifetime=lifetime, lifetime=lifetime
+    ),
+    st.integers(1, 200), st.floats(0.1, 1), st.none() | st.integers(1, 100), st.none() | st.floats(0, 100),
 )  # fmt: skip
 
 
@@ -197,7 +234,7 @@ def test_more_memory_never_gives_a_milder_action(
 @given(policies, limits, st.none() | memory, histories, pools)
 def test_unknown_memory_never_acts(policy: Policy, limits: Limits, used: int | None, history: History, pool: Pool) -> None:
     """Law: a figure that could not be read is no reason for anything; nor is a limit that is not there."""
-    pool = pool._replace(order=Order.PERMIT)
+    pool, limits = pool._replace(order=Order.PERMIT), replace(limits, lifetime=None)
     no_figure = decide(policy, limits, Snapshot(None, None), history, pool, NOW)
     no_limits = decide(policy, Limits(soft=None), Snapshot(used, used), history, pool, NOW)
 
@@ -207,6 +244,7 @@ def test_unknown_memory_never_acts(policy: Policy, limits: Limits, used: int | N
 @given(policies, limits, memory, histories, pools)
 def test_refused_never_recycles_on_soft(policy: Policy, limits: Limits, used: int, history: History, pool: Pool) -> None:
     """Law: a soft limit below what a worker needs is no limit."""
+    limits = replace(limits, lifetime=None)
     decided = decide(policy, limits, Snapshot(used, used), replace(history, refused=True, asked_at=None), pool, NOW)
 
     assert decided.reason in (Reason.HARD, Reason.REPLACED) or decided.action is SERVE
@@ -223,6 +261,36 @@ def test_a_supervisor_decides_who_goes(policy: Policy, limits: Limits, used: int
     assert abandoned.action in (SERVE, RECLAIM)
 
 
+@given(policies, limits, st.none() | memory, histories, pools, times)
+def test_an_older_worker_never_has_a_milder_action(
+    policy: Policy, limits: Limits, used: int | None, history: History, pool: Pool, born: float
+) -> None:
+    """Law: with everything else equal, the action only grows with age; before min_lifetime nobody goes for it."""
+    order, seen = list(Action), Snapshot(used, used)
+    older, younger = sorted((history.ready_at, born))
+
+    mild, hard = (decide(policy, limits, seen, replace(history, ready_at=at), pool, NOW) for at in (younger, older))
+
+    assert order.index(mild.action) <= order.index(hard.action)
+    assert mild.reason is not Reason.LIFETIME or pool.order is Order.GO or NOW - younger >= policy.min_lifetime
+
+
+@given(policies, limits, st.none() | memory, histories, pools, st.booleans())
+def test_a_lifetime_only_adds(policy: Policy, limits: Limits, used: int | None, history: History, pool: Pool, abandoned: bool) -> None:
+    """Law: before it is over it changes nothing; afterwards the action is never milder, and only other where that leaves for its age."""
+    seen, order, pool = Snapshot(used, used), list(Action), pool._replace(abandoned=abandoned)
+    without = decide(policy, replace(limits, lifetime=None), seen, history, pool, NOW)
+
+    with_it = decide(policy, limits, seen, history, pool, NOW)
+
+    if limits.lifetime is None or NOW - history.ready_at < limits.lifetime:
+        assert with_it == without
+    assert order.index(without.action) <= order.index(with_it.action)
+    if without.action is not with_it.action:
+        assert with_it.reason is Reason.LIFETIME
+        assert not abandoned
+
+
 @given(policies, limits, memory, histories, pools, st.floats(0, 9.99))
 def test_reclaims_at_most_every_so_often(policy: Policy, limits: Limits, used: int, history: History, pool: Pool, ago: float) -> None:
     """Law: no second attempt within RECLAIM_EVERY, and none at all where the policy has none."""
@@ -234,14 +302,14 @@ def test_reclaims_at_most_every_so_often(policy: Policy, limits: Limits, used: i
 
 @given(st.integers(1, 4), st.lists(st.tuples(st.integers(0, 9), st.integers(80, 300)), max_size=60))
 def test_no_more_than_turns_go_at_once(turns: int, asking: list[tuple[int, int]]) -> None:
-    """Law: where workers take turns among themselves, never more than `turns` of a pool are away, whatever they hold."""
+    """Law: where workers take turns among themselves, never more than `turns` of a pool are away, whatever they hold, and however old."""
     away: set[int] = set()
     for worker, used in asking:
         if worker in away:
             away.discard(worker)  # it has ended, and its replacement serves
             continue
 
-        if decide(Policy(), LIMITS, at(used), OLD, Pool(len(away), turns), NOW).action is RECYCLE:
+        if decide(Policy(), AGED, at(used), OLD, Pool(len(away), turns), NOW).action is RECYCLE:
             away.add(worker)
 
         assert len(away) <= turns

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ from oomsafe.policy.recycle import SETTLED_FOR, SETTLED_WORKERS, Order
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.scoreboard.board import Scoreboard
-from oomsafe.worker import door, gauge, pressure, reclaim, report
+from oomsafe.scoreboard.slot import Slot
+from oomsafe.worker import door, gauge, neighbours, pressure, reclaim, report
 from oomsafe.worker.guard import LOOK_AGAIN, Guard
 
 Said = Callable[[], list[str]]
@@ -912,3 +914,176 @@ def test_a_worker_that_asked_and_then_stopped_growing_says_so(
 
     assert (recycled, guard.meter.counters.recycles[0]) == (["now"], 1)
     assert "recycling: anon 60.0 MiB, growing towards soft limit 100 MiB until " in caplog.text
+
+
+def of_workers(said: Said) -> list[str]:
+    """The lines about one worker, without those about limits."""
+    return [line for line in said() if line.startswith("worker ")]
+
+
+def test_an_idle_worker_goes_when_it_has_served_its_time(guarded: Any, clock: Clock, recycled: list[str], said: Said) -> None:
+    """By its tick, once, with a line that has both figures and a count of its own; what it holds is no matter."""
+    guard, memory = guarded(max_lifetime="6h")
+    do(guard, memory, 60 * MIB, clock, "GET /")
+    clock.go(6 * 3600 - 1)
+    guard.tick()
+    before = list(recycled)
+
+    for _ in range(3):
+        clock.go(1)
+        guard.tick()
+
+    assert (before, recycled, guard.should_recycle, guard.slot.state) == ([], ["now"], True, State.DRAINING)
+    assert guard.meter.counters.by_reason == {"soft_limit": 0, "hard_limit": 0, "replaced": 0, "max_lifetime": 1}
+    (line,) = of_workers(said)
+    assert f"worker {os.getpid()} (slot 0) recycling: served for 6 h > max_lifetime 6 h, after 1 pieces of work" in line
+
+
+def test_a_busy_worker_goes_when_it_has_served_its_time(guarded: Any, clock: Clock, recycled: list[str], said: Said) -> None:
+    """At the end of a piece of work, and each one a little earlier by its own share of jitter."""
+    guard, memory = guarded(max_lifetime=1000, jitter=0.5)
+    own = guard.limits.lifetime
+    clock.go(own + 1)
+
+    do(guard, memory, 50 * MIB, clock)
+
+    assert 500 <= own < 1000
+    assert recycled == ["now"]
+    assert "> max_lifetime " in said()[-1]
+    assert "(of 16.7 min, jitter), after" in said()[-1]
+
+
+def test_workers_that_have_served_their_time_take_turns(guarded: Any, clock: Clock, recycled: list[str], board: Scoreboard) -> None:
+    """Where no supervisor says who goes: the next one waits until another serves in the first one's place."""
+    board.header.workers = 2
+    (first, _), (second, _) = (guarded(board=board, max_lifetime="1h") for _ in range(2))
+    seen: list[int] = []
+
+    def later() -> None:
+        clock.go(1)
+        second.tick()
+        seen.append(len(recycled))
+
+    clock.go(3600)
+    for guard in (first, second):
+        guard.tick()
+    later()
+    board.release(first.slot.number)
+    later()  # nobody has brought up another yet
+    replacement, _ = guarded(board=board)
+    replacement.slot.set_state(State.STARTING)
+    later()
+    replacement.slot.set_state(State.SERVING)
+    later()
+
+    assert seen == [1, 1, 1, 2]
+
+
+def test_a_worker_that_has_served_its_time_asks_its_supervisor(
+    guarded: Any, clock: Clock, recycled: list[str], said: Said, board: Scoreboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And serves on until it is told to go; then its line says why."""
+    monkeypatch.setattr(neighbours, "time", SimpleNamespace(monotonic=clock))
+    guard, memory = guarded(board=board, max_lifetime="1h")
+    board.header.looked = clock()
+    before = board.roll()[0]
+    clock.go(3600)
+    board.header.looked = clock()
+    guard.tick()
+    asks = board.roll()[0]
+    for _ in range(10):
+        clock.go(1)
+        board.header.looked = clock()
+        do(guard, memory, 60 * MIB, clock)
+    waits = (board.roll()[0].state, list(recycled))
+    board.give_order(guard.slot.number, guard.slot.generation, Order.GO)
+    clock.go(1)
+    board.header.looked = clock()
+
+    guard.tick()
+
+    assert (before.aged, before.state, asks.aged, asks.state) == (False, State.SERVING, True, State.WAITING)
+    assert waits == (State.WAITING, [])
+    assert recycled == ["now"]
+    assert "served for 60.2 min > max_lifetime 60 min" in said()[-1]
+
+
+def test_a_lifetime_needs_no_figures(guarded: Any, clock: Clock, recycled: list[str]) -> None:
+    """Where memory can't be read, the clock is enough."""
+    guard, _ = guarded(rss=None, max_lifetime="1h")
+    clock.go(3600)
+
+    guard.tick()
+
+    assert recycled == ["now"]
+
+
+def test_a_lifetime_in_a_dry_run(guarded: Any, clock: Clock, recycled: list[str], said: Said) -> None:
+    """It is told, counted, and nothing is done."""
+    guard, _ = guarded(max_lifetime="1h", dry_run=True)
+    for _ in range(3):
+        clock.go(3600)
+        guard.tick()
+
+    assert (recycled, guard.should_recycle, guard.slot.state) == ([], False, State.SERVING)
+    assert guard.meter.counters.by_reason["max_lifetime"] == 1
+    (line,) = of_workers(said)
+    assert "would be recycled (dry run): served for 60 min > max_lifetime 60 min" in line
+
+
+def test_a_lifetime_where_nothing_recycles(guarded: Any, clock: Clock, said: Said) -> None:
+    """It is said once, and what the process holds later is seen all the same."""
+    guard, memory = guarded(alone=True, max_lifetime="1h")
+    for _ in range(3):
+        clock.go(3600)
+        guard.tick()
+
+    do(guard, memory, 200 * MIB, clock)
+
+    by_age, by_memory = of_workers(said)
+    assert guard.should_recycle
+    assert "should be recycled, and nothing here can: served for 60 min" in by_age
+    assert "should be recycled, and nothing here can: anon 200 MiB > soft limit 100 MiB" in by_memory
+
+
+def test_a_lifetime_is_no_reason_to_leave_where_nobody_comes(
+    recycled: list[str], clock: Clock, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parent is gone."""
+    policy = Policy(soft_limit="100MiB", max_lifetime="1h", jitter=0)
+    guard = Guard(policy, recycle=lambda: recycled.append("now"), capacity=HERE, memory=Memory(MIB), parent=os.getppid())
+    monkeypatch.setattr(neighbours.os, "getppid", lambda: 1)
+    for _ in range(3):
+        clock.go(3600)
+        guard.tick()
+
+    assert recycled == []
+    (line,) = of_workers(said)
+    assert "stays, whatever it holds and however long it has served" in line
+
+
+def test_a_lifetime_that_is_over_before_a_replacement_serves(
+    guarded: Any, clock: Clock, recycled: list[str], said: Said, board: Scoreboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not used, or one would boot all the time: one line for the whole pool, with both figures."""
+    monkeypatch.setattr(Slot, "age", property(lambda _: 90.0))
+    guards = [guarded(board=board, max_lifetime="1m")[0] for _ in range(2)]
+    for _ in range(3):
+        clock.go(3600)
+        for guard in guards:
+            guard.tick()
+
+    assert recycled == []
+    (line,) = said()
+    assert line.startswith("max_lifetime 60 s is not used: a worker takes 90 s to boot")
+
+
+def test_a_lifetime_says_nothing_of_what_a_worker_needs(guarded: Any, clock: Clock, board: Scoreboard) -> None:
+    """That others had settled above their limit is not forgotten when one goes for its age."""
+    board.header.workers, board.header.settled = 1, 2
+    guard, _ = guarded(board=board, max_lifetime="1h")
+    clock.go(3600)
+
+    guard.tick()
+
+    assert (guard.should_recycle, board.header.settled) == (True, 2)

@@ -234,3 +234,17 @@ def test_limits_in_reach_of_a_baseline(soft: int, jitter: float, hard: int | Non
         assert all(limit is None or limit > baseline for limit in (left.soft, left.early))
         assert (left.soft is None) == (soft <= baseline)
     assert (left.hard is None) == (hard is None or (rss is not None and hard <= rss))
+
+
+@given(st.floats(1, 1e6), st.floats(0, 0.9), st.floats(0, 1), st.floats(0, 0.99))
+def test_a_lifetime_is_lowered_by_jitter(most: float, jitter: float, share: float, least: float) -> None:
+    """Law: min_lifetime <= lifetime <= max_lifetime, and lowered by no more than jitter; it needs no figure of memory."""
+    policy = Policy(max_lifetime=most, min_lifetime=most * least, jitter=jitter)
+
+    limits, _ = resolve_limits(policy, Capacity(None, MACHINE), share)
+
+    assert limits.max_lifetime == most
+    assert limits.lifetime is not None
+    assert max(policy.min_lifetime, most * (1 - jitter)) <= limits.lifetime * (1 + 1e-9)
+    assert limits.lifetime <= most
+    assert resolve_limits(policy, Capacity(None, MACHINE), 0.0)[0].lifetime == most

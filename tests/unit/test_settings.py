@@ -25,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "freeze_preload": True,
     "jitter": 0.1,
     "min_lifetime": 10.0,
+    "max_lifetime": None,
     "max_unavailable": 1,
     "surge": True,
     "grace_period": 30.0,
@@ -47,14 +48,15 @@ SOURCES: dict[str, tuple[Any, Any, str, Any]] = {
     "hard_limit": ("400MiB", 400 * MIB, "80%", Percent(80.0)),
     "budget": (Percent(50), Percent(50.0), "2GiB", 2048 * MIB),
     "metric": ("pss", "pss", "uss", "uss"),
-    "sustain": (2, 2.0, "1.5", 1.5),
+    "sustain": (2, 2.0, "1.5 s", 1.5),
     "reclaim": (False, False, "off", False),
     "freeze_preload": (False, False, "off", False),
     "jitter": (0, 0.0, "0.25", 0.25),
     "min_lifetime": (3, 3.0, "60", 60.0),
+    "max_lifetime": (3600, 3600.0, "6h", 21600.0),
     "max_unavailable": (3, 3, "25%", Percent(25.0)),
     "surge": (False, False, "no", False),
-    "grace_period": (5, 5.0, "0.5", 0.5),
+    "grace_period": ("1m", 60.0, "0.5", 0.5),
     "worker_oom_score_adj": (500, 500, "200", 200),
     "draining_oom_score_adj": (0, 0, "100", 100),
     "supervisor_oom_score_adj": (-500, -500, "-200", -200),
@@ -147,11 +149,29 @@ BAD: dict[str, list[Any]] = {
     "hard_limit": ["300MB", 0, False, "101%", 2.0],
     "budget": ["auto", "", None, "none", -1, "90"],
     "metric": ["RSS", "vms", "", None, 1, True, ["rss"]],
-    "sustain": [-1, "-0.1", "nan", "inf", float("nan"), float("inf"), "10s", "", None, True, [1], 10**400],
+    "sustain": [-1, "-0.1", "nan", "inf", float("nan"), float("inf"), "10 sec", "-10s", "", None, True, [1], 10**400],
     "reclaim": ["maybe", 2, 0, 1, None, 1.0, ""],
     "freeze_preload": ["never", 1, None, ""],
     "jitter": [-0.1, 0.91, "10%", "nan", None, True],
     "min_lifetime": [-1, "ten", None, False, "1e999"],
+    "max_lifetime": [
+        0,
+        -1,
+        "0s",
+        "6",
+        "21600",
+        "-6h",
+        "6H",
+        "6 hours",
+        "1h30m",
+        "1w",
+        "inf",
+        float("nan"),
+        float("inf"),
+        True,
+        [6],
+        10**400,
+    ],
     "max_unavailable": [0, -1, "0", "0%", "101%", "1.5", 1.0, None, True, "", "%", "nan%", Percent(0), Percent(200)],
     "worker_oom_score_adj": [-1, 1001, "1e2", 300.0, None, True, ""],
     "draining_oom_score_adj": [-1, 1001, "auto", None, True, "3" * 20],
@@ -343,3 +363,26 @@ def test_settings_in_a_framework_s_place() -> None:
         "OOMSAFE_SOFT_LIMIT in the settings does nothing: write soft_limit, or OOMSAFE_SOFT_LIMIT",
         "oomsafe_budget in the settings does nothing: write budget, or OOMSAFE_BUDGET",
     ]
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "example"),
+    [(10, "10s", "6h"), ("1m", 59.5, "6h"), ("6h", "1h", "43200s")],
+    ids=["equal", "below", "both long"],
+)
+def test_max_lifetime_must_be_above_min_lifetime(least: Any, most: Any, example: str) -> None:
+    """A worker can't have to go before it may."""
+    with pytest.raises(ConfigError, match=r"max_lifetime=.* is not above min_lifetime=") as caught:
+        Policy(min_lifetime=least, max_lifetime=most)
+
+    check_error(str(caught.value), "max_lifetime")
+    assert example == example_in(str(caught.value), "max_lifetime")
+    Policy(min_lifetime=least, max_lifetime=example)
+
+
+def test_a_lifetime_without_a_unit_says_so() -> None:
+    """One line with the variable, its value and a correct example."""
+    with pytest.raises(ConfigError) as caught:
+        load_policy({"OOMSAFE_MAX_LIFETIME": "6"}, {})
+
+    assert str(caught.value) == "OOMSAFE_MAX_LIFETIME='6' has no unit (s, m, h or d); a correct example: OOMSAFE_MAX_LIFETIME=\"6h\""

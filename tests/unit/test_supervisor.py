@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from oomsafe.scoreboard.layout import Counters
 from oomsafe.scoreboard.slot import Figures, Slot, comm_of
 from oomsafe.supervisor import onlooker, replacements
 from oomsafe.supervisor import supervisor as module
+from oomsafe.supervisor.replacements import PERMITTED_FOR
 from oomsafe.supervisor.supervisor import Supervisor
 
 Said = Callable[[], list[str]]
@@ -261,11 +263,11 @@ def pool() -> Iterator[Callable[..., tuple[Server, Supervisor, list[Slot]]]]:
         supervisor.close()
 
 
-def holds(slot: Slot, used: int | None, state: int, rss: int | None = None, hard: int | None = None) -> None:
-    """This worker says that it holds so many MiB."""
+def holds(slot: Slot, used: int | None, state: int, rss: int | None = None, hard: int | None = None, aged: bool = False) -> None:
+    """This worker says that it holds so many MiB, and whether it has served for its lifetime."""
     sizes = (None if size is None else size * MIB for size in (used if rss is None else rss, 30, 100, hard))
     rss, baseline, soft, hard = sizes
-    slot.need(None if used is None else used * MIB, Growth())
+    slot.need(None if used is None else used * MIB, Growth(), aged)
     slot.publish(Figures(rss=rss, anon=rss, baseline=baseline, soft=soft, hard=hard), Counters())
     slot.set_state(state)
 
@@ -406,3 +408,56 @@ def test_a_worker_that_says_nothing_is_looked_at(pool: Any, monkeypatch: pytest.
         assert figures.anon == pytest.approx(anon + 64 * MIB, abs=8 * MIB)
     assert seen.used == entry.used == pytest.approx((rss if metric == "rss" else anon) // 2 + 64 * MIB, abs=8 * MIB)
     assert (said.figures.rss, said.figures.anon) == (7, 5)
+
+
+def test_a_worker_that_has_served_its_time_is_replaced_first(pool: Any) -> None:
+    """Below its limit, and one more comes before it goes."""
+    server, supervisor, (first, second) = pool(2)
+    holds(first, 40, State.WAITING, aged=True)
+    supervisor.tick()
+    meanwhile = (server.extra, first.order)
+    holds(server.slots[0], 30, State.SERVING)
+
+    supervisor.tick()
+
+    assert meanwhile == (1, Order.NONE)
+    assert (first.order, second.order) == (Order.GO, Order.NONE)
+
+
+def test_a_worker_that_has_served_its_time_where_nobody_can_tell_what_it_holds(pool: Any) -> None:
+    """Its replacement comes first all the same: nothing speaks against it."""
+    server, supervisor, slots = pool(1)
+    (slot,) = slots
+    slot.need(None, Growth(), True)
+    slot.publish(Figures(), Counters())
+    slot.set_state(State.WAITING)
+
+    supervisor.tick()
+
+    assert (server.extra, slot.order) == (1, Order.NONE)
+
+
+def test_a_permit_that_is_not_used_lapses(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker is below its limit again; when it comes over it later, others may be away."""
+    _, supervisor, (first, _) = pool(2, surge=False)
+    holds(first, 120, State.WAITING)
+    supervisor.tick()
+    permitted = first.order
+    holds(first, 60, State.SERVING)
+    supervisor.tick()
+    still = first.order
+    later = time.monotonic() + PERMITTED_FOR
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: later))
+
+    supervisor.tick()
+
+    assert (permitted, still, first.order) == (Order.PERMIT, Order.PERMIT, Order.NONE)
+
+
+def test_says_its_lifetime(said: Said) -> None:
+    """With the other limits in force, at boot."""
+    supervisor = Supervisor(Policy(soft_limit="100MiB", max_lifetime="6h"), "test", 2)
+    supervisor.close()
+
+    (line,) = [line for line in said() if "guards 2 workers" in line]
+    assert "soft limit 100 MiB each, max_lifetime 6 h, budget" in line

@@ -31,6 +31,7 @@ def ledger(*handovers: tuple[int, int, bool]) -> Ledger:
     return Ledger(tuple(Handover(*handover) for handover in handovers))
 
 
+AGED = Seen(1, WAITING, -1, aged=True)
 NOTHING = Ledger()
 SURGING = ledger((3, 1, False))
 HANDING = ledger((3, 1, True))
@@ -96,6 +97,21 @@ SPAWN, GO, PERMIT, SHRINK = Do
         pytest.param(NOTHING, ordered(Order.PERMIT, seen(WAITING, WAITING)), OUT, NOTHING, [], id="one after the other"),
         pytest.param(LATER, seen(WAITING, SERVING), SHORT, LATER, [Step(PERMIT, 1)], id="short, and boots fail"),
         pytest.param(LATER, seen(WAITING), ONE_SHORT._replace(out=True), LATER, [], id="short, boots fail, and it is the last"),
+        # for its age
+        pytest.param(NOTHING, [AGED, Seen(2, SERVING)], ROOM, NOTHING, [Step(SPAWN, 1)], id="old: its replacement first"),
+        pytest.param(NOTHING, [AGED], ONE, NOTHING, [Step(SPAWN, 1)], id="old, and a pool of one"),
+        pytest.param(NOTHING, [AGED, Seen(2, WAITING, 5)], ROOM, NOTHING, [Step(SPAWN, 2)], id="old: behind who is over its limit"),
+        pytest.param(NOTHING, [Seen(2, WAITING, -1, aged=True), AGED], ROOM, NOTHING, [Step(SPAWN, 1)], id="old: the oldest first"),
+        pytest.param(SURGING, [AGED, *seen(SERVING, SERVING, SERVING)[1:]], ROOM, HANDING, [Step(GO, 1)], id="old: its replacement serves"),
+        pytest.param(NOTHING, [AGED, Seen(2, SERVING)], FULL, NOTHING, [Step(PERMIT, 1)], id="old: no room, so drain first"),
+        pytest.param(NOTHING, [AGED, Seen(2, STARTING)], FULL, NOTHING, [], id="old: no room, and another starts"),
+        pytest.param(NOTHING, [AGED], ONE_FULL, NOTHING, [], id="old, no room, and the only one"),
+        pytest.param(NOTHING, [AGED, Seen(2, SERVING)], SHORT, NOTHING, [Step(PERMIT, 1)], id="old, and memory is short"),
+        pytest.param(NOTHING, [AGED, Seen(2, WAITING, 5)], SHORT, NOTHING, [Step(PERMIT, 2)], id="old, and another is over its limit"),
+        pytest.param(NOTHING, [AGED], ONE_SHORT, NOTHING, [], id="old, memory is short, and the only one"),
+        pytest.param(NOTHING, [AGED, Seen(2, DRAINING)], OUT, NOTHING, [], id="old is no reason to be the next to go"),
+        pytest.param(NOTHING, [AGED._replace(excess=3), Seen(2, DRAINING)], OUT, NOTHING, [Step(PERMIT, 1)], id="old, and over its limit"),
+        pytest.param(LATER, [AGED, Seen(2, SERVING)], SHORT, LATER, [], id="old, and boots fail"),
         # drained first, and there is room now
         pytest.param(NOTHING, seen(DRAINING, SERVING), ROOM, NOTHING, [Step(SPAWN, 1)], id="one drains"),
         pytest.param(NOTHING, seen(DRAINING, WAITING), ROOM, NOTHING, [Step(SPAWN, 1)], id="before one who asks"),
@@ -168,6 +184,7 @@ class Worker:
     state: State = STARTING
     excess: int = 0
     order: Order = Order.NONE
+    aged: bool = False
 
 
 @dataclass
@@ -211,7 +228,7 @@ class Surges(RuleBasedStateMachine):
     @rule()
     def look(self) -> None:
         self.now += 1
-        workers = [Seen(generation, w.state, w.excess, w.order) for generation, w in self.server.workers.items()]
+        workers = [Seen(generation, w.state, w.excess, w.order, aged=w.aged) for generation, w in self.server.workers.items()]
         self.ledger = recovered(self.ledger, workers)
         self.least = max(1, self.wanted - self.turns)
         self.ledger, steps = plan(self.ledger, workers, self.room._replace(least=self.least, wanted=self.wanted), self.now)
@@ -234,8 +251,9 @@ class Surges(RuleBasedStateMachine):
         elif step.do is SHRINK:
             self.server.number -= 1
         else:
-            self.server.workers[step.generation].order = Order.GO if step.do is GO else Order.PERMIT
-            if not self.room.short:
+            worker = self.server.workers[step.generation]
+            worker.order = Order.GO if step.do is GO else Order.PERMIT
+            if not self.room.short or (worker.aged and worker.excess <= 0):
                 assert self.serving() >= self.least
             elif not self.room.out and self.some(STARTING):
                 assert self.serving() > 0
@@ -252,11 +270,19 @@ class Surges(RuleBasedStateMachine):
         worker = self.server.workers[data.draw(st.sampled_from(self.some(SERVING)))]
         worker.state, worker.excess = WAITING, excess
 
+    @precondition(lambda self: self.some(SERVING, WAITING))
+    @rule(data=st.data())
+    def ages(self, data: st.DataObject) -> None:
+        """From now on it asks until it goes."""
+        worker = self.server.workers[data.draw(st.sampled_from(self.some(SERVING, WAITING)))]
+        worker.state, worker.aged = WAITING, True
+
     @precondition(lambda self: self.some(WAITING))
     @rule(data=st.data())
     def asks_no_longer(self, data: st.DataObject) -> None:
         """It has got memory back."""
-        self.server.workers[data.draw(st.sampled_from(self.some(WAITING)))].state = SERVING
+        worker = self.server.workers[data.draw(st.sampled_from(self.some(WAITING)))]
+        worker.state, worker.excess = WAITING if worker.aged else SERVING, min(worker.excess, 0)
 
     def on_their_way(self) -> list[int]:
         return [g for g, w in self.server.workers.items() if w.state in (SERVING, WAITING) and w.order is not Order.NONE]

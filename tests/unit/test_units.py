@@ -10,7 +10,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from oomsafe.errors import ConfigError
-from oomsafe.policy.units import GIB, KIB, MIB, SMALLEST, TIB, Percent, format_change, format_size, parse_size
+from oomsafe.policy.units import (
+    GIB,
+    KIB,
+    MIB,
+    SMALLEST,
+    TIB,
+    Percent,
+    format_change,
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_size,
+)
 
 FACTORS = {"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
 
@@ -209,3 +221,35 @@ def test_a_shown_size_is_short(size: int) -> None:
     """A figure never takes more than 11 characters: tables stay in shape."""
     assert re.fullmatch(r"-?\d{1,4}(\.\d)? ([KMGT]i)?B", format_size(size))
     assert len(format_size(size)) <= 11
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90s", 90.0), ("90m", 5400.0), ("6h", 21600.0), ("1d", 86400.0), (" 1.5 h ", 5400.0), ("0s", 0.0),
+        ("90", None), ("6H", None), ("-6h", None), ("1h30m", None), ("6 hours", None), ("\uff16h", None), ("", None), ("h", None),
+    ],
+)  # fmt: skip
+def test_reads_a_duration(text: str, expected: float | None) -> None:
+    """A number and one unit."""
+    assert parse_duration(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0, "0 s"), (0.25, "0.25 s"), (12.34, "12.3 s"), (119.9, "120 s"), (120, "2 min"), (5400, "90 min"), (21600, "6 h"),
+        (20520, "5.7 h"), (86400, "24 h"), (172800, "2 d"), (1e9, "11574 d"),
+    ],
+)  # fmt: skip
+def test_shows_a_duration(seconds: float, expected: str) -> None:
+    """Three digits are enough."""
+    assert format_duration(seconds) == expected
+
+
+@given(st.floats(0, 1e7))
+def test_a_shown_duration_is_near(seconds: float) -> None:
+    """Law: what is shown is what is meant, to half a percent."""
+    number, unit = format_duration(seconds).split()
+
+    assert abs(float(number) * {"s": 1, "min": 60, "h": 3600, "d": 86400}[unit] - seconds) <= seconds * 0.005 + 1e-9
