@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from oomsafe.policy.culprit import EXPLAINS, Moments
+from oomsafe.policy.culprit import EXPLAINS, LEAST_GROWTH, Moments
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_change, format_size
 from oomsafe.scoreboard.layout import UNMATCHED
@@ -41,7 +41,7 @@ class Suspects:
         """For the line about the worker's end: ``; GET /leak keeps about 300 KiB a call: 92 % of its growth``; empty: not known."""
         meter = self._meter
         grown = meter.held - (self._ready_with or meter.held)
-        if grown > 0 and meter.clock.background >= grown * EXPLAINS:
+        if grown >= LEAST_GROWTH and meter.clock.background >= grown * EXPLAINS:
             return f"; {format_change(meter.clock.background)} of it while nothing was in flight"
         culprit = self._moments.culprit()
         if culprit is not None:
