@@ -129,7 +129,7 @@ def test_a_single_process_says_so(serve_uvicorn):
     uvicorn.wait_for("should be recycled, and nothing here can: served for ", seconds=30)
 
     assert "max_lifetime 2 s" in uvicorn.wait_for("oomsafe guards this process")[0]
-    assert "above its soft limit, or past its max_lifetime, a warning says so" in uvicorn.log()
+    assert "above its soft limit, or past its max_lifetime, it logs a warning" in uvicorn.log()
     assert uvicorn.get("/")[0] == 200
 
 
