@@ -113,6 +113,10 @@ class Server(ServerProcess):
             self._board = Scoreboard.open(until(lambda: board_of(self.pid), f"a scoreboard of {self.pid}"))
         return self._board.read()
 
+    def pool_path(self) -> str:
+        """Where its scoreboard lies."""
+        return until(lambda: board_of(self.pid), f"a scoreboard of {self.pid}")
+
     def watch(self, board: Scoreboard) -> None:
         """Its scoreboard is this one: it lies where nobody would look."""
         self._board = board

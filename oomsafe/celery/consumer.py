@@ -20,6 +20,7 @@ from oomsafe.policy.shedding import RESUME_AT, Child, Intake, shed
 from oomsafe.policy.state import State
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
+from oomsafe.scoreboard.live import live
 from oomsafe.scoreboard.view import PoolView, WorkerView
 from oomsafe.supervisor.supervisor import Supervisor
 
@@ -89,7 +90,7 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
         events, now = consumer.event_dispatcher, time.monotonic()
         if events and events.enabled and now >= self._send_at:
             self._send_at = now + SEND_EVERY
-            events.send("worker-memory", **brief({**pool_told(pool), **node_told(consumer)}))
+            events.send("worker-memory", **brief({**pool_told(live(pool)), **node_told(consumer)}))
 
     def _keep_to_budget(self, supervisor: Supervisor, pool: PoolView) -> None:
         now, workers = time.monotonic(), pool.workers

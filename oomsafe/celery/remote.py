@@ -30,11 +30,13 @@ UNSEEN = {"error": "this node could make no scoreboard, so it goes on without: i
 def memory(state: Any) -> dict[str, Any]:
     """The node's children: what they hold, their limits, the task in flight; who died for memory. Bytes and seconds; null is not known."""
     supervisor, guard = _supervisor(state), getattr(state.consumer, "oomsafe_guard", None)
+    from oomsafe.scoreboard.live import live
+
     if guard is not None:
-        return {**pool_told(guard.pool()), **node_told(state.consumer)}
+        return {**pool_told(live(guard.pool())), **node_told(state.consumer)}
     if supervisor is None or supervisor.board is None:
         return UNGUARDED if supervisor is None else UNSEEN
-    return {**pool_told(supervisor.board.read()), **node_told(state.consumer)}
+    return {**pool_told(live(supervisor.board.read())), **node_told(state.consumer)}
 
 
 @control_command()  # type: ignore[untyped-decorator]
@@ -106,14 +108,13 @@ def _death(death: Death) -> dict[str, Any]:
 
 
 def _child(worker: WorkerView) -> dict[str, Any]:
-    from oomsafe.scoreboard.usage import present_rss
-
-    figures = {name: figure for name, figure in asdict(worker.figures).items() if name != "in_flight"}
-    # what it has published is as old as the task that it runs
-    figures["rss"] = rss = present_rss(worker)
-    flight = [{"task": work.name, "began": work.began, "rss_then": work.rss, "growth": _growth(rss, work.rss)} for work in worker.in_flight]
-    return {"pid": worker.pid, "state": worker.state.value, "tasks": worker.counters.work, **figures, "in_flight": flight}
-
-
-def _growth(now: int | None, then: int | None) -> int | None:
-    return None if now is None or then is None else now - then
+    figures = {name: figure for name, figure in asdict(worker.figures).items() if name not in ("in_flight", "file_dirty")}
+    flight = [{"task": work.name, "began": work.began, "rss_then": work.rss, "growth": worker.grown(work)} for work in worker.in_flight]
+    return {
+        "pid": worker.pid,
+        "state": worker.state.value,
+        "tasks": worker.counters.work,
+        **figures,
+        "measured": worker.measured,
+        "in_flight": flight,
+    }

@@ -20,11 +20,15 @@ from oomsafe.errors import ScoreboardError
 from oomsafe.policy.text import without_controls
 from oomsafe.policy.units import format_change, format_size
 from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.live import live
 from oomsafe.scoreboard.places import can_hold_boards, living_boards
 from oomsafe.scoreboard.view import PoolView, WorkerView
 
 #: The most seconds for reading the boards of one folder, and for reading one board again while it is being written.
 PATIENCE, EACH = 2.0, 0.25
+
+#: Figures that are older than so many seconds have their age beside them.
+OLD = 3.0
 
 
 @click.command()
@@ -52,6 +56,8 @@ def as_record(pool: PoolView) -> dict[str, Any]:
     record["totals"]["recycles"] = pool.totals.by_reason
     for shown, worker in zip(record["workers"], pool.workers, strict=True):
         shown["counters"]["recycles"] = worker.counters.by_reason
+        for flight, work in zip(shown["in_flight"], worker.in_flight, strict=True):
+            flight["grown"] = worker.grown(work)
     return record
 
 
@@ -86,16 +92,18 @@ def _row(worker: WorkerView) -> list[str | Text]:
     soft = "none" if figures.soft is None else format_size(figures.soft)
     bar = memory_bar(worker.used, figures.soft, width=12)
     sizes = (format_size(figures.rss), format_size(worker.used), soft)
+    age = None if worker.measured is None else time.time() - worker.measured
+    state = worker.state.value if age is None or age < OLD else f"{worker.state.value}, seen {age:.0f} s ago"
     # what a client sent is text, never markup
     doing = Text("\n".join(_doing(worker)))
-    return [str(worker.slot), str(worker.pid), worker.state.value, *sizes, bar, str(worker.counters.work), doing]
+    return [str(worker.slot), str(worker.pid), state, *sizes, bar, str(worker.counters.work), doing]
 
 
 def _doing(worker: WorkerView) -> list[str]:
-    now, rss = time.time(), worker.figures.rss
-    lines = []
+    now, lines = time.time(), []
     for work in sorted(worker.in_flight, key=lambda one: one.began)[:3]:
-        grown = "" if rss is None or work.rss is None else f", {format_change(rss - work.rss)}"
+        growth = worker.grown(work)
+        grown = "" if growth is None else f", {format_change(growth)}"
         lines.append(f"{work.name} ({max(0.0, now - work.began):.1f} s{grown})")
     more = len(worker.in_flight) - len(lines)
     return [*lines, f"and {more} more"] if more > 0 else lines
@@ -112,7 +120,7 @@ def _pools(paths: list[str]) -> list[PoolView]:
                 continue
             try:
                 with Scoreboard.open(path) as board:
-                    pools.append(board.read(patience=min(EACH, until - time.monotonic())))
+                    pools.append(live(board.read(patience=min(EACH, until - time.monotonic()))))
             except ScoreboardError as error:
                 print(f"oomsafe: {without_controls(str(error))}", file=sys.stderr)
         if left_out:

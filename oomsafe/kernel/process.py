@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import Any, NamedTuple
 
 from oomsafe.kernel.files import read_bytes, read_keyed
@@ -19,6 +20,10 @@ BELIEVED, SLACK = 0.9, 1 << 20
 
 #: How many times smaps_rollup is read until it can be believed.
 TRIES = 5
+
+
+#: Three lines of status that stand together (fs/proc/task_mmu.c, task_mem, since Linux 4.5).
+_RSS = re.compile(rb"\nRssAnon:\s+(\d+) kB\nRssFile:\s+(\d+) kB\nRssShmem:\s+(\d+) kB\n")
 
 
 class OwnMemory:
@@ -140,11 +145,12 @@ def sizes_of(pid: int | str = "self", proc: str = "/proc") -> tuple[int, int] | 
     Held leaves out file pages, because the kernel drops clean ones by itself. If the kernel does not tell them apart, held is rss.
     """
     status = read_bytes(f"{proc}/{pid}/status") or b""
-    anonymous, file, shmem = (_kilobytes(status, name) for name in (b"RssAnon", b"RssFile", b"RssShmem"))
-    if anonymous is None or file is None or shmem is None:
-        rss = rss_of(pid, proc)
-        return None if rss is None else (rss, rss)
-    return anonymous + file + shmem, anonymous + shmem
+    found = _RSS.search(status)
+    if found is not None:
+        anonymous, file, shmem = map(int, found.groups())
+        return 1024 * (anonymous + file + shmem), 1024 * (anonymous + shmem)
+    rss = rss_of(pid, proc)
+    return None if rss is None else (rss, rss)
 
 
 def held_of(pid: int | str = "self", proc: str = "/proc") -> int | None:

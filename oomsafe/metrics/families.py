@@ -9,6 +9,7 @@ from oomsafe.errors import ScoreboardError
 from oomsafe.policy.state import State
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.layout import BOUNDS
+from oomsafe.scoreboard.live import live
 from oomsafe.scoreboard.places import boards_beside
 from oomsafe.scoreboard.view import PoolView
 
@@ -33,8 +34,8 @@ class Family(NamedTuple):
 
 
 def families_of(pool: PoolView) -> Iterator[Family]:
-    """Every metric of the pool, and those of the pools beside it, whose scoreboards are read now."""
-    beside = _beside(pool)
+    """Every metric of the pool, and of the pools beside it; their scoreboards, and the memory of all workers, are read now."""
+    pool, beside = live(pool), _beside(pool)
     yield from _workers({"": pool, **beside})
     yield from _pool(pool)
     yield from _counters(pool, beside)
@@ -50,7 +51,7 @@ def _beside(pool: PoolView) -> dict[str, PoolView]:
         return found
     for path in paths:
         try:
-            other = Scoreboard.look(path)
+            other = live(Scoreboard.look(path))
         except ScoreboardError:  # that pool has ended in the meantime
             continue
         found[other.server.rpartition(" ")[2]] = other

@@ -29,6 +29,19 @@ class _Field(Generic[T]):
         layout.write(header.memory, self._at, self._form, *fields)
 
 
+class _Text:
+    """Text in a field of its own, cut at its length."""
+
+    def __init__(self, at: int, form: struct.Struct) -> None:
+        self._at, self._form = at, form
+
+    def __get__(self, header: Header, kind: type[Header]) -> str:
+        return layout.as_text(self._form.unpack_from(header.memory, self._at)[0])
+
+    def __set__(self, header: Header, text: str) -> None:
+        layout.write(header.memory, self._at, self._form, text.encode("utf-8", "replace"))
+
+
 class Allowed(NamedTuple):
     """What the kernel allows, as the supervisor measured it (see policy.limits.Capacity). Sizes in bytes; None: not known."""
 
@@ -52,6 +65,8 @@ class Header:
     """How many workers may be away at once."""
     looked: _Field[float] = _Field(layout.LOOKED_AT, layout.LOOKED)
     """When the supervisor last decided which workers may leave, on the monotonic clock; 0: it gives no orders."""
+    metric = _Text(layout.METRIC_AT, layout.METRIC)
+    """What soft limits are compared with. Written by the supervisor."""
 
     def __init__(self, memory: memoryview, lock: PoolLock) -> None:
         self.memory = memory

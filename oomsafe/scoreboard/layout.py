@@ -1,6 +1,6 @@
-"""The bytes of a scoreboard. Version 5, little-endian; sizes in bytes; -1 in a figure is None, never 0.
+"""The bytes of a scoreboard. Version 6, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
-A scoreboard is one header of 6144 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
+A scoreboard is one header of 8192 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
 SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
 
     header   0  magic "oomsafe\\0" · u32 version · u32 slots · u32 slot size
@@ -20,6 +20,7 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
                limit · what the supervisor holds: workers compute their limits from these
           5704  i64 what the pool holds, as its budget counts it
           5712  where the limit comes from, 192 bytes of text
+          5904  what the soft limit is compared with, 16 bytes of text: the policy's metric
 
     slot     0  u32 state · u32 order (written by the supervisor), 1: drain, 2: drain when over the limit
              8  u64 pid · u64 start time · u64 generation · f64 reserved, seconds since 1970
@@ -33,10 +34,10 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
                · i64 its growth over the last moment, bytes a second
            192  counters
           3968  16 cells of 128: work in flight
-          6016  i64 anon · private
-          6032  f64 when the supervisor measured a worker that publishes nothing, seconds since 1970 · i64 rss · anon · what the soft
+          6016  i64 anon · private · pages of files that can't be dropped yet, which are part of anon
+          6040  f64 when the supervisor measured a worker that publishes nothing, seconds since 1970 · i64 rss · anon · what the soft
                limit is compared with (written by the supervisor)
-          6064  u32 1: the worker has served for its lifetime
+          6072  u32 1: the worker has served for its lifetime
 
     counters 0  u64 work done · reclaims · bytes reclaimed · recycles by reason (8 of them)
             88  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets
@@ -45,7 +46,7 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
             24  name, 103 bytes as they came from outside: readers must make them printable
            127  u8 1 while in use: written last
 
-Each slot has one writer, its worker, except for the order and the fields at 144 and 6032. The header and the totals have one writer, the
+Each slot has one writer, its worker, except for the order and the fields at 144 and 6040. The header and the totals have one writer, the
 supervisor (except the fields at 20, 22 and 128, which the workers write under the lock). A reader takes a copy, and copies again if a
 sequence was odd or has changed in the meantime.
 
@@ -64,9 +65,9 @@ from oomsafe.policy.state import State
 from oomsafe.policy.text import without_controls
 
 MAGIC = b"oomsafe\0"
-VERSION = 5
+VERSION = 6
 
-HEADER_SIZE = 6144
+HEADER_SIZE = 8192
 SLOT_SIZE = 6144
 IDENTITY = struct.Struct("<8s3I")
 REFUSED_AT, REFUSED = 20, struct.Struct("<H")
@@ -81,6 +82,7 @@ UNSERVED_AT, UNSERVED = 5648, struct.Struct("<dd")
 ALLOWED_AT, ALLOWED = 5664, struct.Struct("<Q4q")
 HELD_AT, HELD = 5704, struct.Struct("<q")
 SOURCE_AT, SOURCE = 5712, struct.Struct("<192s")
+METRIC_AT, METRIC = 5904, struct.Struct("<16s")
 
 STATE = struct.Struct("<I")
 ORDER_AT, ORDER = 4, struct.Struct("<I")
@@ -94,9 +96,9 @@ NEED_AT, NEED = 168, struct.Struct("<3q")
 COUNTERS_AT = 192
 CELLS_AT = 3968
 CELL_SIZE, CELLS = 128, 16
-MORE_AT, MORE = 6016, struct.Struct("<2q")
-SEEN_AT, SEEN = 6032, struct.Struct("<d3q")
-AGED_AT, AGED = 6064, struct.Struct("<I")
+MORE_AT, MORE = 6016, struct.Struct("<3q")
+SEEN_AT, SEEN = 6040, struct.Struct("<d3q")
+AGED_AT, AGED = 6072, struct.Struct("<I")
 CELL_NAME = 103
 CELL = struct.Struct(f"<xB6xdq{CELL_NAME}sB")
 #: The offset in a cell of the byte that says whether it is in use.
@@ -142,7 +144,7 @@ assert NAMES_AT + ROUTES * ROUTE_NAME <= TOTALS_AT
 assert TOTALS_AT + COUNTERS_SIZE <= LOOKED_AT
 assert LOOKED_AT + LOOKED.size <= UNSERVED_AT <= ALLOWED_AT - UNSERVED.size
 assert ALLOWED_AT + ALLOWED.size <= HELD_AT <= SOURCE_AT - HELD.size
-assert SOURCE_AT + SOURCE.size <= HEADER_SIZE
+assert SOURCE_AT + SOURCE.size <= METRIC_AT <= HEADER_SIZE - METRIC.size
 assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from typing import NamedTuple
 
@@ -11,8 +12,14 @@ from oomsafe.policy.trend import Growth
 from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.header import Header
 from oomsafe.scoreboard.layout import optional, stored
+from oomsafe.scoreboard.live import brought_forward
 from oomsafe.scoreboard.slot import Slot, order_of
 from oomsafe.scoreboard.tenants import Tenants
+
+#: From ORDER_AT on: the order, then of the figures baseline, soft and hard limit and when they were published, and the two paces.
+_PLAN = struct.Struct("<I56x3q32xd48x2q")
+
+assert _PLAN.size == layout.NEED_AT + layout.NEED.size - layout.ORDER_AT
 
 
 class Entry(NamedTuple):
@@ -63,6 +70,15 @@ class Roll:
                 entries.append(self._entry(number, tenant.generation, state))
         return entries
 
+    def states(self) -> dict[int, State]:
+        """In the supervisor: what each of these does, by its generation."""
+        found: dict[int, State] = {}
+        for number, tenant in self._tenants.by_number.items():
+            state = layout.read_state(self._memory, layout.slot_at(number), unknown=State.STARTING)
+            if state is not State.FREE and not (state is State.STARTING and self._tenants.was_never_born(number)):
+                found[tenant.generation] = state
+        return found
+
     def others(self, slot: Slot) -> Others:
         """The living workers beside `slot`."""
         self._tenants.learn()
@@ -85,15 +101,14 @@ class Roll:
                 found.append((number, who[0], who[1]))
         return found
 
-    def saw(self, number: int, rss: int, anon: int, *, counts_clean: bool) -> None:
-        """In the supervisor: record the rss of a slot's worker, and rss without file pages, as measured from outside. Bytes.
+    def saw(self, number: int, sizes: tuple[int, int], *, counts_clean: bool) -> None:
+        """In the supervisor: record what a slot's worker holds, as sizes_of() has measured it from outside.
 
-        `counts_clean`: the policy's metric counts clean file pages. Growth since the worker last published counts as its own.
+        `counts_clean`: the policy's metric counts clean file pages.
         """
         at = layout.slot_at(number)
-        rss_published, anon_published, used = self._published(at)
-        before, now = (rss_published, rss) if counts_clean else (anon_published, anon)
-        used = None if used is None or before is None else max(0, used + now - before)
+        dirty = optional(layout.MORE.unpack_from(self._memory, at + layout.MORE_AT)[-1])
+        rss, anon, used = brought_forward(sizes, self._published(at), dirty or 0, counts_clean=counts_clean)
         layout.write(self._memory, at + layout.SEEN_AT, layout.SEEN, time.time(), rss, anon, stored(used))
 
     def give_order(self, number: int, generation: int, order: Order) -> None:
@@ -103,13 +118,12 @@ class Roll:
 
     def _entry(self, number: int, generation: int, state: State) -> Entry:
         at = layout.slot_at(number)
-        _, _, baseline, soft, hard, *_, published = layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)
-        paces = layout.NEED.unpack_from(self._memory, at + layout.NEED_AT)[1:]
+        # one read for all of these: a supervisor may do this ten times a second for each worker
+        order, baseline, soft, hard, published, steady, burst = _PLAN.unpack_from(self._memory, at + layout.ORDER_AT)
         rss, anon, used = layout.seen_since(self._memory, published, at) or self._published(at)
         return Entry(
             number=number, generation=generation, state=state, rss=rss, anon=anon, baseline=optional(baseline), soft=optional(soft),
-            hard=optional(hard), used=used, growth=Growth(*(float(max(0, pace)) for pace in paces)),
-            order=order_of(layout.ORDER.unpack_from(self._memory, at + layout.ORDER_AT)[0]),
+            hard=optional(hard), used=used, growth=Growth(float(max(0, steady)), float(max(0, burst))), order=order_of(order),
             aged=bool(layout.AGED.unpack_from(self._memory, at + layout.AGED_AT)[0]),
         )  # fmt: skip
 
@@ -118,7 +132,7 @@ class Roll:
         rss, *_, published = layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)
         if not published:  # until then, the zeros are not figures
             return None, None, None
-        (anon, _), (used, *_) = (
+        (anon, *_), (used, *_) = (
             layout.MORE.unpack_from(self._memory, at + layout.MORE_AT),
             layout.NEED.unpack_from(self._memory, at + layout.NEED_AT),
         )

@@ -43,6 +43,8 @@ class Figures:
     """rss without clean file pages, which the kernel drops by itself."""
     private: int | None = None
     """uss without clean file pages."""
+    file_dirty: int | None = None
+    """File pages that the kernel can't drop yet, as far as known: a part of anon."""
 
     def stored(self) -> tuple[int, ...]:
         """The numbers for the slot's field of figures, except the time."""
@@ -54,12 +56,12 @@ class Figures:
     def unpack(cls, slot: bytes) -> Figures:
         """The figures in the bytes of a slot; a figure out of its range is None (in_flight: 0)."""
         rss, peak, baseline, soft, hard, pss, uss, score, in_flight, _ = layout.FIGURES.unpack_from(slot, layout.FIGURES_AT)
-        anon, private = layout.MORE.unpack_from(slot, layout.MORE_AT)
+        anon, private, dirty = layout.MORE.unpack_from(slot, layout.MORE_AT)
         return cls(
             rss=optional(rss), peak_rss=optional(peak), anon=optional(anon),
             pss=optional(pss), uss=optional(uss), private=optional(private),
             baseline=optional(baseline), soft=optional(soft), hard=optional(hard),
-            oom_score_adj=score if abs(score) <= SCORE_MAX else None, in_flight=optional(in_flight) or 0,
+            oom_score_adj=score if abs(score) <= SCORE_MAX else None, in_flight=optional(in_flight) or 0, file_dirty=optional(dirty),
         )  # fmt: skip
 
 
@@ -163,7 +165,7 @@ class Slot:
         packed = counters.pack()
         self._sequence += 1
         layout.write(memory, at + layout.SLOT_SEQUENCE_AT, layout.SEQUENCE, self._sequence)
-        layout.write(memory, at + layout.MORE_AT, layout.MORE, stored(figures.anon), stored(figures.private))
+        layout.write(memory, at + layout.MORE_AT, layout.MORE, *map(stored, (figures.anon, figures.private, figures.file_dirty)))
         layout.write(memory, at + layout.FIGURES_AT, layout.FIGURES, *figures.stored(), time.time())
         memory[at + layout.COUNTERS_AT : at + layout.COUNTERS_AT + len(packed)] = packed
         self._sequence += 1

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from oomsafe.kernel.process import held_of, is_alive, rss_of, shared_out
+from oomsafe.kernel.process import held_of, shared_out
 from oomsafe.policy.limits import MACHINE, Capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.shedding import RESUME_AT
 from oomsafe.policy.units import Percent
 
 if TYPE_CHECKING:
-    from oomsafe.scoreboard.view import PoolView, WorkerView
+    from oomsafe.scoreboard.view import PoolView
 
 #: Seconds for which the amount that the processes share is assumed not to change: reading it stalls them.
 SHARED_FOR = 5.0
@@ -21,8 +21,10 @@ SHARED_FOR = 5.0
 class Usage:
     """The memory of one pool; used by one process, in one thread at a time."""
 
-    def __init__(self, shared_for: float = SHARED_FOR) -> None:
+    def __init__(self, shared_for: float = SHARED_FOR, held: Callable[[int], int | None] = held_of) -> None:
+        """`held` tells what a process holds, as held_of() does."""
         self._shared_for = shared_for
+        self._held_of = held
         self._shared = 0
         self._pids: Sequence[int] = ()
         self._read_at = float("-inf")
@@ -40,7 +42,7 @@ class Usage:
 
     def of_processes(self, pids: Sequence[int], exact_from: float, now: float) -> int:
         """What these processes hold, in bytes. A result below `exact_from` may be too high: it counts shared pages more than once."""
-        total = together(pids)
+        total = together(pids, self._held_of)
         if total < exact_from:
             return total
         if pids != self._pids or now - self._read_at >= self._shared_for:
@@ -57,15 +59,6 @@ def pids_of(pool: PoolView) -> list[int]:
     return [pid for pid in (pool.supervisor, *(worker.pid for worker in pool.workers)) if pid]
 
 
-def together(pids: Iterable[int]) -> int:
+def together(pids: Iterable[int], held: Callable[[int], int | None] = held_of) -> int:
     """The sum of what these processes hold in bytes, without file pages; shared memory counts once for each process."""
-    return sum(held_of(pid) or 0 for pid in pids)
-
-
-def present_rss(worker: WorkerView) -> int | None:
-    """A worker's resident bytes now, read from outside; None if not known.
-
-    The worker itself only publishes the figure between two pieces of work.
-    """
-    found = rss_of(worker.pid) if is_alive(worker.pid, worker.started) else None
-    return worker.figures.rss if found is None else found
+    return sum(held(pid) or 0 for pid in pids)

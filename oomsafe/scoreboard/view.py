@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -54,12 +55,21 @@ class WorkerView:
     figures: Figures
     published: float | None
     """When the worker last published, seconds since 1970; None before the first time."""
+    measured: float | None
+    """When rss, anon and used were measured, seconds since 1970: by the worker, by its supervisor, or by the process that shows them."""
     used: int | None
     """What the soft limit is compared with, in bytes, in the policy's metric."""
     counters: Counters
     in_flight: list[InFlight]
     ordered: bool = False
     """Whether its supervisor has ordered it to drain, now or once it is over its limit."""
+
+    def grown(self, work: InFlight) -> int | None:
+        """Bytes that this worker has grown by since this work of its began; None where that is not known: its figure may be older."""
+        rss = self.figures.rss
+        if rss is None or work.rss is None or self.measured is None or self.measured < work.began:
+            return None
+        return rss - work.rss
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,8 @@ class PoolView:
     """What others use below the limit; the headroom is limit - others - held."""
     source: str = ""
     """Where the limit comes from; printable."""
+    metric: str = ""
+    """What soft limits are compared with; printable, empty where it is not known."""
 
 
 def read_pool(fetch: Fetch, slots: int, known: Known | None = None, patience: float = PATIENCE) -> PoolView:
@@ -129,6 +141,7 @@ def _read_once(fetch: Fetch, slots: int, known: Known | None, until: float) -> P
     return PoolView(
         printable(as_text(server)), pid, started, layout.seconds(created) or 0.0, max(0, wanted), max(0, turns),
         optional(limit), optional(budget), workers, totals, _unserved(header), *_allowed(header),
+        metric=_text(header, layout.METRIC_AT, layout.METRIC),
     )  # fmt: skip
 
 
@@ -138,7 +151,12 @@ def _allowed(header: bytes) -> tuple[int | None, int | None, str]:
     (held,) = layout.HELD.unpack_from(header, layout.HELD_AT)
     if not changes:
         return None, None, ""
-    return optional(held), optional(others), printable(as_text(layout.SOURCE.unpack_from(header, layout.SOURCE_AT)[0]), layout.SOURCE.size)
+    return optional(held), optional(others), _text(header, layout.SOURCE_AT, layout.SOURCE)
+
+
+def _text(header: bytes, at: int, form: struct.Struct) -> str:
+    """The text of this field, printable."""
+    return printable(as_text(form.unpack_from(header, at)[0]), form.size)
 
 
 def _unserved(header: bytes) -> float:
@@ -186,11 +204,16 @@ def _worker(copy: bytes, number: int, who: tuple[int, int, int]) -> WorkerView:
     counters = Counters.unpack(copy[layout.COUNTERS_AT : layout.COUNTERS_AT + layout.COUNTERS_SIZE])
     ordered = layout.ORDER.unpack_from(copy, layout.ORDER_AT)[0] != 0
     used = optional(layout.NEED.unpack_from(copy, layout.NEED_AT)[0]) if published else None
+    measured = published or None
     seen = layout.seen_since(copy, published or 0.0)
     if seen is not None:
-        figures = replace(figures, rss=seen[0], anon=seen[1])
-        used = seen[2]
-    return WorkerView(number, *who, layout.read_state(copy), figures, published or None, used, counters, _cells(copy), ordered)
+        rss, anon, used = seen
+        figures = replace(figures, rss=rss, anon=anon)
+        measured = layout.seconds(layout.SEEN.unpack_from(copy, layout.SEEN_AT)[0])
+    return WorkerView(
+        slot=number, pid=who[0], started=who[1], generation=who[2], state=layout.read_state(copy), figures=figures,
+        published=published or None, measured=measured, used=used, counters=counters, in_flight=_cells(copy), ordered=ordered,
+    )  # fmt: skip
 
 
 def _cells(copy: bytes) -> list[InFlight]:

@@ -68,6 +68,8 @@ class Replacements:
         self._unused: dict[int, float] = {}
         """By generation of a worker that is below its limit again: since when it has not used its permit."""
         self._has_served = self._said_unserved = False
+        self._quiet: tuple[Ledger, dict[int, State]] | None = None
+        """With these nothing was to be done; None: something was."""
         self._paces: list[tuple[float, Growth]] = []
 
     def forget(self) -> None:
@@ -98,6 +100,13 @@ class Replacements:
 
     def tick(self, policy: Policy, read: Callable[[], Reading], now: float) -> None:
         """Look, and do what is due. The kernel is asked only when somebody asks: a supervisor may look ten times a second."""
+        states = self._board.states()
+        if self._quiet != (self.ledger, states):
+            self._look(policy, read, states, now)
+        # in a dry run each worker decides by itself, and says what it would do
+        self._board.header.looked = 0.0 if policy.dry_run else now
+
+    def _look(self, policy: Policy, read: Callable[[], Reading], states: dict[int, State], now: float) -> None:
         entries = self._board.roll()
         self._note_boots(entries, now)
         self._note_unserved(entries, now)
@@ -110,8 +119,8 @@ class Replacements:
                 self.ledger, steps = plan(self.ledger, workers, room, now)
                 for step in steps:
                     self._do(step, entries, policy, why)
-        # in a dry run each worker decides by itself, and says what it would do
-        self._board.header.looked = 0.0 if policy.dry_run else now
+        quiet = states and not self.ledger.handovers and all(state is State.SERVING for state in states.values())
+        self._quiet = (self.ledger, states) if quiet else None
 
     def _withdraw(self, entries: Sequence[Entry], now: float) -> None:
         """Take back permits that were not used: later, when such a worker is over its limit or has aged, others may be away."""

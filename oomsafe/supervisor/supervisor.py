@@ -80,7 +80,9 @@ class Supervisor:
         self.pid = os.getpid()
         self.board: Scoreboard | None = None
         self.preload = Preload(policy) if forks else None
-        self._usage, self._processes = Usage(), Usage(SHARED_SELDOM)
+        self._sizes: dict[int, tuple[int, int] | None] | None = None
+        """What each process of the pool holds, as read in this tick; None: none is under way."""
+        self._usage, self._processes = Usage(held=self._held_by), Usage(SHARED_SELDOM, held=self._held_by)
         self._reading: Reading | None = None
         self._standing: Standing | None = None
         self._said: tuple[int | None, float] = (None, 0.0)
@@ -100,7 +102,7 @@ class Supervisor:
             for warning in warnings:
                 log.warning("%s", warning)
             self._replacements = None if fleet is None else Replacements(self.board, fleet)
-            self._onlooker = Onlooker(self.board)
+            self._onlooker = Onlooker(self.board, self._sizes_of)
             # for processes that are spawned, and for `oomsafe status` beside them
             os.environ.pop("OOMSAFE_SCOREBOARD", None)
             if self.board.path:
@@ -235,7 +237,13 @@ class Supervisor:
         now = time.monotonic()
         if self.board is None or os.getpid() != self.pid:
             return
-        self._reading = None
+        self._reading, self._sizes = None, {}
+        try:
+            self._do_what_is_due(now)
+        finally:
+            self._sizes = None
+
+    def _do_what_is_due(self, now: float) -> None:
         with self._alone():
             if now >= self._follow_at:
                 self._follow_at = now + FOLLOW_EVERY
@@ -311,6 +319,18 @@ class Supervisor:
         self._standing = Standing(seen) if self._standing is None else follow(self._standing, seen, time.monotonic())
         return in_force(self._standing, seen)
 
+    def _sizes_of(self, pid: int) -> tuple[int, int] | None:
+        """As sizes_of(), read once a tick."""
+        if self._sizes is None:
+            return sizes_of(pid)
+        if pid not in self._sizes:
+            self._sizes[pid] = sizes_of(pid)
+        return self._sizes[pid]
+
+    def _held_by(self, pid: int) -> int | None:
+        sizes = self._sizes_of(pid)
+        return None if sizes is None else sizes[1]
+
     def _held(self) -> int:
         """What the pool's processes hold, in bytes, where no cgroup tells it: to the byte where much may be shared with this one."""
         own = self.board.pids if self.board is not None else []
@@ -337,6 +357,7 @@ class Supervisor:
             workers = self.capacity.workers
             away = turns(self.policy, workers)
             self.board.header.describe(workers=workers, turns=away, limit=self.capacity.limit, budget=limits.budget, anew=anew)
+            self.board.header.metric = limits.metric
             self.board.header.allow(self.capacity)
         if say:
             self._said = limits.budget, time.monotonic()

@@ -193,8 +193,9 @@ class Guard:
             return view
         capacity = read_capacity()
         return replace(
-            view, limit=capacity.limit, budget=self.limits.budget, held=capacity.held, others=capacity.others, source=str(capacity.source)
-        )
+            view, limit=capacity.limit, budget=self.limits.budget, held=capacity.held, others=capacity.others, source=str(capacity.source),
+            metric=self.limits.metric,
+        )  # fmt: skip
 
     def holds_up(self) -> bool:
         """While this worker leaves: whether the pool has no room for another until it is gone: then it must not wait for idle clients."""

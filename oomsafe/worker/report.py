@@ -67,7 +67,7 @@ class Report:
                 rss=meter.rss if known else None, peak_rss=meter.peak_rss if known else None, anon=meter.anon if known else None,
                 pss=pss, uss=uss, private=private,
                 baseline=self._thresholds.baseline, soft=meter.soft_limit, hard=limits.hard,
-                oom_score_adj=read_score(), in_flight=meter.in_flight,
+                oom_score_adj=read_score(), in_flight=meter.in_flight, file_dirty=meter.file_dirty,
             )  # fmt: skip
             meter.publish(figures)
         except Exception as error:  # this worker protects itself, even if its figures can't be published

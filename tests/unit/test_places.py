@@ -363,7 +363,7 @@ def test_what_is_no_scoreboard(tmp_path: Path, content: bytes) -> None:
     gc.collect()  # what earlier tests have left may close its own just then
     before = len(os.listdir("/proc/self/fd"))
 
-    with pytest.raises(ScoreboardError, match=r"1-1\.board is not a scoreboard of version 5"):
+    with pytest.raises(ScoreboardError, match=rf"1-1\.board is not a scoreboard of version {layout.VERSION}"):
         Scoreboard.open(str(path))
 
     assert before == len(os.listdir("/proc/self/fd"))
