@@ -102,6 +102,11 @@ def _run(server: DemoServer, load: Any, seconds: float, console: Console, quiet:
     server.observe()
 
 
+def _bar(used: int | None, limit: int | None) -> Text:
+    share = Text(f" {used / limit:4.0%}") if used is not None and limit else Text()
+    return memory_bar(used, limit) + share
+
+
 def _event(spent: float, line: str) -> Text:
     return Text(f"{spent:5.1f} s  {printable(line, 400)}", style="red" if "SIGKILL" in line else "")
 
@@ -133,7 +138,7 @@ def _picture(server: DemoServer, load: Any, spent: float) -> Group:
         view = views.get(pid)
         limit = (view.figures.soft if view else None) or (SOFT_LIMIT if seen.pool else server.limit // WORKERS)
         served = str(view.counters.work) if view else ""
-        table.add_row(str(pid), view.state.value if view else "", format_size(rss), memory_bar(rss, limit), served)
+        table.add_row(str(pid), view.state.value if view else "", format_size(rss), _bar(rss, limit), served)
     recycles = sum(seen.pool.totals.recycles) if seen.pool else 0
     supervisor = "alive" if seen.supervisor_alive else "DEAD"
     counts = {

@@ -11,24 +11,18 @@ from itertools import groupby
 from typing import Any
 
 import click
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
-from oomsafe.cli.bars import memory_bar
+from oomsafe.cli.pool_text import pool_text
 from oomsafe.errors import ScoreboardError
 from oomsafe.policy.text import without_controls
-from oomsafe.policy.units import format_change, format_size
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.live import live
 from oomsafe.scoreboard.places import can_hold_boards, living_boards
-from oomsafe.scoreboard.view import PoolView, WorkerView
+from oomsafe.scoreboard.view import PoolView
 
 #: The most seconds for reading the boards of one folder, and for reading one board again while it is being written.
 PATIENCE, EACH = 2.0, 0.25
-
-#: Figures that are older than so many seconds have their age beside them.
-OLD = 3.0
 
 
 @click.command()
@@ -43,7 +37,7 @@ def status(as_json: bool, path: str | None) -> None:
     if as_json:
         print(json.dumps({"pools": [as_record(pool) for pool in pools]}, allow_nan=False))
     elif pools:
-        Console().print(Group(*(render(pool) for pool in pools)))
+        show(pools, Console())
     else:
         unseen = "" if can_hold_boards() else ", or its scoreboard is in memory only: no folder here is writable"
         print(f"no pool of this user is guarded by oomsafe now{unseen} (root sees those of all users)", file=sys.stderr)
@@ -61,52 +55,14 @@ def as_record(pool: PoolView) -> dict[str, Any]:
     return record
 
 
-def render(pool: PoolView) -> Table:
-    """A pool as a table for people."""
-    title = f"{pool.server} · supervisor {pool.supervisor} · {_memory(pool)}"
-    recycles = ", ".join(f"{count} for {reason}" for reason, count in pool.totals.by_reason.items() if count)
-    caption = (
-        f"{pool.totals.work} requests since the start · recycles: {recycles or 'none'} · reclaimed {format_size(pool.totals.reclaimed)}"
-    )
-    if pool.unserved:
-        caption += f" · no worker served for {pool.unserved:.1f} s"
-    # what another user may have written is text, never markup
-    table = Table(title=Text(title), caption=Text(caption), title_justify="left", caption_justify="left", expand=False)
-    for column in ("slot", "pid", "state", "rss", "used", "soft limit", "", "requests"):
-        table.add_column(column, justify="left" if column in ("state", "") else "right", no_wrap=True)
-    table.add_column("in flight", overflow="fold")
-    for worker in pool.workers:
-        table.add_row(*_row(worker))
-    return table
-
-
-def _memory(pool: PoolView) -> str:
-    """What the pool holds, and its limits."""
-    others = f", others use {format_size(pool.others)}" if pool.others else ""
-    where = f" ({pool.source}{others})" if pool.source else ""
-    return f"holds {format_size(pool.held)}, budget {format_size(pool.budget)}, limit {format_size(pool.limit)}{where}"
-
-
-def _row(worker: WorkerView) -> list[str | Text]:
-    figures = worker.figures
-    soft = "none" if figures.soft is None else format_size(figures.soft)
-    bar = memory_bar(worker.used, figures.soft, width=12)
-    sizes = (format_size(figures.rss), format_size(worker.used), soft)
-    age = None if worker.measured is None else time.time() - worker.measured
-    state = worker.state.value if age is None or age < OLD else f"{worker.state.value}, seen {age:.0f} s ago"
-    # what a client sent is text, never markup
-    doing = Text("\n".join(_doing(worker)))
-    return [str(worker.slot), str(worker.pid), state, *sizes, bar, str(worker.counters.work), doing]
-
-
-def _doing(worker: WorkerView) -> list[str]:
-    now, lines = time.time(), []
-    for work in sorted(worker.in_flight, key=lambda one: one.began)[:3]:
-        growth = worker.grown(work)
-        grown = "" if growth is None else f", {format_change(growth)}"
-        lines.append(f"{work.name} ({max(0.0, now - work.began):.1f} s{grown})")
-    more = len(worker.in_flight) - len(lines)
-    return [*lines, f"and {more} more"] if more > 0 else lines
+def show(pools: list[PoolView], console: Console) -> None:
+    """The pools for a person, an empty line between two."""
+    ascii_only = not console.encoding.lower().startswith("utf")
+    for number, pool in enumerate(pools):
+        if number:
+            console.print()
+        # its lines are as wide as they may be: nothing is to wrap or crop them
+        console.print(pool_text(pool, console.width, ascii_only=ascii_only), soft_wrap=True)
 
 
 def _pools(paths: list[str]) -> list[PoolView]:

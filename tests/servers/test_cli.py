@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,8 +44,12 @@ def test_status_shows_a_pool_from_outside(serve: Callable[..., Gunicorn]) -> Non
     assert {worker["pid"] for worker in pool["workers"]} == {worker.pid for worker in board.workers}
     assert all(worker["figures"]["soft"] <= 1 << 30 for worker in pool["workers"])
     assert pool["totals"]["recycles"] == {"soft_limit": 0, "hard_limit": 0, "replaced": 0, "max_lifetime": 0}
-    text = run("status", env={"COLUMNS": "140"}).stdout
-    assert all(str(worker.pid) in text for worker in board.workers)
+    for more in ({}, {"COLUMNS": "140"}, {"PYTHONIOENCODING": "ascii"}, {"NO_COLOR": "1", "TERM": "xterm-256color"}):
+        text = run("status", "--scoreboard", gunicorn.pool_path(), env=more).stdout
+        rows = [line for line in text.splitlines() if re.match(r" +\d+  serving +[\d.]+ MiB +\d[\d.]+ MiB ", line)]
+        assert {int(row.split()[0]) for row in rows} == {worker.pid for worker in board.workers}
+        assert max(map(len, text.splitlines())) <= int(more.get("COLUMNS", 80))
+        assert "\x1b" not in text
 
 
 def test_status_shows_what_is_in_flight_and_lets_no_client_write_to_the_terminal(serve: Callable[..., Gunicorn]) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from unit.children import in_child
 
 from oomsafe.celery.remote import pool_told
-from oomsafe.cli.status import as_record, render
+from oomsafe.cli.status import as_record, show
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import start_time
 from oomsafe.metrics.prometheus import MemoryCollector
@@ -84,7 +84,7 @@ def test_whatever_stands_there(place: Path, raw: bytes) -> None:
     pool = read(place)
 
     shown = io.StringIO()
-    Console(file=shown, width=200, force_terminal=False).print(render(pool))
+    show([pool], Console(file=shown, width=200, force_terminal=False))
     assert all(char.isprintable() or char == "\n" for char in shown.getvalue())
     json.loads(json.dumps([as_record(pool), pool_told(pool)], allow_nan=False), parse_constant=_not_json)
     assert sum(1 for _ in MemoryCollector(lambda: pool).collect()) > 5

@@ -1,0 +1,182 @@
+"""One pool for a person, in lines of a given width: what matters most comes first, and what does not fit is left out, never cut."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len, chop_cells, set_cell_size
+from rich.text import Text
+
+from oomsafe.cli.bars import memory_bar
+from oomsafe.policy.units import format_change, format_size
+from oomsafe.scoreboard.view import InFlight, PoolView, WorkerView
+
+#: Figures that are older than so many seconds have their age beside them.
+OLD = 3.0
+
+#: At most so many pieces of work of one worker are shown, the oldest first.
+SHOWN = 3
+
+#: Cells between two columns, and before the work in flight.
+GAP, INDENT = 2, 8
+
+#: Cells of the bar, where there is room for it.
+BAR = 12
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of each worker."""
+
+    title: str
+    cell: Callable[[WorkerView], str | Text]
+    left_out: int = 0
+    """Where there is no room, the column with the highest is left out first; 0: never."""
+    right: bool = True
+    """Whether it stands at the right of its column."""
+
+
+def pool_text(pool: PoolView, width: int, now: float | None = None, *, ascii_only: bool = False) -> Text:
+    """The pool, in lines of at most `width` cells: its name and limits, its workers, what they have in flight, its totals.
+
+    A figure is never cut or broken; where nothing else helps, its line is longer. `now` in seconds since 1970.
+    """
+    now = time.time() if now is None else now
+    dot = ", " if ascii_only else " · "
+    title, totals = _filled(_title(pool), dot, width, "bold"), _filled(_totals(pool), dot, width, "dim")
+    # what others have written is text, never markup
+    return Text("\n").join([*title, *_workers(pool, width, now, ascii_only), *totals])
+
+
+def _title(pool: PoolView) -> list[str]:
+    others = f"others use {format_size(pool.others)}" if pool.others else ""
+    source = f"{pool.source}, {others}" if pool.source and others else pool.source or others
+    where = f" ({source})" if source else ""
+    supervisor = f"supervisor {pool.supervisor}" if pool.supervisor else ""
+    held = f"holds {format_size(pool.held)}, budget {format_size(pool.budget)}, limit {format_size(pool.limit)}"
+    return [part for part in (pool.server, supervisor, held + where) if part]
+
+
+def _totals(pool: PoolView) -> list[str]:
+    totals = pool.totals
+    recycles = ", ".join(f"{count} for {reason}" for reason, count in totals.by_reason.items() if count)
+    parts = [f"{totals.work} requests since the start", f"recycles: {recycles or 'none'}", f"reclaimed {format_size(totals.reclaimed)}"]
+    return [*parts, f"no worker served for {pool.unserved:.1f} s"] if pool.unserved else parts
+
+
+def _filled(parts: Iterable[str], dot: str, width: int, style: str) -> list[Text]:
+    """`parts` in lines, which are broken between two of them, else between two words or behind a comma, else anywhere."""
+    lines = [""]
+    for part in parts:
+        joined = f"{lines[-1]}{dot}{part}" if lines[-1] else part
+        if cell_len(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines += _broken(part, width)
+    return [Text(line, style=style) for line in lines if line]
+
+
+def _broken(part: str, width: int) -> list[str]:
+    lines = [""]
+    # a size and its unit, or what is in one pair of parentheses, hold together where they can
+    for piece in _pieces(part):
+        joined = f"{lines[-1]} {piece}" if lines[-1] else piece
+        if cell_len(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines += chop_cells(piece, width)
+    return [line.rstrip() for line in lines if line.strip()]
+
+
+def _pieces(part: str) -> list[str]:
+    """Broken behind commas and before a parenthesis, for the figures stand between those."""
+    return part.replace(", ", ",\n").replace(" (", "\n(").split("\n")
+
+
+def _workers(pool: PoolView, width: int, now: float, ascii_only: bool) -> list[Text]:
+    if not pool.workers:
+        return [Text("  no worker")]
+    columns = _columns(now, any(_age(worker, now) for worker in pool.workers), ascii_only)
+    rows = [[_as_text(column.cell(worker)) for column in columns] for worker in pool.workers]
+    kept, widths = _that_fit(columns, rows, width)
+    lines = [_line([Text(columns[at].title, style="bold") for at in kept], [columns[at] for at in kept], widths)]
+    for worker, row in zip(pool.workers, rows, strict=True):
+        lines.append(_line([row[at] for at in kept], [columns[at] for at in kept], widths))
+        lines += [Text(" " * INDENT + line) for line in _doing(worker, max(20, width - INDENT), now)]
+    return lines
+
+
+def _columns(now: float, some_are_old: bool, ascii_only: bool) -> list[Column]:
+    def soft(worker: WorkerView) -> str:
+        return "none" if worker.figures.soft is None else format_size(worker.figures.soft)
+
+    def age(worker: WorkerView) -> str:
+        seconds = _age(worker, now)
+        return f"seen {seconds:.0f} s ago" if seconds else ""
+
+    def percent(worker: WorkerView) -> str:
+        return f"{worker.used / worker.figures.soft:.0%}" if worker.used is not None and worker.figures.soft else ""
+
+    found = [
+        Column("pid", lambda worker: str(worker.pid)),
+        Column("state", lambda worker: worker.state.value, right=False),
+        Column("used", lambda worker: format_size(worker.used)),
+        Column("", age, right=False),
+        Column("soft limit", soft, left_out=1),
+        Column("", lambda worker: memory_bar(worker.used, worker.figures.soft, BAR, ascii_only=ascii_only), left_out=3, right=False),
+        Column("", percent, left_out=2),
+        Column("requests", lambda worker: str(worker.counters.work), left_out=4),
+        Column("slot", lambda worker: str(worker.slot), left_out=5),
+        Column("rss", lambda worker: format_size(worker.figures.rss), left_out=6),
+    ]
+    return found if some_are_old else [column for column in found if column.cell is not age]
+
+
+def _as_text(cell: str | Text) -> Text:
+    return Text(cell) if isinstance(cell, str) else cell
+
+
+def _that_fit(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: int) -> tuple[list[int], list[int]]:
+    """Which columns there is room for, and how wide each of them is."""
+    widths = [max(len(column.title), *(row[at].cell_len for row in rows)) for at, column in enumerate(columns)]
+    kept = list(range(len(columns)))
+    while sum(widths[at] + GAP for at in kept) > width:
+        least = max(kept, key=lambda at: columns[at].left_out)
+        if not columns[least].left_out:
+            break
+        kept.remove(least)
+    return kept, [widths[at] for at in kept]
+
+
+def _line(cells: Sequence[Text], columns: Sequence[Column], widths: Sequence[int]) -> Text:
+    line = Text()
+    for cell, column, width in zip(cells, columns, widths, strict=True):
+        padding = " " * (width - cell.cell_len)
+        line.append(" " * GAP + padding * column.right).append_text(cell).append(padding * (not column.right))
+    line.rstrip()
+    return line
+
+
+def _age(worker: WorkerView, now: float) -> float | None:
+    """Seconds, where the figures are old."""
+    age = None if worker.measured is None else now - worker.measured
+    return age if age is not None and age >= OLD else None
+
+
+def _doing(worker: WorkerView, width: int, now: float) -> list[str]:
+    first = sorted(worker.in_flight, key=lambda work: work.began)[:SHOWN]
+    lines = [_work(worker, work, width, now) for work in first]
+    more = len(worker.in_flight) - len(lines)
+    return [*lines, f"and {more} more"] if more > 0 else lines
+
+
+def _work(worker: WorkerView, work: InFlight, width: int, now: float) -> str:
+    """``GET /reports (38.2 s, +840 MiB)``: the name loses its end where there is no room, the figures nothing."""
+    growth = worker.grown(work)
+    grown = "" if growth is None else f", {format_change(growth)}"
+    figures = f" ({max(0.0, now - work.began):.1f} s{grown})"
+    room = width - len(figures)
+    name = work.name if cell_len(work.name) <= room else set_cell_size(work.name, max(1, room - 3)) + "..."
+    return name + figures
