@@ -149,7 +149,9 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
 
     def _made_guard(self, policy: Policy) -> PoolGuard:
         """Raises ImproperlyConfigured for a task's limit that can't be right."""
-        supervisor = Supervisor(policy, "celery prefork", self.limit, forks=self.forking_enable)
+        # those of a child's initializer: the app, and the node's hostname
+        name = next((given for given in self.options.get("initargs", ())[1:2] if isinstance(given, str)), "")
+        supervisor = Supervisor(policy, "celery prefork", self.limit, forks=self.forking_enable, name=name)
         if supervisor.board is None:
             log.error("without a scoreboard this node has no memory limits of tasks, no budget, no worker-memory events, no inspect memory")
         try:

@@ -73,6 +73,7 @@ def pool_told(pool: PoolView) -> dict[str, Any]:
     """Its children, its limits, what it has done. Bytes and seconds; None is not known."""
     children = sorted((_child(worker) for worker in pool.workers), key=lambda child: -(child["rss"] or 0))
     return {
+        "name": pool.name,
         "children": children[:MOST],
         "children_left_out": max(0, len(children) - MOST),
         "limit": pool.limit,

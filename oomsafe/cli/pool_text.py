@@ -10,7 +10,7 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.text import Text
 
 from oomsafe.cli.bars import memory_bar
-from oomsafe.policy.units import format_change, format_size
+from oomsafe.policy.units import counted, format_change, format_size
 from oomsafe.scoreboard.view import InFlight, PoolView, WorkerView
 
 #: Figures that are older than so many seconds have their age beside them.
@@ -56,13 +56,17 @@ def _title(pool: PoolView) -> list[str]:
     where = f" ({source})" if source else ""
     supervisor = f"supervisor {pool.supervisor}" if pool.supervisor else ""
     held = f"holds {format_size(pool.held)}, budget {format_size(pool.budget)}, limit {format_size(pool.limit)}"
-    return [part for part in (pool.server, supervisor, held + where) if part]
+    return [part for part in (pool.name, pool.server, supervisor, held + where) if part]
 
 
 def _totals(pool: PoolView) -> list[str]:
     totals = pool.totals
     recycles = ", ".join(f"{count} for {reason}" for reason, count in totals.by_reason.items() if count)
-    parts = [f"{totals.work} requests since the start", f"recycles: {recycles or 'none'}", f"reclaimed {format_size(totals.reclaimed)}"]
+    parts = [
+        f"{counted(totals.work, 'request')} since the start",
+        f"recycles: {recycles or 'none'}",
+        f"reclaimed {format_size(totals.reclaimed)}",
+    ]
     return [*parts, f"no worker served for {pool.unserved:.1f} s"] if pool.unserved else parts
 
 

@@ -69,7 +69,7 @@ class Exchange:
 class DirtyPool:
     """The dirty arbiter's part. Created in the arbiter's process before its first fork; its workers inherit it."""
 
-    def __init__(self, arbiter: Any, policy: Policy, http_workers: int, wake: Wake) -> None:
+    def __init__(self, arbiter: Any, policy: Policy, http_workers: int, wake: Wake, name: str) -> None:
         self.pid = os.getpid()
         self._arbiter = arbiter
         # its own score is the master's, which is set already, and the master's metrics show this pool, too
@@ -80,7 +80,7 @@ class DirtyPool:
         self._extra = 0
         """How many more workers than its user wants the arbiter currently has to keep."""
         log.addFilter(_say_whose)
-        self._supervisor = Supervisor(self._scored(), "gunicorn dirty", self._wanted, beside=http_workers, top=arbiter.ppid)
+        self._supervisor = Supervisor(self._scored(), "gunicorn dirty", self._wanted, beside=http_workers, top=arbiter.ppid, name=name)
         atexit.register(self._supervisor.close)
         if not self._recycles:
             log.warning("before gunicorn 25.1 a dirty worker that ends removes its arbiter's socket: they are measured, but not recycled")

@@ -126,7 +126,9 @@ class Plugin:
             theirs.addFilter(self._is_of_a_worker)
         self._fleet = GunicornFleet(server)
         name, dirty = f"gunicorn {server.cfg.worker_class_str}", _dirty_workers(server.cfg)
-        self._supervisor = Supervisor(self.policy, name, server.num_workers, self._fleet, forks=True, beside=dirty)
+        self._supervisor = Supervisor(
+            self.policy, name, server.num_workers, self._fleet, forks=True, beside=dirty, name=name_of(server.cfg)
+        )
         atexit.register(self._supervisor.close)
         if server.cfg.reuse_port and not migrates_requests():
             log.warning("reuse_port: connections queued at a worker that is recycled are lost; set sysctl net.ipv4.tcp_migrate_req=1")
@@ -259,7 +261,7 @@ class Plugin:
         if self._supervisor is not None:
             from oomsafe.gunicorn.dirty import DirtyPool
 
-            self._dirty = DirtyPool(arbiter, self.policy, self._supervisor.capacity.workers, _wake)
+            self._dirty = DirtyPool(arbiter, self.policy, self._supervisor.capacity.workers, _wake, name_of(arbiter.cfg))
 
     def dirty_post_fork(self, arbiter: Any, worker: Any) -> None:
         """In the dirty arbiter, after each fork."""
@@ -317,6 +319,12 @@ def _wake(arbiter: int) -> None:
     """Make the arbiter check its workers now, as if one of them had ended: by itself it does so once a second."""
     if os.getppid() == arbiter:
         os.kill(arbiter, signal.SIGCHLD)
+
+
+def name_of(cfg: Any) -> str:
+    """What gunicorn calls its processes: proc_name, else the app's import path; empty where it knows neither, as for an app in code."""
+    name = str(getattr(cfg, "proc_name", None) or "")
+    return "" if name == "gunicorn" else name
 
 
 def _dirty_workers(cfg: Any) -> int:

@@ -76,6 +76,9 @@ def _kinds(slot: str, figures: dict[str, int | None]) -> list[Sample]:
 
 
 def _pool(pool: PoolView) -> Iterator[Family]:
+    # a metric of its own that others are joined with, as build_info is: as their label, a new name would begin every series anew
+    info = [Sample("", {"name": pool.name, "server": pool.server}, 1)]
+    yield Family("oomsafe_pool_info", "gauge", "What the pool is called and what serves it; always 1.", info)
     states = {state.value: sum(worker.state is state for worker in pool.workers) for state in tuple(State)[1:]}
     yield Family("oomsafe_workers", "gauge", "Living workers by state.", [Sample("", {"state": s}, n) for s, n in states.items()])
     yield _gauge("oomsafe_inflight", "Requests in flight.", sum(worker.figures.in_flight for worker in pool.workers))

@@ -21,6 +21,11 @@ def lifetime_in_force(limits: Limits) -> str:
     return "" if limits.max_lifetime is None else f", max_lifetime {format_duration(limits.max_lifetime)}"
 
 
+def called(name: str) -> str:
+    """`` (shop)``: a pool's name behind what it is; empty where it has none."""
+    return f" ({name})" if name else ""
+
+
 def dry(policy: Policy) -> str:
     """The end of a line in a dry run; empty otherwise."""
     return "; dry run: nothing will be done" if policy.dry_run else ""

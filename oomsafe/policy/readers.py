@@ -30,6 +30,9 @@ SCORE_MIN, SCORE_MAX = -1000, 1000
 #: More workers than a pool can have.
 MOST_WORKERS = 100_000
 
+#: Bytes of a pool's name, in UTF-8.
+LONGEST_NAME = 64
+
 #: A shorter secret can be found by brute force.
 SHORTEST_SECRET = 16
 
@@ -168,6 +171,18 @@ def read_token(field: str, value: object) -> str | None:
     raise refused(
         field, "***", f"is not a secret of {SHORTEST_SECRET} or more ASCII characters without spaces", "change-me-to-a-long-random-text"
     )
+
+
+def read_name(field: str, value: object) -> str | None:
+    """What a pool is called, or None."""
+    if value is None:
+        return None
+    text = value.strip() if isinstance(value, str) else ""
+    if not text or not text.isprintable():
+        raise refused(field, value, "is not a name of printable characters", "shop")
+    if len(text.encode()) > LONGEST_NAME:
+        raise refused(field, value, f"is longer than {LONGEST_NAME} bytes", "shop")
+    return text
 
 
 def _score(field: str, value: object, lowest: int, example: str) -> int:

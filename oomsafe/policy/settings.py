@@ -16,6 +16,7 @@ from oomsafe.policy.readers import (
     read_headers,
     read_lifetime,
     read_metric,
+    read_name,
     read_redeliveries,
     read_score,
     read_seconds,
@@ -56,6 +57,9 @@ class Policy:
     raises ConfigError: one line that names the field.
     """
 
+    name: str | None
+    """What the pool is called at boot, in `oomsafe status` and in the metrics; at most 64 bytes. None: gunicorn's proc_name, the app's
+    import path, or the hostname of Celery's node."""
     soft_limit: Size | Literal["auto"]
     """A worker above it is recycled when its current work is done. auto: (budget - supervisor) / workers."""
     hard_limit: Size | None
@@ -118,6 +122,7 @@ class Policy:
     def __init__(
         self,
         *,
+        name: str | None = None,
         soft_limit: SizeLike = "auto",
         hard_limit: SizeLike | None = None,
         budget: SizeLike = "90%",
@@ -145,10 +150,10 @@ class Policy:
         **unknown: NoReturn,
     ) -> None:
         given = dict(locals())
-        for name in given.pop("unknown"):
-            raise ConfigError(f"unknown setting {printable(name)}{near_matches(name, list(READERS))}")
-        for name, read in READERS.items():
-            object.__setattr__(self, name, read(name, given[name]))
+        for stranger in given.pop("unknown"):
+            raise ConfigError(f"unknown setting {printable(stranger)}{near_matches(stranger, list(READERS))}")
+        for setting, read in READERS.items():
+            object.__setattr__(self, setting, read(setting, given[setting]))
         _check_order("soft_limit", self.soft_limit, "hard_limit", self.hard_limit)
         _check_lifetimes(self.min_lifetime, self.max_lifetime)
         _check_order("task_soft_memory_limit", self.task_soft_memory_limit, "task_memory_limit", self.task_memory_limit)
@@ -156,6 +161,7 @@ class Policy:
 
 #: The reader of each field, for a keyword's value or a variable's text; raises ConfigError.
 READERS: dict[str, Callable[[str, object], Any]] = {
+    "name": read_name,
     "soft_limit": read_soft_limit,
     "hard_limit": read_hard_limit,
     "budget": read_size,

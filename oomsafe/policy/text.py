@@ -19,6 +19,11 @@ def without_controls(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
+def shortened(text: str, length: int) -> str:
+    """The beginning of `text`, of at most `length` bytes in UTF-8."""
+    return text.encode("utf-8", "replace")[:length].decode("utf-8", "ignore")
+
+
 def near_matches(name: str, known: list[str]) -> str:
     """`` (did you mean soft_limit?)`` for a misspelt name; empty if no known name is similar."""
     from difflib import get_close_matches  # imported here, so that only a mistake pays for it

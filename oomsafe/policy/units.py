@@ -73,6 +73,12 @@ def format_size(size: int | None) -> str:
     return f"{size} B"
 
 
+def counted(number: int, thing: str) -> str:
+    """``1 request``, ``2 requests``; of several words the first is counted: ``2 pieces of work``."""
+    first, space, rest = thing.partition(" ")
+    return f"{number} {thing}" if number == 1 else f"{number} {first}s{space}{rest}"
+
+
 def format_change(size: int) -> str:
     """A signed number of bytes as text: ``+1.2 MiB``."""
     return f"{'+' if size >= 0 else '-'}{format_size(abs(size))}"

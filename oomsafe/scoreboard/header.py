@@ -6,6 +6,7 @@ import struct
 from typing import Generic, NamedTuple, TypeVar
 
 from oomsafe.policy.limits import Capacity
+from oomsafe.policy.text import shortened
 from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.layout import optional, stored
 from oomsafe.scoreboard.lock import PoolLock
@@ -39,7 +40,7 @@ class _Text:
         return layout.as_text(self._form.unpack_from(header.memory, self._at)[0])
 
     def __set__(self, header: Header, text: str) -> None:
-        layout.write(header.memory, self._at, self._form, text.encode("utf-8", "replace"))
+        layout.write(header.memory, self._at, self._form, shortened(text, self._form.size).encode("utf-8", "replace"))
 
 
 class Allowed(NamedTuple):
@@ -67,6 +68,8 @@ class Header:
     """When the supervisor last decided which workers may leave, on the monotonic clock; 0: it gives no orders."""
     metric = _Text(layout.METRIC_AT, layout.METRIC)
     """What soft limits are compared with. Written by the supervisor."""
+    name = _Text(layout.NAME_AT, layout.NAME)
+    """What the pool is called; empty: nothing. Written by the supervisor."""
 
     def __init__(self, memory: memoryview, lock: PoolLock) -> None:
         self.memory = memory

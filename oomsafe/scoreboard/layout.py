@@ -1,4 +1,4 @@
-"""The bytes of a scoreboard. Version 6, little-endian; sizes in bytes; -1 in a figure is None, never 0.
+"""The bytes of a scoreboard. Version 7, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
 A scoreboard is one header of 8192 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
 SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
@@ -21,6 +21,7 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
           5704  i64 what the pool holds, as its budget counts it
           5712  where the limit comes from, 192 bytes of text
           5904  what the soft limit is compared with, 16 bytes of text: the policy's metric
+          5920  what the pool is called, 64 bytes of text
 
     slot     0  u32 state · u32 order (written by the supervisor), 1: drain, 2: drain when over the limit
              8  u64 pid · u64 start time · u64 generation · f64 reserved, seconds since 1970
@@ -65,7 +66,7 @@ from oomsafe.policy.state import State
 from oomsafe.policy.text import without_controls
 
 MAGIC = b"oomsafe\0"
-VERSION = 6
+VERSION = 7
 
 HEADER_SIZE = 8192
 SLOT_SIZE = 6144
@@ -83,6 +84,7 @@ ALLOWED_AT, ALLOWED = 5664, struct.Struct("<Q4q")
 HELD_AT, HELD = 5704, struct.Struct("<q")
 SOURCE_AT, SOURCE = 5712, struct.Struct("<192s")
 METRIC_AT, METRIC = 5904, struct.Struct("<16s")
+NAME_AT, NAME = 5920, struct.Struct("<64s")
 
 STATE = struct.Struct("<I")
 ORDER_AT, ORDER = 4, struct.Struct("<I")
@@ -144,7 +146,8 @@ assert NAMES_AT + ROUTES * ROUTE_NAME <= TOTALS_AT
 assert TOTALS_AT + COUNTERS_SIZE <= LOOKED_AT
 assert LOOKED_AT + LOOKED.size <= UNSERVED_AT <= ALLOWED_AT - UNSERVED.size
 assert ALLOWED_AT + ALLOWED.size <= HELD_AT <= SOURCE_AT - HELD.size
-assert SOURCE_AT + SOURCE.size <= METRIC_AT <= HEADER_SIZE - METRIC.size
+assert SOURCE_AT + SOURCE.size <= METRIC_AT <= NAME_AT - METRIC.size
+assert NAME_AT + NAME.size <= HEADER_SIZE
 assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size

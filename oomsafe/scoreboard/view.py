@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from oomsafe.kernel.process import is_alive
 from oomsafe.policy.state import State
-from oomsafe.policy.text import printable
+from oomsafe.policy.text import printable, without_controls
 from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.layout import Counters, as_text, optional
 from oomsafe.scoreboard.slot import Figures
@@ -95,6 +95,8 @@ class PoolView:
     """What others use below the limit; the headroom is limit - others - held."""
     source: str = ""
     """Where the limit comes from; printable."""
+    name: str = ""
+    """What the pool is called; printable, empty where nobody has said it."""
     metric: str = ""
     """What soft limits are compared with; printable, empty where it is not known."""
 
@@ -141,6 +143,7 @@ def _read_once(fetch: Fetch, slots: int, known: Known | None, until: float) -> P
     return PoolView(
         printable(as_text(server)), pid, started, layout.seconds(created) or 0.0, max(0, wanted), max(0, turns),
         optional(limit), optional(budget), workers, totals, _unserved(header), *_allowed(header),
+        name=without_controls(as_text(layout.NAME.unpack_from(header, layout.NAME_AT)[0])),
         metric=_text(header, layout.METRIC_AT, layout.METRIC),
     )  # fmt: skip
 

@@ -20,15 +20,16 @@ from oomsafe.kernel.cgroup import find_cgroup
 from oomsafe.kernel.oom_score import read_score, write_score
 from oomsafe.kernel.process import anonymous_of, descendants_of, is_alive, sizes_of
 from oomsafe.log import attempt, log, said
-from oomsafe.policy.boot_line import dry, limits_in_force
+from oomsafe.policy.boot_line import called, dry, limits_in_force
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
-from oomsafe.policy.readers import SCORE_MAX
+from oomsafe.policy.readers import LONGEST_NAME, SCORE_MAX
 from oomsafe.policy.reclaim import SHARED_MUCH
 from oomsafe.policy.recycle import Order
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.standing import Standing, follow, in_force, is_another_limit, reckons_as
 from oomsafe.policy.state import State
-from oomsafe.policy.units import format_size
+from oomsafe.policy.text import shortened, without_controls
+from oomsafe.policy.units import counted, format_size
 from oomsafe.policy.victims import auto_step, clamp_score
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.seat import Seat, enlist
@@ -68,6 +69,7 @@ class Supervisor:
         forks: bool = False,
         beside: int = 0,
         top: int | None = None,
+        name: str = "",
     ) -> None:
         """`fleet` None: the server can't bring a replacement first, so its workers take turns among themselves.
 
@@ -80,6 +82,7 @@ class Supervisor:
         self.pid = os.getpid()
         self.board: Scoreboard | None = None
         self.preload = Preload(policy) if forks else None
+        self._name = shortened(without_controls(name), LONGEST_NAME)
         self._sizes: dict[int, tuple[int, int] | None] | None = None
         """What each process of the pool holds, as read in this tick; None: none is under way."""
         self._usage, self._processes = Usage(held=self._held_by), Usage(SHARED_SELDOM, held=self._held_by)
@@ -117,6 +120,11 @@ class Supervisor:
     def _export(self) -> Exporter | None:
         board = self.board
         return None if board is None else Exporter(self.policy, lambda: board.descriptor, self._step)
+
+    @property
+    def name(self) -> str:
+        """What the pool is called: as its user wants it, else by what its server knows; empty: nothing."""
+        return self.policy.name or self._name
 
     def change(self, workers: int, policy: Policy | None = None) -> None:
         """The number of workers, or with a reload the policy, has changed; a reload also replaces all workers."""
@@ -358,6 +366,7 @@ class Supervisor:
             away = turns(self.policy, workers)
             self.board.header.describe(workers=workers, turns=away, limit=self.capacity.limit, budget=limits.budget, anew=anew)
             self.board.header.metric = limits.metric
+            self.board.header.name = self.name
             self.board.header.allow(self.capacity)
         if say:
             self._said = limits.budget, time.monotonic()
@@ -368,8 +377,9 @@ class Supervisor:
     def _effective(self, limits: Limits) -> str:
         """The limits in force, with where they come from: once at boot, and at a reload."""
         return (
-            f"oomsafe guards {self.capacity.workers} workers: {limits_in_force(self.policy, limits, self.capacity, ' each')}, "
-            f"supervisor {format_size(self.capacity.supervisor_rss)}, workers' oom_score_adj +{self._step()}{dry(self.policy)}"
+            f"oomsafe guards {counted(self.capacity.workers, 'worker')}{called(self.name)}: "
+            f"{limits_in_force(self.policy, limits, self.capacity, ' each')}, supervisor {format_size(self.capacity.supervisor_rss)}, "
+            f"workers' oom_score_adj +{self._step()}{dry(self.policy)}"
         )
 
     def _say_who_dies(self) -> None:

@@ -7,11 +7,18 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from uvicorn.config import Config
+
 from oomsafe.errors import ConfigError
 from oomsafe.policy.settings import Policy, load_policy
 
 #: How to give uvicorn a variable in time.
 GIVE_IT = "give it to uvicorn, in the environment that it is started with or in its --env-file, or to oomsafe.uvicorn.run()"
+
+
+def name_of(config: Config) -> str:
+    """What the pool is called: the app's import path; empty for an app in code."""
+    return config.app if isinstance(config.app, str) else ""
 
 
 def read_policy(keywords: Mapping[str, Any]) -> tuple[Policy, list[str]]:

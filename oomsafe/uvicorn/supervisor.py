@@ -15,7 +15,7 @@ from oomsafe.drain.uvicorn import log_with_uvicorn
 from oomsafe.log import attempt, log
 from oomsafe.scoreboard.seat import Seat
 from oomsafe.uvicorn.process import TICK_EVERY, GuardedProcess
-from oomsafe.uvicorn.reading import read_policy
+from oomsafe.uvicorn.reading import name_of, read_policy
 
 if TYPE_CHECKING:
     from oomsafe.supervisor.supervisor import Supervisor
@@ -45,7 +45,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         for warning in warnings:
             log.warning("%s", warning)
         self._arguments, self._more = arguments, more
-        self._supervisor: Supervisor = Supervisor(self._policy, "uvicorn", self.processes_num, self)
+        self._supervisor: Supervisor = Supervisor(self._policy, "uvicorn", self.processes_num, self, name=name_of(config))
         atexit.register(self._supervisor.close)
         self._seated: list[GuardedProcess] = []
         self._retiring: dict[GuardedProcess, float] = {}

@@ -73,5 +73,5 @@ def test_no_proc_at_all(serve: Callable[..., Any]) -> None:
     gunicorn.wait_for("Booting worker")
     assert gunicorn.get("/")[0] == 200
 
-    assert "supervisor unknown" in gunicorn.lines("oomsafe guards 1 workers")[0]
+    assert "supervisor unknown" in gunicorn.lines("oomsafe guards 1 worker")[0]
     assert gunicorn.lines("Traceback") == []

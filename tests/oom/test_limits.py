@@ -98,7 +98,7 @@ def test_a_namespace_of_its_own_over_the_host_s_cgroups(cgroup, serve):
     need(subprocess.run([*alone, "true"], check=False).returncode == 0, "no cgroup namespace can be made")
     gunicorn = serve("sync", 1, wrap=lambda command: sandbox.command([*alone, *command])).serving(1)
 
-    (line,) = gunicorn.lines("oomsafe guards 1 workers")
+    (line,) = gunicorn.lines("oomsafe guards 1 worker")
     assert f"budget 270 MiB of 300 MiB (cgroup v{sandbox.cgroup.version} {sandbox.cgroup.path})" in line
     assert gunicorn.pool().held < 100 * MIB
 

@@ -38,7 +38,7 @@ def test_gunicorn(serve, worker_class, preload):
 
     (line,) = gunicorn.wait_for(f"worker {pid} (slot 0) recycling: ")
     assert "[INFO]" in line  # by gunicorn's own handler
-    assert len(gunicorn.lines("oomsafe guards 1 workers")) == 1
+    assert len(gunicorn.lines("oomsafe guards 1 worker")) == 1
     until(lambda: pid not in gunicorn.workers(), "the worker is replaced")
     assert (gunicorn.folder / "app.log").read_text() == ""
 

@@ -78,7 +78,7 @@ def test_hup_reads_the_users_file_anew_without_an_install_line(serve):
     reload(gunicorn, 3)
 
     assert len(gunicorn.wait_for("the user is new", 3)) == 3
-    assert gunicorn.lines("oomsafe guards 3 workers: soft limit 100 MiB each")
+    assert gunicorn.lines(": soft limit 100 MiB each")
     assert soft_limits(gunicorn) == [100 * MIB] * 3
 
 

@@ -24,7 +24,7 @@ def test_run_takes_settings_of_both(serve_uvicorn, headers, expected):
     _, got, _ = uvicorn.get("/")
 
     assert (got.get("x-y"), "x-memory-rss" in got) == expected
-    assert uvicorn.lines("oomsafe guards 2 workers: soft limit 130 MiB each")
+    assert uvicorn.lines(": soft limit 130 MiB each")
     pid = uvicorn.workers()[0]
     uvicorn.grow(pid, 134)
     uvicorn.wait_for(f"worker {pid} (slot ")

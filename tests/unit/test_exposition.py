@@ -29,7 +29,7 @@ def pool() -> PoolView:
     totals = Counters()
     totals.work, totals.routes = 12, ROUTES
     worker = WorkerView(3, 1, 1, 1, State.SERVING, figures, published=1.0, measured=1.0, used=90 << 20, counters=Counters(), in_flight=[])
-    return PoolView("test", 0, 0, 1.0, 2, 1, 1 << 30, 900 << 20, [worker], totals, 1.5, 200 << 20, 7, "memory.max")
+    return PoolView("test", 0, 0, 1.0, 2, 1, 1 << 30, 900 << 20, [worker], totals, 1.5, 200 << 20, 7, "memory.max", 'the "shop"\n')
 
 
 def test_it_says_what_prometheus_client_would() -> None:

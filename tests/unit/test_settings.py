@@ -16,6 +16,7 @@ from oomsafe.policy.settings import OTHER_VARIABLES, READERS, Policy, came_too_l
 from oomsafe.policy.units import MIB, Percent
 
 DEFAULTS: dict[str, Any] = {
+    "name": None,
     "soft_limit": "auto",
     "hard_limit": None,
     "budget": Percent(90.0),
@@ -44,6 +45,7 @@ DEFAULTS: dict[str, Any] = {
 
 #: By field: a keyword and what it becomes, a variable's text and what that becomes.
 SOURCES: dict[str, tuple[Any, Any, str, Any]] = {
+    "name": ("shop", "shop", " the shop, a \u00fc ", "the shop, a \u00fc"),
     "soft_limit": (300 * MIB, 300 * MIB, "200MiB", 200 * MIB),
     "hard_limit": ("400MiB", 400 * MIB, "80%", Percent(80.0)),
     "budget": (Percent(50), Percent(50.0), "2GiB", 2048 * MIB),
@@ -145,6 +147,7 @@ def test_variables_that_are_no_settings() -> None:
 
 
 BAD: dict[str, list[Any]] = {
+    "name": ["", "a\nb", "\x1b[2J", "\u202eevil", "x" * 65, "\u00fc" * 33, 7, b"shop", ["shop"]],
     "soft_limit": ["AUTO!", "300", 300, "", None, True, 1.5, "0%"],
     "hard_limit": ["300MB", 0, False, "101%", 2.0],
     "budget": ["auto", "", None, "none", -1, "90"],

@@ -27,7 +27,7 @@ class App:
     url: str = "/"
     """Its answer must be the same each time; empty: it serves none."""
     fate: Fate = Fate.GUARDED
-    says: str = "oomsafe guards 2 workers: "
+    says: str = "oomsafe guards 2 workers"
     """A line at boot."""
     leaks: bool = True
     """Whether its workers need our help to leak: its code is not ours."""
