@@ -119,7 +119,7 @@ class Replacements:
                 self.ledger, steps = plan(self.ledger, workers, room, now)
                 for step in steps:
                     self._do(step, entries, policy, why)
-        quiet = states and not self.ledger.handovers and all(state is State.SERVING for state in states.values())
+        quiet = states and not self.ledger.handovers and not self._unused and all(state is State.SERVING for state in states.values())
         self._quiet = (self.ledger, states) if quiet else None
 
     def _withdraw(self, entries: Sequence[Entry], now: float) -> None:
