@@ -90,6 +90,8 @@ class Running(Server):
         command = shlex.split(app.command.replace("{oomsafe}", oomsafe).replace("{port}", str(port)))
         command[0] = str(python.parent / command[0])
         leaks = {"APPS_LEAK_KIB": str(LEAK_KIB)} if app.leaks and limit is not None else {}
+        if app.fate is Fate.STAYS:
+            leaks["APPS_SINGLE"] = "1"
         (folder / "server.log").unlink(missing_ok=True)
         super().__init__(folder, command, {**environment(app, python, folder), **leaks, "APPS_MARK": self._mark})
 

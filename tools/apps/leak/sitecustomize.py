@@ -27,5 +27,5 @@ def begin():
 if os.environ.get("APPS_LEAK_KIB"):
     # no thread in a parent that forks
     os.register_at_fork(after_in_child=begin)
-    if "--multiprocessing-fork" in sys.orig_argv:  # spawned
+    if "--multiprocessing-fork" in sys.orig_argv or os.environ.get("APPS_SINGLE"):  # spawned, or one that has no parent that forks
         begin()
