@@ -110,6 +110,18 @@ class Running(Server):
         self.seen |= found
         return found
 
+    def recycled(self) -> set[str]:
+        """The lines about workers that are recycled."""
+        return self._ours("worker ", " recycling: ")
+
+    def guarded(self) -> set[str]:
+        """The lines about what is guarded."""
+        return self._ours("oomsafe ", "oomsafe guards")
+
+    def _ours(self, begins: str, text: str) -> set[str]:
+        """Without what the server's log puts around a line, and so each once: Airflow writes each line of gunicorn's twice."""
+        return {line[line.index(begins) :].partition(" [oomsafe]")[0] for line in self.lines(text)}
+
     def answer(self) -> tuple[bytes, dict[str, str]] | None:
         """Body and headers of its URL; None while it does not answer with 200."""
         if not self.alive:
@@ -295,7 +307,7 @@ def under(app: App, row: Row, python: Path, folder: Path, body: bytes) -> None:
             with clients:
                 until(lambda: done(app, running, clients), "all that is awaited has come", RECYCLING)
             row.served, row.failed = clients.served, clients.failed
-            row.recycles = len(running.lines(" recycling: "))
+            row.recycles = len(running.recycled())
             status = running.finish()
         finally:
             shutil.copy(folder / "server.log", CACHE / "logs" / f"{row.name}.log")
@@ -307,7 +319,7 @@ def done(app: App, running: Running, clients: Any) -> bool:
     if not running.alive or len(clients.failed) > REQUESTS:
         return True
     if app.fate is Fate.GUARDED:
-        return len(running.lines(" recycling: ")) >= RECYCLES
+        return len(running.recycled()) >= RECYCLES
     return clients.served >= REQUESTS and (app.fate is not Fate.STAYS or bool(running.lines(STAYS)))
 
 
@@ -331,7 +343,7 @@ def wrong(app: App, row: Row, running: Running, status: int) -> list[str]:
         found.append(f"only {row.recycles} recycles")
     if status != row.status:
         found.append(f"it ends with {status}, by itself with {row.status}")
-    guards = running.lines("oomsafe guards")
+    guards = running.guarded()
     if len(guards) != (app.fate in (Fate.GUARDED, Fate.STAYS)):
         found.append(f"{len(guards)} lines of what is guarded")
     if app.fate is Fate.ALONE and len(running.lines("oomsafe run: ")) != bool(app.says):
