@@ -15,7 +15,7 @@ from typing import Any
 
 from oomsafe.asgi.routes import RouteNames
 from oomsafe.drain.drain import closed_websocket, open_websocket
-from oomsafe.drain.uvicorn import own_recycle, running_loop, serves_here
+from oomsafe.drain.uvicorn import own_name, own_recycle, running_loop, serves_here
 from oomsafe.http.carrier import KEY, carried
 from oomsafe.http.headers import TOKEN_ASGI, announces, headers_of
 from oomsafe.log import attempt
@@ -103,7 +103,7 @@ class MemoryMiddleware:
 
     def _find_guard(self) -> Guard | None:
         given = self._given
-        guard = given if given is not None and given.here else guard_for(self._keywords, "requests", own_recycle)
+        guard = given if given is not None and given.here else guard_for(self._keywords, "requests", own_recycle, own_name)
         self._hot = guard, guard.meter if guard is not None else None, self._headers, self._hot[3]
         return guard
 
@@ -112,7 +112,7 @@ class MemoryMiddleware:
         if scope["type"] == "http":  # wrapped twice, counted once
             send = self._announcing(scope, send, scope[KEY]) if self._headers else send
         if scope["type"] == "lifespan" and self._given is None:
-            self._begin_later(FIRST_TRY)
+            return await self._lifespan(scope, receive, send)
         if scope["type"] != "websocket" or KEY in scope:  # a lifespan starts before there is a server that could be recycled
             return await self.app(scope, receive, send)
         guard = self._hot[0]
@@ -126,6 +126,15 @@ class MemoryMiddleware:
                 return await self.app(scope, receive, send)
         finally:
             closed_websocket(send)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> Any:
+        self._begin_later(FIRST_TRY)
+        try:
+            return await self.app(scope, receive, send)
+        finally:  # at the end of a uvicorn that got a signal nothing else runs: it raises that signal again
+            guard = own_guard()
+            if guard is not None:
+                guard.forget_row()
 
     def _begin_later(self, seconds: float) -> None:
         """Under a uvicorn without an adapter, make the guard before the first request, because its other workers wait until it has booted.

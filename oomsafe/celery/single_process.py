@@ -23,6 +23,7 @@ from oomsafe.log import attempt, log, log_with
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
+from oomsafe.scoreboard.alone import Alone
 from oomsafe.scoreboard.board import InHand, Scoreboard
 from oomsafe.supervisor.watcher import TELL, Watcher, WatcherThread, tell
 from oomsafe.worker.current import set_guard
@@ -77,7 +78,10 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
                 "use -P prefork, or soft_limit and OOMSAFE_SINGLE=exit", ", ".join(idle),
             )  # fmt: skip
         exits = os.environ.get("OOMSAFE_SINGLE") == "exit"
-        guard = self._guard = consumer.oomsafe_guard = Guard(found.policy, recycle=_shut_down_warmly if exits else None, unit="tasks")
+        alone = Alone.create(found.policy.name or str(consumer.hostname or ""))
+        guard = self._guard = consumer.oomsafe_guard = Guard(
+            found.policy, recycle=_shut_down_warmly if exits else None, unit="tasks", alone=alone
+        )
         set_guard(guard)
         consumer.pool.on_apply = _containing(consumer.pool.on_apply)
         signals.task_prerun.connect(self._begun, weak=False)

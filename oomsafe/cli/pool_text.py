@@ -10,6 +10,8 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.text import Text
 
 from oomsafe.cli.bars import memory_bar
+from oomsafe.kernel.process import parent_of
+from oomsafe.policy.text import printable
 from oomsafe.policy.units import counted, format_change, format_size
 from oomsafe.scoreboard.view import InFlight, PoolView, WorkerView
 
@@ -54,9 +56,17 @@ def _title(pool: PoolView) -> list[str]:
     others = f"others use {format_size(pool.others)}" if pool.others else ""
     source = f"{pool.source}, {others}" if pool.source and others else pool.source or others
     where = f" ({source})" if source else ""
-    supervisor = f"supervisor {pool.supervisor}" if pool.supervisor else ""
-    held = f"holds {format_size(pool.held)}, budget {format_size(pool.budget)}, limit {format_size(pool.limit)}"
-    return [part for part in (pool.name, pool.server, supervisor, held + where) if part]
+    held = f"holds {format_size(pool.held)}, " if pool.held is not None or not pool.is_alone else ""
+    limits = f"{held}budget {format_size(pool.budget)}, limit {format_size(pool.limit)}{where}"
+    return [part for part in (pool.name, pool.server, _whose(pool), limits) if part]
+
+
+def _whose(pool: PoolView) -> str:
+    if not pool.is_alone:
+        return f"supervisor {pool.supervisor}" if pool.supervisor else ""
+    # where a server has started several, each has a pool of its own: it is seen by this whose they are
+    parent = parent_of(pool.supervisor)
+    return "" if parent is None else f"a child of {parent[0]} ({printable(parent[1])})"
 
 
 def _totals(pool: PoolView) -> list[str]:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from oomsafe.cli.pool_text import pool_text
 from oomsafe.errors import ScoreboardError
+from oomsafe.kernel.process import parent_of
 from oomsafe.policy.text import without_controls
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.live import live
@@ -47,6 +48,8 @@ def status(as_json: bool, path: str | None) -> None:
 def as_record(pool: PoolView) -> dict[str, Any]:
     """A pool as JSON data: sizes in bytes, times in seconds since 1970, null for what is not known."""
     record = asdict(pool)
+    parent = parent_of(pool.supervisor) if pool.is_alone else None
+    record["parent"] = None if parent is None else parent[0]
     record["totals"]["recycles"] = pool.totals.by_reason
     for shown, worker in zip(record["workers"], pool.workers, strict=True):
         shown["counters"]["recycles"] = worker.counters.by_reason

@@ -60,6 +60,12 @@ def own_recycle(policy: Policy) -> Way | None:
     return Way(drain.begin, server.config.workers)
 
 
+def own_name() -> str:
+    """The import path of the app that the uvicorn Server of this loop serves; empty: there is none, or no path. Called in a loop."""
+    app = getattr(getattr(_running_server(), "config", None), "app", None)
+    return app if isinstance(app, str) else ""
+
+
 def serves_here() -> bool:
     """Whether a uvicorn Server of this loop listens. Called in a loop."""
     return bool(getattr(_running_server(), "servers", None))

@@ -7,7 +7,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from oomsafe.kernel.files import read_bytes, read_keyed
+from oomsafe.kernel.files import read_bytes, read_keyed, read_text
 from oomsafe.log import once
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -315,6 +315,14 @@ def start_time(pid: int | str = "self", proc: str = "/proc") -> int | None:
         return int(raw.rpartition(b") ")[2].split()[19])
     except (ValueError, IndexError):
         return None
+
+
+def parent_of(pid: int, proc: str = "/proc") -> tuple[int, str] | None:
+    """(pid, name) of a process's parent, the name as it came from there (stat, comm: proc(5)); None when one of them is gone."""
+    words = (read_bytes(f"{proc}/{pid}/stat") or b"").rpartition(b") ")[2].split()
+    parent = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+    name = read_text(f"{proc}/{parent}/comm") if parent else None
+    return None if name is None else (parent, name.rstrip("\n"))
 
 
 def start_of_child(pid: int, proc: str = "/proc") -> int | None:

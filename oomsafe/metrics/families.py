@@ -54,6 +54,8 @@ def _beside(pool: PoolView) -> dict[str, PoolView]:
             other = live(Scoreboard.look(path))
         except ScoreboardError:  # that pool has ended in the meantime
             continue
+        if other.is_alone:
+            continue
         found[other.server.rpartition(" ")[2]] = other
     return found
 

@@ -106,6 +106,12 @@ def in_memory(size: int, header: bytearray, room: int) -> int:
     return fd
 
 
+def in_folder(folder: str, size: int, header: bytearray) -> tuple[int, str]:
+    """(descriptor, path) of a new scoreboard of this process, whose file is its memory. Raises ScoreboardError or OSError."""
+    name = places.board_name(os.getpid(), start_time() or 0)
+    return _in_folder(folder, name, b"", lambda fd: _fill(fd, size, header, size)), os.path.join(folder, name)
+
+
 def _in_folder(folder: str, name: str, text: bytes, fill: Callable[[int], None]) -> int:
     folder_fd = places.open_folder(folder, create=True)
     unfinished = name + places.UNFINISHED

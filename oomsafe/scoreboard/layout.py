@@ -109,6 +109,8 @@ SEQUENCE = struct.Struct("<Q")
 
 #: The most slots of a scoreboard. A reader of an untrusted scoreboard reads no more than these.
 SLOTS_MAX = 1024
+#: What stands as the server of a process that has no supervisor.
+ALONE = "single process"
 SIZE_MAX = HEADER_SIZE + SLOTS_MAX * SLOT_SIZE
 
 #: The value at which a counter stops.

@@ -152,7 +152,8 @@ def sweep(folder: int) -> None:
     """Remove what killed supervisors left behind."""
     for name in os.listdir(folder):
         match = _NAME.fullmatch(name.removesuffix(UNFINISHED)) or _TURN.fullmatch(name)
-        if match and not is_alive(int(match[1]), int(match[2])):
+        # this process's own is left over, too, where nobody holds it: from before an exec
+        if match and (int(match[1]) == os.getpid() or not is_alive(int(match[1]), int(match[2]))):
             try:
                 fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
                 try:

@@ -100,6 +100,11 @@ class PoolView:
     metric: str = ""
     """What soft limits are compared with; printable, empty where it is not known."""
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is one process that has no supervisor of ours, as oomsafe/scoreboard/alone.py makes it."""
+        return all(worker.pid == self.supervisor for worker in self.workers) and self.server == layout.ALONE
+
 
 def read_pool(fetch: Fetch, slots: int, known: Known | None = None, patience: float = PATIENCE) -> PoolView:
     """A consistent copy; after `patience` seconds, it is returned as it is. Raises only what `fetch` raises."""

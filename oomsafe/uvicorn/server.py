@@ -14,8 +14,9 @@ from oomsafe.asgi.middleware import MemoryMiddleware
 from oomsafe.drain.uvicorn import UvicornDrain, log_with_uvicorn, recycles_alone
 from oomsafe.log import attempt, log
 from oomsafe.policy.settings import Policy, came_too_late, set_in
+from oomsafe.scoreboard.alone import Alone
 from oomsafe.scoreboard.seat import Seat
-from oomsafe.uvicorn.reading import GIVE_IT, read_policy
+from oomsafe.uvicorn.reading import GIVE_IT, name_of, read_policy
 from oomsafe.worker.background import in_thread
 from oomsafe.worker.current import STAYS, Way, get_guard, set_guard, warn_of_metrics
 from oomsafe.worker.guard import Guard
@@ -93,7 +94,8 @@ class GuardedServer(Server):
             self._guard = Guard.of_seat(self._seat, board, slot, unit="requests", recycle=self._drain.begin, background=in_thread)
         else:
             recycle = self._drain.begin if recycles_alone(self.config) else None
-            self._guard = guard = Guard(self._policy, recycle=recycle, background=in_thread, unit="requests")
+            alone = Alone.create(self._policy.name or name_of(self.config)) if self._seat is None else None
+            self._guard = guard = Guard(self._policy, recycle=recycle, background=in_thread, unit="requests", alone=alone)
             told = STAYS if recycle is None else Way(recycle).told
             attempt("the line at boot", "uvicorn", lambda: guard.say_limits(told))
         self._guard.at_the_door = True

@@ -13,6 +13,7 @@ from oomsafe.policy.settings import Policy, is_off, load_policy
 from oomsafe.worker.guard import Guard, Recycle
 
 if TYPE_CHECKING:
+    from oomsafe.scoreboard.alone import Alone
     from oomsafe.worker.siblings import Siblings
 
 
@@ -71,10 +72,13 @@ def own_guard() -> Guard | None:
     return None if _by_server else get_guard()
 
 
-def guard_for(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None = None) -> Guard | None:
+def guard_for(
+    keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None = None, name_of: Callable[[], str] | None = None
+) -> Guard | None:
     """This process's guard. If no adapter has created one, it is created here, as a pool of one with this policy.
 
     `recycle_of(policy)` returns how such a process can be recycled; None: it can't, and only measures.
+    `name_of()` returns what it is called unless the policy says so; None: nothing.
     Returns None if the creation failed, which is logged once: the work goes on unmeasured, and the next attempt comes later.
     Returns None also in a fork of a server's worker, which is not a worker, and if oomsafe is off.
     """
@@ -83,7 +87,7 @@ def guard_for(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | No
         say_off()
         return None
     if guard is None:
-        return None if _by_server and _guard is not None else _alone(keywords, unit, recycle_of)
+        return None if _by_server and _guard is not None else _alone(keywords, unit, recycle_of, name_of)
     ignored = ", ".join(sorted(set(keywords) - {"headers"}))
     if ignored:
         once("keywords", logging.WARNING, "MemoryMiddleware: %s ignored, because this process is guarded already", ignored)
@@ -117,7 +121,16 @@ def _advice(error: Exception) -> str:
     return ""
 
 
-def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None) -> Guard | None:
+def _own_board(policy: Policy, name_of: Callable[[], str] | None) -> Alone | None:
+    """For `oomsafe status`. None in a fork of a guarded process, of which there may be one for each request."""
+    if _guard is not None:
+        return None
+    from oomsafe.scoreboard.alone import Alone  # imported here, because most workers have a supervisor
+
+    return Alone.create(policy.name or (name_of() if name_of is not None else ""))
+
+
+def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None, name_of: Callable[[], str] | None) -> Guard | None:
     global _guard, _by_server, _failed
     before = _failed if _failed is not None and _failed.pid == os.getpid() else None
     if before is not None and time.monotonic() < before.until:
@@ -128,7 +141,7 @@ def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None)
         parent = None if os.environ.get("OOMSAFE_SINGLE") == "exit" else os.getppid()
         way = recycle_of(policy) if recycle_of is not None else None
         recycle, siblings = (None, None) if way is None else (way.recycle, _siblings(way.workers))
-        guard = Guard(policy, recycle=recycle, unit=unit, parent=parent, siblings=siblings)
+        guard = Guard(policy, recycle=recycle, unit=unit, parent=parent, siblings=siblings, alone=_own_board(policy, name_of))
     except Exception as error:
         if before is None:
             log.error(

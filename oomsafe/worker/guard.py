@@ -42,6 +42,7 @@ from oomsafe.worker.suspects import Suspects
 from oomsafe.worker.thresholds import Thresholds
 
 if TYPE_CHECKING:
+    from oomsafe.scoreboard.alone import Alone
     from oomsafe.scoreboard.seat import Seat
     from oomsafe.scoreboard.view import PoolView
     from oomsafe.worker.siblings import Siblings
@@ -62,6 +63,7 @@ class Guard:
     `unit` names the work in logs. A guard belongs to the process that made it: make one after a fork.
     With a `board`, the worker serves when it says so by ready(). `parent` is the process that brings up another worker in
     this one's place: when it is gone, this worker stays. None: nothing is known of it. `siblings` are its other workers.
+    `alone` is its own scoreboard, where it has no supervisor; None: nobody sees it.
     Without arguments it is a pool of one.
     """
 
@@ -79,9 +81,11 @@ class Guard:
         memory: OwnMemory | None = None,
         parent: int | None = None,
         siblings: Siblings | None = None,
+        alone: Alone | None = None,
     ) -> None:
         self.policy = policy or Policy()
-        self.slot = slot or Slot.private()
+        self._alone = alone
+        self.slot = slot or (Slot.private() if alone is None else alone.slot)
         self.meter = Meter(self.slot, memory, look=self._look, admit=self._admit)
         """Each piece of work passes through it; adapters that must not pay for a call more go to it straight."""
         self.meter.counts_clean = self.policy.metric in COUNT_CLEAN
@@ -156,11 +160,12 @@ class Guard:
 
     def say_limits(self, above: str) -> None:
         """One line at the boot of a process that no supervisor speaks for: its limits, and what becomes of it `above` them."""
-        from oomsafe.policy.boot_line import dry, limits_in_force  # here: most workers have a supervisor
+        from oomsafe.policy.boot_line import called, dry, limits_in_force  # here: most workers have a supervisor
 
         limits = limits_in_force(self.policy, self.limits, self._thresholds.capacity)
+        name = called(self._alone.name if self._alone is not None else self.policy.name or "")
         past = "" if self.limits.max_lifetime is None else ", or past its max_lifetime,"
-        log.info("oomsafe guards this process: %s; above its soft limit%s %s%s", limits, past, above, dry(self.policy))
+        log.info("oomsafe guards this process%s: %s; above its soft limit%s %s%s", name, limits, past, above, dry(self.policy))
 
     @property
     def limits(self) -> Limits:
@@ -217,6 +222,12 @@ class Guard:
         if self._deciding.acquire(timeout=1):
             self._report.publish(time.monotonic())
             self._deciding.release()
+        self.forget_row()
+
+    def forget_row(self) -> None:
+        """This process is about to end: `oomsafe status` shows it no more, if it was there by itself."""
+        if self._alone is not None:
+            self._alone.remove()
 
     def leave(self) -> None:
         """In a fork of its process, which says nothing of the worker that it comes from, and decides nothing for it."""
@@ -370,6 +381,8 @@ class Guard:
         return f"{self} {doing}: {told}, after {self.meter.counters.work} {self._unit}{who or ''}"
 
     def _take_limits(self) -> None:
+        if self._alone is not None:
+            self._alone.describe(self._thresholds.capacity, self.limits)
         self.meter.limit(self._thresholds.soft)
         if not self.policy.dry_run:
             self._door.follow(time.monotonic(), self.meter.held)

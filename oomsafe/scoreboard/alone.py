@@ -1,0 +1,62 @@
+"""The scoreboard of a process that has no supervisor: a pool of one, for `oomsafe status`. Nobody but this process writes to it."""
+
+from __future__ import annotations
+
+import atexit
+import mmap
+import os
+from contextlib import suppress
+
+from oomsafe.policy.limits import Capacity, Limits
+from oomsafe.policy.readers import LONGEST_NAME
+from oomsafe.policy.text import shortened, without_controls
+from oomsafe.scoreboard import backing, layout, places
+from oomsafe.scoreboard.header import Header
+from oomsafe.scoreboard.lock import Kept, PoolLock
+from oomsafe.scoreboard.slot import Slot
+
+
+class Alone:
+    """Made by create(), where its guard is made. The file goes with the process; one that is killed leaves 14 KiB to the next sweep."""
+
+    def __init__(self, memory: mmap.mmap, file: int, path: str) -> None:
+        self._pid = os.getpid()
+        self._file = file
+        self._path: str | None = path
+        view = memoryview(memory)
+        self._header = Header(view, PoolLock(Kept(file, path)))
+        self.slot = Slot(view, layout.slot_at(0))
+        self.slot.claim()
+
+    @classmethod
+    def create(cls, name: str = "") -> Alone | None:
+        """A new scoreboard of this process; None, without a word, where no folder can have it: nothing but its row is missing then."""
+        size, header = backing.blank(1, 1, layout.ALONE)
+        layout.NAME.pack_into(header, layout.NAME_AT, shortened(without_controls(name), LONGEST_NAME).encode("utf-8", "replace"))
+        for folder in places.folders():
+            try:
+                file, path = backing.in_folder(folder, size, header)
+                made = cls(mmap.mmap(file, size), file, path)
+            except Exception:  # noqa: S112  a folder that is not ours, a full one, a detector of blocking calls: it goes without its row
+                continue
+            atexit.register(made.remove)
+            return made
+        return None
+
+    @property
+    def name(self) -> str:
+        """What the process is called; empty: nothing."""
+        return self._header.name
+
+    def describe(self, capacity: Capacity, limits: Limits) -> None:
+        """What this process may hold, and what that is worked out from."""
+        self._header.describe(workers=1, turns=1, limit=capacity.limit, budget=limits.budget, anew=False)
+        self._header.allow(capacity)
+        self._header.metric = limits.metric
+
+    def remove(self) -> None:
+        """At the end of the process, and before it where that is known to come; in a fork nothing."""
+        if self._path is not None and os.getpid() == self._pid:
+            path, self._path = self._path, None
+            with suppress(OSError):  # removed by somebody else
+                os.unlink(path)
