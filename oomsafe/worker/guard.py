@@ -377,7 +377,9 @@ class Guard:
         dry, here = self.policy.dry_run, self._recycle is not None
         doing = "would be recycled (dry run)" if dry else "recycling" if here else "should be recycled, and nothing here can"
         told = why(self.limits, reason, used, self.meter.held, self._history, self._report.asks, now)
-        who = None if reason is Reason.LIFETIME else attempt("looking for who made it grow", "the server", self._suspects.line)
+        who = (
+            None if reason is Reason.LIFETIME else attempt("looking for who made it grow", "the server", partial(self._suspects.line, now))
+        )
         return f"{self} {doing}: {told}, after {self.meter.counters.work} {self._unit}{who or ''}"
 
     def _take_limits(self) -> None:

@@ -37,8 +37,9 @@ class Suspects:
         self._moments.add(now, meter.held, self._calls(), known - self._apart)
         self._apart = known
 
-    def line(self) -> str:
+    def line(self, now: float) -> str:
         """For the line about the worker's end: ``; GET /leak keeps about 300 KiB a call: 92 % of its growth``; empty: not known."""
+        self.follow(now)  # a worker that grows fast has done half of its work since it was last measured
         meter = self._meter
         grown = meter.held - (self._ready_with or meter.held)
         if grown >= LEAST_GROWTH and meter.clock.background >= grown * EXPLAINS:

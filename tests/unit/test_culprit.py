@@ -131,7 +131,7 @@ def test_the_first_of_a_route_is_told_apart(clock: Clock) -> None:
         suspects.follow(clock.now)
 
     assert (meter.first, meter.warm_up) == ((45 * MIB, b"GET /a"), 45 * MIB)
-    assert suspects.line() == "; first of its kind here: GET /a (+45.0 MiB)"
+    assert suspects.line(clock.now) == "; first of its kind here: GET /a (+45.0 MiB)"
 
 
 def test_paths_without_a_route_are_told_apart(clock: Clock) -> None:
@@ -146,7 +146,7 @@ def test_paths_without_a_route_are_told_apart(clock: Clock) -> None:
         work(meter, memory, "GET /files/0123456789abcdef01", 0)
         suspects.follow(clock.now)
 
-    assert suspects.line().startswith("; GET /items/* keeps about ")
+    assert suspects.line(clock.now).startswith("; GET /items/* keeps about ")
     assert len(meter.names) <= MOST_NAMES
 
 
@@ -161,7 +161,7 @@ def test_what_grows_while_nothing_is_in_flight_is_no_calls(clock: Clock) -> None
         work(meter, memory, "GET /health", 0)
         suspects.follow(clock.now)
 
-    assert suspects.line() == "; +40.0 MiB of it while nothing was in flight"
+    assert suspects.line(clock.now) == "; +40.0 MiB of it while nothing was in flight"
 
 
 def test_a_hostile_name_is_printable(clock: Clock) -> None:
@@ -173,5 +173,5 @@ def test_a_hostile_name_is_printable(clock: Clock) -> None:
         work(meter, memory, "GET /\x1b[2J\n\u202e", MIB)
         suspects.follow(clock.now)
 
-    assert suspects.line().isprintable()
-    assert " keeps about " in suspects.line()
+    assert suspects.line(clock.now).isprintable()
+    assert " keeps about " in suspects.line(clock.now)
