@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
-from apps import APPS, App, Fate  # noqa: E402
+from apps import APPS, OWN, WRAPPED, App, Fate  # noqa: E402
 from clients import Load  # noqa: E402
 from serving import Server, until  # noqa: E402
 
@@ -262,7 +262,7 @@ def prepared(app: App, python: Path) -> Path:
 
 def versions(app: App, python: Path) -> str:
     names = [re.split(r"[^A-Za-z-]", app.needs[0])[0], *app.servers]
-    if app.servers[0] in app.needs:
+    if app.needs in (OWN, WRAPPED):
         del names[0]
     code = "import importlib.metadata as m, sys; print(', '.join(f'{n} {m.version(n)}' for n in sys.argv[1:]))"
     return subprocess.run([python, "-c", code, *names], capture_output=True, text=True, check=True).stdout.strip()
