@@ -48,8 +48,19 @@ def pool_text(pool: PoolView, width: int, now: float | None = None, *, ascii_onl
     now = time.time() if now is None else now
     dot = ", " if ascii_only else " · "
     title, totals = _filled(_title(pool), dot, width, "bold"), _filled(_totals(pool), dot, width, "dim")
+    if pool.last_recycle is not None:
+        at, line = pool.last_recycle.at, pool.last_recycle.line
+        said = f"last recycle at {time.strftime('%F %T', time.localtime(at))} ({_ago(now - at)}): {line}"
+        totals += _filled([said], dot, width, "dim")
     # what others have written is text, never markup
     return Text("\n").join([*title, *_workers(pool, width, now, ascii_only), *totals])
+
+
+def _ago(seconds: float) -> str:
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{max(0.0, seconds):.0f} s ago"
 
 
 def _title(pool: PoolView) -> list[str]:
@@ -106,7 +117,7 @@ def _broken(part: str, width: int) -> list[str]:
 
 def _pieces(part: str) -> list[str]:
     """Broken behind commas and before a parenthesis, for the figures stand between those."""
-    return part.replace(", ", ",\n").replace(" (", "\n(").split("\n")
+    return part.replace(", ", ",\n").replace("; ", ";\n").replace(": ", ":\n").replace(" (", "\n(").split("\n")
 
 
 def _workers(pool: PoolView, width: int, now: float, ascii_only: bool) -> list[Text]:

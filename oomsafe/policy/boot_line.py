@@ -21,6 +21,16 @@ def lifetime_in_force(limits: Limits) -> str:
     return "" if limits.max_lifetime is None else f", max_lifetime {format_duration(limits.max_lifetime)}"
 
 
+#: Where a soft limit leaves less than this share of itself, workers are recycled all the time.
+LITTLE = 0.1
+
+
+def room_after_boot(who: str, baseline: int, soft: int) -> tuple[bool, str]:
+    """Whether that is little, and ``workers have 246 MiB right after boot: soft limit 300 MiB leaves 54.0 MiB``."""
+    left, has = soft - baseline, format_size(baseline)
+    return left < soft * LITTLE, f"{who} {has} right after boot: soft limit {format_size(soft)} leaves {format_size(left)}"
+
+
 def called(name: str) -> str:
     """`` (shop)``: a pool's name behind what it is; empty where it has none."""
     return f" ({name})" if name else ""

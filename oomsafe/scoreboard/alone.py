@@ -24,7 +24,7 @@ class Alone:
         self._file = file
         self._path: str | None = path
         view = memoryview(memory)
-        self._header = Header(view, PoolLock(Kept(file, path)))
+        self.header = Header(view, PoolLock(Kept(file, path)))
         self.slot = Slot(view, layout.slot_at(0))
         self.slot.claim()
 
@@ -46,13 +46,13 @@ class Alone:
     @property
     def name(self) -> str:
         """What the process is called; empty: nothing."""
-        return self._header.name
+        return self.header.name
 
     def describe(self, capacity: Capacity, limits: Limits) -> None:
         """What this process may hold, and what that is worked out from."""
-        self._header.describe(workers=1, turns=1, limit=capacity.limit, budget=limits.budget, anew=False)
-        self._header.allow(capacity)
-        self._header.metric = limits.metric
+        self.header.describe(workers=1, turns=1, limit=capacity.limit, budget=limits.budget, anew=False)
+        self.header.allow(capacity)
+        self.header.metric = limits.metric
 
     def remove(self) -> None:
         """At the end of the process, and before it where that is known to come; in a fork nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from typing import Generic, NamedTuple, TypeVar
 
 from oomsafe.policy.limits import Capacity
@@ -130,6 +131,15 @@ class Header:
     @unserved.setter
     def unserved(self, unserved: tuple[float, float]) -> None:
         layout.write(self.memory, layout.UNSERVED_AT, layout.UNSERVED, *unserved)
+
+    def note_recycle(self, line: str) -> None:
+        """A worker has just logged this line about its end. Without the lock, which another worker has, the older line stays."""
+        if self._lock.try_acquire():
+            try:
+                text = shortened(line, layout.RECYCLED.size).encode("utf-8", "replace")  # what is too long is cut by the field
+                layout.write(self.memory, layout.RECYCLED_AT, layout.RECYCLED, time.time(), text)
+            finally:
+                self._lock.release()
 
     def first_to_refuse(self, which: int) -> bool:
         """Whether this worker is the pool's first to refuse this limit (layout.REFUSES_SOFT and so on), and should log it."""

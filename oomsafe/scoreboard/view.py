@@ -73,6 +73,16 @@ class WorkerView:
 
 
 @dataclass(frozen=True)
+class Recycled:
+    """The last recycle of a pool."""
+
+    at: float
+    """Seconds since 1970."""
+    line: str
+    """What its worker has logged; printable."""
+
+
+@dataclass(frozen=True)
 class PoolView:
     """A pool at one moment. Sizes in bytes; None is a figure that is not known."""
 
@@ -99,6 +109,9 @@ class PoolView:
     """What the pool is called; printable, empty where nobody has said it."""
     metric: str = ""
     """What soft limits are compared with; printable, empty where it is not known."""
+
+    last_recycle: Recycled | None = None
+    """None: there was none."""
 
     @property
     def is_alone(self) -> bool:
@@ -150,6 +163,7 @@ def _read_once(fetch: Fetch, slots: int, known: Known | None, until: float) -> P
         optional(limit), optional(budget), workers, totals, _unserved(header), *_allowed(header),
         name=without_controls(as_text(layout.NAME.unpack_from(header, layout.NAME_AT)[0])),
         metric=_text(header, layout.METRIC_AT, layout.METRIC),
+        last_recycle=_recycled(header),
     )  # fmt: skip
 
 
@@ -160,6 +174,12 @@ def _allowed(header: bytes) -> tuple[int | None, int | None, str]:
     if not changes:
         return None, None, ""
     return optional(held), optional(others), _text(header, layout.SOURCE_AT, layout.SOURCE)
+
+
+def _recycled(header: bytes) -> Recycled | None:
+    at, line = layout.RECYCLED.unpack_from(header, layout.RECYCLED_AT)
+    at = layout.seconds(at)
+    return Recycled(at, printable(as_text(line), layout.RECYCLED.size)) if at else None
 
 
 def _text(header: bytes, at: int, form: struct.Struct) -> str:

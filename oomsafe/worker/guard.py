@@ -43,6 +43,7 @@ from oomsafe.worker.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from oomsafe.scoreboard.alone import Alone
+    from oomsafe.scoreboard.header import Header
     from oomsafe.scoreboard.seat import Seat
     from oomsafe.scoreboard.view import PoolView
     from oomsafe.worker.siblings import Siblings
@@ -151,12 +152,29 @@ class Guard:
             self._pressure.look(now, Growth())  # what the supervisor has seen may be a second old: as long as a leak takes
         self._take_limits()
         self._history = replace(self._history, ready_with=self.baseline)
+        attempt("the line at boot", "the server", self._say_room)
         self._suspects.follow(now)
         self._ready = True  # last: what has failed above is tried again at the next call
         self._look(now)
         if not self._decided:
             self.slot.set_state(State.SERVING)
         self._report.wake_supervisor()
+
+    @property
+    def _header(self) -> Header | None:
+        """Of the scoreboard that this worker is on; None: it is on none."""
+        return self._board.header if self._board is not None else None if self._alone is None else self._alone.header
+
+    def _say_room(self) -> None:
+        """One line by the first worker of a load: what it has right after boot, and what that leaves."""
+        baseline, soft = self.baseline, None if self._thresholds.refused else self.limits.soft
+        if self._header is None or baseline is None or soft is None or not self._header.first_to_refuse(layout.SAID_ROOM):
+            return
+        from oomsafe.policy.boot_line import room_after_boot  # here: one worker of all says it
+
+        who = "this process has" if self._board is None else "workers have"
+        is_little, line = room_after_boot(who, baseline, soft)
+        log.log(logging.WARNING if is_little else logging.INFO, "%s", line)
 
     def say_limits(self, above: str) -> None:
         """One line at the boot of a process that no supervisor speaks for: its limits, and what becomes of it `above` them."""
@@ -359,7 +377,11 @@ class Guard:
         self.should_recycle = not self.policy.dry_run
         self.meter.counters.recycles[layout.REASONS.index(reason.value)] += 1
         self._report.publish(now)
-        log.log(logging.INFO if self._recycle or self.policy.dry_run else logging.WARNING, "%s", self._line(reason, now, used))
+        line = self._line(reason, now, used)
+        log.log(logging.INFO if self._recycle or self.policy.dry_run else logging.WARNING, "%s", line)
+        header = self._header
+        if header is not None:
+            attempt("the line about a recycle", "the server", lambda: header.note_recycle(line))
         if not self._decided:
             self._thresholds.outlive()  # logged once; its memory is watched all the same
             self._take_limits()

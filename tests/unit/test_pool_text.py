@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ from oomsafe.policy.state import State
 from oomsafe.policy.units import MIB, format_size
 from oomsafe.scoreboard.layout import Counters
 from oomsafe.scoreboard.slot import Figures
-from oomsafe.scoreboard.view import InFlight, PoolView, WorkerView
+from oomsafe.scoreboard.view import InFlight, PoolView, Recycled, WorkerView
 
 NOW = 1_800_000_000.0
 REPORTS = "GET /reports/2026/annual/by/region/and/department/of/everybody"
@@ -99,6 +100,18 @@ def test_narrow() -> None:
     assert max(map(cell_len, lines)) <= 48
     assert "  7617  waiting    866 MiB" in lines
     assert "        GET /reports/2026/... (50.0 s, +849 MiB)" in lines
+
+
+@pytest.mark.parametrize(("age", "expected"), [(12, "12 s ago"), (119, "119 s ago"), (600, "10 min ago"), (90_000, "25 h ago")])
+def test_the_last_recycle(age: float, expected: str) -> None:
+    """When it was, and its line, which is broken between two figures."""
+    line = "worker 812 (slot 3) recycling: anon 812 MiB > soft limit 768 MiB for 2.0 s, after 1203 requests; POST /reports keeps 2 MiB"
+    text = shown(replace(FOUR, last_recycle=Recycled(NOW - age, line)), 80)
+
+    last = text[text.index("last recycle at ") :].splitlines()
+    when = rf"last recycle at \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d \({expected}\)"
+    assert re.fullmatch(rf"{when}: {re.escape(line)}", " ".join(last))
+    assert max(map(len, last)) <= 80
 
 
 def test_as_ascii() -> None:

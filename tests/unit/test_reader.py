@@ -45,6 +45,8 @@ def boards(draw: st.DrawFn) -> bytes:
     layout.SUPERVISOR.pack_into(raw, layout.SUPERVISOR_AT, draw(words), draw(words), draw(floats))
     struct.pack_into("<5Q32s", raw, layout.POOL_AT, *(draw(words) for _ in range(5)), draw(names))
     _counters(draw, raw, layout.TOTALS_AT)
+    layout.NAME.pack_into(raw, layout.NAME_AT, draw(names))
+    layout.RECYCLED.pack_into(raw, layout.RECYCLED_AT, draw(floats), draw(names))
     for at in range(layout.HEADER_SIZE, len(raw), layout.SLOT_SIZE):
         layout.STATE.pack_into(raw, at, draw(st.integers(0, 8) | st.just(0xFFFFFFFF)))
         layout.OWNER.pack_into(raw, at + layout.OWNER_AT, os.getpid(), start_time() or 0, draw(words), draw(floats))
