@@ -10,7 +10,7 @@ def recycling_line(limit: str, unit: str, who: str, name: str) -> re.Pattern[str
     size = r"[\d.]+ [KM]iB"
     return re.compile(
         rf"worker (?P<pid>\d+) \(slot \d+\) recycling: anon {size}( >|, growing towards) soft limit {size}( \(of {limit}, jitter\))?"
-        rf"( for \d+\.\d s| until \d+\.\d s ago)?, after (?P<work>\d+) {unit}"
+        rf"( for \d+\.\d s| until \d+\.\d s ago)?, after (?P<work>\d+) {unit.removesuffix('s')}s?"
         rf"(; {who} keeps about {size} a call: \d+ % of its growth"
         rf"|; (largest growth in one of them|first of its kind here): {name} \(\+{size}\))?$"
     )

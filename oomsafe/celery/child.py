@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 
 from billiard.pool import Worker as BlockingWorker
 from celery import current_app
+from celery.backends.base import DisabledBackend
 from celery.concurrency.asynpool import Worker as AsynWorker
 from celery.states import READY_STATES
 
@@ -150,6 +152,20 @@ def _has_come_before(args: tuple[Any, ...]) -> bool:
     request = args[2] if len(args) > 2 else None
     info = request.get("delivery_info") if isinstance(request, dict) else None
     return isinstance(info, dict) and bool(info.get("redelivered"))
+
+
+def drops_meta(backend: Any) -> bool:
+    """Whether what Meta adds to a result does not reach where this backend stores it.
+
+    Known are those that build what they store by the method that Meta wraps; Celery's own for SQL does, and keeps only what is a column.
+    """
+    if isinstance(backend, DisabledBackend):
+        return False  # nothing at all is stored
+    table = getattr(getattr(backend, "task_cls", None), "__table__", None)
+    if table is not None:
+        return "memory" not in table.columns
+    methods = (inspect.unwrap(method) for kind in type(backend).__mro__ for method in vars(kind).values() if inspect.isfunction(method))
+    return not any("_get_result_meta" in method.__code__.co_names for method in methods)
 
 
 class Meta:

@@ -16,7 +16,7 @@ from celery.concurrency import prefork
 from celery.concurrency.asynpool import AsynPool
 from celery.worker.components import Pool
 
-from oomsafe.celery.child import GuardedAsynWorker, GuardedBlockingWorker
+from oomsafe.celery.child import GuardedAsynWorker, GuardedBlockingWorker, drops_meta
 from oomsafe.celery.installation import installed
 from oomsafe.celery.notes import Notes
 from oomsafe.celery.pool_guard import PoolGuard
@@ -143,9 +143,19 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         limit = self.app.conf.worker_max_memory_per_child if self.app else None
         if limit:
             log.warning("worker_max_memory_per_child=%s is left alone: it compares a peak that never falls; soft_limit does not", limit)
+        if self.app and self.app.conf.result_extended:
+            attempt("the result backend", "Celery", self._say_dropped)
         self.guard = self._made_guard(found.policy)
         self.options = {**self.options, "oomsafe": self.guard}
         super().on_start()
+
+    def _say_dropped(self) -> None:
+        backend = self.app.backend
+        if drops_meta(backend):
+            log.warning(
+                "result_extended is on, and results have no memory figures all the same: %s.%s does not store what is added to a result",
+                type(backend).__module__, type(backend).__qualname__,
+            )  # fmt: skip
 
     def _made_guard(self, policy: Policy) -> PoolGuard:
         """Raises ImproperlyConfigured for a task's limit that can't be right."""

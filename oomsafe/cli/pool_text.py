@@ -84,11 +84,15 @@ def _totals(pool: PoolView) -> list[str]:
     totals = pool.totals
     recycles = ", ".join(f"{count} for {reason}" for reason, count in totals.by_reason.items() if count)
     parts = [
-        f"{counted(totals.work, 'request')} since the start",
+        f"{counted(totals.work, _unit(pool))} since the start",
         f"recycles: {recycles or 'none'}",
         f"reclaimed {format_size(totals.reclaimed)}",
     ]
     return [*parts, f"no worker served for {pool.unserved:.1f} s"] if pool.unserved else parts
+
+
+def _unit(pool: PoolView) -> str:
+    return pool.unit or "requests"
 
 
 def _filled(parts: Iterable[str], dot: str, width: int, style: str) -> list[Text]:
@@ -123,7 +127,7 @@ def _pieces(part: str) -> list[str]:
 def _workers(pool: PoolView, width: int, now: float, ascii_only: bool) -> list[Text]:
     if not pool.workers:
         return [Text("  no worker")]
-    columns = _columns(now, any(_age(worker, now) for worker in pool.workers), ascii_only)
+    columns = _columns(_unit(pool), now, any(_age(worker, now) for worker in pool.workers), ascii_only)
     rows = [[_as_text(column.cell(worker)) for column in columns] for worker in pool.workers]
     kept, widths = _that_fit(columns, rows, width)
     lines = [_line([Text(columns[at].title, style="bold") for at in kept], [columns[at] for at in kept], widths)]
@@ -133,7 +137,7 @@ def _workers(pool: PoolView, width: int, now: float, ascii_only: bool) -> list[T
     return lines
 
 
-def _columns(now: float, some_are_old: bool, ascii_only: bool) -> list[Column]:
+def _columns(unit: str, now: float, some_are_old: bool, ascii_only: bool) -> list[Column]:
     def soft(worker: WorkerView) -> str:
         return "none" if worker.figures.soft is None else format_size(worker.figures.soft)
 
@@ -152,7 +156,7 @@ def _columns(now: float, some_are_old: bool, ascii_only: bool) -> list[Column]:
         Column("soft limit", soft, left_out=1),
         Column("", lambda worker: memory_bar(worker.used, worker.figures.soft, BAR, ascii_only=ascii_only), left_out=3, right=False),
         Column("", percent, left_out=2),
-        Column("requests", lambda worker: str(worker.counters.work), left_out=4),
+        Column(unit, lambda worker: str(worker.counters.work), left_out=4),
         Column("slot", lambda worker: str(worker.slot), left_out=5),
         Column("rss", lambda worker: format_size(worker.figures.rss), left_out=6),
     ]

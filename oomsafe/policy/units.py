@@ -73,10 +73,10 @@ def format_size(size: int | None) -> str:
     return f"{size} B"
 
 
-def counted(number: int, thing: str) -> str:
-    """``1 request``, ``2 requests``; of several words the first is counted: ``2 pieces of work``."""
-    first, space, rest = thing.partition(" ")
-    return f"{number} {thing}" if number == 1 else f"{number} {first}s{space}{rest}"
+def counted(number: int, things: str) -> str:
+    """``1 request``, ``2 requests``, given ``requests``; of several words the first one loses its s: ``1 piece of work``."""
+    first, space, rest = things.partition(" ")
+    return f"{number} {first.removesuffix('s') if number == 1 else first}{space}{rest}"
 
 
 def format_change(size: int) -> str:

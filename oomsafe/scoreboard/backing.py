@@ -77,11 +77,12 @@ def allocate(size: int, header: bytearray, room: int) -> tuple[Backing, list[str
     pid, started = os.getpid(), start_time() or 0
     name = places.board_name(pid, started)
     text = b"" if memory is None else _NAME_OF_MEMORY % (pid, started, memory)
-    for folder in places.folders():
+    folders = list(places.folders())
+    for folder, following in zip(folders, [*folders[1:], "memory"], strict=False):
         try:
             file = _in_folder(folder, name, text, lambda fd: _fill(fd, size, header, room))
         except (ScoreboardError, OSError) as error:
-            warnings.append(f"no scoreboard in {folder} ({error}): trying elsewhere")
+            warnings.append(f"no scoreboard in {folder} ({error}): trying {following}")
         else:
             return Backing(file if memory is None else memory, file, os.path.join(folder, name), text), warnings
     warnings.append("the scoreboard is in memory only: `oomsafe status` can't see this pool")

@@ -71,6 +71,8 @@ class Header:
     """What soft limits are compared with. Written by the supervisor."""
     name = _Text(layout.NAME_AT, layout.NAME)
     """What the pool is called; empty: nothing. Written by the supervisor."""
+    unit = _Text(layout.UNIT_AT, layout.UNIT)
+    """What the workers count, in the plural; empty: none has said it. Written by each of them."""
 
     def __init__(self, memory: memoryview, lock: PoolLock) -> None:
         self.memory = memory

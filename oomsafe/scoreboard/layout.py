@@ -1,4 +1,4 @@
-"""The bytes of a scoreboard. Version 8, little-endian; sizes in bytes; -1 in a figure is None, never 0.
+"""The bytes of a scoreboard. Version 9, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
 A scoreboard is one header of 8192 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
 SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
@@ -23,6 +23,7 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
           5904  what the soft limit is compared with, 16 bytes of text: the policy's metric
           5920  what the pool is called, 64 bytes of text
           5984  f64 when a worker was recycled last, seconds since 1970, 0: none was · its line in the log, 504 bytes of text
+          6496  what workers count, 16 bytes of text: requests, tasks
 
     slot     0  u32 state · u32 order (written by the supervisor), 1: drain, 2: drain when over the limit
              8  u64 pid · u64 start time · u64 generation · f64 reserved, seconds since 1970
@@ -49,8 +50,8 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
            127  u8 1 while in use: written last
 
 Each slot has one writer, its worker, except for the order and the fields at 144 and 6040. The header and the totals have one writer, the
-supervisor (except the fields at 20, 22, 128 and 5984, which the workers write under the lock). A reader takes a copy, and copies again if a
-sequence was odd or has changed in the meantime.
+supervisor (except the fields at 20, 22, 128 and 5984, which the workers write under the lock, and 6496, where all write the same).
+A reader takes a copy, and copies again if a sequence was odd or has changed in the meantime.
 
 Every worker can write every byte, and may run as a different user than its supervisor. So the supervisor only writes what it knows by
 itself (which worker has which slot, the totals), and every figure that is read here is checked against its range.
@@ -67,7 +68,7 @@ from oomsafe.policy.state import State
 from oomsafe.policy.text import without_controls
 
 MAGIC = b"oomsafe\0"
-VERSION = 8
+VERSION = 9
 
 HEADER_SIZE = 8192
 SLOT_SIZE = 6144
@@ -87,6 +88,7 @@ SOURCE_AT, SOURCE = 5712, struct.Struct("<192s")
 METRIC_AT, METRIC = 5904, struct.Struct("<16s")
 NAME_AT, NAME = 5920, struct.Struct("<64s")
 RECYCLED_AT, RECYCLED = 5984, struct.Struct("<d504s")
+UNIT_AT, UNIT = 6496, struct.Struct("<16s")
 
 STATE = struct.Struct("<I")
 ORDER_AT, ORDER = 4, struct.Struct("<I")
@@ -153,7 +155,8 @@ assert TOTALS_AT + COUNTERS_SIZE <= LOOKED_AT
 assert LOOKED_AT + LOOKED.size <= UNSERVED_AT <= ALLOWED_AT - UNSERVED.size
 assert ALLOWED_AT + ALLOWED.size <= HELD_AT <= SOURCE_AT - HELD.size
 assert SOURCE_AT + SOURCE.size <= METRIC_AT <= NAME_AT - METRIC.size
-assert NAME_AT + NAME.size <= RECYCLED_AT <= HEADER_SIZE - RECYCLED.size
+assert NAME_AT + NAME.size <= RECYCLED_AT <= UNIT_AT - RECYCLED.size
+assert UNIT_AT + UNIT.size <= HEADER_SIZE
 assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size

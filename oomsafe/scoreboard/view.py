@@ -110,6 +110,8 @@ class PoolView:
     metric: str = ""
     """What soft limits are compared with; printable, empty where it is not known."""
 
+    unit: str = ""
+    """What the workers count, in the plural: requests, tasks; printable, empty where none has said it."""
     last_recycle: Recycled | None = None
     """None: there was none."""
 
@@ -163,6 +165,7 @@ def _read_once(fetch: Fetch, slots: int, known: Known | None, until: float) -> P
         optional(limit), optional(budget), workers, totals, _unserved(header), *_allowed(header),
         name=without_controls(as_text(layout.NAME.unpack_from(header, layout.NAME_AT)[0])),
         metric=_text(header, layout.METRIC_AT, layout.METRIC),
+        unit=_text(header, layout.UNIT_AT, layout.UNIT),
         last_recycle=_recycled(header),
     )  # fmt: skip
 

@@ -149,7 +149,7 @@ class Replacements:
                     log.warning(
                         "the worker in slot %d (%s) may go before its replacement is there: %s; %s",
                         entry.number, format_size(entry.used), why or "it is over its hard limit",
-                        f"{others} others serve" if others else "no other serves meanwhile",
+                        f"{others} others serve" if others > 1 else "1 other serves" if others else "no other serves meanwhile",
                     )  # fmt: skip
 
     def _room(self, policy: Policy, reading: Reading, entries: Sequence[Entry], now: float) -> tuple[Room, str]:

@@ -377,7 +377,7 @@ class Supervisor:
     def _effective(self, limits: Limits) -> str:
         """The limits in force, with where they come from: once at boot, and at a reload."""
         return (
-            f"oomsafe guards {counted(self.capacity.workers, 'worker')}{called(self.name)}: "
+            f"oomsafe guards {counted(self.capacity.workers, 'workers')}{called(self.name)}: "
             f"{limits_in_force(self.policy, limits, self.capacity, ' each')}, supervisor {format_size(self.capacity.supervisor_rss)}, "
             f"workers' oom_score_adj +{self._step()}{dry(self.policy)}"
         )

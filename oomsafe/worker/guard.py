@@ -24,7 +24,7 @@ from oomsafe.policy.recycle import Action, Decision, History, Order, Reason, Sna
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.policy.trend import Growth, Trend
-from oomsafe.policy.units import MIB
+from oomsafe.policy.units import MIB, counted
 from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.forks import own
@@ -61,7 +61,7 @@ class Guard:
     what it has in flight and end; None where nothing can be recycled: then `should_recycle` tells.
     `background` runs a slow function beside the work; None runs it in place, between two pieces.
     `poke` wakes the supervisor, which would see what this worker says at its next look; None: it can wait.
-    `unit` names the work in logs. A guard belongs to the process that made it: make one after a fork.
+    `unit` names the work in logs and in status, in the plural. A guard belongs to the process that made it: make one after a fork.
     With a `board`, the worker serves when it says so by ready(). `parent` is the process that brings up another worker in
     this one's place: when it is gone, this worker stays. None: nothing is known of it. `siblings` are its other workers.
     `alone` is its own scoreboard, where it has no supervisor; None: nobody sees it.
@@ -152,6 +152,8 @@ class Guard:
             self._pressure.look(now, Growth())  # what the supervisor has seen may be a second old: as long as a leak takes
         self._take_limits()
         self._history = replace(self._history, ready_with=self.baseline)
+        if self._header is not None:
+            self._header.unit = self._unit.partition(" (")[0]
         attempt("the line at boot", "the server", self._say_room)
         self._suspects.follow(now)
         self._ready = True  # last: what has failed above is tried again at the next call
@@ -402,7 +404,7 @@ class Guard:
         who = (
             None if reason is Reason.LIFETIME else attempt("looking for who made it grow", "the server", partial(self._suspects.line, now))
         )
-        return f"{self} {doing}: {told}, after {self.meter.counters.work} {self._unit}{who or ''}"
+        return f"{self} {doing}: {told}, after {counted(self.meter.counters.work, self._unit)}{who or ''}"
 
     def _take_limits(self) -> None:
         if self._alone is not None:

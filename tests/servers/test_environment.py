@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 
+import pytest
 from celerying import Start
-from serving import conf, until
+from serving import APPS, conf, until
 
 #: An app with an environment of its own, as python-dotenv's load_dotenv() makes it.
 LATE = "import os\nos.environ['OOMSAFE_SOFT_LIMIT'] = '77MiB'\nos.environ['OOMSAFE_JITTER'] = '0'\nfrom {} import {} as app"
@@ -22,6 +23,33 @@ def test_gunicorn_s_e_without_a_file(serve):
     assert len(gunicorn.lines("OOMSAFE_GUNICORN_CONF does nothing in -e or raw_env")) == 1
     assert len(gunicorn.lines("ignoring unknown variable OOMSAFE_SOFT_LIMT (did you mean OOMSAFE_SOFT_LIMIT")) == 1
     assert not gunicorn.lines(TOO_LATE)
+
+
+@pytest.mark.parametrize("given", ["mine.py", "file:mine.py", "python:mine"])
+def test_another_configuration_without_a_file(serve, given):
+    """Named as gunicorn's -c is."""
+    gunicorn = serve(argv=NO_FILE, env={"OOMSAFE_GUNICORN_CONF": given, "PYTHONPATH": f".:{APPS}"}, files={"mine.py": "proc_name = 'mine'"})
+
+    assert gunicorn.serving().lines("oomsafe guards 2 workers (mine): soft limit 80.0 MiB each")
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("nowhere.py", "does not exist"),
+        ("file:nowhere.py", "does not exist"),
+        ("python:nowhere", "can't be imported: there is no such module"),
+        ("python:nowhere.at.all", "can't be imported: there is no such module"),
+        ("python:", "can't be imported: there is no such module"),
+        ("python:.mine", "can't be imported: there is no such module"),
+    ],
+)
+def test_a_configuration_that_is_not_there(serve, given, why):
+    """One line; gunicorn does not start."""
+    gunicorn = serve(argv=NO_FILE, env={"OOMSAFE_GUNICORN_CONF": given})
+
+    assert gunicorn.ended() != 0
+    assert gunicorn.log().strip() == f"oomsafe: OOMSAFE_GUNICORN_CONF={given!r} {why}"
 
 
 def test_gunicorn_s_raw_env(serve):

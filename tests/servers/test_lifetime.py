@@ -16,7 +16,7 @@ LIFETIME = 5.0
 
 LINE = re.compile(
     r"worker (?P<pid>\d+) \(slot \d+\) recycling: served for (?P<served>[\d.]+) s > max_lifetime (?P<own>[\d.]+) s( \(of 5 s, jitter\))?, "
-    r"after (?P<work>\d+) (requests|tasks)$"
+    r"after (?P<work>\d+) (requests?|tasks?)$"
 )
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
+from celery.backends.base import BaseBackend, DisabledBackend
+from celery.backends.cache import CacheBackend
+from celery.backends.filesystem import FilesystemBackend
 from unit.children import in_child
 
-from oomsafe.celery.child import GuardedWorker
+from oomsafe.celery.child import GuardedWorker, drops_meta
 from oomsafe.celery.notes import Notes
 from oomsafe.celery.task_loop import _Contained
 from oomsafe.errors import SoftMemoryLimitExceeded
@@ -21,6 +25,36 @@ from oomsafe.supervisor.watcher import TELL
 from oomsafe.worker.guard import Guard
 
 MIB = 1 << 20
+
+
+class Quiet(BaseBackend):  # type: ignore[misc]
+    """Stores what it likes."""
+
+    def _store_result(self, task_id: str, result: Any, state: str, **_: Any) -> Any:
+        return result
+
+
+@pytest.mark.parametrize(
+    ("backend", "expected"),
+    [
+        pytest.param(DisabledBackend, False, id="none"),
+        pytest.param(CacheBackend, False, id="memory"),
+        pytest.param(FilesystemBackend, False, id="files"),
+        pytest.param(Quiet, True, id="another's own"),
+    ],
+)
+def test_backends_that_drop_what_is_added_to_a_result(backend: Any, expected: bool, tmp_path: Path) -> None:
+    """Those that don't ask for a result's meta do."""
+    more = {CacheBackend: {"backend": "memory"}, FilesystemBackend: {"url": f"file://{tmp_path}"}}.get(backend, {})
+
+    assert drops_meta(backend(app=Celery(), **more)) is expected
+
+
+def test_sql_keeps_what_is_a_column() -> None:
+    """Whatever it is told."""
+    columns = type("Sql", (Quiet,), {"task_cls": SimpleNamespace(__table__=SimpleNamespace(columns={"task_id", "status"}))})
+
+    assert drops_meta(columns(app=Celery()))
 
 
 class Billiard:

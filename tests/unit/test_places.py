@@ -6,6 +6,7 @@ import errno
 import gc
 import logging
 import os
+import re
 import signal
 import stat
 import struct
@@ -486,3 +487,19 @@ def test_a_supervisor_without_any_scoreboard(monkeypatch: pytest.MonkeyPatch, sa
     assert guard.meter.counters.work == 1
     assert any(line.startswith("no scoreboard (") for line in said())
     assert logging.getLogger("oomsafe").handlers == []
+
+
+def test_what_is_tried_next_is_named(try_folders: Callable[..., None], tmp_path: Path) -> None:
+    """Each line about a folder that can't have the scoreboard says which is next."""
+    taken, good = tmp_path / "taken", tmp_path / "good"
+    taken.touch()
+    try_folders(taken, good)
+    made, warnings = Scoreboard.create(1, "test")
+    made.remove()
+    made.close()
+    try_folders(taken)
+    without, last = Scoreboard.create(1, "test")
+    without.close()
+
+    assert [re.sub(r"\(.*\)", "(...)", line) for line in warnings] == [f"no scoreboard in {taken} (...): trying {good}"]
+    assert re.sub(r"\(.*\)", "(...)", last[0]) == f"no scoreboard in {taken} (...): trying memory"

@@ -380,7 +380,7 @@ def test_over_its_budget_the_worst_goes_at_once(pool: Any, said: Said) -> None:
     assert (server.extra, [slot.order for slot in slots]) == (0, [Order.NONE, Order.PERMIT])
     (line,) = [line for line in said() if "may go" in line]
     assert line.startswith("the worker in slot 1 (180 MiB) may go before its replacement is there: of a budget of 1.0 MiB, ")
-    assert line.endswith("1 others serve")
+    assert line.endswith("1 other serves")
 
 
 @pytest.mark.parametrize("metric", ["anon", "rss"])

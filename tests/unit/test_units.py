@@ -17,6 +17,7 @@ from oomsafe.policy.units import (
     SMALLEST,
     TIB,
     Percent,
+    counted,
     format_change,
     format_duration,
     format_size,
@@ -253,3 +254,19 @@ def test_a_shown_duration_is_near(seconds: float) -> None:
     number, unit = format_duration(seconds).split()
 
     assert abs(float(number) * {"s": 1, "min": 60, "h": 3600, "d": 86400}[unit] - seconds) <= seconds * 0.005 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("number", "things", "expected"),
+    [
+        (0, "requests", "0 requests"),
+        (1, "requests", "1 request"),
+        (2, "requests", "2 requests"),
+        (1, "pieces of work", "1 piece of work"),
+        (3, "pieces of work", "3 pieces of work"),
+        (1, "requests (they are not counted)", "1 request (they are not counted)"),
+    ],
+)
+def test_counted(number: int, things: str, expected: str) -> None:
+    """One is one."""
+    assert counted(number, things) == expected
