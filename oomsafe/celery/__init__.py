@@ -1,18 +1,19 @@
 """Celery: where the app is made, ``oomsafe.celery.install(app, soft_limit="300MiB")``.
 
-Or by hand, with Celery's own signal, for what one child can do by itself::
+Or by hand, with Celery's own signal; then each child does only what it can do by itself::
 
 celery.signals.worker_process_init.connect(oomsafe.celery.worker_process_init)
 
-Begin with installation.py, which runs where the app is made (launch.py: where `oomsafe run` starts a node).
+Begin reading with installation.py, which runs where the app is made (launch.py: where `oomsafe run` starts a node).
 
-- In MainProcess: pool.py overrides billiard's methods, which hand over to pool_guard.py (children, their deaths, what becomes of their
-  tasks). consumer.py has the node's budget and its intake, redelivery.py which tasks may come again, remote.py what others may ask.
-- In a child: child.py, and task_loop.py around each task; stock_child.py where MainProcess knows nothing of us.
+- In MainProcess: pool.py overrides billiard's methods, and calls pool_guard.py (children, their deaths, what happens to their
+  tasks). consumer.py has the node's budget and its intake, redelivery.py decides which tasks may be redelivered, and remote.py has the
+  commands for `celery inspect` and `celery control`.
+- In a child: child.py, and task_loop.py around each task; stock_child.py if install() was not called in MainProcess.
 - In a node of one process (threads, gevent, eventlet, solo): single_process.py.
-- In more than one: task_limits.py and notes.py in MainProcess and where tasks run, errors.py everywhere.
+- In several of these: task_limits.py and notes.py in MainProcess and in processes that run tasks, errors.py in all.
 
-It may import supervisor, worker and what is below.
+This package may import supervisor, worker and what is below them.
 """
 
 from __future__ import annotations

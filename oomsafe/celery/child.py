@@ -1,4 +1,4 @@
-"""A child of our prefork pool: it has a seat in the pool, its tasks have limits, and their results tell what they took."""
+"""A child of oomsafe's prefork pool: it has a seat in the pool, its tasks have limits, and their results can say how much they grew."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class GuardedWorker:
     """What is overridden in both of billiard's workers."""
 
     def __init__(self, *args: Any, seat: Seat | None = None, notes_first: bool = True, **options: Any) -> None:
-        """`notes_first`: note tasks that come for the first time, too: nobody else does."""
+        """`notes_first`: note tasks that are delivered for the first time, too, because MainProcess does not."""
         self._seat = seat
         self._notes_first = notes_first
         self._guard: Guard | None = None
@@ -51,7 +51,7 @@ class GuardedWorker:
         return _made, (made[0], made[1], self._seat, self._notes_first)
 
     def after_fork(self) -> None:
-        """The earliest seam in a child: from here on it dies before MainProcess."""
+        """The earliest hook in a child. It takes its seat here: from now on the kernel kills it before MainProcess."""
         taken = None if self._seat is None else attempt("seat", "Celery", self._seat.take)
         super().after_fork()  # type: ignore[misc]
         log_with(logging.getLogger("celery"))
@@ -68,7 +68,7 @@ class GuardedWorker:
         self._slot = slot
         # billiard has reset all signals by now
         signal.signal(TELL, self._told)
-        # nothing to be called when it is to end: it asks before each task
+        # nothing needs to be called when the child should end, because it checks that before each task
         self._guard = self._loop.guard = attempt("guard", "Celery", lambda: Guard.of_seat(seat, board, slot, unit="tasks", recycle=nothing))
         if self._guard is not None:
             set_guard(self._guard)
@@ -81,19 +81,19 @@ class GuardedWorker:
 
     def _begins(self) -> None:
         if self._guard is not None:
-            self._guard.ready()  # what it has now is what it needs
+            self._guard.ready()  # what it holds now is its baseline
 
     def take_up(self, name: str, ticket: int, task_id: str, args: tuple[Any, ...]) -> None:
-        """Inside of a task from now on: only there may its limits be enforced. `args` are those of Celery's tracer.
+        """Note that a task begins: its limits may only be enforced inside it. `args` are those of Celery's tracer.
 
-        Raises SoftMemoryLimitExceeded where it is told of its limit at once.
+        Raises SoftMemoryLimitExceeded if the supervisor's signal about its limit arrives here already.
         """
         try:
             late = self._is_late.get(name)
             if late is None:
                 late = self._is_late[name] = bool(getattr(current_app.tasks.get(name), "acks_late", False))
             if late and (self._notes_first or self._slot is None or _has_come_before(args)):
-                # its message is still the broker's: should all of this node die now, another will get it
+                # the broker still has its message: if this whole node dies now, the message goes to another node
                 self._notes = self._notes or Notes(current_app.backend, os.getppid())
                 self._notes.begins(task_id)
                 self._late = task_id
@@ -108,36 +108,36 @@ class GuardedWorker:
             failed("the begin of a task", "Celery", error)
 
     def put_down(self, of_its_own: bool) -> None:
-        """Out of it; `of_its_own`: it has come to an end, a failure or another, and was not ended. Called again it changes nothing."""
+        """Note that the task has ended; `of_its_own`: by itself, with or without an error. A second call changes nothing."""
         if self._guard is not None and not self._guard.here:
-            return  # a fork that the task has made: what it has in hand, and the note of it, are its parent's
+            return  # in a fork that the task has made: the task and its note belong to the parent
         try:
             try:
                 self._put_down(of_its_own)
-            except SoftMemoryLimitExceeded:  # told behind its last line: it has ended, and its result stands
+            except SoftMemoryLimitExceeded:  # the signal came after the task's last line: the task has ended, and its result stands
                 self._put_down(of_its_own)
         except Exception as error:
             failed("the end of a task", "Celery", error)
 
     def _put_down(self, of_its_own: bool) -> None:
         if self._ticket and self._slot is not None:
-            self._ticket = 0  # from here on it can't be told of its limit
+            self._ticket = 0  # from here on the signal raises nothing
             self._slot.put_down()
         if self._late and self._notes is not None:
             (self._notes.ended_well if of_its_own else self._notes.ended)(self._late)
             self._late = ""
 
     def _told(self, *_: object) -> None:
-        """The supervisor's signal: the task that is in hand is over its soft limit, if it still is that one."""
+        """Handle the supervisor's signal: raise in the current task if it is still the one that is over its soft limit."""
         heed(self._slot, self._ticket, self._name)
 
 
 class GuardedAsynWorker(GuardedWorker, AsynWorker):  # type: ignore[misc]
-    """Of AsynPool."""
+    """A child of AsynPool."""
 
 
 class GuardedBlockingWorker(GuardedWorker, BlockingWorker):  # type: ignore[misc]
-    """Of billiard's own Pool."""
+    """A child of billiard's own Pool."""
 
 
 def _made(made: Callable[..., Any], given: tuple[Any, ...], seat: Seat | None, notes_first: bool) -> Any:
@@ -148,7 +148,7 @@ def _made(made: Callable[..., Any], given: tuple[Any, ...], seat: Seat | None, n
 
 
 def _has_come_before(args: tuple[Any, ...]) -> bool:
-    """As the broker says; `args` are those of Celery's tracer."""
+    """Whether the broker marks the message as redelivered; `args` are those of Celery's tracer."""
     request = args[2] if len(args) > 2 else None
     info = request.get("delivery_info") if isinstance(request, dict) else None
     return isinstance(info, dict) and bool(info.get("redelivered"))
@@ -169,12 +169,12 @@ def drops_meta(backend: Any) -> bool:
 
 
 class Meta:
-    """Of one task after the other: ``memory: {"peak_growth": ..., "rss_end": ...}`` in bytes, where ``result_extended`` is on."""
+    """Adds ``memory: {"peak_growth": ..., "rss_end": ...}`` to each task's result, in bytes; None: not known. For ``result_extended``."""
 
     def __init__(self, app: Any, guard: Guard) -> None:
-        """From here on what the app's result backend stores has it."""
+        """From here on the results that the app's result backend stores contain it."""
         self._guard = guard
-        # Celery's own setting compares the peak that would be reset here: where that is set, the peak of one task can't be known
+        # Celery's own setting compares the process's peak, which would be reset here: if it is set, the peak of one task can't be known
         self._resets = not app.conf.worker_max_memory_per_child
         self._before: int | None = None
         backend, inner = app.backend, app.backend._get_result_meta
@@ -189,7 +189,7 @@ class Meta:
         backend._get_result_meta = with_memory
 
     def begins(self) -> None:
-        """A task does."""
+        """A task begins: reset the process's peak, if possible, and note what the process holds before the task."""
         self._before = self._guard.meter.measure() if self._resets and forget_peak() else None
 
     def _memory(self) -> dict[str, int | None]:

@@ -1,4 +1,4 @@
-"""In MainProcess, of a node whose pool is ours: its budget, its intake of tasks, and the suspects that it runs one at a time."""
+"""In MainProcess of a node with oomsafe's pool: the node's budget, its intake of tasks, and the suspects that it runs one at a time."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from oomsafe.supervisor.supervisor import Supervisor
 #: Seconds between two measurements of the node.
 MEASURE_EVERY = 1.0
 
-#: Seconds between two events for monitors, while events are on.
+#: Seconds between two events for monitors while events are enabled.
 SEND_EVERY = 5.0
 
-#: Why the gate may be closed.
+#: The reasons for which the gate may be closed.
 MEMORY, SUSPECTS = "memory", "suspects"
 
-#: Seconds between two checks whether the next suspect may be started.
+#: Seconds between two checks of whether the next suspect may start.
 RETRY_EVERY = 0.1
 
 
 class Node(bootsteps.StartStopStep):  # type: ignore[misc]
-    """A step of the consumer: once a second it measures the node. Its timer is Celery's own; no thread of ours."""
+    """A bootstep of the consumer that measures the node once a second, on Celery's own timer, without a thread."""
 
     name = "oomsafe.Node"
     requires = (Tasks,)
@@ -52,22 +52,22 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
         self._timer: Any = None
         self._send_at = 0.0
         self.used: int | None = None
-        """What the node holds as its budget counts it, in bytes, when it was last measured; None: that is not known."""
+        """What the node held when it was last measured, in bytes, as its budget counts it; None: not known."""
         consumer.oomsafe_node = self
 
     @property
     def paused(self) -> bool:
-        """Whether it starts no new task."""
+        """Whether the node starts no new tasks."""
         return self._intake.paused
 
     def start(self, consumer: Any) -> None:
-        """At each connection."""
+        """Called at each connection to the broker."""
         self._timer = consumer.timer.call_repeatedly(
             MEASURE_EVERY, lambda: attempt("the look at the node", "Celery", lambda: self._tick(consumer))
         )
 
     def stop(self, consumer: Any) -> None:
-        """At the end of each."""
+        """Called at the end of each connection."""
         if self._timer is not None:
             consumer.timer.cancel(self._timer)
             self._timer = None
@@ -137,12 +137,12 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 class Gate:
-    """What comes to the node passes here on its way to the pool. Made once, with the consumer.
+    """Every task passes through here on its way to the pool. Created once, with the consumer.
 
-    Closed, the node consumes nothing, so what is in the broker stays there for other nodes. What it
-    had prefetched is held here, unacknowledged: it is started when the gate opens, or goes back to the
-    broker when the connection or the node ends. Without an event loop, one task may pass yet: the one
-    that waits for a child already.
+    While the gate is closed, the node consumes nothing, so that tasks stay in the broker for other nodes. Tasks that
+    it had prefetched are held here, unacknowledged: they start when the gate opens, or go back to the
+    broker when the connection or the node ends. Without an event loop, one more task may pass: the one
+    that is waiting for a child already.
     """
 
     def __init__(self, consumer: Any) -> None:
@@ -153,7 +153,7 @@ class Gate:
         self._asked = False
         worker = consumer.controller
         self._start = worker._process_task
-        # with an event loop the worker comes here from behind its semaphore, without one straight from its consumer
+        # with an event loop, the worker calls this after it has acquired its semaphore; without one, directly from its consumer
         units = consumer.on_task_request != self._start
         if not units:
             consumer.on_task_request = self._take
@@ -162,11 +162,11 @@ class Gate:
 
     @property
     def closed(self) -> bool:
-        """Whether no task is started."""
+        """Whether no tasks are started."""
         return bool(self._reasons)
 
     def close(self, line: str | None = None, reason: str = MEMORY) -> None:
-        """Start no more tasks. From any thread, and again each time that the node is measured. `line` is logged when nothing more comes."""
+        """Start no more tasks. From any thread; repeated each time the node is measured. `line` is logged once consuming has stopped."""
         before = reason in self._reasons
         self._reasons.add(reason)
         self._says = line or self._says
@@ -174,20 +174,20 @@ class Gate:
             self._turn()
 
     def open(self, reason: str = MEMORY) -> None:
-        """Go on, if there is no other reason not to. From any thread."""
+        """Resume, unless the gate is closed for another reason. From any thread."""
         before = self.closed
         self._reasons.discard(reason)
         if before and not self.closed:
             self._turn()
 
     def forget(self) -> None:
-        """The connection has gone, and with it the right to acknowledge what is held: the broker gives it to somebody again."""
+        """The connection is lost, so the tasks held here can't be acknowledged any more: the broker delivers them again."""
         self._held.clear()
         self._reasons.discard(SUSPECTS)
         attempt("forgetting suspects", "Celery", self._suspects.forget)
 
     def _turn(self) -> None:
-        """In the thread that consumes: a timer fires there if there is an event loop, else that thread may be busy for long."""
+        """Apply the new state in the thread that consumes. With an event loop, timers fire there; else it may be busy for long."""
         if self._consumer.hub:
             self._turned()
         elif not self._asked:
@@ -211,7 +211,7 @@ class Gate:
 
     def _pause(self) -> None:
         if self._consumer.task_consumer is not None:
-            # each time, for a reconnection opens the consumer anew
+            # every time, because a reconnection opens the consumer again
             self._consumer.task_consumer.cancel()
             if self._says is not None:
                 log.warning("%s", self._says)
@@ -225,18 +225,18 @@ class Gate:
 
 
 class Suspects:
-    """Tasks that may have taken a whole node down. They run one at a time, while nothing else runs: then it shows which one it was.
+    """Tasks that may have taken down a whole node. They run one at a time, while nothing else runs, which shows which one did it.
 
-    All of it runs in the thread that consumes. A suspect waits until every other task has ended. Then it runs by itself for a while; when
-    it lasts longer than that, other tasks may be started beside it again. No message that waits here is acknowledged.
+    All of this runs in the thread that consumes. A suspect waits until every other task has ended. Then it runs by itself for a while; if
+    it runs longer than that, other tasks may start beside it again. No message that waits here is acknowledged.
     """
 
     def __init__(
         self, consumer: Any, start: Callable[[Any], Any], units: bool, close: Callable[[], None], open_: Callable[[], None]
     ) -> None:
-        """`start` hands a task to the pool; from `close` to `open_` no task is started but from here.
+        """`start` hands a task to the pool; between `close` and `open_`, tasks only start from here.
 
-        `units`: each task that comes has acquired the node's semaphore.
+        `units`: each task that arrives here has acquired a unit of the node's semaphore.
         """
         self._consumer = consumer
         self._start = start
@@ -244,15 +244,15 @@ class Suspects:
         self._close = close
         self._open = open_
         self._next: deque[tuple[Any, float]] = deque()
-        """Each with the seconds that it runs by itself."""
+        """The suspects, each with the seconds for which it runs by itself."""
         self._waiting: list[Any] = []
-        """Of which it is not known yet whether their node is gone."""
+        """Tasks for which it is not known yet whether the node of an earlier run is gone."""
         self._running: Any = None
         self._until = 0.0
         self._armed = False
 
     def keeps(self, request: Any) -> bool:
-        """Whether this task is kept here, to be started later."""
+        """Whether this task is kept here to be started later."""
         if not request.task.acks_late:
             return False
         turn, seconds = self._guard.redelivery.turn(request)
@@ -266,13 +266,13 @@ class Suspects:
                 "%s may have taken down the node that it ran on: it waits until all else here has ended, to run alone", _named(request)
             )
         if self._units:
-            # not at once: that starts the next, which may be kept as well, and so on
+            # not at once, because that would start the next task, which may be kept as well, and so on
             self._consumer.call_soon(self._consumer.controller._quick_release)
         self._arm(RETRY_EVERY)
         return True
 
     def forget(self) -> None:
-        """The connection has gone: what waits comes again."""
+        """The connection is lost: tasks that wait here are delivered again."""
         self._next.clear()
         self._waiting.clear()
         self._running = None
@@ -286,7 +286,7 @@ class Suspects:
     def _arm(self, seconds: float) -> None:
         if not self._armed:
             self._armed = True
-            # a node without an event loop has a thread for its timer
+            # in a node without an event loop, the timer has its own thread
             self._consumer.timer.call_after(seconds, self._retry if self._consumer.hub else lambda: self._consumer.call_soon(self._retry))
 
     def _retry(self) -> None:
@@ -303,7 +303,7 @@ class Suspects:
             self._running = None
             self._guard.redelivery.runs_alone(False)
             if self._units:
-                self._consumer.controller._quick_acquire(_nothing)  # its end has given back a unit that it did not have
+                self._consumer.controller._quick_acquire(_nothing)  # because its end has released a unit that it did not hold
         if self._running is None and self._next:
             self._close()
             if not self._guard.jobs:
@@ -324,4 +324,4 @@ def _named(request: Any) -> str:
 
 
 def _nothing() -> None:
-    """For a unit that nobody needs."""
+    """The callback of an acquired unit that is for no task."""

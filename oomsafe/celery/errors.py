@@ -1,4 +1,4 @@
-"""How a task's failure is made for billiard and Celery, wherever the task runs. Imported only where Celery is."""
+"""How a task's failure is passed to billiard and Celery, wherever the task runs. Imported only if Celery is."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class WorkerOutOfMemory(WorkerLostError):  # type: ignore[misc]
-    """The kernel's OOM killer took the child that ran the task. Made of one line of plain text, which any result backend can keep."""
+    """The kernel's OOM killer killed the child that ran the task. Its text is one plain line, which any result backend can keep."""
 
 
 def info_of(error: Exception) -> ExceptionInfo:
-    """What billiard hands on as a failed task's result: it needs a traceback, so the error is raised once."""
+    """The result that billiard expects of a failed task. It needs a traceback, so the error is raised once."""
     try:
         raise error
     except Exception:
@@ -27,28 +27,28 @@ def info_of(error: Exception) -> ExceptionInfo:
 
 
 def memory_error_in(result: Any) -> BaseException | None:
-    """The MemoryError that a tracer has made a failure of, and stored; None: it has not.
+    """The MemoryError that Celery's tracer has turned into a failure and stored; None: there is none.
 
-    What it returns is (failed, what the task returned or an ExceptionInfo, seconds).
+    `result` is what the tracer returns: (failed, what the task returned or an ExceptionInfo, seconds).
     """
     if not isinstance(result, tuple) or not result[0]:
         return None
     error = getattr(result[1], "exception", None)
-    error = getattr(error, "exc", error)  # billiard may have it wrapped, to keep its traceback
+    error = getattr(error, "exc", error)  # billiard may have wrapped it to keep its traceback
     return error if isinstance(error, MemoryError) else None
 
 
 def in_words(name: str, error: BaseException) -> TaskMemoryError:
-    """What may leave the task in place of its MemoryError, which would end the whole node if Celery raised it again (celery#5655).
+    """The error that leaves the task instead of its MemoryError, which would end the whole node if Celery raised it again (celery#5655).
 
-    Plain text, and no chain: what can't be pickled must not cross either.
+    It is plain text without a chain of causes, because nothing that can't be pickled may be passed to another process.
     """
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return TaskMemoryError(f"task {name} ran out of memory: {said}")
 
 
 def heed(slot: Slot | None, ticket: int, name: str) -> None:
-    """In the handler of TELL: raises SoftMemoryLimitExceeded if the task with this ticket, 0: none, is the one that is over its limit."""
+    """In the handler of TELL: raise SoftMemoryLimitExceeded if the task with this ticket (0: no task) is the one that is over its limit."""
     told = slot.heed_limit(ticket) if slot is not None else None
     if told is not None:
         raise SoftMemoryLimitExceeded(printable(name), *told)

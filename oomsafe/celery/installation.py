@@ -1,4 +1,4 @@
-"""install(): a Celery app whose nodes are guarded. Those who only send tasks import it too, so it loads nothing of a node."""
+"""install(): guard the nodes of a Celery app. Processes that only send tasks import this too, so it loads none of a node's modules."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from oomsafe.errors import ConfigError
 from oomsafe.log import log, say_off
 from oomsafe.policy.settings import Policy, is_off, load_policy, misplaced
 
-#: Of a node, and of its consumer; by name: those who only send tasks don't import them.
+#: The bootsteps of a node and of its consumer, by name, so that processes that only send tasks don't import them.
 WORKER_STEP = "oomsafe.celery.pool:PoolChoice"
 CONSUMER_STEPS = ("oomsafe.celery.consumer:Node", "oomsafe.celery.single_process:Single")
 
-#: How one gives a setting.
+#: How to give a setting instead.
 INSTEAD = "write oomsafe.celery.install(app, {field}=...), or set {variable} in the environment"
 
 
 @dataclass(frozen=True)
 class Installed:
-    """What install() has left with the app."""
+    """What install() has stored in the app."""
 
     policy: Policy
     warnings: tuple[str, ...]
@@ -34,8 +34,8 @@ class Installed:
 def install(app: Any, **policy: Any) -> None:
     """Guard the children of `app`'s workers. Keywords are those of Policy.
 
-    It may be called before `app` is configured, or after: the conf is not read here. A pool of another kind (threads, gevent,
-    solo) is measured, and left as it is. Raises Celery's ImproperlyConfigured, in one line, for a setting that can't be right.
+    It may be called before or after `app` is configured, because the conf is not read here. A pool of another kind (threads, gevent,
+    solo) stays as it is and is measured. Raises Celery's ImproperlyConfigured, in one line, for an invalid setting.
     OOMSAFE_DISABLE turns it off.
     """
     if is_off(os.environ):
@@ -45,18 +45,18 @@ def install(app: Any, **policy: Any) -> None:
         checked, warnings = load_policy(os.environ, policy)
     except ConfigError as error:
         raise ImproperlyConfigured(f"oomsafe: {error}") from None
-    import oomsafe.celery.remote  # noqa: F401  its commands are there for the node and for those who ask it
+    import oomsafe.celery.remote  # noqa: F401  registers its commands, for the node and for the command line
 
     app.oomsafe = Installed(checked, tuple(warnings), policy)
-    # not by app.conf.worker_pool: to look there would load a configuration that is not there yet, which would then replace what is set here
+    # not app.conf.worker_pool: access would load a configuration that may not be there yet, and loading it later would replace this setting
     app.steps["worker"].add(WORKER_STEP)
     app.steps["consumer"].update(CONSUMER_STEPS)
 
 
 def installed(app: Any) -> Installed:
-    """What install()'s keywords make with the environment as it is now, when the node starts: the app may have set variables since.
+    """The policy from install()'s keywords and the environment as it is now, at the node's start: the app may have set variables since.
 
-    Without install() that of the environment alone. Raises ImproperlyConfigured.
+    Without install(), the policy from the environment only. Raises ImproperlyConfigured.
     """
     found = getattr(app, "oomsafe", None)
     keywords = found.keywords if isinstance(found, Installed) else {}
@@ -69,14 +69,14 @@ def installed(app: Any) -> Installed:
 
 
 def worker_process_init(**_: Any) -> None:
-    """For ``worker_process_init.connect``: this child's score is raised, it is measured, and recycled between two tasks.
+    """For ``worker_process_init.connect``: raise this child's score, measure it, and recycle it between two tasks.
 
-    The policy is that of the environment. What MainProcess has to do, tasks' own limits among it, takes install(). Never raises.
+    The policy comes from the environment. Everything that MainProcess must do, such as limits of tasks, requires install(). Never raises.
     """
     if is_off(os.environ):
         return
     try:
-        from oomsafe.celery.stock_child import guard_child  # here: who only sends tasks needs none of it
+        from oomsafe.celery.stock_child import guard_child  # imported here, because a process that only sends tasks needs none of it
 
         guard_child()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""For ``oomsafe run``: each node that starts in this process is guarded, whichever app it is of."""
+"""For ``oomsafe run``: guard each node that starts in this process, whatever its app."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from oomsafe.celery.installation import Installed, install
 from oomsafe.log import attempt
 
-#: Celery's first version that is known to work.
+#: The lowest version of Celery that is known to work.
 LOWEST = (5, 3)
 
 
 def guard_node(module: Any) -> None:
-    """`module` is celery.worker.worker. A node's app is installed on right before the node is put together.
+    """`module` is celery.worker.worker. Calls install() with a node's app right before the node is set up.
 
-    Raises ImportError for a Celery that is too old.
+    Raises ImportError if Celery is too old.
     """
     import celery
 
@@ -32,6 +32,6 @@ def guard_node(module: Any) -> None:
 
 
 def _install(app: Any) -> None:
-    """What the app has installed by itself stays as it is."""
+    """If the app has called install() itself, that stays as it is."""
     if not isinstance(getattr(app, "oomsafe", None), Installed):
         install(app)

@@ -1,17 +1,17 @@
-"""The poison loop's end: how often each task has been killed for memory, where it outlives worker, node and container.
+"""Ends poison loops: counts how often each task was killed for memory, in a place that outlives worker, node and container.
 
-Kept in the result backend where it can keep a key (Redis, memcached, files, ...), else in a local file; and there as well
-while the backend is down; in memory where neither can be had. Two notes a task, one a node:
+The notes are kept in the result backend if it can store keys (Redis, memcached, files, ...); else, and while the backend is down, in a
+local file; in memory if neither is available. There are two kinds of notes for a task, and one for a node:
 
-- ``run``: there while an acks_late task runs, so it stays when all die at once. Of one that has come before, the child writes it
-  before it runs and removes it after; of one that comes for the first time, MainProcess does when it lasts (see redelivery.py).
-  MainProcess removes it for a child whose end it has seen; so warm and cold shutdowns, revokes, limits, an
-  operator's kill of a child and a lost connection leave none.
-- ``deaths``: what is held against the task, and its runs of which nobody knows yet whether they have ended. Counted up by
-  MainProcess when the kernel killed a child, and by whichever node is handed the message again and finds the ``run`` of a node that
-  is gone. Removed when a run comes to an end of its own.
-- ``node``: a lease, renewed by MainProcess every RENEW seconds while such tasks run there. While it is younger than LEASE, its node
-  lives for all who can't see its process. It also has who had grown there, and whether one task was kept alone.
+- ``run``: exists while an acks_late task runs, so it stays behind if everything dies at once. For a redelivered task, the child writes it
+  before the task runs and removes it after; for a task that is delivered for the first time, MainProcess does so once the task has run for
+  a while (see redelivery.py). MainProcess removes the note of a child whose end it has noticed, so warm and cold shutdowns, revokes,
+  limits, an operator's kill of a child and a lost connection leave no note.
+- ``deaths``: the deaths that count against the task, and its runs that may not have ended. MainProcess increments the count when the
+  kernel killed a child; so does a node that receives the message again and finds the ``run`` of a node that is gone. The note is removed
+  when a run ends by itself.
+- ``node``: a lease, renewed by MainProcess every RENEW seconds while such tasks run there. While it is younger than LEASE, the node counts
+  as alive for processes that can't see it. The lease also lists the tasks that had grown there, and says whether a task ran alone.
 """
 
 from __future__ import annotations
@@ -34,40 +34,40 @@ from oomsafe.scoreboard.keep import LONGEST, OLD, Keep
 
 T = TypeVar("T")
 
-#: Seconds for which a backend that has failed is not asked again: each task would wait for it.
+#: Seconds for which a backend that has failed is not used, because each task would wait for it.
 LEFT_ALONE = 30.0
 
 #: Seconds between two renewals of a node's lease.
 RENEW = 15.0
 
-#: Seconds for which a lease is good: a renewal may fail once and be tried again, and a node may be paused for as long.
+#: Seconds for which a lease is valid. One renewal may fail and be tried again, or the node may be paused for as long as that takes.
 LEASE = 60.0
 
-#: Runs of one task whose end is not known, that are remembered.
+#: The most runs of one task that are remembered while their end is not known.
 MOST_OPEN = 8
 
-#: Tasks that had grown, that a node's note has.
+#: The most tasks that a node's note lists as grown.
 MOST_GROWN = 32
 
-#: Notes that are kept in memory where they can be kept nowhere else.
+#: The most notes that are kept in memory, if they can be kept nowhere else.
 MOST_IN_MEMORY = 1000
 
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
-#: (boot, kills, pid, start time, PID namespace, when it began in seconds since 1970): JSON has no tuples of its own.
+#: (boot, kills, pid, start time, PID namespace, beginning in seconds since 1970). A plain tuple, because it is stored as a JSON list.
 Begun = tuple[str, "int | None", int, int, str, float]
 
 
 class Standing(NamedTuple):
-    """What is known of a task whose message comes again."""
+    """What is known about a task whose message is redelivered."""
 
     held: Count
     open: int
-    """Runs of it on nodes that may be gone, which can't be seen from here before their lease has expired."""
+    """How many of its runs were on nodes that may be gone; from here that is only known once their lease has expired."""
 
 
 class Notes:
-    """Of one process; `node` is MainProcess's pid. No method raises."""
+    """The notes that one process reads and writes. `node` is MainProcess's pid. No method raises."""
 
     def __init__(self, backend: Any, node: int) -> None:
         self._backend = backend if isinstance(backend, BaseKeyValueStoreBackend) else None
@@ -78,30 +78,30 @@ class Notes:
         self._boot = boot_id()
 
     def begins(self, task_id: str) -> None:
-        """Before it runs."""
+        """Note a run, before the task runs."""
         self._set(f"run-{task_id}", json.dumps([*self._now(), *self._node, time.time()]).encode())
 
     def ended(self, task_id: str) -> None:
-        """It has run to an end that was not a death for memory, nor its own."""
+        """Its run has ended, but neither by itself nor by a death for memory."""
         self._delete(f"run-{task_id}")
 
     def ended_well(self, task_id: str) -> None:
-        """It has run to an end of its own, also a failure: nothing that was before is held against it."""
+        """Its run has ended by itself, successfully or not: earlier deaths no longer count against the task."""
         self._delete(f"run-{task_id}", f"deaths-{task_id}")
 
     def forgive(self, task_id: str) -> None:
-        """The same, of one that has no ``run``."""
+        """The same for a task that has no ``run`` note."""
         self._delete(f"deaths-{task_id}")
 
     def died(self, task_id: str, anew: bool = False) -> int:
-        """The kernel has killed its child. Returns how often it has by now; `anew`: what was before was another message's."""
+        """Count that the kernel has killed its child, and return the number of deaths; `anew`: earlier ones belong to another message."""
         count, runs = (Count(), ()) if anew else self._held(task_id)
         self._hold(task_id, count._replace(deaths=count.deaths + 1), runs)
         self.ended(task_id)
         return count.deaths + 1
 
     def again(self, task_id: str) -> Standing:
-        """A message comes for the second time: what has become of the runs before?"""
+        """A message is redelivered: find out what happened to the earlier runs, count the deaths, and return the result."""
         count, before = self._held(task_id)
         note = _begun(self._get(f"run-{task_id}"))
         runs = before if note is None or note in before else (*before, note)
@@ -115,23 +115,23 @@ class Notes:
                 kept.append(run)
                 unknown += fate is Fate.OPEN
         if note is not None or len(kept) < len(before):
-            # first what is held against it: should this node die between the two, a run counts twice and not never
+            # the count is written first: if this node dies between the two, a run counts twice, which is better than not at all
             self._hold(task_id, count, tuple(kept[-MOST_OPEN:]))
             self.ended(task_id)
         return Standing(count, unknown)
 
     def renew(self, alone: bool, grown: Mapping[str, int]) -> None:
-        """This node lives. `grown`: bytes by task id, of those that have; `alone`: it runs one task, and starts none beside it."""
+        """Renew this node's lease. `grown`: bytes by id of each task that has grown; `alone`: one task runs, and none starts beside it."""
         most = sorted(grown.items(), key=lambda task: -task[1])[:MOST_GROWN]
         note = [time.time(), alone, {_short(task_id): growth for task_id, growth in most}]
         self._set(_node_key(self._boot, *self._node), json.dumps(note).encode())
 
     def gives_up(self) -> None:
-        """This node ends, and no task runs on it any more."""
+        """Remove this node's lease: the node ends, and no task runs on it any more."""
         self._delete(_node_key(self._boot, *self._node))
 
     def sweep(self) -> None:
-        """Once, when a node starts."""
+        """Remove old notes from the local folder. Called once, when a node starts."""
         self._local("sweep", self._keep.sweep)
 
     def _now(self) -> Run:
@@ -139,7 +139,7 @@ class Notes:
 
     def _fate(self, run: Begun, now: Run) -> Fate:
         boot, kills, pid, started, namespace, _ = run
-        # where no machine may tell its boot (ProcSubset=pid), a pid may be another machine's
+        # if the boot id can't be read (ProcSubset=pid), the pid may be another machine's
         lives = is_alive(pid, started) if boot and boot == self._boot and namespace == self._node[2] else None
         return fate_of(Run(boot, kills), now, lives, lives is None and self._is_leased(run))
 
@@ -148,11 +148,11 @@ class Notes:
         age = self._age(key)
         if age is None:
             stamps = [at for note in self._get_all(key) if (at := _lease(note)[0]) is not None]
-            age = time.time() - max(stamps, default=run[5])  # a lease that is not there yet is about to be
+            age = time.time() - max(stamps, default=run[5])  # without a lease, the run's beginning counts: the lease is about to be written
         return age < LEASE
 
     def _age(self, key: str) -> float | None:
-        """Seconds since Redis was given this note, by its own clock: the machines' may differ. None where that can't be known."""
+        """The age of this note in seconds by Redis's clock, because the machines' clocks may differ. None if that is not known."""
 
         def ask(store: Any) -> float | None:
             left = store.client.pttl(_key(key)) if hasattr(getattr(store, "client", None), "pttl") else -1
@@ -161,13 +161,13 @@ class Notes:
         return self._remote("get", ask)
 
     def _left_behind(self, run: Begun) -> tuple[bool, dict[str, int]]:
-        """(alone, grown) as the node of a run last noted them."""
+        """(alone, grown) from the last lease of a run's node."""
         notes = [_lease(note) for note in self._get_all(_node_key(run[0], *run[2:5]))]
         at, alone, grown = max(notes, key=lambda note: note[0] or 0.0, default=(None, False, {}))
         return (alone, grown) if at is not None else (False, {})
 
     def _held(self, task_id: str) -> tuple[Count, tuple[Begun, ...]]:
-        """A count that was kept here while the backend was down goes on from there: the greatest of all."""
+        """The greatest of all stored counts, because one may have been kept here while the backend was down."""
         return max(map(_count, self._get_all(f"deaths-{task_id}")), default=(Count(), ()), key=lambda held: (held[0], len(held[1])))
 
     def _hold(self, task_id: str, count: Count, runs: tuple[Begun, ...]) -> None:
@@ -177,7 +177,7 @@ class Notes:
         return next(iter(self._get_all(key)), None)
 
     def _get_all(self, key: str) -> list[bytes]:
-        """What the backend has, what the local file has, what memory has; of those that have it."""
+        """The notes under this key in the backend, in the local file and in memory, in this order; a place without one is left out."""
         there = self._remote("get", lambda store: store.get(_key(key)))
         found = (
             there.encode() if isinstance(there, str) else there,
@@ -190,7 +190,7 @@ class Notes:
         def put(store: Any) -> bool:
             client = getattr(store, "client", None)
             if client is not None and hasattr(client, "setex"):
-                client.setex(_key(key), int(OLD), note)  # Redis, without Celery's retries: those take half a minute
+                client.setex(_key(key), int(OLD), note)  # Redis without Celery's retries, which take half a minute
             else:
                 store.set(_key(key), note)
             return True
@@ -214,7 +214,7 @@ class Notes:
             for key in keys:
                 store.delete(_key(key))
 
-        # not the local one beside a backend that answers, but for the case that it did not: that costs less than to ask
+        # the local one too, in case it was written while the backend did not answer: to delete costs less than to check
         self._remote("delete", drop)
         for key in keys:
             self._local("delete", lambda key=key: self._keep.delete(key))  # type: ignore[misc]
@@ -246,7 +246,7 @@ class Notes:
 
 
 def _key(key: str) -> str:
-    """Beside Celery's own, which begin with celery-. What somebody chose that no backend must be given is named by its digest."""
+    """The backend's key for a note; Celery's own begin with celery-. A name that a backend might not accept is replaced by its digest."""
     kind, _, name = key.partition("-")
     return f"oomsafe-{kind}-{name if _PLAIN.fullmatch(name) else _digest(name)}"
 
@@ -264,7 +264,7 @@ def _node_key(boot: str, pid: int, started: int, namespace: str) -> str:
 
 
 def _begun(note: Any) -> Begun | None:
-    """A run, as it was noted; None: that is no note of ours."""
+    """Parse a noted run; None: the note is not valid."""
     try:
         boot, kills, pid, started, namespace, at = json.loads(note) if isinstance(note, bytes) else note
         return str(boot), None if kills is None else int(kills), int(pid), int(started), str(namespace), float(at)
@@ -273,7 +273,7 @@ def _begun(note: Any) -> Begun | None:
 
 
 def _count(note: bytes) -> tuple[Count, tuple[Begun, ...]]:
-    """What is held against a task; nothing, where that is no note of ours."""
+    """Parse a note of deaths; an empty count if it is not valid."""
     try:
         deaths, doubts, runs = json.loads(note)
         found = [run for one in list(runs)[:MOST_OPEN] if (run := _begun(one)) is not None]
@@ -283,7 +283,7 @@ def _count(note: bytes) -> tuple[Count, tuple[Begun, ...]]:
 
 
 def _lease(note: bytes) -> tuple[float | None, bool, dict[str, int]]:
-    """(when it was renewed, alone, grown); a time of None: that is no note of ours."""
+    """Parse a lease: (time of renewal, alone, grown); a time of None: the note is not valid."""
     try:
         at, alone, grown = json.loads(note)
         return float(at), bool(alone), {str(task): int(growth) for task, growth in dict(grown).items()}

@@ -1,6 +1,6 @@
-"""Celery's prefork pool, its children in a pool of ours: ``worker_pool = "oomsafe.celery.pool:TaskPool"``.
+"""Celery's prefork pool with guarded children: ``worker_pool = "oomsafe.celery.pool:TaskPool"``.
 
-In MainProcess. What is here overrides billiard's and Celery's methods, and hands over to a PoolGuard (pool_guard.py)."""
+In MainProcess. The classes here override methods of billiard and Celery, and call a PoolGuard (pool_guard.py)."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from oomsafe.supervisor.supervisor import Supervisor
 
 
 class GuardedPool:
-    """What is overridden in both of billiard's pools. Each method does what billiard does, and hands over to the guard."""
+    """What is overridden in both of billiard's pools. Each method does what billiard does, and calls the guard."""
 
     _worker: Any
     _processes: int
 
     def __init__(self, *args: Any, oomsafe: PoolGuard, **options: Any) -> None:
         self._guard = oomsafe
-        oomsafe.attach(self)  # its children are made below
-        # a job's number is its ticket on the scoreboard, where 0 means none: the first number there is, 0, is left out
+        oomsafe.attach(self)  # before its children are started below
+        # a job's number is its ticket on the scoreboard, where 0 means no work, so billiard's first number, 0, is skipped
         attempt("tickets", "Celery", lambda: next(billiard.pool.job_counter))
         super().__init__(*args, **options)
 
     @property
     def Worker(self) -> Any:  # noqa: N802  billiard's name
-        """What billiard makes a child of: it looks this up for each."""
+        """What billiard calls to create a child; it reads this attribute for each one."""
         return partial(self._worker, **self._guard.for_child())
 
     def _create_worker_process(self, i: int) -> Any:
@@ -55,21 +55,21 @@ class GuardedPool:
         return process
 
     def grow(self, n: int = 1) -> Any:
-        """More children."""
+        """Add children."""
         try:
             return super().grow(n)  # type: ignore[misc]
         finally:
             self._guard.resized(self._processes)
 
     def shrink(self, n: int = 1) -> Any:
-        """The reverse; a child that can't be spared stays, and then this raises ValueError."""
+        """Remove children. Raises ValueError if not enough children are idle; a busy child stays."""
         try:
             return super().shrink(n)  # type: ignore[misc]
         finally:
             self._guard.resized(self._processes)
 
     def apply_async(self, func: Any, args: Any = (), kwds: Any = None, **options: Any) -> Any:
-        """Celery hands out a task: (name, id, the message's headers, ...). Raises TaskRevokedError for one that has been given up."""
+        """Celery hands out a task; `args` are (name, id, the message's headers, ...). Raises TaskRevokedError if it has been given up."""
         request = self._guard.before_handing_out(options)
         job = super().apply_async(func, args, kwds or {}, **options)  # type: ignore[misc]
         if job is not None:
@@ -89,7 +89,7 @@ class GuardedPool:
             self._guard.reaped()
 
     def process_flush_queues(self, worker: Any) -> None:
-        """For each child that billiard has joined; Celery also calls it when the connection is lost, for those that live."""
+        """Called for each child that billiard has joined; when the connection is lost, Celery also calls it for living children."""
         super().process_flush_queues(worker)  # type: ignore[misc]
         self._guard.gone(worker)
 
@@ -101,7 +101,7 @@ class GuardedPool:
             super().on_job_process_lost(job, pid, exitcode)  # type: ignore[misc]
 
     def mark_as_worker_lost(self, job: Any, exitcode: int) -> None:
-        """The task's result: with what we know, else Celery's own."""
+        """Set the task's result: ours if the cause of the death is known, else Celery's own."""
         if not self._guard.settles(job):
             super().mark_as_worker_lost(job, exitcode)  # type: ignore[misc]
 
@@ -120,22 +120,22 @@ class GuardedAsynPool(GuardedPool, AsynPool):  # type: ignore[misc]
 
 
 class GuardedBlockingPool(GuardedPool, BlockingPool):  # type: ignore[misc]
-    """For the others: the filesystem, SQS and so on."""
+    """For brokers without one: the filesystem, SQS and so on."""
 
     _worker = GuardedBlockingWorker
 
 
 class TaskPool(prefork.TaskPool):  # type: ignore[misc]
-    """Celery's, in MainProcess."""
+    """Celery's pool class, with oomsafe's pools. In MainProcess."""
 
     options: dict[str, Any]
     Pool = GuardedAsynPool
     BlockingPool = GuardedBlockingPool
     guard: PoolGuard | None = None
-    """Once it has been started."""
+    """None until the pool is started."""
 
     def on_start(self) -> None:
-        """Before the first child."""
+        """Called before the first child is started."""
         log_with(logging.getLogger("celery"))
         found = installed(self.app)
         for warning in found.warnings:
@@ -158,8 +158,8 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
             )  # fmt: skip
 
     def _made_guard(self, policy: Policy) -> PoolGuard:
-        """Raises ImproperlyConfigured for a task's limit that can't be right."""
-        # those of a child's initializer: the app, and the node's hostname
+        """Raises ImproperlyConfigured for an invalid limit of a task."""
+        # the arguments of a child's initializer are the app and the node's hostname
         name = next((given for given in self.options.get("initargs", ())[1:2] if isinstance(given, str)), "")
         supervisor = Supervisor(policy, "celery prefork", self.limit, forks=self.forking_enable, name=name)
         if supervisor.board is None:
@@ -176,12 +176,12 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
             return Notes(self.app.backend if self.app else None, os.getpid())
 
         notes().sweep()
-        # not known: each late message is looked up
+        # if the kind is not known, the notes are read for each acks_late message
         driver = attempt("the broker's kind", "Celery", lambda: str(self.app.connection_for_read().transport.driver_type)) or ""
         return Redelivery(notes, policy.max_oom_redeliveries, driver, policy.dry_run)
 
     def on_stop(self) -> None:
-        """A shutdown: a warm one waits here for what runs, a cold one for what it has signalled."""
+        """Called at a shutdown. A warm one waits here for running tasks, a cold one for the children that it has signalled."""
         runs = self._pool is not None
         if self.guard is not None and runs:
             self.guard.begin_to_end()
@@ -191,7 +191,7 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
         self._close()
 
     def on_terminate(self) -> None:
-        """One that waits for nothing."""
+        """Called at a shutdown that waits for nothing."""
         if self.guard is not None and self._pool is not None:
             self.guard.begin_to_end()
             self.guard.end()
@@ -204,13 +204,13 @@ class TaskPool(prefork.TaskPool):  # type: ignore[misc]
 
 
 class PoolChoice(bootsteps.StartStopStep):  # type: ignore[misc]
-    """A step of each node: whatever name the prefork pool was asked for by, it is ours; any other that nothing guards is named in the log.
+    """A bootstep of each node: replaces the prefork pool, by whatever name it was selected, and warns about a pool that nothing guards.
 
-    Which pool it is is known no sooner: the command line, a keyword of app.Worker() and the conf have their say.
+    The pool is not known any earlier, because the command line, a keyword of app.Worker() and the conf may all select it.
     """
 
     name = "oomsafe.PoolChoice"
-    requires = (Pool,)  # so it is created before its pool is, which is when all steps are there
+    requires = (Pool,)  # so that it is created before the pool, which is created after all steps
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
@@ -218,7 +218,7 @@ class PoolChoice(bootsteps.StartStopStep):  # type: ignore[misc]
             worker.pool_cls = TaskPool
 
     def start(self, worker: Any) -> None:
-        """Once, when the node starts, and logs."""
+        """Called once, when the node starts: logs a warning if the pool is not guarded."""
         if not isinstance(worker.pool, TaskPool) and not runs_in_one_process(worker.pool):
             kind = type(worker.pool)
             log.warning(

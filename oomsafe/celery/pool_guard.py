@@ -1,4 +1,4 @@
-"""In MainProcess: what oomsafe does for a prefork pool, whichever of billiard's two it is. The pool hands over to it: see pool.py."""
+"""In MainProcess: what oomsafe does for a prefork pool, for both of billiard's kinds. The pool calls it: see pool.py."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from oomsafe.supervisor.deaths import Deaths
 from oomsafe.supervisor.supervisor import Supervisor
 from oomsafe.supervisor.watcher import Watcher, WatcherThread
 
-#: Of so many tasks it is told that they ran when the kernel killed something else.
+#: At most this many tasks are named that ran when the kernel killed another process.
 NAMED = 3
 
 
 class HandedOut(NamedTuple):
-    """What one of billiard's jobs is; kept with it, as its attribute `oomsafe`."""
+    """The task behind one of billiard's jobs; stored in the job's attribute `oomsafe`."""
 
     request: Any
-    """Celery's Request; None where the work is none of Celery's tasks."""
+    """Celery's Request; None if the work is not a Celery task."""
     name: str
     task_id: str
 
 
 class PoolGuard:
-    """Of one pool: its seats, what each task may take, what became of a child, and of the task that it had.
+    """For one pool: the seats of its children, the limits of its tasks, the deaths of children, and the results of the tasks they ran.
 
-    The number of one of billiard's jobs is its ticket on the scoreboard: pool.py sees to it that no job has 0, which means none there.
+    The number of a billiard job is its ticket on the scoreboard; pool.py ensures that no job has the number 0, which means no work there.
     """
 
     def __init__(self, supervisor: Supervisor, limits: TaskLimits, redelivery: Redelivery) -> None:
@@ -56,43 +56,43 @@ class PoolGuard:
         self.deaths = Deaths(supervisor.board, lambda: supervisor.capacity, watcher)
         self._seat: Seat | None = None
         self._children: dict[int, Seat | None] = {}
-        """The seat of each child that has not died, by its pid; None: it has none."""
+        """The seat of each living child, by its pid; None: the child has no seat."""
         self._ran: set[str] = set()
         self._then: set[str] = set()
 
     def attach(self, pool: Any) -> None:
-        """billiard's pool is about to be made."""
+        """Called with billiard's pool before it starts its children."""
         self._pool = pool
 
     @property
     def jobs(self) -> Mapping[int, Any]:
-        """billiard's: all that has been handed out and has no result yet, by number."""
+        """billiard's jobs that have been handed out and have no result yet, by number."""
         jobs: Mapping[int, Any] = self._pool._cache
         return jobs
 
     # its children
 
     def reserve_seat(self) -> None:
-        """A child is about to be started, with what for_child() gives it."""
+        """Called before a child is started; for_child() then gives it the seat."""
         self._seat = attempt("seat", "Celery", lambda: self.supervisor.seat(self.supervisor.reserve()))
 
     def for_child(self) -> dict[str, Any]:
-        """What a GuardedWorker takes besides what billiard's own worker does."""
+        """The keywords of a GuardedWorker that billiard's own worker does not have."""
         lasting = self.redelivery.says_so and self._watching is not None
         return {"seat": self._seat, "notes_first": not lasting}
 
     def started(self, process: Any) -> None:
-        """It has been."""
+        """Called after a child was started."""
         self._children[process.pid] = seat = self._seat
         if seat is not None:
             attempt("seat", "Celery", lambda: self.supervisor.born_seat(seat.number, seat.generation, process.pid))
 
     def resized(self, children: int) -> None:
-        """By `worker --autoscale` or `control pool_grow`: from now on each child has another share, those that are there too."""
+        """The number of children has changed (`worker --autoscale`, `control pool_grow`), and with it the share of every child."""
         attempt("the pool's size", "Celery", lambda: self.supervisor.change(children))
 
     def gone(self, process: Any) -> None:
-        """For each child that billiard has joined, and by Celery for the same child once more: it has died but once."""
+        """Called for each child that billiard has joined, and by Celery again for the same child; the death is recorded only once."""
         if process.exitcode is None or process.pid not in self._children:
             return
         seat = self._children.pop(process.pid)
@@ -101,14 +101,14 @@ class PoolGuard:
             attempt("release", "Celery", lambda: self.supervisor.release_seat(seat.number, seat.generation))
 
     def _record_death(self, process: Any, seat: Seat | None) -> None:
-        """While the slot, if it had one, is still its own."""
+        """Called while the child's slot, if it had one, still belongs to it."""
         number, generation = (seat.number, seat.generation) if seat is not None else (None, None)
         death = self.deaths.read(number, generation, pid=process.pid, exitcode=process.exitcode)
         job = self.jobs.get(death.ticket)
-        # a time limit has given the task its result by now; revoke(terminate) is noted with the child
+        # a time limit has set the task's result already; revoke(terminate) is noted in the child's process object
         death.explained = bool(death.ticket and job is None) or getattr(process, "_job_terminated", False)
         if job is not None and not getattr(job, "_accepted", True):
-            # it had begun, and MainProcess has not read so yet: billiard would hand it to another child, where it would run a second time
+            # the task had begun, but MainProcess has not read that yet: billiard would give it to another child, and it would run twice
             attempt("a task that has begun", "Celery", lambda: job._ack(None, time.monotonic(), process.pid, None))
         death.work = None if job is None else name_and_id(job)
         self.deaths.record(death)
@@ -116,15 +116,15 @@ class PoolGuard:
             self.redelivery.ended(death.ticket)
 
     def before_reaping(self) -> None:
-        """billiard is about to join the children that have died."""
+        """Called before billiard joins children that have died."""
         attempt("the OOM counter", "Celery", self.deaths.counter.read)
 
     def reaped(self) -> None:
-        """It has joined them."""
+        """Called after billiard has joined them."""
         attempt("the deaths of children", "Celery", self.deaths.settle)
 
     def report_other_kills(self) -> None:
-        """About once a second: has the kernel killed a process here that is none of the children, as a program that a task runs is?"""
+        """About once a second: log if the kernel has killed a process here that is not a child, such as a program that a task runs."""
         before, self._ran = self._ran, {name_and_id(job)[0] for job in list(self.jobs.values())}
         counter = self.deaths.counter
         kills = counter.read()
@@ -143,12 +143,12 @@ class PoolGuard:
     # its tasks
 
     def before_handing_out(self, options: Mapping[str, Any]) -> Any:
-        """`options` are those of apply_async(). Returns the Request among them. Raises TaskRevokedError: the task has been given up."""
+        """`options` are those of apply_async(). Returns the Request among them. Raises TaskRevokedError if the task has been given up."""
         request = request_of(options)
         if self.redelivery.says_alone and self.jobs:
             attempt("poison", "Celery", self.redelivery.joined)
         if is_late(request) and attempt("poison", "Celery", lambda: self.redelivery.is_refused(request)):
-            raise TaskRevokedError(request.id)  # what Celery expects of a task that is not to run
+            raise TaskRevokedError(request.id)  # what Celery expects for a task that must not run
         return request
 
     def handed_out(self, job: Any, args: Any, request: Any) -> None:
@@ -166,29 +166,29 @@ class PoolGuard:
             failed("limits", "Celery", error)
 
     def ended(self, job: int) -> None:
-        """Its child has sent what it returned."""
+        """The child has sent the task's result."""
         try:
             self.redelivery.forget(job)
         except Exception as error:
             failed("the end of a task", "Celery", error)
 
     def died_inside(self, job: Any, pid: int) -> bool:
-        """Whether the child died inside of this task: then there is no result on its way that billiard would have to wait for."""
+        """Whether the child died inside this task: then no result is on its way, and billiard need not wait for one."""
         death = self.deaths.of(pid)
         return death is not None and death.ticket == job._job
 
     def settles(self, job: Any) -> bool:
-        """Whether a task whose child is lost has got its result from here; if not, Celery's own is right."""
+        """Set the result of a task whose child is lost, if memory was the cause. Returns False if Celery's own result is right."""
         error = attempt("the death of a child", "Celery", partial(self._why, job))
         if error is None:
             attempt("the end of a task", "Celery", lambda: self.redelivery.ended(job._job))
             return False
         if isinstance(error, WorkerOutOfMemory) and attempt("poison", "Celery", partial(self._is_given_up, job, error)):
-            job._set(None, (False, None))  # no value: Celery is told nothing more
+            job._set(None, (False, None))  # without a value, so that Celery does nothing more
             return True
         if isinstance(error, WorkerOutOfMemory):
             log.error("%s", error)
-        else:  # what it is made of has room for neither
+        else:  # the error's own fields have no room for these two
             log.error("%s (task id %s, child %s)", error, name_and_id(job)[1], job._worker_pid)
         job._set(None, (False, info_of(error)))
         return True
@@ -210,7 +210,7 @@ class PoolGuard:
         if not death.is_unexplained_kill:
             return None
         self.deaths.judge()
-        death.work = death.work or (name, task_id)  # it was not inside of it, or not any more
+        death.work = death.work or (name, task_id)  # the child was not inside the task yet, or not any more
         if death.verdict not in (Verdict.CONFIRMED, Verdict.LIKELY):
             return None
         return WorkerOutOfMemory(
@@ -222,31 +222,31 @@ class PoolGuard:
     # its node
 
     def follow(self, capacity: Capacity, limits: Limits) -> None:
-        """What the kernel allows may have moved: a task's share of it is a share of that, when it is handed out from now on."""
+        """The memory limit may have changed: tasks that are handed out from now on get their share of the new one."""
         attempt("limits of tasks", "Celery", lambda: self._limits.follow(capacity, limits))
 
     def connection_lost(self) -> None:
-        """What runs goes on, and its messages come again."""
+        """Running tasks continue, and their messages will be redelivered."""
         attempt("a lost connection", "Celery", self.redelivery.all_ended)
 
     def begin_to_end(self) -> None:
-        """The node has been told to end. Whoever told it may lose patience, and kill it with what still runs."""
+        """The node was ordered to end. It may still be killed while its tasks run, and that must not count as deaths for memory."""
         attempt("the shutdown", "Celery", self.redelivery.all_ended)
 
     def end(self) -> None:
-        """The pool is closed."""
+        """Called when the pool is closed."""
         if self._watching is not None:
             self._watching.end()
         self.redelivery.close()
 
 
 def is_late(request: Any) -> bool:
-    """Whether the message of this task is acknowledged when it has ended; None is no task."""
+    """Whether the message of this task is acknowledged only when it has ended (acks_late); `request` None: not a Celery task."""
     return request is not None and bool(request.task.acks_late)
 
 
 def name_and_id(job: Any) -> tuple[str, str]:
-    """Of the task that one of billiard's jobs is, printable and short: both may have been chosen by whoever sent it."""
+    """The name and id of a billiard job's task, printable and short, because the sender of the message may have chosen both."""
     work = _work_of(job)
     return ("?", "?") if work is None else (printable(work.name), printable(work.task_id))
 

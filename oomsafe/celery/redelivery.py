@@ -1,4 +1,4 @@
-"""In MainProcess: which tasks may come again, how often they have killed a child or their node, and when that was enough."""
+"""In MainProcess: which tasks may be redelivered, how often they have killed a child or their node, and when they are given up."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from oomsafe.log import attempt, log
 from oomsafe.policy.poison import GROWN, is_poison
 from oomsafe.policy.text import printable
 
-#: Brokers that say of a message that it comes again; of the others' each is looked up.
+#: Brokers that mark a redelivered message. With other brokers, the notes are read for every message.
 SAY_SO = ("redis", "amqp")
 
-#: Tasks that may come again and are remembered here, so that their notes can be removed when their child is gone.
+#: The most redeliverable tasks that are remembered here, so that their notes can be removed when their child is gone.
 REMEMBERED = 10_000
 
 
@@ -38,28 +38,29 @@ class Turn(Enum):
 
 @dataclass
 class _Late:
-    """A task that is handed out, and may come again."""
+    """A task that has been handed out and may be delivered again."""
 
     task_id: str
     first: bool
-    """It has not come before, and the broker will say so when it does: until it lasts, it is not noted."""
+    """It needs no note before it has run for a while: it is delivered for the first time, and the broker would mark a redelivery. Also
+    true if it is acknowledged early."""
     retried: bool
     """It has been sent again by retry(), under the same id."""
     late: bool
-    """Its message is acknowledged when it has ended."""
+    """Its message is acknowledged only when it has ended (acks_late)."""
     noted: bool = False
-    """It has lasted."""
+    """It has run for a while, so a note of it was submitted here."""
 
 
 class Redelivery:
-    """`allowed` deaths for memory, then a task is given up.
+    """Gives a task up after more than `allowed` deaths for memory.
 
-    What comes for the first time is noted once it has lasted for a tenth of a second, by a thread of its own: to write
-    a note and remove it is two round trips, more than a short task takes. What has come before is noted by its child before it runs.
+    A task that is delivered for the first time is noted once it has run for a tenth of a second, by a separate thread: to write
+    a note and remove it takes two round trips, longer than a short task runs. A redelivered task is noted by its child before it runs.
     """
 
     def __init__(self, make: Callable[[], Notes], allowed: int, driver: str, dry_run: bool) -> None:
-        """`make`: a Notes, for this thread; `driver`: of the broker, as kombu calls its kind."""
+        """`make` creates a Notes for the thread that calls it; `driver` is kombu's driver_type of the broker."""
         self._notes = make()
         self._make = make
         self._allowed = allowed
@@ -74,21 +75,21 @@ class Redelivery:
         self._waits: dict[str, float] = {}
         self._alone = False
         self.lone_child = False
-        """Whether the task that was handed out last has the only child."""
+        """Whether the pool's only child runs the task that was handed out last."""
         self.says_alone = False
-        """Whether this node's lease has that one task runs here alone."""
+        """Whether this node's lease says that one task runs alone here."""
         self.says_so = driver in SAY_SO
-        """Whether the broker says of a message that it comes again."""
+        """Whether the broker marks a redelivered message."""
 
     def turn(self, request: Any) -> tuple[Turn, float]:
-        """When an acks_late task may be handed out; and for how many seconds at least nothing may be started beside it."""
+        """When an acks_late task may be handed out, and the least seconds for which nothing may be started beside it."""
         if self._dry_run or self._is_first(request):
             return Turn.NOW, 0.0
         standing = self._notes.again(request.id)
         held, now = standing.held, time.monotonic()
         if not is_poison(held.deaths, self._allowed):
             since = self._waits.setdefault(request.id, now)
-            # a lease that is good for so long after it was first asked for has been renewed: its node lives
+            # a lease that is still valid after this time must have been renewed meanwhile, so its node lives
             if is_poison(held.deaths + held.doubts // 2 + standing.open, self._allowed) and standing.open and now < since + notes.LEASE:
                 return Turn.LATER, 0.0
         self._waits.pop(request.id, None)
@@ -97,7 +98,7 @@ class Redelivery:
         return (Turn.ALONE, held.alone_for) if suspect else (Turn.NOW, 0.0)
 
     def is_refused(self, request: Any) -> bool:
-        """Before an acks_late task is handed out: whether it has been given up."""
+        """Called before an acks_late task is handed out: give it up if it has too many deaths. Returns whether it was given up."""
         if self._dry_run or self._is_first(request):
             return False
         _, looked_up = self._looked_up.pop(id(request), (None, None))
@@ -108,18 +109,18 @@ class Redelivery:
         return True
 
     def runs_alone(self, alone: bool) -> None:
-        """The next task that is handed out runs alone, and nothing is started beside it until this says otherwise."""
+        """With True: the next task that is handed out runs alone, and nothing is started beside it until this is called with False."""
         if alone != self._alone:
             self._alone = alone
-            self._renew(self._notes)  # it stands before anything else begins
+            self._renew(self._notes)  # in this thread, so that the lease is written before anything else begins
 
     def joined(self) -> None:
-        """A task is about to be handed out beside another one, and this node says that it runs alone."""
+        """A task is about to be handed out beside another one, while this node's lease still says that one task runs alone."""
         self._alone = self.lone_child = False
         self._renew(self._notes)
 
     def handed_out(self, ticket: int, request: Any) -> None:
-        """A task that may come again, to a child."""
+        """A task that may be delivered again has been handed out to a child."""
         retried = bool(request.request_dict.get("retries"))
         late = bool(request.task.acks_late)
         if not late and not retried:
@@ -131,7 +132,7 @@ class Redelivery:
             del self._late[next(iter(self._late))]
 
     def lasting(self, growth: Mapping[int, int]) -> None:
-        """In the watcher's thread: these have not ended at once, and have grown by so many bytes."""
+        """In the watcher's thread: these tasks did not end at once. `growth`: bytes by ticket."""
         for ticket in growth:
             late = self._late.get(ticket)
             if late is not None and late.late and late.first and not late.noted:
@@ -139,17 +140,17 @@ class Redelivery:
                 self._notes_thread.submit(partial(self._note, ticket, late.task_id))
         grown = {ticket: size for ticket, size in growth.items() if size >= GROWN}
         doubled = any(size >= 2 * self._grown.get(ticket, GROWN // 2) for ticket, size in grown.items())
-        # what is said of a task is what it had when it was said, until it has doubled
+        # the lease keeps a task's growth as it was last written, until some task's growth has doubled
         self._grown = grown if doubled else {ticket: size for ticket, size in self._grown.items() if ticket in grown}
         if doubled and _any_noted(self._late):
             self._notes_thread.renew()
 
     def died(self, ticket: int, request: Any, why: str) -> bool:
-        """The kernel has killed it. Returns whether it has been given up; else Celery does with it as it would."""
+        """The kernel has killed the task's child. Returns whether the task was given up; if not, Celery handles it as usual."""
         self._late.pop(ticket, None)
         if request is None or not comes_again(request.task):
             return False
-        # a message that comes for the first time has nothing to do with those before that had the same id
+        # a message that is delivered for the first time has nothing to do with earlier ones of the same id
         deaths = self._notes.died(request.id, anew=self._is_first(request) and not request.request_dict.get("retries"))
         if not is_poison(deaths, self._allowed) or self._dry_run:
             return False
@@ -157,26 +158,26 @@ class Redelivery:
         return True
 
     def ended(self, ticket: int) -> None:
-        """Its child is gone, and not for memory: a limit, a revoke, an operator, an error of its own."""
+        """The task's child is gone, but not for memory: because of a limit, a revoke, an operator, or an error of its own."""
         late = self._late.pop(ticket, None)
         if late is not None and _is_noted(late):
             self._notes.ended(late.task_id)
 
     def all_ended(self) -> None:
-        """The connection is lost, or the node ends at once: what comes again comes for that reason."""
+        """The connection is lost, or the node ends: this, and not a death, is why these tasks will be redelivered."""
         for ticket in list(self._late):
             self.ended(ticket)
         self._looked_up.clear()
         self._waits.clear()
 
     def forget(self, ticket: int) -> None:
-        """It has come to its end in its child, which has removed the note that it made."""
+        """The task has ended in its child, which has removed its own note of it."""
         late = self._late.pop(ticket, None)
         if late is not None and (late.noted or (late.first and late.retried)):
             self._notes_thread.submit(partial(self._forget, late))
 
     def close(self) -> None:
-        """No task runs any more, or none is waited for."""
+        """No task runs any more, or the node does not wait for those that do."""
         self._notes_thread.close()
         if self._leased:
             self._notes.gives_up()
@@ -185,25 +186,25 @@ class Redelivery:
         return self.says_so and not request.delivery_info.get("redelivered")
 
     def _all_grown(self) -> dict[str, int]:
-        """By task id; of those that are acknowledged early, nobody asks which."""
+        """Growth in bytes by task id. Tasks that are acknowledged early have the id "", because nothing needs to know which they are."""
         return {late.task_id if (late := self._late.get(ticket)) else "": size for ticket, size in self._grown.items()}
 
     def _renew(self, writer: Notes) -> None:
-        with self._leasing:  # the last one to be written is the last one to be thought of
+        with self._leasing:  # so that the lease written last has the newest state
             self._leased = True
             self.says_alone = self._alone or self.lone_child
             writer.renew(self.says_alone, self._all_grown())
 
     def _renew_there(self) -> None:
-        """In the thread for notes."""
+        """Renew the lease. In the notes' thread."""
         self._theirs = self._theirs or self._make()
         self._renew(self._theirs)
 
     def _note(self, ticket: int, task_id: str) -> None:
-        """In the thread for notes."""
+        """Note that the task runs. In the notes' thread."""
         self._theirs = self._theirs or self._make()
         self._theirs.begins(task_id)
-        # it may have come to its end meanwhile; by now even again
+        # the task may have ended meanwhile, and even run again by now
         if ticket not in self._late and task_id not in {late.task_id for late in list(self._late.values())}:
             self._theirs.ended(task_id)
 
@@ -217,17 +218,17 @@ class Redelivery:
             f"task {name} is given up: it was killed for memory {deaths} times, max_oom_redeliveries={self._allowed}; last: {last}"
         ))  # fmt: skip
         if not self.says_so:
-            self._notes.forgive(request.id)  # who sends one with this id again means another
+            self._notes.forgive(request.id)  # a later message with this id is another task
 
 
 def request_of(options: Mapping[str, Any]) -> Any:
-    """Celery's Request, whose methods the pool calls back; None where the work is none of Celery's tasks."""
+    """Celery's Request, whose methods the pool calls back; None if the work is not a Celery task."""
     request = getattr(options.get("error_callback"), "__self__", None)
     return request if hasattr(request, "delivery_info") and hasattr(request, "task") else None
 
 
 def comes_again(task: Any) -> bool:
-    """Whether Celery has a task run again whose child was lost."""
+    """Whether Celery runs this task again when its child was lost."""
     return bool((task.acks_late and task.reject_on_worker_lost) or getattr(task, "retry_on_worker_lost", False))
 
 
@@ -240,13 +241,13 @@ def _any_noted(late: Mapping[int, _Late]) -> bool:
 
 
 class NotesThread:
-    """Writes notes of tasks, so that no task waits for that, and renews this node's lease.
+    """Writes notes of tasks in a separate thread, so that no task waits for that, and renews this node's lease.
 
-    It is there from the first note on, and sleeps while there is nothing to write and no lease to renew.
+    The thread starts with the first note, and sleeps while there is nothing to write and no lease to renew.
     """
 
     def __init__(self, renew: Callable[[], object], wanted: Callable[[], bool]) -> None:
-        """`renew` is called in the thread every RENEW seconds while `wanted`, and when told to."""
+        """`renew` is called in the thread every RENEW seconds while `wanted()` is true, and when renew() orders it."""
         self._renew = renew
         self._wanted = wanted
         self._renewed = -notes.RENEW
@@ -255,21 +256,21 @@ class NotesThread:
         self._ended = False
 
     def submit(self, note: Callable[[], object]) -> None:
-        """Write it soon, after what has been submitted before, and with a lease that is good. From any thread."""
+        """Write a note soon, after those that were submitted before, and renew the lease first if it is due. From any thread."""
         if self._ended:
             return
         self._todo.put(note)
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="oomsafe-notes", daemon=True)
-            thread.start()  # where no thread can be had now, the next note tries again
+            thread.start()  # if no thread can be started now, the next note tries again
             self._thread = thread
 
     def renew(self) -> None:
-        """The lease says something new. From any thread."""
+        """Renew the lease soon, because its content has changed. From any thread."""
         self.submit(self._now)
 
     def keep(self) -> None:
-        """The lease is wanted from now on. Nothing but a look at the clock where it is kept already."""
+        """A lease is needed from now on: renew it if it is due. Costs one clock read if it is not."""
         if self._is_due():
             self._renewed = time.monotonic()
             self.renew()
@@ -278,14 +279,14 @@ class NotesThread:
         return time.monotonic() >= self._renewed + notes.RENEW
 
     def close(self) -> None:
-        """Write nothing more; what is being written may yet be."""
+        """Write nothing more, except a note that is being written now."""
         self._ended = True
         self._todo.put(None)
 
     def _run(self) -> None:
         while not self._ended:
             pause = self._renewed + notes.RENEW - time.monotonic()
-            # a lease that is due and not wanted is renewed with the next note, or by keep()
+            # a lease that is due but not wanted is renewed with the next note, or by keep()
             idle = pause <= 0 and not self._wanted()
             try:
                 note = self._todo.get(timeout=None if idle else max(0.0, pause))
@@ -305,10 +306,10 @@ class NotesThread:
 
 
 def give_up(request: Any, error: Exception) -> None:
-    """Fail a task with its reason, and reject its message for good, so that a dead-letter exchange gets it.
+    """Fail a task with its reason, and reject its message without requeue, so that a dead-letter exchange gets it.
 
     Celery's own Request.on_failure does the same, but for a lost worker it would ask the broker for another run. Each part is tried
-    by itself: a result backend that is down must not keep the message.
+    separately, so that the message is rejected even if the result backend is down.
     """
     log.error("%s", error)
     info = info_of(error)

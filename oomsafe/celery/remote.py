@@ -1,6 +1,7 @@
-"""In MainProcess: ``celery -A proj inspect memory``, ``celery -A proj control memory_recycle``, and what monitors are sent.
+"""In MainProcess: ``celery -A proj inspect memory``, ``celery -A proj control memory_recycle``, and the events for monitors.
 
-Those who only send tasks import it too, for install() makes the commands known: what a node alone needs is imported inside functions.
+Processes that only send tasks import this too, because install() registers the commands. So modules that only a node needs are imported
+inside functions.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from oomsafe.supervisor.deaths import Death
     from oomsafe.supervisor.supervisor import Supervisor
 
-#: At most so many children are shown, the biggest first.
+#: The most children that are shown, the biggest first.
 MOST = 64
 
 UNGUARDED = {"error": "the pool of this node is not guarded: call oomsafe.celery.install(app) where the app is made"}
@@ -28,7 +29,7 @@ UNSEEN = {"error": "this node could make no scoreboard, so it goes on without: i
 
 @inspect_command()  # type: ignore[untyped-decorator]
 def memory(state: Any) -> dict[str, Any]:
-    """The node's children: what they hold, their limits, the task in flight; who died for memory. Bytes and seconds; null is not known."""
+    """The node's children: memory, limits, the task in flight; which ones died for memory. Bytes and seconds; null: not known."""
     supervisor, guard = _supervisor(state), getattr(state.consumer, "oomsafe_guard", None)
     from oomsafe.scoreboard.live import live
 
@@ -70,7 +71,7 @@ def _guard_of(consumer: Any) -> PoolGuard | None:
 
 
 def pool_told(pool: PoolView) -> dict[str, Any]:
-    """Its children, its limits, what it has done. Bytes and seconds; None is not known."""
+    """The pool's children, its limits, its totals. Bytes and seconds; None is not known."""
     children = sorted((_child(worker) for worker in pool.workers), key=lambda child: -(child["rss"] or 0))
     return {
         "name": pool.name,
@@ -86,7 +87,7 @@ def pool_told(pool: PoolView) -> dict[str, Any]:
 
 
 def node_told(consumer: Any) -> dict[str, Any]:
-    """What the node as a whole holds, in bytes, and whether it has paused; None while it has not looked yet. Who has died for memory."""
+    """What the whole node holds, in bytes, and whether it has paused; None: not measured yet. Which children have died for memory."""
     node, guard = getattr(consumer, "oomsafe_node", None), _guard_of(consumer)
     return {
         "working_set": getattr(node, "used", None),
@@ -97,7 +98,7 @@ def node_told(consumer: Any) -> dict[str, Any]:
 
 
 def brief(told: dict[str, Any]) -> dict[str, Any]:
-    """The same, as short as a message that is sent every few seconds should be."""
+    """The same in a shorter form, because it is sent every few seconds."""
     kept = ("pid", "state", "tasks", "rss", "soft", "in_flight")
     short = {name: figure for name, figure in told.items() if name != "last_deaths"}
     return {**short, "children": [{name: child[name] for name in kept} for child in told["children"]]}

@@ -1,4 +1,5 @@
-"""A node whose tasks run in its one process (threads, gevent, eventlet, solo): measured; recycled only as a warm shutdown, if asked for."""
+"""A node whose tasks all run in its one process (threads, gevent, eventlet, solo). It is measured; with OOMSAFE_SINGLE=exit, it is
+recycled by a warm shutdown."""
 
 from __future__ import annotations
 
@@ -30,26 +31,26 @@ from oomsafe.worker.current import set_guard
 from oomsafe.worker.guard import Guard
 from oomsafe.worker.meter import PUBLISH_EVERY, Work
 
-#: There a task has the main thread, and can be told of its soft limit.
+#: The pool in which a task has the node's main thread, so that an error about its soft limit can be raised in it.
 SOLO = "celery.concurrency.solo"
 
-#: What takes a process for each task, and one beside them: none of it is so here.
+#: Settings that require child processes and a MainProcess beside them.
 FOR_CHILDREN = (
     "task_soft_memory_limit", "task_memory_limit", "task_memory_absolute", "max_oom_redeliveries", "max_unavailable",
     "worker_oom_score_adj", "supervisor_oom_score_adj", "metrics",
 )  # fmt: skip
 
-#: Of these, what acts where the task has the main thread.
+#: Those of them that do work in a solo node.
 FOR_SOLO = ("task_soft_memory_limit", "task_memory_absolute")
 
-#: Of so many tasks the limits are named.
+#: The most limits of single tasks that are named in the log.
 NAMED = 3
 
 POOLS = tuple(f"celery.concurrency.{name}" for name in ("solo", "thread", "gevent", "eventlet"))
 
 
 class Single(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Of a node whose pool is one of those."""
+    """A bootstep of a node whose pool is one of POOLS, or derived from one."""
 
     name = "oomsafe.Single"
     requires = (Tasks,)
@@ -91,13 +92,13 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
         return guard
 
     def start(self, consumer: Any) -> None:
-        """At each connection."""
+        """Called at each connection to the broker."""
         guard = self._guard
         if guard is not None:
             self._timer = consumer.timer.call_repeatedly(PUBLISH_EVERY, guard.tick)
 
     def stop(self, consumer: Any) -> None:
-        """At the end of each."""
+        """Called at the end of each connection."""
         if self._timer is not None:
             consumer.timer.cancel(self._timer)
             self._timer = None
@@ -108,7 +109,7 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
         if self._guard is not None and sender is not None:
             work = self._guard.meter.begin(f"{sender.name}[{task_id}]".encode("utf-8", "replace"))
             work.route = str(sender.name)
-            self._flying[id(sender.request_stack.top)] = work  # an id may be in flight twice, its request can't
+            self._flying[id(sender.request_stack.top)] = work  # by request, because the same task id may be in flight twice
 
     def _ended(self, sender: Any = None, **_: Any) -> None:
         work = self._flying.pop(id(sender.request_stack.top), None) if sender is not None else None
@@ -117,7 +118,7 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
 
 
 def runs_in_one_process(pool: Any) -> bool:
-    """Whether all tasks of this pool, which may be derived from one of Celery's, do."""
+    """Whether all tasks of this pool run in one process. The pool's class may be derived from one of Celery's."""
     return any(kind.__module__ in POOLS for kind in type(pool).__mro__)
 
 
@@ -126,13 +127,13 @@ def _is_solo(pool: Any) -> bool:
 
 
 def _soft_limits(app: Any, guard: Guard) -> SoftLimits | None:
-    """Raises ImproperlyConfigured for a limit that can't be right: the node does not start."""
+    """The tasks' soft limits; None if they can't be set up, which is logged. Raises ImproperlyConfigured for an invalid limit."""
     limits = limits_of(app, guard.policy, read_capacity(), guard.limits)
     return attempt("soft limits", "Celery", lambda: SoftLimits(limits, guard, guard.policy.dry_run))
 
 
 def _cannot_act(app: Any, policy: Policy, solo: bool) -> list[str]:
-    """What has been set, by whatever way, and is for children; each printable and short."""
+    """The settings that need children and were given anyway, in any way; each printable and short."""
     default = Policy()
     names = [name for name in FOR_CHILDREN if not (solo and name in FOR_SOLO)]
     given = {name: app.conf.get(name) for name in names if name.startswith("task_") and app.conf.get(name)}
@@ -154,13 +155,13 @@ def _shown(name: str, value: object) -> str:
 
 
 def _shut_down_warmly() -> None:
-    """From any thread: the loop sees it within two seconds; what is in flight ends first, the rest stays in the broker."""
+    """From any thread: the node's loop notices it within two seconds. Running tasks end first, the rest stays in the broker."""
     if node_state.should_stop is None:
         node_state.should_stop = os.EX_OK
 
 
 def _containing(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """The same pool, out of which no task's MemoryError comes."""
+    """Wrap the pool's on_apply so that no task's MemoryError leaves it."""
 
     def on_apply(target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Run `target`, Celery's tracer; `args` begin with the task's name."""
@@ -172,7 +173,7 @@ def _containing(apply: Callable[..., Any]) -> Callable[..., Any]:
                 found = memory_error_in(result)
             except MemoryError as error:
                 result, found = (1, None, 0.0), error
-            # not inside the except: what is raised there would hold on to what it was raised for
+            # not inside the except block, where the new error would keep the MemoryError as its context
             return result if found is None else (1, info_of(in_words(name, found)), result[2])
 
         return apply(contained, args, kwargs, **options)
@@ -181,10 +182,10 @@ def _containing(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class SoftLimits:
-    """The soft memory limits of a solo node's tasks. Nothing can stop a task there, but the one that runs has a thread for itself.
+    """The soft memory limits of a solo node's tasks. Nothing can stop a task there, but the running task has its thread to itself.
 
-    It is told there: by a signal where that is the main thread, else, as in pytest's celery_worker, by an exception that is set there
-    from outside. All of this runs in that thread, but for _tell(), which the watcher's calls.
+    The error is raised in that thread: by a signal if it is the main thread, else (as in pytest's celery_worker) by setting an
+    asynchronous exception from outside. All methods run in that thread, except _tell(), which the watcher's thread calls.
     """
 
     def __init__(self, limits: TaskLimits, guard: Guard, dry_run: bool) -> None:
@@ -206,7 +207,7 @@ class SoftLimits:
             signal.signal(TELL, lambda *_: heed(self._slot, self._ticket, self._name))
 
     def telling(self, apply: Callable[..., Any]) -> Callable[..., Any]:
-        """The same pool, whose tasks are told."""
+        """Wrap the pool's on_apply so that its tasks' soft limits are enforced."""
 
         def on_apply(target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any) -> Any:
             """Run `target`, Celery's tracer; `args` are (name, id, the message's headers, ...)."""
@@ -219,7 +220,7 @@ class SoftLimits:
                         return target(*given, **named)
                     finally:
                         self._put_down()
-                except SoftMemoryLimitExceeded as error:  # it met the tracer's code, before the task's or behind it
+                except SoftMemoryLimitExceeded as error:  # it was raised in the tracer's code, before or after the task's
                     return 1, info_of(error), 0.0
 
             return apply(told, args, kwargs, **options)
@@ -227,7 +228,7 @@ class SoftLimits:
         return on_apply
 
     def _take_up(self, name: str, headers: Mapping[str, Any]) -> None:
-        self._put_down()  # the last one's end may have been where it was told
+        self._put_down()  # the error may have interrupted the end of the previous task
         ceiling = self._limits.of(name, headers)
         if ceiling is None or ceiling.soft is None:
             return
@@ -240,15 +241,15 @@ class SoftLimits:
 
     def _put_down(self) -> None:
         if self._ticket:
-            with self._setting:  # from here on none is set
+            with self._setting:  # from here on no exception is set
                 self._ticket = 0
                 if self._set:
                     self._set = False
-                    _raise_in(self._thread, None)  # one that has not been raised yet is taken back: it was the task's alone
+                    _raise_in(self._thread, None)  # withdraw an exception that was not raised yet: it was meant for this task
             self._slot.put_down()
 
     def _tell(self, work: InHand) -> None:
-        """In the watcher's thread. A signal also ends a system call; an exception that is set is raised when the call returns."""
+        """In the watcher's thread. A signal also interrupts a system call; an exception that is set is raised only after the call."""
         if self._thread is None:
             tell(work)
             return
@@ -259,7 +260,7 @@ class SoftLimits:
 
 
 def _made_of(name: str, used: int, limit: int) -> type[SoftMemoryLimitExceeded]:
-    """One whose figures are known already: CPython makes what is set in a thread of nothing."""
+    """A class with these figures built in, because CPython creates the exception that is set in a thread without arguments."""
 
     class Told(SoftMemoryLimitExceeded):
         def __init__(self, *args: Any) -> None:
@@ -274,6 +275,6 @@ def _made_of(name: str, used: int, limit: int) -> type[SoftMemoryLimitExceeded]:
 
 
 def _raise_in(thread: int | None, error: type[Exception] | None) -> bool:
-    """Between two bytecodes of that thread, once; None: take back what has not been raised yet. Returns whether there is such a thread."""
+    """Raise `error` once between two bytecodes of that thread; None: withdraw one that was not raised yet. Returns whether it exists."""
     found = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread or 0), None if error is None else ctypes.py_object(error))
     return bool(found)

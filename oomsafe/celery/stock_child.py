@@ -1,4 +1,4 @@
-"""A child of stock Celery's prefork pool, whose MainProcess knows nothing of us: what it can do by itself."""
+"""A child of stock Celery's prefork pool, where install() was not called: what the child can do by itself."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from oomsafe.worker.current import set_guard
 from oomsafe.worker.guard import Guard
 from oomsafe.worker.siblings import Siblings
 
-#: What is said once for all children of a node, whatever their number.
+#: The key under which the children of a node log their boot line only once.
 SAID = b"celery"
 
 
 def guard_child() -> None:
-    """Called by Celery before billiard's loop begins: from its first idle moment on this child is measured, and recycled.
+    """Called by Celery before billiard's loop begins: from its first idle moment on, this child is measured and recycled.
 
-    In a pool whose tasks run in this process there is no such loop: only its score is raised. Raises ConfigError.
+    A pool whose tasks run in this process has no such loop: there, only the score is raised. Raises ConfigError.
     """
     worker = getattr(current_process(), "_target", None)
     if isinstance(worker, GuardedWorker):
-        return  # install() has been here
+        return  # install() guards this child already
     policy, warnings = load_policy(os.environ, {})
-    # its supervisor knows nothing of us: by what ranks it above its parent
+    # no supervisor of ours sets the step, so it is computed here: it must put this child above its parent
     capacity, step = read_capacity(supervisor_rss=rss_of(os.getppid())), policy.worker_oom_score_adj
     enlist(policy, os.getppid(), auto_step(capacity.supervisor_rss, capacity.effective) if step == "auto" else step, None)
     if not isinstance(worker, Worker):
@@ -48,12 +48,12 @@ def guard_child() -> None:
 
 
 def _begins(loop: TaskLoop, policy: Policy, warnings: Any) -> None:
-    """The child waits for its first task: what it has now is what it needs."""
+    """The child waits for its first task: what it holds now is its baseline."""
     siblings = Siblings(None)
     parent = os.getppid()
     rss, held = sizes_of(parent) or (None, None)
     capacity = replace(read_capacity(supervisor_rss=rss, workers=siblings.counted or 1), supervisor_held=held)
-    # nothing to be called when it is to end: it asks before each task
+    # nothing needs to be called when the child should end, because it checks that before each task
     make = partial(Guard, policy, recycle=nothing, unit="tasks", capacity=capacity, parent=parent, siblings=siblings)
     loop.guard = guard = make()
     set_guard(guard)

@@ -1,8 +1,8 @@
 """The memory limits of one task: those of its decorator, else the app's; the caller's headers may lower them.
 
 ``@app.task(soft_memory_limit="300MiB", memory_limit="500MiB")``, ``memory_absolute=True``, or a limit of None to
-lift the app's; ``task.apply_async(headers={"memory_limit": "200MiB"})``. Whoever may send a message
-is not trusted to take more than the app gives, so a header only lowers.
+lift the app's; ``task.apply_async(headers={"memory_limit": "200MiB"})``. The sender of a message is not trusted
+to take more than the app allows, so a header can only lower a limit.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SOFT, HARD, ABSOLUTE = "soft_memory_limit", "memory_limit", "memory_absolute"
 
 
 class TaskLimits:
-    """Of all tasks of one app, as MainProcess sees them. `conf` is the app's."""
+    """The limits of all tasks of one app, in MainProcess or in a solo node. `conf` is the app's."""
 
     def __init__(self, policy: Policy, conf: Mapping[str, Any], capacity: Capacity, limits: Limits) -> None:
-        """Raises ConfigError for a default of the app's own conf that can't be right."""
+        """Raises ConfigError for an invalid default in the app's conf."""
         self._of: dict[str, Ceiling] = {}
         self._tasks: Mapping[str, Any] = {}
         self._defaults = tuple(
@@ -45,7 +45,7 @@ class TaskLimits:
         self._warn("task_", self.default)
 
     def read(self, tasks: Mapping[str, Any]) -> None:
-        """Read the tasks' own limits, once. Raises ConfigError, with the task's name, for one that can't be right."""
+        """Read the tasks' own limits, once. Raises ConfigError with the task's name for an invalid one."""
         self._tasks = tasks
         for name, task in tasks.items():
             own = self._own(name, task)
@@ -54,14 +54,14 @@ class TaskLimits:
                 self._warn(f"task {printable(name)}: ", own)
 
     def follow(self, capacity: Capacity, limits: Limits) -> None:
-        """The effective limit may have been set anew: shares are shares of that one, for tasks that are handed out from now on."""
+        """The effective limit may have changed: from now on, tasks are handed out with limits that are shares of the new one."""
         if capacity.effective != self._capacity.effective:
             self._of = {}
             self._reckon(capacity, limits)
             self.read(self._tasks)
 
     def of(self, name: str, headers: Mapping[str, Any]) -> Ceiling | None:
-        """Of one message for the task `name`; None where it has no limits."""
+        """The limits for one message for the task `name`; None if it has none."""
         ceiling = self._of.get(name, self.default)
         if SOFT in headers or HARD in headers:
             asked = Ceiling(self._asked(name, SOFT, headers.get(SOFT)), self._asked(name, HARD, headers.get(HARD)))
@@ -83,7 +83,7 @@ class TaskLimits:
         try:
             return self._bytes(read_hard_limit(field, value))
         except ConfigError as error:
-            # whoever sends it may send many
+            # logged once, because its sender may send many
             once(("header", name, field), logging.WARNING, "task %s: ignoring a header: %s", printable(name), error)
             return None
 
@@ -103,7 +103,7 @@ class TaskLimits:
 
 
 def limits_of(app: Any, policy: Policy, capacity: Capacity, limits: Limits) -> TaskLimits:
-    """Those of all tasks of `app`, which a pool may be without. Raises Celery's ImproperlyConfigured for one that can't be right."""
+    """The limits of all tasks of `app`; None: the pool has no app. Raises Celery's ImproperlyConfigured for an invalid limit."""
     try:
         found = TaskLimits(policy, app.conf if app else {}, capacity, limits)
         found.read(app.tasks if app else {})
@@ -118,5 +118,5 @@ def task_of(args: Any) -> tuple[str, str, Mapping[str, Any]]:
 
 
 def _first(field: str, given: Any, conf: Mapping[str, Any], read: Callable[[str, object], Any]) -> Any:
-    """What install() or the environment gave, else what the app's conf has."""
+    """The value from install() or the environment, else the app's conf's."""
     return given if given else read(field, found) if (found := conf.get(field)) is not None else given

@@ -1,4 +1,4 @@
-"""The loop of one of billiard's workers: its child is measured from task to task, and recycled between two of them."""
+"""The loop of a billiard worker: the child is measured from task to task, and recycled between two tasks."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from oomsafe.worker.meter import PUBLISH_EVERY, Work
 
 
 class Tasks(Protocol):
-    """Who has to know in a child when a task begins and ends."""
+    """The object in a child that is notified when a task begins and ends."""
 
     def take_up(self, name: str, ticket: int, task_id: str, args: tuple[Any, ...]) -> None:
-        """Inside of a task from now on; `args` are those of Celery's tracer. Raises SoftMemoryLimitExceeded."""
+        """A task begins; `args` are those of Celery's tracer. May raise SoftMemoryLimitExceeded."""
 
     def put_down(self, of_its_own: bool) -> None:
-        """Out of it; `of_its_own`: it has come to an end, a failure or another, and was not ended. Called again it changes nothing."""
+        """The task has ended; `of_its_own`: by itself, with or without an error. A second call changes nothing."""
 
 
 def nothing() -> None:
-    """What a child's guard calls where there is nothing to be done at once: the loop asks it between two tasks."""
+    """The `recycle` of a child's guard. It has nothing to do, because the loop checks the guard between two tasks."""
 
 
 class TaskLoop:
-    """Of one child. `guard` None: it is not measured, and no MemoryError of a task leaves it all the same."""
+    """The loop of one child. `guard` None: the child is not measured, but still no MemoryError of a task leaves it."""
 
     def __init__(self, tasks: Tasks | None, begins: Callable[[], None]) -> None:
-        """`begins` is called at the first idle moment: all that is loaded before the first task is loaded by then."""
+        """`begins` is called at the first idle moment, when everything that is loaded before the first task has been loaded."""
         self.guard: Guard | None = None
         self._tasks = tasks
         self._begins: Callable[[], None] | None = begins
@@ -43,14 +43,14 @@ class TaskLoop:
         self._pipe: select.poll | None = None
 
     def run_in(self, worker: Any) -> None:
-        """Between two tasks of billiard's `worker`, and behind its last. In the child, before its loop begins."""
+        """Hook into billiard's `worker`, between two tasks and after its last. Called in the child, before its loop begins."""
         wait_for_job, reader = worker.wait_for_job, getattr(worker.inq, "_reader", None)
         if reader is not None:
-            # billiard's own reader.poll() makes a new one each time, for ten times the price
+            # billiard's own reader.poll() creates a new poll object each time, which costs ten times as much
             self._pipe = select.poll()
             self._pipe.register(reader.fileno(), select.POLLIN)
 
-        # what every task pays is written out here and below: each call of ours costs a child three times what it costs in a loop
+        # inlined here and below, because every task pays for it: a call costs a child three times what it costs in a loop
         def between_two_tasks() -> Any:
             work, self._work = self._work, None
             if work is not None:
@@ -71,7 +71,7 @@ class TaskLoop:
         worker.workloop = partial(self._to_its_end, worker.workloop)
 
     def _to_its_end(self, workloop: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """billiard's loop, which waits for no task behind its last (worker_max_tasks_per_child)."""
+        """Run billiard's loop. After its last task (worker_max_tasks_per_child) it does not wait for another, so that task ends here."""
         try:
             return workloop(*args, **options)
         finally:
@@ -85,19 +85,20 @@ class TaskLoop:
             self.guard.retire()
 
     def _idle(self) -> None:
-        """Until a task comes. billiard would sleep in its read, and what this child has left would not be seen, nor would it end."""
+        """Wait for a task. In billiard's own read, the child would sleep without publishing its figures, and without checking whether
+        it should end."""
         guard = self.guard
         while guard is not None:
             if guard.leaving:
                 guard.retire()
-                # not a bare SystemExit: what billiard has put in its place tells the parent why
+                # not a bare SystemExit: billiard has replaced sys.exit with a function that keeps the status for the parent
                 sys.exit(EX_RECYCLE)
             if self._pipe is None or self._pipe.poll(PUBLISH_EVERY * 1000):
-                return  # or the pipe is closed: billiard's own read finds that out
+                return  # a task has come, or the pipe is closed, which billiard's own read notices
             guard.tick()
 
     def _begun(self, request: Any) -> Any:
-        """A task has come: it is in flight from now on, and a MemoryError of its stays in this process."""
+        """A task has come: it is in flight from now on, and wrapped so that its MemoryError does not leave it."""
         kind, (job, i, function, args, kwargs) = request
         name, task_id = (str(args[0]), str(args[1])) if len(args) > 1 else ("?", "?")
         if self.guard is not None:
@@ -107,7 +108,7 @@ class TaskLoop:
 
 
 class _Contained:
-    """A task's tracer, out of which no MemoryError comes."""
+    """A task's tracer, wrapped so that no MemoryError leaves it."""
 
     def __init__(self, function: Callable[..., Any], name: str, tasks: Tasks | None, ticket: int, task_id: str) -> None:
         self._function = function
@@ -136,7 +137,7 @@ class _Contained:
             problem = in_words(self._name, error)
         except SoftMemoryLimitExceeded:
             if tasks is not None:
-                tasks.put_down(True)  # it came in the middle of taking it up, or of putting it down
+                tasks.put_down(True)  # the error was raised inside take_up() or put_down()
             raise
         else:
             found = memory_error_in(result)
