@@ -1,6 +1,7 @@
-"""What runs in the parent of a pool, for all of its workers: who is replaced and when, what they may have, what became of them.
+"""What runs in a pool's parent process, for all of its workers: which are replaced and when, their limits, and how they died.
 
-It may import scoreboard, kernel, policy, errors and log, and knows no server. Begin with supervisor.py, which is what an adapter makes in
-its parent; replacements.py decides for the pool at one tick. It starts no thread: the server's loop calls tick(). One exception is for a
-loop that can't call a watcher every few milliseconds, as Celery's can't: a WatcherThread does (watcher.py).
+This package may import scoreboard, kernel, policy, errors and log, and knows no server. Begin reading with supervisor.py: an adapter
+creates a Supervisor in the server's parent process. replacements.py decides for the pool at each tick. No thread is started here, because
+the server's loop calls tick(), with one exception: if that loop can't call a watcher every few milliseconds, as in Celery, a WatcherThread
+does (watcher.py).
 """

@@ -1,4 +1,4 @@
-"""In the supervisor: one look at the pool, one step of the schedule (policy/replace.py). Nothing here waits."""
+"""In the supervisor: at each tick, reads the pool's state and carries out the schedule (policy/replace.py). Nothing here waits."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from oomsafe.policy.trend import LATELY, Growth
 from oomsafe.policy.units import format_size
 from oomsafe.scoreboard.board import Entry, Scoreboard
 
-#: Why a worker goes before its replacement where its user wants it so: that needs no line.
+#: Why a worker leaves before its replacement serves, if the user has configured that. It is not logged.
 NO_SURGE = "surge is off"
 
-#: Seconds after which it is said that no worker serves.
+#: Seconds after which it is logged that no worker serves.
 UNSERVED_FOR = 0.5
 
 #: Seconds after which a permit to drain without a replacement lapses, if its worker is below its limit again and has not used it.
 PERMITTED_FOR = 10.0
 
-#: Seconds that a boot is taken to last before one has been seen.
+#: The assumed seconds of a boot, until one has been measured.
 BOOT = 1.0
 
 
 class Reading(NamedTuple):
-    """What a pool may have and has, read once for all that is decided by it. Bytes; None is a figure that is not known."""
+    """What a pool may hold and what it holds, read once for all decisions of a tick. Bytes; None is a figure that is not known."""
 
     capacity: Capacity
     budget: int | None
     used: int | None
-    """What the pool holds, as its budget counts."""
+    """What the pool holds, as its budget counts it."""
 
 
 class Fleet(Protocol):
-    """What a server does for its Replacements."""
+    """What a server must do for Replacements."""
 
     def spawn(self) -> int | None:
-        """Bring up one more worker than wanted; its generation, or None when that can't be done: then nothing has changed."""
+        """Start one worker more than wanted. Returns its generation; None if that can't be done, and then nothing has changed."""
 
     def shrink(self) -> None:
-        """Want one less again: the worker that is gone is not to be replaced."""
+        """Want one worker less again, because the one that is gone must not be replaced."""
 
     def may_surge(self) -> bool:
-        """Whether the number of workers may be touched now: not while the server itself replaces them all."""
+        """Whether the number of workers may be changed now. False while the server itself replaces them all."""
 
 
 class Replacements:
-    """Brings replacements first. Made by the supervisor, and used by it alone."""
+    """Starts replacements before the workers that they replace leave. Created and used only by the supervisor."""
 
     def __init__(self, board: Scoreboard, fleet: Fleet) -> None:
         self.ledger = Ledger()
@@ -62,23 +62,23 @@ class Replacements:
         self._fleet = fleet
         self._said = ""
         self._boots: dict[int, float] = {}
-        """When each worker that boots was seen first, by its generation."""
+        """When each booting worker was first found on the scoreboard, by generation."""
         self._boot = BOOT
         """Seconds that the last boot took."""
         self._unused: dict[int, float] = {}
-        """By generation of a worker that is below its limit again: since when it has not used its permit."""
+        """Since when a worker has had a permit that it does not use, by generation: it is below its limit again."""
         self._has_served = self._said_unserved = False
         self._quiet: tuple[Ledger, dict[int, State]] | None = None
-        """With these nothing was to be done; None: something was."""
+        """The ledger and the states with which nothing needed to be done at the last tick; None: something did."""
         self._paces: list[tuple[float, Growth]] = []
 
     def forget(self) -> None:
-        """The server has replaced its workers itself: nothing is under way any more."""
+        """The server has replaced its workers itself, so no replacement is under way any more."""
         self.ledger = Ledger()
         self._has_served = False
 
     def gone(self, generation: int, served: bool, now: float) -> None:
-        """A worker is gone; `served`: it had come to serve. At once: until it is told, the server brings up one in its place."""
+        """A worker is gone; `served`: it had served. Call this at once, because until shrink() the server would replace it."""
         before = self.ledger
         self.ledger, steps = gone(before, generation, served, now)
         for _ in steps:
@@ -93,17 +93,18 @@ class Replacements:
             )  # fmt: skip
 
     def not_started(self, generation: int, error: Exception, now: float) -> None:
-        """A worker could not be started at all, a replacement or another."""
+        """A worker, a replacement or another, could not be started at all."""
         first, self.ledger = not self.ledger.failures, failed(self.ledger, generation, now)
         if first:
             log.error("a worker can't be started (%r): those that serve stay; next try in %.0f s", error, self.ledger.not_before - now)
 
     def tick(self, policy: Policy, read: Callable[[], Reading], now: float) -> None:
-        """Look, and do what is due. The kernel is asked only when somebody asks: a supervisor may look ten times a second."""
+        """Read the pool's state, and do what is due. `read` is called only if a worker waits to be replaced, drains or is being replaced,
+        because there may be ten ticks a second."""
         states = self._board.states()
         if self._quiet != (self.ledger, states):
             self._look(policy, read, states, now)
-        # in a dry run each worker decides by itself, and says what it would do
+        # in a dry run, each worker decides by itself and logs what it would do
         self._board.header.looked = 0.0 if policy.dry_run else now
 
     def _look(self, policy: Policy, read: Callable[[], Reading], states: dict[int, State], now: float) -> None:
@@ -123,7 +124,7 @@ class Replacements:
         self._quiet = (self.ledger, states) if quiet else None
 
     def _withdraw(self, entries: Sequence[Entry], now: float) -> None:
-        """Take back permits that were not used: later, when such a worker is over its limit or has aged, others may be away."""
+        """Take back unused permits: by the time that such a worker is over its limit or has aged, other workers may be away."""
         unused = [entry for entry in entries if entry.state is State.SERVING and entry.order is Order.PERMIT]
         self._unused = {entry.generation: self._unused.get(entry.generation, now) for entry in unused}
         for entry in unused:
@@ -153,16 +154,16 @@ class Replacements:
                     )  # fmt: skip
 
     def _room(self, policy: Policy, reading: Reading, entries: Sequence[Entry], now: float) -> tuple[Room, str]:
-        """What the pool may do now, and why it may not bring a replacement first: with figures, empty where it may."""
+        """What the pool may do now, and why it can't start a replacement first, with figures; empty if it can."""
         capacity, budget, used = reading
         at_once = turns(policy, capacity.workers)
-        # without surge its user has chosen that nobody serves for a moment, where the pool is as small as that
+        # with surge off, the user accepts that in a very small pool no worker serves for a moment
         least = max(1 if policy.surge else 0, capacity.workers - at_once)
         size = fresh_of(entries)
         serving = [entry for entry in entries if entry.state.serves]
         growth = sum((entry.growth for entry in serving), Growth())
         lately = self._lately(growth, now)
-        # what a worker holds that is on its way out is free in a moment
+        # what a leaving worker holds will be free in a moment
         away = [entry for entry in entries if entry.state.leaves]
         leaving = sum(max(0, (entry.used or 0) - (entry.baseline or 0)) for entry in away)
         short = is_short(None if used is None else used - leaving, budget, growth, self._boot)
@@ -170,7 +171,7 @@ class Replacements:
         share = None if budget is None else budget // max(1, capacity.workers)
         fast = short and any(outruns(entry.soft or share, entry.growth.burst) for entry in entries)
         out = fast or (short and not away and is_out(held, capacity.limit, growth))
-        # if no worker's memory can be read, workers ask for their age alone, and no figure speaks against one more worker
+        # if no worker's memory can be read, workers only ask because of their age, and no figure speaks against one more worker
         known = any(entry.used is not None for entry in entries)
         if known and (size is None or budget is None or used is None):
             why = "what the pool or a fresh worker has is not known"
@@ -179,8 +180,8 @@ class Replacements:
                 f"of a budget of {format_size(budget)}, {format_size(used)} are used, and {format_size(int(max(growth)))} more each second"
             )
         elif used is not None and size is not None and is_short(used + size, budget, lately if serving else Growth(), self._boot):
-            # here what leaves counts: it may take long, and the new worker gets the work that had the old one grow; but for nobody's
-            # growth does nobody serve
+            # here the leaving workers count, because they may take long, and the new worker gets the work that made the old one grow.
+            # The pool's growth only counts while a worker serves: if none does, a new one must not be delayed for it
             free, pace = format_size(max(0, (budget or 0) - used)), format_size(int(max(lately)))
             why = f"a fresh worker has {format_size(size)}, {free} of the budget are free, and {pace} more are used each second"
         elif not self._fleet.may_surge() or not self._board.has_room:
@@ -194,7 +195,7 @@ class Replacements:
         return room, why
 
     def _lately(self, growth: Growth, now: float) -> Growth:
-        """How fast the pool has grown at most, within the last moments: who drains grows no more, and what comes next will."""
+        """The pool's fastest growth within the last LATELY seconds: a draining worker grows no more, but its replacement will."""
         self._paces = [(at, pace) for at, pace in self._paces if now - at < LATELY] + [(now, growth)]
         return reduce(Growth.at_least, (pace for _, pace in self._paces))
 
@@ -207,7 +208,7 @@ class Replacements:
         self._boots = {generation: self._boots.get(generation, now) for generation in booting}
 
     def _note_unserved(self, entries: Sequence[Entry], now: float) -> None:
-        """Count the time in which nobody serves; what lasts is said, and for how long when it is over. Not before a worker has served."""
+        """Count the time in which no worker serves, once one has served. If it lasts, log it, and log how long it was when it is over."""
         serving = sum(entry.state.serves for entry in entries)
         since, before = self._board.header.unserved
         if serving:
@@ -226,7 +227,7 @@ class Replacements:
 
 
 def fresh_of(entries: Sequence[Entry]) -> int | None:
-    """What a worker holds right after boot, in bytes: as most of these do. None: not known."""
+    """What a typical worker holds right after boot, in bytes: the median of these. None: not known."""
     fresh = [entry.baseline for entry in entries if entry.baseline]
     return int(statistics.median(fresh)) if fresh else None
 

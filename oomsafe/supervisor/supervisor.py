@@ -1,6 +1,6 @@
-"""The supervisor's part: the pool's scoreboard, a slot for each worker, and who dies first.
+"""The supervisor's part: the pool's scoreboard, a slot for each worker, and which process the kernel kills first.
 
-Nothing here runs a thread or waits: a server's adapter calls it from the server's own hooks.
+Nothing here starts a thread or waits: a server's adapter calls it from the server's own hooks.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ from oomsafe.supervisor.onlooker import Onlooker
 from oomsafe.supervisor.preload import Preload
 from oomsafe.supervisor.replacements import Fleet, Reading, Replacements, fresh_of
 
-#: Seconds between two looks at whether the supervisor has grown.
+#: Seconds between two checks of the workers' scores, which depend on the supervisor's size.
 RESCORE_EVERY = 5.0
 
-#: Seconds between two looks at what the kernel allows: limits are set anew while processes live, and others use what they leave.
+#: Seconds between two measurements of what the kernel allows: limits are changed while processes run, and other processes use memory.
 FOLLOW_EVERY = 1.0
 
-#: Seconds between two looks at what a preloading supervisor's workers share with it, only to tell what others use of the machine.
+#: Seconds between two measurements of what workers share with a preloading supervisor; only used to compute what others use of the machine.
 SHARED_SELDOM = 30.0
 
-#: A budget that has moved by this share since it was said last is said again, for it is others who have moved it,
+#: A budget is logged again if other processes have moved it by more than this share since it was last logged.
 MOVED = 0.25
 
-#: but not within so many seconds.
+#: Seconds that must pass before it is logged again for that reason.
 SAY_EVERY = 60.0
 
 
 class Supervisor:
-    """Made once in the supervising process, before its first worker; workers inherit it over the fork."""
+    """Created once in the supervising process, before its first worker; forked workers inherit it."""
 
     def __init__(
         self,
@@ -71,10 +71,11 @@ class Supervisor:
         top: int | None = None,
         name: str = "",
     ) -> None:
-        """`fleet` None: the server can't bring a replacement first, so its workers take turns among themselves.
+        """`fleet` None: the server can't start a replacement first, so its workers take turns among themselves.
 
-        `forks`: its workers are forks of this process, and share what it has loaded. `beside`: how many workers another pool has
-        that lives on the same budget, and `top` the pid of the process that has started both; None: it is this one.
+        `forks`: its workers are forks of this process, and share what it has loaded. `beside`: how many workers another pool
+        has that uses the same budget; `top`: the pid of the process that has started both pools, None: this process.
+        `name`: what the server knows the pool by; empty: nothing.
         """
         self._beside = beside
         self._top = top or os.getpid()
@@ -84,15 +85,15 @@ class Supervisor:
         self.preload = Preload(policy) if forks else None
         self._name = shortened(without_controls(name), LONGEST_NAME)
         self._sizes: dict[int, tuple[int, int] | None] | None = None
-        """What each process of the pool holds, as read in this tick; None: none is under way."""
+        """What each process of the pool holds, as read in this tick; None: outside a tick."""
         self._usage, self._processes = Usage(held=self._held_by), Usage(SHARED_SELDOM, held=self._held_by)
         self._reading: Reading | None = None
         self._standing: Standing | None = None
         self._said: tuple[int | None, float] = (None, 0.0)
-        """The budget that was said last, and when."""
+        """The budget that was last logged, and when."""
         self._follow_at = 0.0
         self.capacity = self._told = self._measure(workers)
-        """What it reckons with now, and what it has told its workers."""
+        """`capacity` is what it reckons with now; `_told` is what it last published for its workers."""
         self._replacements: Replacements | None = None
         self._onlooker: Onlooker | None = None
         self._look_at = 0.0
@@ -106,7 +107,7 @@ class Supervisor:
                 log.warning("%s", warning)
             self._replacements = None if fleet is None else Replacements(self.board, fleet)
             self._onlooker = Onlooker(self.board, self._sizes_of)
-            # for processes that are spawned, and for `oomsafe status` beside them
+            # for spawned processes, and for `oomsafe status` started by one of them
             os.environ.pop("OOMSAFE_SCOREBOARD", None)
             if self.board.path:
                 os.environ["OOMSAFE_SCOREBOARD"] = self.board.path
@@ -123,11 +124,11 @@ class Supervisor:
 
     @property
     def name(self) -> str:
-        """What the pool is called: as its user wants it, else by what its server knows; empty: nothing."""
+        """The pool's name: from the policy, else the server's; empty: it has none."""
         return self.policy.name or self._name
 
     def change(self, workers: int, policy: Policy | None = None) -> None:
-        """The number of workers, or with a reload the policy, has changed; a reload also replaces all workers."""
+        """The number of workers has changed or, at a reload, also the policy; a reload replaces all workers."""
         with self._alone():
             if policy is not None:
                 self.policy = policy
@@ -141,7 +142,7 @@ class Supervisor:
                 attempt("metrics", "the server", partial(self._exporter.follow, self.policy))
 
     def reserve(self) -> Slot | None:
-        """Before a fork: the new worker's slot; None where there is none, and it protects itself unseen."""
+        """Before a fork: the new worker's slot; None if there is none: the worker then protects itself without the scoreboard."""
         self.capacity = self._measure(self.capacity.workers)
         if self.preload is not None:
             attempt("freezing what is preloaded", "the server", self.preload.before_fork)
@@ -153,30 +154,30 @@ class Supervisor:
         return slot
 
     def born(self, slot: Slot | None, pid: int | None) -> None:
-        """In the supervisor, after the fork, and as often as it likes: the process that it has started for this slot."""
+        """In the supervisor, after the fork: record the process that was started for this slot. May be called repeatedly."""
         if slot is not None:
             self.born_seat(slot.number, slot.generation, pid)
 
     def born_seat(self, number: int | None, generation: int | None, pid: int | None) -> None:
-        """The same, of a spawned worker."""
+        """The same for a spawned worker."""
         if self.board is not None and number is not None and generation is not None and pid and os.getpid() == self.pid:
             self.board.born(number, generation, pid)
 
     def enlist(self, slot: Slot | None) -> None:
-        """In the new worker, right after the fork and before it drops privileges: its slot, its name, its score."""
+        """In the new worker, right after the fork and before it drops privileges: claim its slot, set its name and its score."""
         if self.preload is not None:
             self.preload.after_fork()
         enlist(self.policy, self.pid, self._step(), slot)
 
     def seat(self, slot: Slot | None) -> Seat:
-        """What a new process must be told: before it is spawned; in a fork, also afterwards."""
+        """What a new process needs. Called before a process is spawned; for a fork, it may also be called after the fork."""
         address = self.board.address if self.board is not None and slot is not None else None
         number, generation = (slot.number, slot.generation) if slot is not None else (None, None)
         board = self.board if slot is not None else None
         return Seat(self.policy, self.capacity, self.pid, self._step(), address, number, generation, said(), board)
 
     def release(self, slot: Slot | None) -> None:
-        """In the supervisor, when the worker is gone. May be called in the handler of a signal, where gunicorn before 24 reaps."""
+        """In the supervisor, when the worker is gone. May be called in a signal handler, where gunicorn before 24 reaps workers."""
         if slot is not None:
             self._gone.append(slot)
             with self._alone():
@@ -184,7 +185,7 @@ class Supervisor:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """What a signal's handler releases meanwhile is released at the end: in the middle, two would write the same totals."""
+        """Inside, slots that a signal handler releases are queued, and released at the end: otherwise both would write the same totals."""
         outer, self._busy = self._busy, True
         try:
             yield
@@ -195,10 +196,10 @@ class Supervisor:
                         slot = self._gone.popleft()
                         self.release_seat(slot.number, slot.generation)
                 finally:
-                    self._busy = False  # one that comes right before this line waits for the next tick
+                    self._busy = False  # a slot that is queued right before this line is released at the next tick
 
     def release_seat(self, number: int | None, generation: int | None) -> bool:
-        """The same, of a spawned worker. Returns whether it had never come to serve."""
+        """The same for a spawned worker, at once. Returns whether the worker had never served."""
         if self.board is None or number is None or generation is None or os.getpid() != self.pid:
             return False
         entry = next((entry for entry in self.board.roll() if (entry.number, entry.generation) == (number, generation)), None)
@@ -209,39 +210,39 @@ class Supervisor:
         return failed
 
     def not_started(self, number: int | None, generation: int | None, error: Exception) -> None:
-        """The worker for which this slot was reserved could not be started at all: the others serve on."""
+        """The worker for which this slot was reserved could not be started at all; the others keep serving."""
         if self.board is not None and number is not None:
             self.board.release(number, generation)
         if self._replacements is not None:
             self._replacements.not_started(generation or 0, error, time.monotonic())
 
     def tell_to_drain(self, number: int | None, generation: int | None) -> None:
-        """There is one worker too many, and this is the one that goes."""
+        """Order this worker to drain, whether or not it is over its limit."""
         if self.board is not None and number is not None and generation is not None:
             self.board.give_order(number, generation, Order.GO)
 
     @property
     def boot_pause(self) -> float:
-        """Seconds until the next worker should be tried, since the last died before it served."""
+        """Seconds until the next worker should be started, because the last one died before it served."""
         return 0.0 if self._replacements is None else max(0.0, self._replacements.ledger.not_before - time.monotonic())
 
     @property
     def serves(self) -> bool:
-        """Whether a worker has come to serve that is still there: then one that fails to boot is no reason to give up."""
+        """Whether there is a worker that has finished its boot: then another one that fails to boot is no reason to give up."""
         return self.board is not None and any(entry.state is not State.STARTING for entry in self.board.roll())
 
     @property
     def pending(self) -> frozenset[int]:
-        """The generations of the workers that are more than wanted: the ones that they replace are not on their way yet."""
+        """The generations of replacements that are extra workers for now, because the workers that they replace do not leave yet."""
         return frozenset() if self._replacements is None else self._replacements.ledger.pending
 
     @property
     def victims(self) -> frozenset[int]:
-        """The generations of the workers that are on their way, and whose replacements are there."""
+        """The generations of workers that leave and already have a replacement."""
         return frozenset() if self._replacements is None else self._replacements.ledger.victims
 
     def tick(self) -> None:
-        """Called by the server's own loop as often as it likes: is a worker to be replaced, has the supervisor outgrown their scores?"""
+        """Do what is due, such as replacing workers and adjusting scores. Called by the server's own loop, as often as it likes."""
         now = time.monotonic()
         if self.board is None or os.getpid() != self.pid:
             return
@@ -266,7 +267,7 @@ class Supervisor:
                 self._rescore_all(now)
 
     def _rescore_all(self, now: float) -> None:
-        """A worker whose user differs from the supervisor's can't raise its own score, so it is done from here."""
+        """Raise the scores that are too low. This is done from here because a worker of another user can't raise its own score."""
         self._look_at = now + RESCORE_EVERY
         if self.board is not None:
             attempt("the scoreboard's file", "the server", self.board.mend)
@@ -274,7 +275,7 @@ class Supervisor:
         if own is None:
             return
         wanted = clamp_score(own + self._step())
-        # a worker may have written any pid into its slot
+        # not board.pids, because a worker may have written any pid into its slot
         for pid, started in (*(self.board.processes if self.board else ()), *self.exporting):
             present = read_score(pid)
             if present is not None and present < wanted and is_alive(pid, started):
@@ -289,7 +290,7 @@ class Supervisor:
                 log.warning("%s", error)
 
     def close(self) -> None:
-        """At the supervisor's end, whose process may become another pool's; in a fork of it, nothing."""
+        """At the supervisor's end; its process may go on and create another pool. In a fork of it, this does nothing."""
         if self._exporter is not None and os.getpid() == self.pid:
             attempt("metrics", "the server", self._exporter.close)
         if self.board is not None and os.getpid() == self.pid:
@@ -298,11 +299,11 @@ class Supervisor:
             self.board.remove()
 
     def reading(self) -> Reading:
-        """What the kernel allows the pool, and what it has of it: read once a tick, by who asks first, and said on the scoreboard."""
+        """What the kernel allows the pool, and what it holds: read once a tick, at the first call, and published on the scoreboard."""
         if self._reading is None:
             self.capacity = self._measure(self.capacity.workers)
             budget = resolve_limits(self.policy, self.capacity)[0].budget
-            # up to where there is room for one more, it need not be told to the byte
+            # while there is room for one more worker, the figure need not be exact
             bound = None if budget is None else max(0, budget - (0 if self.board is None else fresh_of(self.board.roll()) or 0))
             used = self._usage.of(self.policy, self.capacity, bound, self._pids, time.monotonic())
             if self.board is not None:
@@ -315,12 +316,12 @@ class Supervisor:
 
     @property
     def exporting(self) -> list[tuple[int, int]]:
-        """(pid, start time) of the process that serves the metrics, if there is one: a child that is no worker."""
+        """(pid, start time) of the process that serves the metrics, if there is one: a child that is not a worker."""
         process = None if self._exporter is None else self._exporter.process
         return [] if process is None else [process]
 
     def _measure(self, workers: int) -> Capacity:
-        """What the pool reckons with. A limit that is lowered holds at once, here and at the next look of each worker."""
+        """The capacity that the pool reckons with. A lowered limit takes effect at once here, and at each worker's next tick."""
         rss, held = sizes_of() or (None, None)
         seen = read_capacity(supervisor_rss=rss, workers=workers, beside=self._beside, held=self._held)
         seen = replace(seen, supervisor_held=held)
@@ -328,7 +329,7 @@ class Supervisor:
         return in_force(self._standing, seen)
 
     def _sizes_of(self, pid: int) -> tuple[int, int] | None:
-        """As sizes_of(), read once a tick."""
+        """The result of sizes_of(), read at most once a tick."""
         if self._sizes is None:
             return sizes_of(pid)
         if pid not in self._sizes:
@@ -340,14 +341,14 @@ class Supervisor:
         return None if sizes is None else sizes[1]
 
     def _held(self) -> int:
-        """What the pool's processes hold, in bytes, where no cgroup tells it: to the byte where much may be shared with this one."""
+        """What the pool's processes hold, in bytes, if no cgroup counts it. Exact if they may share much with this process."""
         own = self.board.pids if self.board is not None else []
         pids = [self._top, *(descendants_of(self._top) if self._beside else own)]
         shares = self.preload is not None and (anonymous_of(self.pid) or 0) >= SHARED_MUCH
         return self._processes.of_processes(pids, 0 if shares else math.inf, time.monotonic())
 
     def _follow(self) -> None:
-        """What the kernel allows has moved, or what others use of it: workers that live are told."""
+        """Measure the capacity again. If the kernel's limit has changed, or what others use, publish that for the living workers."""
         budget, (said, at) = self.reading().budget, self._said
         if not reckons_as(self._told, self.capacity):
             anew = is_another_limit(self._told, self.capacity)
@@ -375,7 +376,7 @@ class Supervisor:
             log.info("%s", self._effective(limits))
 
     def _effective(self, limits: Limits) -> str:
-        """The limits in force, with where they come from: once at boot, and at a reload."""
+        """The log line with the limits in force and where they come from."""
         return (
             f"oomsafe guards {counted(self.capacity.workers, 'workers')}{called(self.name)}: "
             f"{limits_in_force(self.policy, limits, self.capacity, ' each')}, supervisor {format_size(self.capacity.supervisor_rss)}, "

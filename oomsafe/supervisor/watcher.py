@@ -1,7 +1,7 @@
-"""Holds the work that workers have in hand to its limits, from the supervisor: a worker that is deep in C can't watch itself.
+"""Enforces the limits of running work from the supervisor, because a worker that is deep in C code can't watch itself.
 
-`Watcher` knows what is due and has neither thread nor clock; `WatcherThread` calls it where the server's own loop can't do so every few
-milliseconds. Both read the ticket that each worker writes into its slot while it runs a piece of work, and its statm.
+`Watcher` knows what is due and has neither thread nor clock; `WatcherThread` calls it if the server's own loop can't do so every few
+milliseconds. It reads the ticket that each worker writes into its slot while it runs a piece of work, and the worker's statm.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
 from oomsafe.scoreboard.board import InHand, Scoreboard
 
-#: The signal for a worker whose work is over its soft limit. macOS has no real-time signals; a process that does not expect SIGINFO
-#: ignores it.
+#: The signal for a worker whose work is over its soft limit. macOS has no real-time signals, so there it is SIGINFO, which a process
+#: without a handler ignores.
 TELL: int = signal.SIGRTMIN + 7 if hasattr(signal, "SIGRTMIN") else signal.SIGINFO  # type: ignore[attr-defined]
 
-#: Seconds between two measurements of work without limits: what it held is all that is known of a worker that the kernel kills.
+#: Seconds between two measurements of work without limits: if the kernel kills its worker, the last figure is all that is known of it.
 CASUAL = 0.1
 
-#: Seconds between two checks whether work that has limits has begun.
+#: Seconds between two checks of whether work with limits has begun.
 BEGINS = 0.01
 
-#: Seconds until a worker that has not heeded the signal gets it again; twice as many each time, for it may disturb what the work calls.
-#: CPython asks for signals between two bytecodes: one that comes after that, and before a blocking call's system call, waits until that
-#: call ends. Where the watcher's thread takes the GIL from a worker that is about to block, they often come just then.
+#: Seconds until a worker that has not heeded the signal gets it again, doubled each time because the signal may disturb the work's calls.
+#: CPython checks for signals between two bytecodes: a signal that arrives after that check and before a blocking system call is handled
+#: only when that call ends. If the watcher's thread takes the GIL from a worker that is about to block, signals often arrive just then.
 AGAIN = 0.02
 
 
@@ -46,14 +46,14 @@ def tell(work: InHand) -> None:
         with Target(work.pid, work.started) as worker:
             worker.send(TELL)
     except ProcessLookupError:
-        pass  # it is gone
+        pass  # the worker is gone
 
 
 def kill_if(pid: int, started: int, is_over: Callable[[], bool]) -> bool:
-    """Kill this process if `is_over` still holds while it stands still. Returns whether it was killed.
+    """Stop this process, and kill it if `is_over()` is still true then. Returns whether it was killed.
 
-    Between a measurement and the signal a worker might end this work and begin the next, or take a lock that it shares with other
-    workers to hand its result over. So it is made to stand still first: then what `is_over` finds can't change before the kill.
+    Between a measurement and the signal, a worker might end this work and begin the next, or take a lock that it shares with other
+    workers to deliver its result. So the process is stopped first: then the result of `is_over` can't change before the kill.
     """
     killed = False
     try:
@@ -66,7 +66,7 @@ def kill_if(pid: int, started: int, is_over: Callable[[], bool]) -> bool:
             finally:
                 process.send(signal.SIGCONT)
     except ProcessLookupError:
-        pass  # it is gone, by this very signal or before it
+        pass  # the process is gone, by this signal or already before it
     return killed
 
 
@@ -75,13 +75,13 @@ def _held(programs: list[Program]) -> int:
 
 
 def _end(programs: list[Program], work: InHand, used: int) -> None:
-    """End what the work has started: it would hold on to the memory that the work was stopped for."""
+    """End the programs that the work has started: they would keep the memory that the work was stopped for."""
     for program in programs:
         try:
             with Target(program.pid, program.started) as one:
                 one.send(signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
-            pass  # it is gone, or another user's
+            pass  # the program is gone, or runs as another user
     if programs:
         biggest = max(programs, key=lambda program: program.held)
         log.warning(
@@ -92,36 +92,36 @@ def _end(programs: list[Program], work: InHand, used: int) -> None:
 
 
 class Stopped(NamedTuple):
-    """Work whose worker was killed for it. Sizes in bytes."""
+    """Work for which its worker was killed. Sizes in bytes."""
 
     ticket: int
     used: int
-    """As its limits count it."""
+    """What it used, as its limits count that."""
     limit: int
 
 
 @dataclass
 class _Watched:
-    """One piece of work that has limits and has begun."""
+    """A piece of work with limits that has begun. Times on the clock of check()."""
 
     held: int
-    """Bytes at the last measurement, with what the programs hold that it has started."""
+    """Bytes at the last measurement, including the programs that it has started."""
     at: float
-    """When that was."""
+    """When it was last measured."""
     descendants: Descendants
     due: float = 0.0
-    """When it is to be measured again."""
+    """When it must be measured again."""
     tell_at: float = 0.0
-    """When its worker is to be signalled again; 0: it has not been yet."""
+    """When its worker must be signalled again; 0: the worker has not been signalled yet."""
     again: float = AGAIN
 
 
 class Watcher:
-    """Measures the work in hand, and enforces its limits. Its caller brings the clock: check(now) does what is due.
+    """Measures running work, and enforces its limits. The caller provides the clock: check(now) does what is due.
 
-    `busy`: whether any work is handed out; `wanted`: whether the work with this ticket has not ended. `lasting` gets, by their tickets,
-    all pieces of work that have been in hand for more than CASUAL, and by how many bytes each has grown. `tell` makes a worker read in its
-    slot that its work is over the soft limit. All four are called from check(). `sizes` of a pid: (rss, the same without file pages).
+    `busy()`: whether any work is handed out; `wanted(ticket)`: whether the work with this ticket has not ended. `lasting` gets all pieces
+    of work that have been running for more than CASUAL: by ticket, the bytes by which each has grown. `tell` makes a worker read in its
+    slot that its work is over the soft limit. All four are called from check(). `sizes(pid)` returns (rss, rss without file pages).
     """
 
     def __init__(
@@ -135,13 +135,13 @@ class Watcher:
         sizes: Callable[[int], tuple[int, int] | None] = sizes_of,
     ) -> None:
         self.stopped: dict[int, Stopped] = {}
-        """Workers that were killed for their work, by their generation, until forget()."""
+        """The work for which workers were killed, by the worker's generation, until forget()."""
         self._board = board
         self._busy = busy
         self._wanted = wanted
         self._lasting = lasting
         self._measured: dict[int, tuple[int, int]] = {}
-        """(rss, the same without file pages, which its limits don't count) of each worker when it was last measured, by generation."""
+        """(rss, rss without file pages, which the limits don't count) of each worker when it was last measured, by generation."""
         self._in_hand: set[int] = set()
         self._checked = since_boot()
         self._lasts_at = 0.0
@@ -152,17 +152,17 @@ class Watcher:
         self._watched: dict[int, _Watched] = {}
 
     def watch(self, ticket: int, ceiling: Ceiling | None) -> float:
-        """Work with this ticket is about to be handed out; `ceiling` None: it has no limits. Returns within how many seconds to check()."""
+        """Work with this ticket is handed out; `ceiling` None: it has no limits. Returns the seconds within which to call check()."""
         if ceiling is None:
             return CASUAL
         self._limited[ticket] = ceiling
         return BEGINS
 
     def check(self, now: float) -> float:
-        """Do what is due at `now`, in seconds on the monotonic clock. Returns the seconds until more is; inf: once work is handed out."""
+        """Do what is due at `now`, seconds on the monotonic clock. Returns seconds until the next call; inf: when work is handed out."""
         pause = CASUAL if self._busy() else math.inf
         if self._limited:
-            # a worker does not announce that it begins
+            # a worker does not announce that it begins a piece of work
             pause = attempt("watching work", "the server", partial(self._enforce, now)) or CASUAL
         elif pause < math.inf:
             attempt("watching work", "the server", self._measure_all)
@@ -171,7 +171,7 @@ class Watcher:
         return pause
 
     def forget(self, generation: int) -> tuple[int | None, Stopped | None]:
-        """Once a worker is gone: its rss in bytes when it was last measured, and the work that it was killed for; None: never, and none."""
+        """Once a worker is gone: (its last measured rss in bytes, the work for which it was killed); None: never measured, not killed."""
         rss, _ = self._measured.pop(generation, (None, None))
         return rss, self.stopped.pop(generation, None)
 
@@ -189,7 +189,7 @@ class Watcher:
                 self._lasting(lasting)
 
     def _measure(self, work: InHand) -> int | None:
-        """What its worker holds, in bytes; None when it is gone."""
+        """What the work's worker holds without file pages, in bytes; None if the worker is gone."""
         sizes = self._sizes(work.pid)
         if sizes is None or not sizes[0]:
             return None
@@ -197,7 +197,7 @@ class Watcher:
         return sizes[1]
 
     def _enforce(self, now: float) -> float:
-        """Measure each piece of work that is due. Returns the seconds until the next is."""
+        """Measure each piece of work that is due. Returns the seconds until the next one is due."""
         for ticket in [ticket for ticket in list(self._limited) if not self._wanted(ticket)]:
             self._limited.pop(ticket, None)
         for ticket in [ticket for ticket in self._watched if ticket not in self._limited]:
@@ -211,18 +211,18 @@ class Watcher:
                 continue
             running += 1
             if work.ticket not in self._watched:
-                # it has begun since the last check; what was started before that is not its
+                # it has begun since the last check, so programs that were started before that do not belong to it
                 self._watched[work.ticket] = _Watched(work.held, now - BEGINS, Descendants(work.pid, before))
             pause = min(pause, self._hold_to(ceiling, work, self._watched[work.ticket], now))
         return min(pause, BEGINS) if running < len(self._limited) else pause
 
     def _hold_to(self, ceiling: Ceiling, work: InHand, watched: _Watched, now: float) -> float:
-        """Returns the seconds until this piece of work is due again."""
+        """Measure this piece of work if it is due, and enforce its limits. Returns the seconds until it is due again."""
         if now < watched.due:
             return watched.due - now
         held = self._measure(work)
         if held is None:
-            return CASUAL  # it is gone
+            return CASUAL  # the worker is gone
         held += _held(watched.descendants.look())
         told = watched.tell_at > 0 and (now < watched.tell_at or self._board.has_heeded(work.number, work.generation, work.ticket))
         look = judge(ceiling, work.held, held, (held - watched.held) / max(0.0001, now - watched.at), told)
@@ -232,7 +232,7 @@ class Watcher:
             log.warning("a limit would be met (dry run): %s > %s, worker %d", format_size(look.used), format_size(look.limit), work.pid)
         elif look.step is Step.TELL:
             if not watched.tell_at:
-                # the ticket goes with the signal: one that comes when the next piece of work has begun is none of its business
+                # with the ticket, so that a signal that arrives when the next piece of work has begun is ignored
                 self._board.tell_of_limit(work.number, work.generation, work.ticket, look.used, look.limit or 0)
             watched.tell_at, watched.again = now + watched.again, watched.again * 2
             self._tell(work)
@@ -241,21 +241,21 @@ class Watcher:
         return look.again
 
     def _stop(self, work: InHand, ceiling: Ceiling, descendants: Descendants) -> None:
-        """Kill the worker, if it still has this very work in hand, and then what it has started for that.
+        """Kill the worker if it is still inside this work, and then the programs that the work has started.
 
-        A worker has the ticket in its slot only while it is inside the work: one that stands still there can't put it down any more.
+        A worker has the ticket in its slot only while it is inside the work; once it is stopped there, it can't leave the work any more.
         """
         programs: list[Program] = []
         used = 0
 
         def is_over() -> bool:
             nonlocal used
-            programs.extend(descendants.look())  # now, while they are its descendants
+            programs.extend(descendants.look())  # now, while they are still its descendants
             look = judge(ceiling, work.held, (self._measure(work) or 0) + _held(programs), 0, True)
             used = look.used
             if look.step is not Step.STOP or self._board.hand(work.number, work.generation)[0] != work.ticket:
                 return False
-            self.stopped[work.generation] = Stopped(work.ticket, used, look.limit or 0)  # before the kill: whoever reaps it asks
+            self.stopped[work.generation] = Stopped(work.ticket, used, look.limit or 0)  # before the kill: it is read on reaping
             return True
 
         if kill_if(work.pid, work.started, is_over):
@@ -264,7 +264,7 @@ class Watcher:
 
 
 class WatcherThread:
-    """Calls a watcher's check() as often as it asks for; sleeps while no work is handed out."""
+    """Calls a watcher's check() as often as its return value says; sleeps while no work is handed out."""
 
     def __init__(self, watcher: Watcher) -> None:
         self.watcher = watcher
@@ -274,18 +274,18 @@ class WatcherThread:
         self._thread: threading.Thread | None = None
 
     def watch(self, ticket: int, ceiling: Ceiling | None) -> None:
-        """Work with this ticket is about to be handed out; `ceiling` None: it has no limits. Raises RuntimeError: no thread can be had."""
+        """Work with this ticket is handed out; `ceiling` None: it has no limits. Raises RuntimeError if the thread can't be started."""
         due = self.watcher.watch(ticket, ceiling)
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="oomsafe-watcher", daemon=True)
-            thread.start()  # where no thread can be had now, the next piece of work tries again
+            thread.start()  # if no thread can be started now, the next piece of work tries again
             self._thread = thread
-        # not for each piece: it would take the GIL from whoever hands out the next
+        # not for each piece of work, because waking the thread takes the GIL from the one that hands out the next
         if self._sleeps > due:
             self._poke.set()
 
     def end(self) -> None:
-        """No work is watched from now on."""
+        """Stop watching, and end the thread."""
         self._ended = True
         self._poke.set()
         if self._thread is not None:
@@ -293,7 +293,7 @@ class WatcherThread:
 
     def _run(self) -> None:
         while not self._ended:
-            # from here on watch() wakes it: what is handed out now may be missed below
+            # from here on watch() wakes this thread, because the check below may miss work that is handed out now
             self._sleeps = math.inf
             pause = self._sleeps = self.watcher.check(time.monotonic())
             self._poke.wait(None if pause == math.inf else pause)
