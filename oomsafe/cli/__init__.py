@@ -10,7 +10,7 @@ import sys
 
 
 def main() -> None:
-    """The entry point ``oomsafe``. click and rich come with an extra: a worker never needs them, nor does `run`."""
+    """The entry point ``oomsafe``. click and rich come with an extra, because workers and `run` don't need them."""
     if sys.argv[1:2] == ["run"]:
         from oomsafe.cli.run import run
 

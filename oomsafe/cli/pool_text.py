@@ -1,4 +1,4 @@
-"""One pool for a person, in lines of a given width: what matters most comes first, and what does not fit is left out, never cut."""
+"""One pool as text in lines of a given width: what matters most comes first; a figure that does not fit is left out, never cut."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from oomsafe.policy.text import printable
 from oomsafe.policy.units import counted, format_change, format_size
 from oomsafe.scoreboard.view import InFlight, PoolView, WorkerView
 
-#: Figures that are older than so many seconds have their age beside them.
+#: The age in seconds from which it is shown beside the figures.
 OLD = 3.0
 
-#: At most so many pieces of work of one worker are shown, the oldest first.
+#: The most pieces of work that are shown for one worker, the oldest first.
 SHOWN = 3
 
-#: Cells between two columns, and before the work in flight.
+#: The cells between two columns, and before the work in flight.
 GAP, INDENT = 2, 8
 
-#: Cells of the bar, where there is room for it.
+#: The width of the bar in cells, if there is room for it.
 BAR = 12
 
 
@@ -35,15 +35,15 @@ class Column:
     title: str
     cell: Callable[[WorkerView], str | Text]
     left_out: int = 0
-    """Where there is no room, the column with the highest is left out first; 0: never."""
+    """If there is not enough room, the column with the highest number is left out first; 0: never."""
     right: bool = True
-    """Whether it stands at the right of its column."""
+    """Whether its cells are aligned to the right."""
 
 
 def pool_text(pool: PoolView, width: int, now: float | None = None, *, ascii_only: bool = False) -> Text:
     """The pool, in lines of at most `width` cells: its name and limits, its workers, what they have in flight, its totals.
 
-    A figure is never cut or broken; where nothing else helps, its line is longer. `now` in seconds since 1970.
+    A figure is never cut or broken; if nothing else helps, its line is longer. `now` in seconds since 1970.
     """
     now = time.time() if now is None else now
     dot = ", " if ascii_only else " · "
@@ -52,7 +52,7 @@ def pool_text(pool: PoolView, width: int, now: float | None = None, *, ascii_onl
         at, line = pool.last_recycle.at, pool.last_recycle.line
         said = f"last recycle at {time.strftime('%F %T', time.localtime(at))} ({_ago(now - at)}): {line}"
         totals += _filled([said], dot, width, "dim")
-    # what others have written is text, never markup
+    # Text, because names that other processes have written must not be read as markup
     return Text("\n").join([*title, *_workers(pool, width, now, ascii_only), *totals])
 
 
@@ -75,7 +75,7 @@ def _title(pool: PoolView) -> list[str]:
 def _whose(pool: PoolView) -> str:
     if not pool.is_alone:
         return f"supervisor {pool.supervisor}" if pool.supervisor else ""
-    # where a server has started several, each has a pool of its own: it is seen by this whose they are
+    # if a server has started several such processes, each has its own pool, and this shows that they belong together
     parent = parent_of(pool.supervisor)
     return "" if parent is None else f"a child of {parent[0]} ({printable(parent[1])})"
 
@@ -96,7 +96,8 @@ def _unit(pool: PoolView) -> str:
 
 
 def _filled(parts: Iterable[str], dot: str, width: int, style: str) -> list[Text]:
-    """`parts` in lines, which are broken between two of them, else between two words or behind a comma, else anywhere."""
+    """`parts` as lines. A line is broken between two parts; a part that is too long is broken after a comma or before a parenthesis,
+    else anywhere."""
     lines = [""]
     for part in parts:
         joined = f"{lines[-1]}{dot}{part}" if lines[-1] else part
@@ -109,7 +110,7 @@ def _filled(parts: Iterable[str], dot: str, width: int, style: str) -> list[Text
 
 def _broken(part: str, width: int) -> list[str]:
     lines = [""]
-    # a size and its unit, or what is in one pair of parentheses, hold together where they can
+    # if possible, a size stays with its unit, and the content of parentheses stays together
     for piece in _pieces(part):
         joined = f"{lines[-1]} {piece}" if lines[-1] else piece
         if cell_len(joined) <= width:
@@ -120,7 +121,7 @@ def _broken(part: str, width: int) -> list[str]:
 
 
 def _pieces(part: str) -> list[str]:
-    """Broken behind commas and before a parenthesis, for the figures stand between those."""
+    """`part` split after each comma, semicolon and colon, and before each parenthesis, so that figures stay whole."""
     return part.replace(", ", ",\n").replace("; ", ";\n").replace(": ", ":\n").replace(" (", "\n(").split("\n")
 
 
@@ -168,7 +169,7 @@ def _as_text(cell: str | Text) -> Text:
 
 
 def _that_fit(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: int) -> tuple[list[int], list[int]]:
-    """Which columns there is room for, and how wide each of them is."""
+    """The indices of the columns for which there is room, and their widths."""
     widths = [max(len(column.title), *(row[at].cell_len for row in rows)) for at, column in enumerate(columns)]
     kept = list(range(len(columns)))
     while sum(widths[at] + GAP for at in kept) > width:
@@ -189,7 +190,7 @@ def _line(cells: Sequence[Text], columns: Sequence[Column], widths: Sequence[int
 
 
 def _age(worker: WorkerView, now: float) -> float | None:
-    """Seconds, where the figures are old."""
+    """The age of the worker's figures in seconds if they are old (OLD), else None."""
     age = None if worker.measured is None else now - worker.measured
     return age if age is not None and age >= OLD else None
 
@@ -202,7 +203,7 @@ def _doing(worker: WorkerView, width: int, now: float) -> list[str]:
 
 
 def _work(worker: WorkerView, work: InFlight, width: int, now: float) -> str:
-    """``GET /reports (38.2 s, +840 MiB)``: the name loses its end where there is no room, the figures nothing."""
+    """``GET /reports (38.2 s, +840 MiB)``: if there is not enough room, the end of the name is cut, never the figures."""
     growth = worker.grown(work)
     grown = "" if growth is None else f", {format_change(growth)}"
     figures = f" ({max(0.0, now - work.began):.1f} s{grown})"

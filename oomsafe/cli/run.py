@@ -1,4 +1,4 @@
-"""``oomsafe run``: becomes the command, with every server that it starts guarded. Without click, which a worker's image may lack."""
+"""``oomsafe run``: execs the command, and guards every server that it starts. Without click, which a worker's image may lack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from oomsafe.policy.settings import PREFIX, READERS, is_off, load_policy
 from oomsafe.policy.text import near_matches, printable
 from oomsafe.run.environment import environment_for, given_path
 
-#: As shells have it: not found, found and not to be run; bad usage.
+#: Exit statuses as in shells: command not found, found but not runnable; bad usage.
 NOT_FOUND, NOT_RUN, USAGE = 127, 126, 2
 
 ABOUT = """\
@@ -27,7 +27,7 @@ same name for it (OOMSAFE_SOFT_LIMIT=300MiB); all settings are in the README. OO
 
 
 def run(arguments: Sequence[str]) -> NoReturn:
-    """Never returns: the process is the command, or ends with one line on stderr."""
+    """Never returns: this process becomes the command, or ends with one line on stderr."""
     options, command = _read(arguments)
     settings = {PREFIX + name.upper(): text for name, text in options.items()}
     environ = dict(os.environ)
@@ -40,7 +40,7 @@ def run(arguments: Sequence[str]) -> NoReturn:
 
 
 def _read(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """(what is set, by field; the command). By hand: argparse takes 10 ms, each time that a service starts."""
+    """(settings by field, the command). Parsed by hand, because argparse takes 10 ms each time that a service starts."""
     known = _options()
     options: dict[str, str] = {}
     words = list(arguments)
@@ -66,13 +66,13 @@ def _read(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _options() -> dict[str, tuple[str, str | None]]:
-    """By option: the field that it sets, and the text that it sets it to; None: what the user gives."""
+    """By option: the field that it sets, and the text that it sets the field to; None: the option's value."""
     known: dict[str, tuple[str, str | None]] = {}
     for name, read in READERS.items():
         if name == "metrics_token":
-            continue  # as below
+            continue  # a secret, see below
         option = name.replace("_", "-")
-        if read is read_switch or name == "headers":  # a secret would be there for everybody to see, in the list of processes
+        if read is read_switch or name == "headers":  # a secret would be in the list of processes, for every user to read
             known[f"--{option}"], known[f"--no-{option}"] = (name, "true"), (name, "false")
         else:
             known[f"--{option}"] = name, None
@@ -87,7 +87,7 @@ def _help(known: Mapping[str, tuple[str, str | None]]) -> NoReturn:
 
 
 def _check(options: Mapping[str, str], environ: Mapping[str, str]) -> None:
-    """What can't be right is said before anything starts."""
+    """End with an error for an invalid setting, before anything starts."""
     try:
         for name, text in options.items():
             READERS[name](f"--{name.replace('_', '-')}", text)
@@ -98,13 +98,13 @@ def _check(options: Mapping[str, str], environ: Mapping[str, str]) -> None:
 
 def _become(command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
     program = command[0]
-    # Python ignores these, and what is ignored stays so in the program that takes our place
+    # Python ignores these signals, and an ignored signal stays ignored across exec
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        os.execvpe(program, list(command), dict(environ))  # noqa: S606  the user's own
+        os.execvpe(program, list(command), dict(environ))  # noqa: S606  the user's own command
     except FileNotFoundError:
         if len(program.split()) > 1 and len(command) == 1:
             _end(NOT_FOUND, f"COMMAND {printable(program)!r} is one word with spaces in it; leave the quotes out: oomsafe run -- {program}")

@@ -1,4 +1,4 @@
-"""The environment of a command under ``oomsafe run``: with it, each Python below it starts with start.py."""
+"""The environment of a command under ``oomsafe run``: it makes each Python process below the command run start.py at its start."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 
 from oomsafe.run.start import RUN
 
-#: Where our sitecustomize lies, and nothing else.
+#: The folder of our sitecustomize, which has no other modules.
 PATH = os.path.join(os.path.dirname(__file__), "path")
 
 
 def environment_for(environ: Mapping[str, str], settings: Mapping[str, str], given: str | None = None) -> dict[str, str]:
-    """`environ` for the command, with `settings` in it, by variable.
+    """`environ` for the command, with `settings` (by variable) added.
 
-    `given` is the PYTHONPATH that this process itself was started with; None: not known. What is in it and not in `environ` any more,
-    another wrapper has taken out for its own process's children, and the command would be without that wrapper.
+    `given` is the PYTHONPATH that this process was started with; None: not known. An entry that is missing in `environ` was taken out by
+    another wrapper for its process's children; it is added again, so that the command keeps that wrapper.
     """
     folders = [PATH]
     for text in (environ.get("PYTHONPATH", ""), given or ""):
-        # an empty PYTHONPATH is none; an empty entry between others is the current folder
+        # an empty PYTHONPATH has no entry; an empty entry between others means the current folder
         folders += [folder for folder in (text.split(os.pathsep) if text else []) if folder not in folders]
     return {**environ, **settings, RUN: str(os.getpid()), "PYTHONPATH": os.pathsep.join(folders)}
 
 
 def stay_first(module: Any) -> None:
-    """`module` is what opentelemetry-instrument runs. Its sitecustomize imports no other, so ours must be found before it.
+    """`module` is what opentelemetry-instrument runs. Its sitecustomize does not import any other one, so ours must be found first.
 
-    It puts its own folder first on PYTHONPATH right before it becomes its command; ours comes before that again.
+    It puts its own folder first on PYTHONPATH right before it execs its command; this puts our folder before that one again.
     """
     execl = module.execl
 
@@ -41,7 +41,7 @@ def stay_first(module: Any) -> None:
 
 
 def given_path() -> str | None:
-    """The PYTHONPATH that this process was started with, whatever has become of it in os.environ; None where the kernel can't tell."""
+    """The PYTHONPATH that this process was started with, whatever os.environ says now; None if /proc is not available."""
     try:
         with open("/proc/self/environ", "rb") as file:
             block = file.read()

@@ -1,6 +1,6 @@
-"""Below ``oomsafe run``, servers that oomsafe does not recycle.
+"""Servers under ``oomsafe run`` that oomsafe does not recycle.
 
-Their apps are measured; development servers are left alone. Both are said, for nobody should take them for guarded.
+Their apps are measured; development servers stay unchanged. A line on stderr says so, so that no user believes that they are guarded.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _said: set[str] = set()
 
 
 def measure_hypercorn(module: Any) -> None:
-    """`module` is hypercorn.utils: the app that it wraps for its protocol is measured, and has memory headers.
+    """`module` is hypercorn.utils: the app that it wraps for its protocol is measured, and sends memory headers.
 
-    Quart imports it without being served by it, so nothing is said before an app is.
+    Quart imports this module even if another server serves it, so nothing is written before an app is wrapped.
     """
     wrap_app = module.wrap_app
 
@@ -33,7 +33,7 @@ def measure_hypercorn(module: Any) -> None:
 
 
 def announce_hypercorn(module: Any) -> None:
-    """`module` is hypercorn.run: its workers are spawned, and say nothing."""
+    """`module` is hypercorn.run, which runs in hypercorn's parent: spawned workers write no line, so the parent does."""
     run = module.run
 
     @wraps(run)
@@ -45,7 +45,7 @@ def announce_hypercorn(module: Any) -> None:
 
 
 def measure_granian(module: Any) -> None:
-    """`module` is granian.server.mp: the same of the app that each of its workers loads."""
+    """`module` is granian.server.mp: the app that each of its workers loads is measured."""
     module._asgi_call_wrap = _wrapping(module._asgi_call_wrap, "asgi")
     module._wsgi_call_wrap = _wrapping(module._wsgi_call_wrap, "wsgi")
     serve = module.MPServer.serve
@@ -61,12 +61,12 @@ def measure_granian(module: Any) -> None:
 
 
 def leave_runserver(module: Any) -> None:
-    """`module` is Django's runserver command."""
+    """`module` is Django's runserver command. It stays unchanged, and a line says so."""
     handle = module.Command.handle
 
     @wraps(handle)
     def handled(self: Any, *args: Any, **options: Any) -> Any:
-        if not os.environ.get("RUN_MAIN"):  # its autoreloader runs it again
+        if not os.environ.get("RUN_MAIN"):  # set in the process that its autoreloader starts
             _say("Django's runserver", "a development server; it is left alone")
         return handle(self, *args, **options)
 
@@ -74,7 +74,7 @@ def leave_runserver(module: Any) -> None:
 
 
 def leave_werkzeug(module: Any) -> None:
-    """`module` is werkzeug.serving, by which flask run serves."""
+    """`module` is werkzeug.serving, which `flask run` uses. It stays unchanged, and a line says so."""
     run_simple = module.run_simple
 
     @wraps(run_simple)
@@ -95,7 +95,7 @@ def _wrapping(wrap: Any, kind: str) -> Any:
 
 
 def _measured(app: Any, kind: str) -> Any:
-    """The app, measured; as it is where that fails."""
+    """`app` in our middleware, or `app` itself if that fails."""
     try:
         if kind == "asgi":
             from oomsafe.asgi.middleware import MemoryMiddleware as Middleware
@@ -108,7 +108,7 @@ def _measured(app: Any, kind: str) -> Any:
 
 
 def _say(what: str, fact: str) -> None:
-    """On stderr, for no log is configured yet; once, and not in each process that multiprocessing spawns."""
+    """Write to stderr, because no log is configured yet: once in this process, and not in processes that multiprocessing spawns."""
     if what in _said:
         return
     _said.add(what)

@@ -1,6 +1,6 @@
-"""In each Python below ``oomsafe run``: waits for a server's module to be imported, and has it patched then.
+"""In each Python process below ``oomsafe run``: waits until a server's module is imported, and has it patched then.
 
-Imported as every such process starts: nothing here may be slow, import what is, or fail.
+Imported at the start of every such process, so nothing here may be slow, import slow modules, or fail.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-TYPE_CHECKING = False  # typing's own costs milliseconds to import
+TYPE_CHECKING = False  # importing typing for it would cost milliseconds
 if TYPE_CHECKING:
     from collections.abc import Callable
     from importlib.machinery import ModuleSpec
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     Found = Callable[[str, ModuleType], None]
 
-#: Set by ``oomsafe run``, to its pid: that of the command, too.
+#: Set by ``oomsafe run`` to its own pid, which is also the pid of the command.
 RUN = "OOMSAFE_RUN"
 
-#: The modules in which servers are made, and the function of ours that is called with the module when it has been imported.
+#: The modules to wait for, and our function that is called with the module once it has been imported.
 SERVERS = {
     "gunicorn.arbiter": "oomsafe.gunicorn.launch:guard_arbiter",
     "uvicorn.server": "oomsafe.uvicorn.launch:guard_server",
@@ -37,7 +37,7 @@ _started = False
 
 
 def start() -> None:
-    """From now on. Called again, it changes nothing."""
+    """Start waiting for the modules. A second call changes nothing."""
     global _started
     if _started or not os.environ.get(RUN):
         return
@@ -46,7 +46,7 @@ def start() -> None:
 
 
 class Finder:
-    """Of sys.meta_path: calls `found` with each module of `names` right after it has been executed, before its importer goes on."""
+    """For sys.meta_path: calls `found` with each module of `names` right after it was executed, before its importer continues."""
 
     def __init__(self, names: dict[str, str], found: Found) -> None:
         self._names = names
@@ -54,7 +54,7 @@ class Finder:
         self._finding: set[str] = set()
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """That of whoever finds it, which tells us when it has been loaded; None for all other modules."""
+        """The spec from another finder, changed so that we notice when the module has been executed; None for all other modules."""
         if name not in self._names or name in self._finding:
             return None
         self._finding.add(name)
@@ -70,7 +70,7 @@ class Finder:
         return None
 
     def _notice(self, name: str, spec: ModuleSpec) -> None:
-        """The loader stays what it is, for others ask it for sources and resources: one method is covered, for one call."""
+        """Cover one method of the loader, for one call. The loader is not replaced, because it also provides sources and resources."""
         loader = spec.loader
         execute = getattr(loader, "exec_module", None)
 
@@ -87,7 +87,7 @@ class Finder:
 
 
 def _patch(name: str, module: ModuleType) -> None:
-    """What fails costs the guard, and not the import: said, for this server is not guarded then."""
+    """Have an imported module patched. A failure does not disturb the import; the server is then not guarded, and a line says so."""
     try:
         from importlib import import_module
 
@@ -98,6 +98,6 @@ def _patch(name: str, module: ModuleType) -> None:
 
 
 def say_unguarded(name: str, error: Exception) -> None:
-    """On stderr: no log is configured yet."""
+    """Write that to stderr, because no log is configured yet."""
     server = name.partition(".")[0]
     sys.stderr.write(f"oomsafe run: {server} is not guarded here (pid {os.getpid()}): {type(error).__name__}: {error}\n")
