@@ -1,4 +1,4 @@
-"""The guard: in each worker, it measures every piece of work, and decides when this worker has had its day."""
+"""The guard: in each worker, it measures every piece of work, and decides when the worker must be recycled."""
 
 from __future__ import annotations
 
@@ -48,24 +48,24 @@ if TYPE_CHECKING:
     from oomsafe.scoreboard.view import PoolView
     from oomsafe.worker.siblings import Siblings
 
-#: Seconds until a worker over its limit that may not go yet looks again.
+#: Seconds until a worker that is over its limit but may not leave yet checks again.
 LOOK_AGAIN = 0.005
 
 Recycle = Callable[[], None]
 
 
 class Guard:
-    """Measures this process's work and has it recycled above its limits.
+    """Measures this process's work, and has the process recycled above its limits.
 
-    `recycle` is called once, from whichever thread saw the breach, when this worker should finish
-    what it has in flight and end; None where nothing can be recycled: then `should_recycle` tells.
-    `background` runs a slow function beside the work; None runs it in place, between two pieces.
-    `poke` wakes the supervisor, which would see what this worker says at its next look; None: it can wait.
-    `unit` names the work in logs and in status, in the plural. A guard belongs to the process that made it: make one after a fork.
-    With a `board`, the worker serves when it says so by ready(). `parent` is the process that brings up another worker in
-    this one's place: when it is gone, this worker stays. None: nothing is known of it. `siblings` are its other workers.
-    `alone` is its own scoreboard, where it has no supervisor; None: nobody sees it.
-    Without arguments it is a pool of one.
+    `recycle` is called once, in the thread that noticed the breach, when this worker should finish
+    what it has in flight and end; None: nothing can be recycled, and only `should_recycle` is set.
+    `background` runs a slow function beside the work; None: it runs in place, between two pieces of work.
+    `poke` wakes the supervisor; None: the supervisor reads what this worker publishes at its next tick.
+    `unit` names the work in logs and in status, in the plural. A guard belongs to the process that created it: create one after a fork.
+    With a `board`, the worker serves once ready() is called; without one, at once. `parent` is the process that starts another worker in
+    this one's place: if it is gone, this worker stays. None: the parent is not known. `siblings` are the parent's other workers.
+    `alone` is the scoreboard of a process without a supervisor; None: `oomsafe status` does not show such a process.
+    Without arguments, the guard is a pool of one.
     """
 
     def __init__(
@@ -88,16 +88,16 @@ class Guard:
         self._alone = alone
         self.slot = slot or (Slot.private() if alone is None else alone.slot)
         self.meter = Meter(self.slot, memory, look=self._look, admit=self._admit)
-        """Each piece of work passes through it; adapters that must not pay for a call more go to it straight."""
+        """Measures each piece of work. Adapters that must save a call use it directly."""
         self.meter.counts_clean = self.policy.metric in COUNT_CLEAN
         self.pid = os.getpid()
         self.here = True
-        """Whether this is the process that it guards: False in a fork of it."""
+        """Whether this is the guarded process; False in a fork of it."""
         own(self)
         self.should_recycle = False
-        """Whether this worker should end, or has been told to."""
+        """Whether this worker should end, or has been ordered to."""
         self.at_the_door = False
-        """Whether a server's adapter counts each request before any app has it: what comes over a bridge to WSGI is counted."""
+        """Whether a server's adapter counts each request before it reaches the app, so that a middleware must not count it again."""
         self._decided = False
         self._recycle = recycle
         self._background = background
@@ -115,31 +115,31 @@ class Guard:
         self._cadence = Cadence(self.meter, self._trend, self._thresholds, self._neighbours, self._door)
         self._report = Report(self.slot, self.meter, self._gauge, self._trend, self._thresholds, self._cadence, poke)
         self._ages_at: float = sys.maxsize
-        """When this worker will have served for its lifetime, on the monotonic clock."""
+        """When this worker will have served for its lifetime, on the monotonic clock; sys.maxsize: never."""
         self._ready = False
         if board is None:
             self.ready()
 
     @classmethod
     def of_seat(cls, seat: Seat, board: Scoreboard | None, slot: Slot | None, *, unit: str, **how: Any) -> Guard:
-        """In a supervisor's worker, when it has loaded what it needs: its guard, to be told by ready() when the worker serves.
+        """In a supervisor's worker, once it has loaded what it needs: its guard. Call ready() when the worker serves.
 
-        `board` and `slot` are what it has taken of its seat, `how` is recycle, background and poke.
+        `board` and `slot` are the result of seat.take(); `how` is recycle, background and poke.
         """
         board = board if slot is not None else None
         return cls(seat.policy, unit=unit, board=board, slot=slot, capacity=seat.capacity, parent=os.getppid(), **how)
 
     def work(self, name: str) -> Work:
-        """``with guard.work("name"): ...``: a piece of work, measured until the end of the block."""
+        """``with guard.work("name"): ...`` measures a piece of work until the end of the block."""
         return self.meter.begin(name.encode("utf-8", "replace"))
 
     @property
     def leaving(self) -> bool:
-        """Whether this worker has been told to end, and finishes what it has in flight."""
+        """Whether this worker has been ordered to end, and is finishing what it has in flight."""
         return self.meter.leaving
 
     def ready(self) -> None:
-        """The worker serves from now on: what it has now is what it needs. Later calls change nothing."""
+        """The worker serves from now on: what it holds now is its baseline. Later calls change nothing."""
         if self._ready or not self._is_here():
             return
         now = time.monotonic()
@@ -149,14 +149,14 @@ class Guard:
         self._history = History(ready_at=now)
         self._thresholds.set(self.meter.held if self.meter.rss_known else None, now, say=self._board is None)
         if self._neighbours.supervised:
-            self._pressure.look(now, Growth())  # what the supervisor has seen may be a second old: as long as a leak takes
+            self._pressure.look(now, Growth())  # the supervisor's figures may be a second old, in which a leak can fill the memory
         self._take_limits()
         self._history = replace(self._history, ready_with=self.baseline)
         if self._header is not None:
             self._header.unit = self._unit.partition(" (")[0]
         attempt("the line at boot", "the server", self._say_room)
         self._suspects.follow(now)
-        self._ready = True  # last: what has failed above is tried again at the next call
+        self._ready = True  # last, so that if something fails above, the next call tries again
         self._look(now)
         if not self._decided:
             self.slot.set_state(State.SERVING)
@@ -179,8 +179,8 @@ class Guard:
         log.log(logging.WARNING if is_little else logging.INFO, "%s", line)
 
     def say_limits(self, above: str) -> None:
-        """One line at the boot of a process that no supervisor speaks for: its limits, and what becomes of it `above` them."""
-        from oomsafe.policy.boot_line import called, dry, limits_in_force  # here: most workers have a supervisor
+        """At the boot of a process without a supervisor, log its limits, and what happens to it above them: `above`."""
+        from oomsafe.policy.boot_line import called, dry, limits_in_force  # imported here, because most workers have a supervisor
 
         limits = limits_in_force(self.policy, self.limits, self._thresholds.capacity)
         name = called(self._alone.name if self._alone is not None else self.policy.name or "")
@@ -189,16 +189,16 @@ class Guard:
 
     @property
     def limits(self) -> Limits:
-        """In force for this worker."""
+        """The limits in force for this worker."""
         return self._thresholds.limits
 
     @property
     def baseline(self) -> int | None:
-        """What the limits are compared with, right after boot; bytes, None where it can't be read."""
+        """What this worker held right after boot, in the metric of the soft limit; bytes, None if it can't be read."""
         return self._thresholds.baseline
 
     def tick(self) -> None:
-        """Called by the server's own loop, about once a second and as often as it likes: looks also when idle."""
+        """Measure and decide if that is due, also when idle. Called by the server's own loop, at least about once a second."""
         now = time.monotonic()
         if now >= self.meter.publish_at:
             try:
@@ -208,11 +208,11 @@ class Guard:
 
     @property
     def pause(self) -> float:
-        """Seconds that a server's loop may sleep until tick() has something to look at: a second at most."""
+        """Seconds that a server's loop may sleep until tick() has something to do: a second at most."""
         return min(PUBLISH_EVERY, max(SHORT_EVERY, self.meter.publish_at - time.monotonic()))
 
     def pool(self) -> PoolView:
-        """The pool that this worker is in, as it stands on the scoreboard; without one, this worker alone."""
+        """This worker's pool, read from the scoreboard; without one, this worker as a pool of one."""
         view = self._neighbours.view()
         if self._board is not None:
             return view
@@ -223,34 +223,34 @@ class Guard:
         )  # fmt: skip
 
     def holds_up(self) -> bool:
-        """While this worker leaves: whether the pool has no room for another until it is gone: then it must not wait for idle clients."""
+        """Whether the memory of this leaving worker keeps the pool from serving: then it must not wait for idle clients."""
         return self._pressure.holds_up(time.monotonic())
 
     def _admit(self, route: str) -> str | None:
         return route if self._board is None or not self.here else self._board.header.admit(route)
 
     def retire(self) -> None:
-        """The worker has no work any more and ends: its last figures go to the scoreboard."""
+        """The worker has no work any more and ends: publish its last figures."""
         if not self._is_here():
             return
         try:
-            if self._ready:  # else it ends before it has served: whoever finds it gone is to see that
+            if self._ready:  # else it ends before it has served, and its slot must still show that
                 self.slot.set_state(State.LEAVING)
         except Exception as error:
             failed("retire", "the server", error)
-        # a second is enough for any look in another thread; more would hold up the server's exit
+        # a second is enough for any check in another thread; waiting longer would delay the server's exit
         if self._deciding.acquire(timeout=1):
             self._report.publish(time.monotonic())
             self._deciding.release()
         self.forget_row()
 
     def forget_row(self) -> None:
-        """This process is about to end: `oomsafe status` shows it no more, if it was there by itself."""
+        """This process is about to end: if it has a scoreboard of its own, remove that, so that `oomsafe status` no longer shows it."""
         if self._alone is not None:
             self._alone.remove()
 
     def leave(self) -> None:
-        """In a fork of its process, which says nothing of the worker that it comes from, and decides nothing for it."""
+        """In a fork of the guarded process: publish nothing and decide nothing for the worker, which is the parent."""
         self.here = self.meter.crowded = False
         self.meter.leave()
         self.slot.leave()
@@ -258,21 +258,21 @@ class Guard:
         self.meter.publish_at = self.meter.look_at = sys.maxsize
 
     def _is_here(self) -> bool:
-        """Asked where something is decided, for C code may fork as well."""
+        """Whether this is the guarded process. Checked before each decision, because C code may fork without calling leave()."""
         if self.here and os.getpid() != self.pid:
             self.leave()
         return self.here
 
     def _look(self, now: float) -> None:
         if not self._is_here() or not self._deciding.acquire(blocking=False):
-            return  # another thread is looking
+            return  # another thread is doing this
         release = True
         try:
             if now >= self.meter.publish_at:
-                self.meter.publish_at = now + PUBLISH_EVERY  # first: what fails below must not keep it from deciding
+                self.meter.publish_at = now + PUBLISH_EVERY  # first, so that a failure below does not prevent decisions
                 self._refresh(now)
                 if self._report.asks:
-                    self._report.wake_supervisor()  # it may have been asleep, or have had nobody to spare
+                    self._report.wake_supervisor()  # again: it may have been asleep, or had no worker to spare
             due = self.meter.held > self.meter.alert or self._report.asks or self.meter.crowded or self._history.breached_since is not None
             due = due or now >= self._ages_at
             if not self._decided and (due or self.slot.order is not Order.NONE):
@@ -282,7 +282,7 @@ class Guard:
                 self._deciding.release()
 
     def _refresh(self, now: float) -> None:
-        """Once a second, more often while it grows: the memory, the limits, and what the others see of both."""
+        """Once a second, more often while the worker grows: measure its memory, update its limits, and publish both."""
         try:
             if not self.meter.counts_clean:
                 self.meter.file_dirty = self._gauge.file_dirty(self.meter.held, self.meter.rss, self._cadence.near, now)
@@ -297,7 +297,7 @@ class Guard:
         self._report.publish(now)
 
     def _consider(self, now: float) -> bool:
-        """Decide and act. False: the rest happens in the background, which also releases the lock."""
+        """Decide and act. Returns False if the rest happens in the background, which then releases the lock."""
         self.meter.look_at = now + LOOK_AGAIN
         used = self._used(now)
         self._history = note_breach(self._history, self.limits, used, *self._trend.step(now, self.meter.held), now)
@@ -315,7 +315,7 @@ class Guard:
         return True
 
     def knock(self) -> None:
-        """Work waits at the door: is there room by now? Only adapters that ask have it wait, and only then it is said."""
+        """New work waits at the door: check whether there is room by now, and log that it waits. Only some adapters let work wait."""
         now = time.monotonic()
         self._door.say_that_it_waits(str(self))
         try:
@@ -325,7 +325,7 @@ class Guard:
             failed("looking at the pool", "the server", error)
 
     def _decide(self, now: float, used: int | None) -> Decision:
-        """decide(), and if this worker is to leave, it is on its way before another can ask."""
+        """Call decide(). If this worker must leave, its state becomes DRAINING before another worker can decide."""
         held = self.meter.held if self.meter.rss_known else None
         growth = self._trend.growth(now, self.meter.held)
         if fast := outruns(self.limits.soft, growth.burst):
@@ -355,8 +355,8 @@ class Guard:
         return decision
 
     def _reclaim(self, over: int) -> bool:
-        """Give memory back, of `over` bytes that are too many, and decide anew. False: that happens in the background."""
-        from oomsafe.worker.reclaim import Reclaim  # here: only a worker over its limit pays for it
+        """Give memory back, and decide again. `over`: bytes above the limit. Returns False if that happens in the background."""
+        from oomsafe.worker.reclaim import Reclaim  # imported here, because only a worker over its limit needs it
 
         self.meter.crowded = self._door.waits_for_reclaim(time.monotonic(), self.limits.soft)
         return Reclaim(self.meter, self._background, str(self)).run(partial(self._reclaimed, over), self._deciding.release)
@@ -365,15 +365,15 @@ class Guard:
         self._gauge.forget()
         if freed >= MIB:
             self._trend.forget()
-        # from its end, for one that took long must not be followed by another at once
+        # the time of its end, so that a reclaim that took long is not followed by another at once
         now = time.monotonic()
         self._history = replace(self._history, reclaimed_at=now, futile=futile_after(self._history.futile, over, freed))
         self._consider(now)
 
     def _go(self, reason: Reason, now: float, used: int | None) -> None:
-        """This worker's day is over."""
+        """Recycle this worker, or log that it should be recycled."""
         self._decided = self.policy.dry_run or self._recycle is not None or reason is not Reason.LIFETIME
-        # from here on nobody looks whether there is room: what comes yet, to one that leaves or to one that nobody can recycle, goes on
+        # from here on, new work no longer waits for room: the worker leaves, or can't be recycled at all
         self._door.open()
         self.meter.crowded = False
         self.should_recycle = not self.policy.dry_run
@@ -385,16 +385,16 @@ class Guard:
         if header is not None:
             attempt("the line about a recycle", "the server", lambda: header.note_recycle(line))
         if not self._decided:
-            self._thresholds.outlive()  # logged once; its memory is watched all the same
+            self._thresholds.outlive()  # that it is past its lifetime is logged once; its memory is still watched
             self._take_limits()
         if self.policy.dry_run or self._recycle is None:
             return
         try:
             raise_score(self.policy.draining_oom_score_adj)
-        except ScoreRefused as error:  # under --user it always is: the worker goes without
+        except ScoreRefused as error:  # always so under --user: the worker leaves with its old score
             once("score", logging.DEBUG, "%s", error)
         self.meter.leaving = True
-        self._report.wake_supervisor()  # what is in flight may take long: its replacement needn't wait for that
+        self._report.wake_supervisor()  # what is in flight may take long, and the replacement need not wait for that
         self._recycle()
 
     def _line(self, reason: Reason, now: float, used: int | None) -> str:
@@ -417,7 +417,7 @@ class Guard:
         self._ages_at = sys.maxsize if self.limits.lifetime is None else self._history.ready_at + self.limits.lifetime
 
     def _used(self, now: float) -> int | None:
-        """The figure that the soft limit is compared with."""
+        """What the worker holds, in the metric of the soft limit; bytes, None if it can't be read."""
         return self._gauge.read(self.limits.metric, self.meter.held, self._cadence.near, now) if self.meter.rss_known else None
 
     def __str__(self) -> str:
