@@ -1,4 +1,4 @@
-"""The scoreboard of a process that has no supervisor: a pool of one, for `oomsafe status`. Nobody but this process writes to it."""
+"""The scoreboard of a process that has no supervisor: a pool of one, for `oomsafe status`. Only this process writes to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from oomsafe.scoreboard.slot import Slot
 
 
 class Alone:
-    """Made by create(), where its guard is made. The file goes with the process; one that is killed leaves 14 KiB to the next sweep."""
+    """Created by create(), with the process's guard. The process removes the file when it ends; if it is killed, a later sweep removes it
+    (14 KiB)."""
 
     def __init__(self, memory: mmap.mmap, file: int, path: str) -> None:
         self._pid = os.getpid()
@@ -30,14 +31,14 @@ class Alone:
 
     @classmethod
     def create(cls, name: str = "") -> Alone | None:
-        """A new scoreboard of this process; None, without a word, where no folder can have it: nothing but its row is missing then."""
+        """A new scoreboard of this process; None, without a log line, if no folder can hold it, so that `status` does not show it."""
         size, header = backing.blank(1, 1, layout.ALONE)
         layout.NAME.pack_into(header, layout.NAME_AT, shortened(without_controls(name), LONGEST_NAME).encode("utf-8", "replace"))
         for folder in places.folders():
             try:
                 file, path = backing.in_folder(folder, size, header)
                 made = cls(mmap.mmap(file, size), file, path)
-            except Exception:  # noqa: S112  a folder that is not ours, a full one, a detector of blocking calls: it goes without its row
+            except Exception:  # noqa: S112  a folder of another user, a full one, a detector of blocking calls: try the next, else do without
                 continue
             atexit.register(made.remove)
             return made
@@ -45,18 +46,18 @@ class Alone:
 
     @property
     def name(self) -> str:
-        """What the process is called; empty: nothing."""
+        """The process's name; empty: it has none."""
         return self.header.name
 
     def describe(self, capacity: Capacity, limits: Limits) -> None:
-        """What this process may hold, and what that is worked out from."""
+        """Publish what this process may hold, and the figures from which that is computed."""
         self.header.describe(workers=1, turns=1, limit=capacity.limit, budget=limits.budget, anew=False)
         self.header.allow(capacity)
         self.header.metric = limits.metric
 
     def remove(self) -> None:
-        """At the end of the process, and before it where that is known to come; in a fork nothing."""
+        """Remove the file. Called at the end of the process, or earlier if that end is known to come. Does nothing in a fork."""
         if self._path is not None and os.getpid() == self._pid:
             path, self._path = self._path, None
-            with suppress(OSError):  # removed by somebody else
+            with suppress(OSError):  # another process has removed it
                 os.unlink(path)

@@ -1,10 +1,10 @@
 """The scoreboard: what the processes of one pool know of each other, in one shared mapping (see layout.py).
 
-The supervisor makes it (see backing.py); workers inherit the mapping over their fork. It survives its
-writers' SIGKILL, and anyone who may read its file reads the whole pool from it.
+The supervisor creates it (see backing.py); forked workers inherit the mapping. It survives a SIGKILL of its
+writers, and every process that may read its file can read the whole pool from it.
 
-Workers may be of another user than their supervisor, so that one believes nothing that stands there and could hurt: who has
-which slot, the generations and the totals it keeps for itself, and writes them for others to read.
+Workers may run as another user than their supervisor, so the supervisor trusts nothing on the scoreboard that could hurt: it keeps its own
+record of which worker has which slot, of the generations and of the totals, and only writes them for others to read.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ __all__ = ["Entry", "InHand", "Others", "Scoreboard"]
 
 
 class Scoreboard:
-    """One pool's shared memory. Made by create() or joined by join(); close() when done.
+    """One pool's shared memory. Created by create(), private() or join(); call close() when done.
 
-    What is done with its slots stands in three files: who has which (tenants.py), what the workers do (roll.py), and the work that they
-    are inside of (tickets.py).
+    Three files handle its slots: which worker has which slot (tenants.py), what the workers do (roll.py), and the work that they
+    are running (tickets.py).
     """
 
     def __init__(self, where: Backing, memory: mmap.mmap, supervisor: int = 0) -> None:
-        """`supervisor` is this process's pid, if it is the one."""
+        """`supervisor` is this process's pid if it is the supervisor."""
         self.path = where.path
-        """None where no folder could hold it: then only the pool itself can read it."""
+        """The path of its file; None if no folder could hold one: then only the pool itself can read the scoreboard."""
         self._mmap = memory
         self._memory = memoryview(memory)
         self._owner = supervisor
         self._file = Kept(where.file, where.path)
         self._named = None if where.memory == where.file else Kept(where.memory, None)
-        """What the file names: those who read it from outside need it to be open."""
+        """The memory that the file names; processes outside the pool can only read it while its descriptor is open here."""
         self._text = where.text
         self._lock = PoolLock(self._file)
         self.header = Header(self._memory, self._lock)
@@ -62,17 +62,17 @@ class Scoreboard:
 
     @classmethod
     def create(cls, workers: int, server: str) -> tuple[Scoreboard, list[str]]:
-        """A new scoreboard of this process's pool, and warnings to log when it could not lie where it should.
+        """A new scoreboard of this process's pool, and warnings to log if its file could not be created where it should be.
 
-        It has slots for twice the workers and some more, for replacements and for SIGTTIN, and grows beyond that.
+        It has slots for twice the workers and some more, for replacements and for SIGTTIN, and grows if that is not enough.
         """
         size, header = backing.blank(min(max(32, 2 * workers + 8), layout.SLOTS_MAX), workers, server)
         where, warnings = backing.allocate(size, header, layout.SIZE_MAX)
-        return cls(where, mmap.mmap(where.memory, 0), os.getpid()), warnings  # as long as it is
+        return cls(where, mmap.mmap(where.memory, 0), os.getpid()), warnings  # 0: all of it
 
     @property
     def address(self) -> str:
-        """By which a process that is spawned finds it, for join(): its path, or the name of its memory."""
+        """What a spawned process passes to join(): the scoreboard's path, or the name of its memory."""
         return self.path or self._text.decode()
 
     @property
@@ -82,52 +82,52 @@ class Scoreboard:
 
     @classmethod
     def private(cls, slots: int = 1) -> Scoreboard:
-        """One that only this process sees, and what it forks."""
+        """A scoreboard that only this process and its forks can read."""
         size, header = backing.blank(slots, slots, "")
         fd = backing.in_memory(size, header, size)
         return cls(Backing(fd, fd, None), mmap.mmap(fd, size), os.getpid())
 
     @classmethod
     def join(cls, address: str) -> Scoreboard:
-        """In a spawned worker: its pool's scoreboard. Raises ScoreboardError when it is none."""
+        """In a spawned worker: its pool's scoreboard. Raises ScoreboardError if there is none at `address`."""
         return cls(*backing.join(address))
 
     @staticmethod
     def open(path: str) -> Reader:
-        """Another process's scoreboard, to read. Raises ScoreboardError when it is none."""
-        from oomsafe.scoreboard.reader import Reader  # here: a worker reads its own
+        """Another process's scoreboard, for reading. Raises ScoreboardError if there is none at `path`."""
+        from oomsafe.scoreboard.reader import Reader  # imported here, because a worker reads only its own scoreboard
 
         return Reader(path)
 
     @staticmethod
     def look(path: str) -> PoolView:
-        """One look at another process's scoreboard. Raises ScoreboardError when it is none."""
+        """Read another process's scoreboard once. Raises ScoreboardError if there is none at `path`."""
         with Scoreboard.open(path) as board:
             return board.read()
 
     @property
     def slots(self) -> int:
-        """How many there are: the supervisor makes more when it needs them."""
+        """The number of slots; the supervisor adds more when it needs them."""
         return self._tenants.slots
 
     @property
     def has_room(self) -> bool:
-        """Whether a slot is left for one more worker."""
+        """Whether there is a slot for one more worker."""
         return self._tenants.has_room
 
     @property
     def pids(self) -> list[int]:
-        """In the supervisor: of the workers that it has started, or that have said which they are; not all need live."""
+        """In the supervisor: the pids of the workers that it has started, or that have claimed a slot; some may be dead."""
         return self._tenants.pids
 
     @property
     def processes(self) -> list[tuple[int, int]]:
-        """(pid, start time) of the workers that born() was told of and that have claimed their slot, for the supervisor to act on."""
+        """(pid, start time) of the workers that were passed to born() and have claimed their slot, for the supervisor to act on."""
         return self._tenants.processes
 
     def read(self) -> PoolView:
         """The whole pool, as one consistent copy."""
-        from oomsafe.scoreboard.view import read_pool  # here: most workers are never asked
+        from oomsafe.scoreboard.view import read_pool  # imported here, because most workers never read the whole pool
 
         self._tenants.learn()
         if os.getpid() != self._owner:
@@ -138,25 +138,25 @@ class Scoreboard:
         return self._memory[at : at + length].tobytes()
 
     def try_lock(self) -> bool:
-        """Keep all other workers and threads from taking a turn until unlock(); the thread that has it may have it again.
+        """Take the pool's lock: until unlock(), no other worker or thread can take a turn. The thread that has it may take it again.
 
-        False: somebody else has it, try again soon.
+        Returns False, without waiting, if another one has it; try again soon.
         """
         return self._lock.try_acquire()
 
     def unlock(self) -> None:
-        """Let others take a turn. Raises RuntimeError in a thread that does not have it."""
+        """Release the lock. Raises RuntimeError in a thread that does not have it."""
         self._lock.release()
 
     def mend(self) -> None:
-        """In the supervisor, now and then: the application around it may have closed what must be open."""
+        """In the supervisor, now and then: restore the file if needed, because the application may have closed its descriptor."""
         if self.path is None or os.getpid() != self._owner:
             return
         was_open = self._file.is_open
         file = self._file.get()
         if file is not None and not was_open:
             places.hold(file)
-        if file is not None and self._text and os.pread(file, 64, 0) != self._text:  # a worker has it open, too
+        if file is not None and self._text and os.pread(file, 64, 0) != self._text:  # a worker may have changed it
             os.pwrite(file, self._text, 0)
             os.ftruncate(file, len(self._text))
         if self._named is not None and not self._named.is_open:
@@ -164,16 +164,16 @@ class Scoreboard:
             log.warning("the application has closed the scoreboard's descriptor: `oomsafe status` can't see this pool any more")
 
     def remove(self) -> None:
-        """Remove the file; the mapping stays for those who have it. Only its supervisor does."""
+        """Remove the file, in the supervisor only; processes that have the mapping keep it."""
         if self.path and os.getpid() == self._owner:
             try:
                 os.unlink(self.path)
             except OSError:
-                pass  # the folder was cleaned by somebody else
+                pass  # another process has removed it
             self.path = None
 
     def close(self) -> None:
-        """Let go of the mapping. Slots that were handed out must not be used any more."""
+        """Close the mapping and the descriptors. Slots that were handed out must not be used any more."""
         self._memory.release()
         self._mmap.close()
         for kept in filter(None, (self._file, self._named)):
@@ -181,7 +181,7 @@ class Scoreboard:
 
 
 def _enlarge(memory: Kept, size: int) -> bool:
-    """Whether there are so many bytes of it now."""
+    """Enlarge `memory` to `size` bytes, and return whether that succeeded."""
     fd = memory.get()
     if fd is None:
         return False

@@ -1,4 +1,4 @@
-"""What workers hold at this moment, as the kernel tells it: what they have said may be as old as the work they are inside of."""
+"""What workers hold at this moment, read from the kernel, because what they have published may be as old as the work they are running."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def live(pool: PoolView) -> PoolView:
-    """`pool` with each worker's rss, anon and used of now. One whose memory can't be read (hidepid) keeps its last figures: `measured` says
-    of when they are. 30 us a worker."""
+    """`pool` with the present rss, anon and used of each worker. A worker whose memory can't be read (hidepid) keeps its last figures, and
+    `measured` is their time. Takes 30 us for each worker."""
     return replace(pool, workers=[_live(worker, counts_clean=pool.metric in COUNT_CLEAN) for worker in pool.workers])
 
 
 def _live(worker: WorkerView, *, counts_clean: bool) -> WorkerView:
     now = time.time()
-    # the sizes first: what has come to life with this pid since is not taken for the worker
+    # the sizes are read first, so that a new process that got this pid meanwhile is not taken for the worker
     sizes = sizes_of(worker.pid)
     if sizes is None or not is_alive(worker.pid, worker.started):
         return worker
@@ -33,10 +33,10 @@ def _live(worker: WorkerView, *, counts_clean: bool) -> WorkerView:
 def brought_forward(
     sizes: tuple[int, int], before: tuple[int | None, int | None, int | None], dirty: int, *, counts_clean: bool
 ) -> tuple[int, int, int | None]:
-    """(rss, anon, what the soft limit is compared with) where the kernel says `sizes`, as sizes_of() does, and these three were `before`.
+    """(rss, anon, what the soft limit is compared with) for a process that holds `sizes` (a result of sizes_of()) now; these were `before`.
 
-    `dirty` is the part of anon that was pages of files: the kernel counts those with all other file pages. `counts_clean` is the policy's
-    metric's. What a process has grown by is taken to be its own. Bytes; None where it was not known before.
+    `dirty` is the part of anon that was file pages, which the kernel counts with all other file pages. `counts_clean`: the policy's metric
+    counts clean file pages. Growth since `before` counts as the process's own memory. Bytes; None if it was not known before.
     """
     rss, without_files = sizes
     anon = without_files + min(dirty, rss - without_files)
