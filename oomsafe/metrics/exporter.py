@@ -133,7 +133,7 @@ class Exporter:
         return listener
 
     def _bind_path(self, listener: socket.socket, path: str) -> None:
-        """Remove what lies there only if it is a socket of this user's on which nobody listens."""
+        """Bind to a Unix socket. What lies at the path is removed only if it is a socket of this user on which no process listens."""
         if _is_left_over(path):
             os.unlink(path)
         before = os.umask(0o177)  # mode 0600 from the start; no other thread here is affected
@@ -151,7 +151,7 @@ class Exporter:
                 if (found.st_dev, found.st_ino) == self._socket:
                     os.unlink(self._address.host)
             except OSError:
-                pass  # somebody else removed it
+                pass  # another process has removed it
 
     def _why_not(self, error: OSError) -> str:
         """For a log line."""
@@ -207,7 +207,7 @@ def _end() -> None:
 
 
 def _is_left_over(path: str) -> bool:
-    """Whether this is a socket of this user's, not a link to one, and nobody listens on it."""
+    """Whether this is a socket of this user, not a link to one, and no process listens on it."""
     try:
         found = os.lstat(path)
     except OSError:

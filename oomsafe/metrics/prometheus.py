@@ -26,7 +26,7 @@ Look = Callable[[], PoolView | None]
 
 
 def this_pool() -> PoolView | None:
-    """The pool of this process's guard, else that of $OOMSAFE_SCOREBOARD; None where there is neither."""
+    """The pool of this process's guard, else the pool of $OOMSAFE_SCOREBOARD; None if there is neither."""
     guard = get_guard()
     if guard is not None:
         return guard.pool()
@@ -47,7 +47,7 @@ class MemoryCollector(Collector):
         self._look = look
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing yet: when it is registered there may be no pool to look at."""
+        """Empty, because there may be no pool yet when the collector is registered."""
         return []
 
     def collect(self) -> Iterator[Metric]:
