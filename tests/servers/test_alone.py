@@ -63,13 +63,17 @@ if __name__ == "__main__":
 """
 
 
+#: Python has no handler of its own for a signal that is ignored when it starts, as SIGINT is below a shell's &.
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 class Program(Server):
     """A Python file that serves."""
 
     LISTENS = "http://"
 
     def __init__(self, folder: Path, text: str, name: str, env: dict[str, str]) -> None:
-        (folder / name).write_text(text)
+        (folder / name).write_text(HEARS + text)
         super().__init__(folder, [sys.executable, name], env)
 
 

@@ -10,7 +10,7 @@ from clients import Load
 from serving import until
 from surging import big, states, waiting
 
-STAYS = "stays, whatever it holds: its supervisor is gone, or has stood still for seconds"
+STAYS = "stays, whatever it holds and however long it has served: its supervisor is gone, or has stood"
 
 #: While there is a file "full" no process can be started, as in a cgroup whose pids.max is met; gunicorn forks by os.fork.
 FORKS = """

@@ -75,7 +75,7 @@ def test_nothing_at_all_can_be_written_to(serve, tmp_path):
 
     assert (asked.returncode, asked.stdout) == (1, "")
     (line,) = asked.stderr.splitlines()
-    assert "or its scoreboard is in memory only: no folder here can be written to" in line
+    assert "or its scoreboard is in memory only: no folder here is writable" in line
     assert gunicorn.stop() == 0
 
 

@@ -32,7 +32,7 @@ import apps
 
 class Own(BaseApplication):
     def load_config(self):
-        for name, value in {"bind": "127.0.0.1:0", "workers": 2, "control_socket_disable": True, "keepalive": 30}.items():
+        for name, value in {"bind": "127.0.0.1:0", "workers": 2, "control_socket_disable": True, "graceful_timeout": 5}.items():
             self.cfg.set(name, value)
 
     def load(self):
@@ -123,7 +123,7 @@ def under(started: Any) -> Callable[..., Under]:
     return lambda *command, **more: started(lambda folder: Under(folder, *command, **more))
 
 
-GUNICORN = ("-w", "2", "-b", "127.0.0.1:0", "--no-control-socket", "--keep-alive", "30", "apps:wsgi")
+GUNICORN = ("-w", "2", "-b", "127.0.0.1:0", "--no-control-socket", "--keep-alive", "30", "--graceful-timeout", "5", "apps:wsgi")
 WAYS = {
     "gunicorn": ((sys.executable, "-m", "gunicorn", *GUNICORN), "Listening at: ", {}),
     "base-application": ((sys.executable, "own.py"), "Listening at: ", {"own.py": BASE_APPLICATION}),
@@ -144,7 +144,7 @@ def test_whatever_starts_a_server_it_is_guarded(under, way):
     assert load.failed == []
     assert load.served > 100
     assert len(server.lines(": soft limit 100 MiB each")) == 1
-    server.signal(signal.SIGTERM)
+    server.serving().signal(signal.SIGTERM)
     assert server.ended() in (0, -signal.SIGTERM)
 
 
