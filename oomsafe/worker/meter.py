@@ -205,7 +205,7 @@ class Meter:
             failed("begin", "the server", error)
         return work
 
-    def end(self, work: Work) -> int:
+    def end(self, work: Work) -> int:  # noqa: PLR0912  a call costs a server more than a branch
         """End a piece of work; see Work.end."""
         if not work.started:
             return 0
@@ -231,7 +231,11 @@ class Meter:
             if mark is not None:
                 row = self._routes.get(work.route) or self._row(work.route)
                 if work.route is UNMATCHED:
-                    self._note(work.name)
+                    name, names = work.name, self.names
+                    if name in names:
+                        names[name] += 1
+                    else:
+                        self._note(name)
                 if value == mark:
                     row[1] += 1
                 else:
@@ -255,11 +259,8 @@ class Meter:
         return max(0, self.anon - self.file_dirty)
 
     def _note(self, name: bytes) -> None:
-        names = self.names
-        if name in names:
-            names[name] += 1
-        elif len(names) < MOST_NAMES and len(name) <= CELL_NAME:
-            names[name] = 1
+        if len(self.names) < MOST_NAMES and len(name) <= CELL_NAME:
+            self.names[name] = 1
 
     def _count(self, row: list[int], growth: int, name: bytes) -> None:
         first = not any(row)
