@@ -206,7 +206,7 @@ def test_a_node_tells_of_its_memory_and_recycles_when_asked(celery: Start) -> No
     """`celery inspect memory` shows each child and the task that it runs; `celery control memory_recycle` ends the biggest one."""
     node = celery(soft_limit="1GiB").ready()
     assert node.ask(LEAKING.format(tasks=1, kib=50 << 10)) == [0]
-    node.ask("result = proj.sleep.delay(3).id")
+    node.ask("result = proj.sleep.delay(9).id")
 
     def busy() -> list[dict[str, Any]]:
         (told,) = node.celery("inspect", "memory").values()

@@ -83,7 +83,7 @@ def test_no_more_than_max_unavailable_drain_at_once(serve, worker_class, turns):
         until(lambda: not first & set(gunicorn.workers()), "each worker has been recycled", 60)
 
     assert load.failed + slow.failed == []
-    assert max(watch.seen) == turns
+    assert 1 <= max(watch.seen) <= turns  # on a busy machine the two need not overlap
 
 
 def test_gevent_serves_who_was_accepted_just_before_its_listener_was_closed(serve):
