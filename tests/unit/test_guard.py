@@ -476,8 +476,10 @@ def test_a_recycle_that_fails(guarded: Any, clock: Clock, said: Said) -> None:
     assert any("no pipe" in line for line in said())
 
 
-def test_a_pool_that_changes(guarded: Any, clock: Clock, board: Scoreboard) -> None:
+def test_a_pool_that_changes(guarded: Any, clock: Clock, board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """With SIGTTIN each worker's share of the budget shrinks, at the next tick."""
+    # this process's own would be compared with the share, and it holds what all tests before this one have loaded
+    monkeypatch.setattr(gauge, "shared_out", lambda: Shares(50 * MIB, 50 * MIB, 50 * MIB, 50 * MIB))
     board.header.describe(workers=2, turns=1, limit=None, budget=None)
     guard, _ = guarded(board=board, soft_limit="auto")
     before = guard.meter.soft_limit
