@@ -40,6 +40,8 @@ def guarded(recycled: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch) 
     """Makes a guard of 50 MiB with a soft limit of 100 MiB, and the memory that it sees."""
     # the pool's working set is not this machine's
     monkeypatch.setattr(pressure, "read_capacity", lambda **_: HERE)
+    # nor are its dirty file pages those of this process, which maps the scoreboards of other tests
+    monkeypatch.setattr(gauge, "file_dirty_of", lambda: 0)
 
     def make(*, rss: int | None = 50 * MIB, board: Scoreboard | None = None, alone: bool = False, **policy: Any) -> tuple[Guard, Memory]:
         memory = Memory(rss)
