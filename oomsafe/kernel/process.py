@@ -307,19 +307,24 @@ def start_time(pid: int | str = "self", proc: str = "/proc") -> int | None:
 
     The pid and this time together identify one process; the kernel reuses pids.
     """
-    raw = read_bytes(f"{proc}/{pid}/stat")
-    if raw is None:
-        return None
     try:
-        # the name in parentheses may itself hold spaces and parentheses
-        return int(raw.rpartition(b") ")[2].split()[19])
+        return int(stat_of(pid, proc)[19])
     except (ValueError, IndexError):
         return None
 
 
+def stat_of(pid: int | str, proc: str = "/proc") -> list[bytes]:
+    """What stands behind the name in a process's stat (proc(5)): its state at 0, its parent at 1, its session at 3, its start time at 19.
+
+    Empty if the process is gone.
+    """
+    # the name in parentheses may itself hold spaces and parentheses
+    return (read_bytes(f"{proc}/{pid}/stat") or b"").rpartition(b") ")[2].split()
+
+
 def parent_of(pid: int, proc: str = "/proc") -> tuple[int, str] | None:
     """(pid, name) of a process's parent, the name as it came from there (stat, comm: proc(5)); None when one of them is gone."""
-    words = (read_bytes(f"{proc}/{pid}/stat") or b"").rpartition(b") ")[2].split()
+    words = stat_of(pid, proc)
     parent = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
     name = read_text(f"{proc}/{parent}/comm") if parent else None
     return None if name is None else (parent, name.rstrip("\n"))
@@ -327,7 +332,7 @@ def parent_of(pid: int, proc: str = "/proc") -> tuple[int, str] | None:
 
 def start_of_child(pid: int, proc: str = "/proc") -> int | None:
     """start_time() of a child that this process has not reaped yet, zombies included; None for any other process."""
-    words = (read_bytes(f"{proc}/{pid}/stat") or b"").rpartition(b") ")[2].split()
+    words = stat_of(pid, proc)
     try:
         return int(words[19]) if int(words[1]) == os.getpid() else None
     except (ValueError, IndexError):
@@ -347,11 +352,10 @@ def may_become_another_user(proc: str = "/proc") -> bool:
 
 def is_alive(pid: int, started: int, proc: str = "/proc") -> bool:
     """Whether the process `pid` with this start_time() still runs; a zombie does not. `started` 0: the start time is not checked."""
-    raw = read_bytes(f"{proc}/{pid}/stat")
-    if raw is None:
+    words = stat_of(pid, proc)
+    if not words:
         # without /proc, all that can be known is whether the pid is in use
         return not os.path.isdir(f"{proc}/self") and _pid_taken(pid)
-    words = raw.rpartition(b") ")[2].split()
     return len(words) > 19 and words[0] not in (b"Z", b"X") and (not started or int(words[19]) == started)
 
 

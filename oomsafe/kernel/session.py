@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from oomsafe.kernel.files import read_bytes
+from oomsafe.kernel.process import stat_of
 
 
 def session_of(pid: int, proc: str = "/proc") -> int:
     """The session of a running process (proc(5), stat field 6); 0 if it has ended, also for a zombie."""
-    words = (read_bytes(f"{proc}/{pid}/stat") or b"").rpartition(b") ")[2].split()
+    words = stat_of(pid, proc)
     return int(words[3]) if len(words) > 3 and words[0] not in (b"Z", b"X") else 0
 
 

@@ -7,8 +7,7 @@ import signal
 import time
 from types import TracebackType
 
-from oomsafe.kernel.files import read_bytes
-from oomsafe.kernel.process import start_time
+from oomsafe.kernel.process import start_time, stat_of
 
 
 class Target:
@@ -46,8 +45,7 @@ class Target:
             time.sleep(0.0002)
 
     def _stands_still(self) -> bool:
-        state = (read_bytes(f"/proc/{self._pid}/stat") or b"").rpartition(b") ")[2][:1]
-        return state in (b"T", b"t", b"Z", b"X", b"")
+        return stat_of(self._pid)[:1] in ([b"T"], [b"t"], [b"Z"], [b"X"], [])
 
     def close(self) -> None:
         """Close the pidfd."""
