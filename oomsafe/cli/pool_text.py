@@ -12,7 +12,7 @@ from rich.text import Text
 from oomsafe.cli.bars import memory_bar
 from oomsafe.kernel.process import parent_of
 from oomsafe.policy.text import printable
-from oomsafe.policy.units import counted, format_change, format_size
+from oomsafe.policy.units import counted, format_change, format_duration, format_size
 from oomsafe.scoreboard.view import InFlight, PoolView, WorkerView
 
 #: The age in seconds from which it is shown beside the figures.
@@ -50,17 +50,11 @@ def pool_text(pool: PoolView, width: int, now: float | None = None, *, ascii_onl
     title, totals = _filled(_title(pool), dot, width, "bold"), _filled(_totals(pool), dot, width, "dim")
     if pool.last_recycle is not None:
         at, line = pool.last_recycle.at, pool.last_recycle.line
-        said = f"last recycle at {time.strftime('%F %T', time.localtime(at))} ({_ago(now - at)}): {line}"
+        ago = format_duration(round(max(0.0, now - at)))
+        said = f"last recycle at {time.strftime('%F %T', time.localtime(at))} ({ago} ago): {line}"
         totals += _filled([said], dot, width, "dim")
     # Text, because names that other processes have written must not be read as markup
     return Text("\n").join([*title, *_workers(pool, width, now, ascii_only), *totals])
-
-
-def _ago(seconds: float) -> str:
-    for unit, size in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit} ago"
-    return f"{max(0.0, seconds):.0f} s ago"
 
 
 def _title(pool: PoolView) -> list[str]:

@@ -31,13 +31,7 @@ def this_pool() -> PoolView | None:
     if guard is not None:
         return guard.pool()
     path = os.environ.get("OOMSAFE_SCOREBOARD")
-    if not path:
-        return None
-    board = Scoreboard.open(path)
-    try:
-        return board.read()
-    finally:
-        board.close()
+    return Scoreboard.look(path) if path else None
 
 
 class MemoryCollector(Collector):

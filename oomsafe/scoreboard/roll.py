@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from oomsafe.policy.recycle import Order
@@ -62,22 +63,18 @@ class Roll:
 
     def call(self) -> list[Entry]:
         """In the supervisor: every worker that has a slot, with what the schedule needs. A dead one is listed until it is released."""
-        entries = []
-        for number in range(self._tenants.slots):
-            tenant = self._tenants.by_number.get(number)
-            state = layout.read_state(self._memory, layout.slot_at(number), unknown=State.STARTING)
-            if tenant is not None and state is not State.FREE and not self._tenants.was_never_born(number):
-                entries.append(self._entry(number, tenant.generation, state))
-        return entries
+        return [self._entry(number, generation, state) for number, generation, state in sorted(self._present())]
 
     def states(self) -> dict[int, State]:
         """In the supervisor: what each of these does, by its generation."""
-        found: dict[int, State] = {}
+        return {generation: state for _, generation, state in self._present()}
+
+    def _present(self) -> Iterator[tuple[int, int, State]]:
+        """(slot, generation, state) of each of them."""
         for number, tenant in self._tenants.by_number.items():
             state = layout.read_state(self._memory, layout.slot_at(number), unknown=State.STARTING)
-            if state is not State.FREE and not (state is State.STARTING and self._tenants.was_never_born(number)):
-                found[tenant.generation] = state
-        return found
+            if state is not State.FREE and not self._tenants.was_never_born(number):
+                yield number, tenant.generation, state
 
     def others(self, slot: Slot) -> Others:
         """The living workers beside `slot`."""
