@@ -2,7 +2,7 @@
 
 Growth while several pieces of work are in flight can't be divided among them: with equal shares, slow requests are blamed too. Over a
 process's life there is more evidence: in a second with more calls of the leaking route, the process grows more. A regression of the growth
-on the routes' counts finds that route, under any server, and costs a request nothing.
+on the routes' counts finds that route, under any server. The counts are there anyway.
 
 A wrong name costs its reader an afternoon, so a route is only named if every part of the data points to it.
 """

@@ -19,12 +19,14 @@ _IDS: Final = re.compile(rb"(?<=/)(?:\d+|[0-9a-fA-F-]{16,})(?=/|$)")
 
 
 class Suspects:
-    """The growth of one worker. Called once a second, and when the worker ends; pieces of work pay nothing."""
+    """The growth of one worker. Called once a second, and when the worker ends; work whose route is not known pays for Meter.names."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._moments = Moments()
         self._ready_with: int | None = None
+        self._booted = 0
+        """The growth with nothing in flight before the worker began to serve: it has loaded its app."""
         self._apart = 0
 
     def follow(self, now: float) -> None:
@@ -33,7 +35,7 @@ class Suspects:
         # explained already: the first call of each route imports and fills caches; growth with nothing in flight belongs to no call
         known = meter.warm_up + meter.clock.background
         if self._ready_with is None:
-            self._ready_with, self._apart = meter.held, known
+            self._ready_with, self._booted, self._apart = meter.held, meter.clock.background, known
         self._moments.add(now, meter.held, self._calls(), known - self._apart)
         self._apart = known
 
@@ -42,8 +44,9 @@ class Suspects:
         self.follow(now)  # a worker that grows fast has done half of its work since it was last measured
         meter = self._meter
         grown = meter.held - (self._ready_with or meter.held)
-        if grown >= LEAST_GROWTH and meter.clock.background >= grown * EXPLAINS:
-            return f"; {format_change(meter.clock.background)} of it while nothing was in flight"
+        background = meter.clock.background - self._booted
+        if grown >= LEAST_GROWTH and background >= grown * EXPLAINS:
+            return f"; {format_change(background)} of it while nothing was in flight"
         culprit = self._moments.culprit()
         if culprit is not None:
             each, share = format_size(culprit.each), round(100 * culprit.share)

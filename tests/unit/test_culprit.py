@@ -164,6 +164,22 @@ def test_what_grows_while_nothing_is_in_flight_is_no_calls(clock: Clock) -> None
     assert suspects.line(clock.now) == "; +40.0 MiB of it while nothing was in flight"
 
 
+def test_what_a_worker_has_loaded_before_it_serves_is_no_part_of_its_growth(clock: Clock) -> None:
+    """A guard may be made before the app is loaded."""
+    memory = Memory(50 * MIB)
+    meter = Meter(Slot.private(), memory)
+    memory.be(150 * MIB)
+    meter.measure()
+    suspects = Suspects(meter)
+    suspects.follow(clock.now)
+    for _ in range(40):
+        clock.go(0.1)
+        work(meter, memory, "GET /leak", MIB)
+        suspects.follow(clock.now)
+
+    assert suspects.line(clock.now).startswith("; GET /leak keeps about ")
+
+
 def test_a_hostile_name_is_printable(clock: Clock) -> None:
     """It comes from a client."""
     memory = Memory(50 * MIB)
