@@ -30,6 +30,10 @@ MEASURE_EVERY = 1.0
 #: Seconds between two events for monitors while events are enabled.
 SEND_EVERY = 5.0
 
+#: The metrics in which what a child held right after boot is no less than its anonymous memory then. The other metrics leave out what it
+#: shares with MainProcess, so a child that has not grown at all would seem to have.
+COMPARABLE = frozenset({"anon", "rss"})
+
 #: The reasons for which the gate may be closed.
 MEMORY, SUSPECTS = "memory", "suspects"
 
@@ -97,7 +101,7 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
         _, budget, used = supervisor.reading()
         self.used = used
         before = self._intake
-        self._intake, victim = shed(before, used, budget, [self._child(worker) for worker in workers], now)
+        self._intake, victim = shed(before, used, budget, [self._child(worker, pool.metric) for worker in workers], now)
         known = {worker.generation for worker in workers}
         self._fresh = {generation: held for generation, held in self._fresh.items() if generation in known}
         self._act(supervisor, before, f"{format_size(used)}, its budget is {format_size(budget)}", int((budget or 0) * RESUME_AT))
@@ -129,10 +133,12 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
         elif before.paused:
             self._gate.open()
 
-    def _child(self, worker: WorkerView) -> Child:
+    def _child(self, worker: WorkerView, metric: str) -> Child:
         held, serves = worker.figures.anon or 0, worker.state is State.SERVING
         if serves and held:
-            self._fresh[worker.generation] = min(held, self._fresh.get(worker.generation, held))
+            # a child's first task may have taken its memory before this node has looked at the child at all
+            at_boot = worker.figures.baseline if metric in COMPARABLE else None
+            self._fresh[worker.generation] = min(held, self._fresh.get(worker.generation, held), at_boot or held)
         return Child(worker.generation, held, self._fresh.get(worker.generation, held), serves, not worker.in_flight)
 
 

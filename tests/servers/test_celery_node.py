@@ -170,6 +170,24 @@ def test_the_biggest_idle_child_is_recycled_first(celery: Start, tmp_path: Path,
     assert results(node, [send(node, "holding.pid.delay()")]) == [node.pid]
 
 
+def test_a_child_that_has_grown_before_the_first_look_at_it(celery: Start, tmp_path: Path) -> None:
+    """It has memory to give back all the same: what it held right after boot is known from itself."""
+    end, queue = tmp_path / "end", f"q-early-{tmp_path.name}"
+    first = celery("redis", conf=CONF, queue=queue).ready()
+    assert first.celery("control", "cancel_consumer", queue)
+    sent = [send(first, f"holding.keep.delay({mib}, {str(end)!r})") for mib in (120, 300)]
+    first.process.terminate()
+    assert first.process.wait(30) == 0
+    end.touch()
+
+    node = celery("redis", conf=CONF, queue=queue, budget="400MiB", soft_limit="1GiB").ready()
+    results(node, sent)
+
+    until(lambda: node.lines(PAUSED), "it pauses", 12)
+    until(lambda: node.lines(RESUMED), "it goes on")
+    assert len(node.lines("its biggest idle child, ")) == 1
+
+
 def test_a_budget_that_can_t_be_kept(celery: Start) -> None:
     """A node that is above it with nothing to do says so once, and goes on: it would wait for ever."""
     node = celery(conf=CONF, budget="20MiB", soft_limit="1GiB").ready()
