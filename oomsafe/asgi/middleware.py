@@ -84,8 +84,9 @@ class MemoryMiddleware:
         # the app does not use
         work = scope[KEY] = meter.begin(f"{scope.get('method', '')} {scope.get('path', '')}".encode("utf-8", "replace"))
         try:
+            running = app(scope, receive, send if not headers and not meter.leaving else self._announcing(scope, send, work))
             # pass on the result, because a server complains if an app returns something
-            return await app(scope, receive, send if not headers and not meter.leaving else self._announcing(scope, send, work))
+            return await (running if not meter.apart.steps else Steps(running, work))
         finally:
             # Starlette and FastAPI: the route or endpoint that their routers chose leads to the app's own name for it, never to client text
             taken = scope.get("route") or scope.get("endpoint")
@@ -105,6 +106,8 @@ class MemoryMiddleware:
         given = self._given
         guard = given if given is not None and given.here else guard_for(self._keywords, "requests", own_recycle, own_name)
         self._hot = guard, guard.meter if guard is not None else None, self._headers, self._hot[3]
+        if guard is not None:
+            guard.meter.apart.elsewhere = _in_pool_threads
         return guard
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> Any:
@@ -181,6 +184,47 @@ class MemoryMiddleware:
 
         announce.__dict__ = _ASYNC
         return announce
+
+
+class Steps:
+    """Awaits an app's coroutine, and has each of its steps measured."""
+
+    __slots__ = ("_iterator", "_work")
+
+    def __init__(self, running: Awaitable[None], work: Work) -> None:
+        # a coroutine is its own iterator but for __next__; any other awaitable makes one
+        self._iterator: Any = running.__await__()
+        self._work = work
+
+    def __await__(self) -> Steps:
+        return self
+
+    def __iter__(self) -> Steps:
+        return self
+
+    def __next__(self) -> Any:
+        return self._work.meter.run_step(self._work, self._iterator.__next__)
+
+    def send(self, value: Any) -> Any:
+        """Go on with this value. Raises StopIteration at its end."""
+        return self._work.meter.run_step(self._work, self._iterator.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        """Go on with this error."""
+        return self._work.meter.run_step(self._work, self._iterator.throw, *error)
+
+    def close(self) -> None:
+        """End it."""
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+
+
+def _in_pool_threads() -> dict[Work, int]:
+    """The ident of the thread in which each request's plain function runs."""
+    from oomsafe.asgi.pool_threads import requests_in_pool_threads  # imported here, because only a worker that has grown needs it
+
+    return requests_in_pool_threads()
 
 
 async def _room(guard: Guard) -> None:

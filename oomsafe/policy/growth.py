@@ -9,6 +9,12 @@ the shares and the background add up to the whole growth.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+#: What threads have touched explains growth if it is at least this share of it, and at most this many times as much: memory that is given
+#: back and touched again, over and over, would be taken for growth, and huge pages are touched in one go.
+LEAST_TOUCHED, MOST_TOUCHED = 0.5, 2.0
+
 
 class GrowthClock:
     """The growth in bytes of an imaginary piece of work that was always in flight. Callers must serialise their calls."""
@@ -32,3 +38,23 @@ class GrowthClock:
             self.value += growth / self.in_flight
         else:
             self.background += growth
+
+    def skip(self, rss: int) -> int:
+        """Take a new measurement, in bytes, without sharing the growth, which is returned: the caller knows whose it is."""
+        growth, self.last = rss - self.last, rss
+        return growth
+
+
+def shares_by_touch(shares: Sequence[float], touched: Sequence[int | None], elsewhere: int) -> list[float] | None:
+    """Divide growth between pieces of work by what their threads have touched, in place of equal `shares`. All in bytes.
+
+    `touched` has, for each piece of work, what its own thread has touched for the first time while the process grew; None: it has no
+    thread of its own, because it waits, or because one thread (an event loop's) does several at a time. `elsewhere` was touched by all
+    other threads, and is divided equally between those. The sum stays the same. None: what was touched does not explain the growth.
+    """
+    grown, without = sum(shares), sum(one is None for one in touched)
+    known = sum(one or 0 for one in touched)
+    total = known + (elsewhere if without else 0)
+    if not known or not grown * LEAST_TOUCHED <= total <= grown * MOST_TOUCHED:
+        return None
+    return [grown * (elsewhere / without if one is None else one) / total for one in touched]

@@ -46,6 +46,7 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
             88  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets
 
     cell     0  u8 0 · u8 length of the name · 6 bytes 0 · f64 began, on the machine's monotonic clock · i64 rss then
+               and what the worker has grown by since for other work, as far as known
             24  name, 103 bytes as they came from outside: readers must make them printable
            127  u8 1 while in use: written last
 
@@ -107,6 +108,8 @@ SEEN_AT, SEEN = 6040, struct.Struct("<d3q")
 AGED_AT, AGED = 6072, struct.Struct("<I")
 CELL_NAME = 103
 CELL = struct.Struct(f"<xB6xdq{CELL_NAME}sB")
+#: The offset in a cell of its rss, which the worker corrects while several pieces of work are in flight.
+CELL_RSS_AT, CELL_RSS = 16, struct.Struct("<q")
 #: The offset in a cell of the byte that says whether it is in use.
 IN_USE = CELL_SIZE - 1
 SEQUENCE = struct.Struct("<Q")

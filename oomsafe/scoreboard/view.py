@@ -39,7 +39,7 @@ class InFlight:
     began: float
     """Seconds since 1970."""
     rss: int | None
-    """The worker's rss in bytes when it began; None: not known."""
+    """The worker's rss in bytes when it began, and what it has grown by since for other work; None: not known."""
 
 
 @dataclass(frozen=True)

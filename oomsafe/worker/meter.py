@@ -11,17 +11,18 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from _thread import RLock  # the real one, because gevent replaces threading's, and nothing here waits
+from _thread import RLock, get_ident  # the real ones, because gevent replaces threading's, and nothing here waits
 from bisect import bisect_left
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from oomsafe.kernel.process import OwnMemory
 from oomsafe.log import failed
 from oomsafe.policy.growth import GrowthClock
-from oomsafe.scoreboard.layout import BOUNDS, CELL_NAME, IN_USE, OTHER, UNMATCHED, Counters
+from oomsafe.scoreboard.layout import BOUNDS, CELL_NAME, CELL_RSS, CELL_RSS_AT, IN_USE, OTHER, UNMATCHED, Counters
 from oomsafe.scoreboard.slot import Figures, Slot
+from oomsafe.worker.apart import Apart
 
 _usage, _self = resource.getrusage, resource.RUSAGE_SELF
 _clock = time.monotonic
@@ -37,6 +38,9 @@ AT_ONCE = 0.0001
 
 #: File pages and shared memory may together grow by this many bytes before they are told apart, which costs 5 us.
 WEIGHED_EVERY = 1 << 20
+
+#: Growth in bytes after which threads are told apart, if several pieces of work are in flight.
+TOLD_APART_EVERY = 4 << 20
 
 #: The most names that are counted of work whose route is not known.
 MOST_NAMES = 256
@@ -59,7 +63,7 @@ class Work:
     """One piece of work in flight; also a context manager that ends it. Made by Meter.begin()."""
 
     # set by begin(): leaving out __init__ saves a call, and leaving out the __dict__ halves the cost of an object
-    __slots__ = ("announced", "cell", "mark", "meter", "name", "route", "started")
+    __slots__ = ("announced", "cell", "mark", "meter", "name", "route", "started", "thread")
 
     meter: Meter
     name: bytes
@@ -68,11 +72,13 @@ class Work:
     started: bool
     """Whether it has begun and not ended; also False if begin() failed: then there is nothing to undo."""
     mark: float | None
-    """The growth clock's value when it began; None: it has no share in the process's growth."""
+    """The growth clock's value when it began, less what it has grown by beyond its share; None: it has no share in the process's growth."""
     announced: bool
     """Whether its response has the memory headers already, because the middleware may be there twice."""
     cell: int
     """The offset of its in-flight record; -1: none was free."""
+    thread: int
+    """The ident of the thread that has begun it."""
 
     def grown(self) -> int:
         """Bytes by which this work has made the process grow so far; negative if the process shrank."""
@@ -92,7 +98,7 @@ class Work:
 class _Nowhere:
     """Memory that discards what is written to it."""
 
-    def __setitem__(self, at: int, value: int) -> None:
+    def __setitem__(self, at: int | slice, value: int | bytes) -> None:
         pass
 
 
@@ -152,6 +158,8 @@ class Meter:
         self.names: dict[bytes, int] = {}
         """How often work of each name ended, where its route is not known; at most MOST_NAMES names."""
         self.clock = GrowthClock(self.held)
+        self.apart = Apart()
+        self._works = self.apart.works
         self._faults = -1
         # re-entrant, because a finalizer or a signal handler may run while it is held, and end a piece of work in the same thread
         self._lock = RLock()
@@ -167,8 +175,7 @@ class Meter:
         """When to publish the figures; like `look_at` on the clock of time.monotonic()."""
         self._same_breath = 0.0
         self._at_once = 0.0
-        self._still = False
-        """Whether nothing has changed since work was shown a growth of 0."""
+        self._still = False  # whether nothing has changed since work was shown a growth of 0
         self._present: Present | None = None
 
     def begin(self, name: bytes, measured: bool = True) -> Work:
@@ -183,6 +190,7 @@ class Meter:
         work.started = work.announced = False
         work.mark = None
         work.cell = -1
+        work.thread = get_ident()
         try:
             now, clock = _clock(), self.clock
             # right after the previous work, growth since then is the server's parsing of this one
@@ -199,6 +207,7 @@ class Meter:
             work.cell = cell = self._cells.pop()
             size, write = len(name), self._write
             write(cell, size if size < CELL_NAME else CELL_NAME, now, self.rss, name, 1)
+            self._works[cell] = work
         except IndexError:
             pass  # no cell is free: the work still counts
         except Exception as error:
@@ -340,7 +349,38 @@ class Meter:
             self._weigh(shared)
         self.anon = anon = rss - shared + self._kept
         self.held = held = rss if self.counts_clean else anon
-        self.clock.advance(held)
+        apart = self.apart
+        if apart.running is None:
+            self.clock.advance(held)
+        else:
+            apart.add(self.clock, held)
+        if held - apart.told_at >= TOLD_APART_EVERY:
+            self._tell_apart()
+
+    def _tell_apart(self) -> None:
+        """The caller holds the lock."""
+        try:
+            self.apart.tell(self.clock)
+        except Exception as error:
+            failed("telling threads apart", "the server", error)
+
+    def run_step(self, work: Work, step: Callable[..., Any], *arguments: Any) -> Any:
+        """Run one step of a coroutine that does this work: what the process grows by meanwhile is this work's. Raises what it raises."""
+        self._look_for_faults()
+        before, self.apart.running = self.apart.running, work
+        try:
+            return step(*arguments)
+        finally:
+            self._look_for_faults()
+            self.apart.running = before
+
+    def _look_for_faults(self) -> None:
+        try:
+            faults = _usage(_self)[MINFLT]
+            if faults != self._faults:
+                self._read_at(faults)
+        except Exception as error:
+            failed("reading memory", "the server", error)
 
     def _weigh(self, shared: int) -> None:
         """Find out how much of the file-backed and shared memory the kernel can't drop; if that is not known, all of it."""
@@ -357,12 +397,22 @@ class Meter:
             self.memory.check()
             self._weighed_at = sys.maxsize  # weigh again
             self._read()
+            self._tell_apart()
             return self.rss
 
     def publish(self, figures: Figures) -> None:
         """Write the counters and these figures to the scoreboard. Raises ValueError if that was closed."""
         with self._lock:
             self._slot.publish(figures, self.counters)
+            if self.clock.in_flight > 1:
+                self._show_growth()
+
+    def _show_growth(self) -> None:
+        """Publish what each piece of work in flight has grown by: readers subtract the rss in its cell from the present one."""
+        rss, value = self.rss, self.clock.value
+        for cell, work in self._works.items():
+            if work.started and work.mark is not None:
+                self._memory[cell + CELL_RSS_AT : cell + CELL_RSS_AT + CELL_RSS.size] = CELL_RSS.pack(max(0, rss - int(value - work.mark)))
 
     def leave(self) -> None:
         """In a fork of its process (see oomsafe/scoreboard/forks.py): what it counts from now on is not published."""
@@ -370,6 +420,8 @@ class Meter:
         self._lock = RLock()
         # work in flight has offsets of cells in the parent's slot
         self._memory, self._write, self._cells = _Nowhere(), _write_nowhere, []
+        self.apart.leave()
+        self._works = self.apart.works
 
     def _row(self, route: str) -> list[int]:
         name = self._admit(route)
