@@ -240,11 +240,10 @@ class Meter:
             if mark is not None:
                 row = self._routes.get(work.route) or self._row(work.route)
                 if work.route is UNMATCHED:
-                    name, names = work.name, self.names
-                    if name in names:
-                        names[name] += 1
-                    else:
-                        self._note(name)
+                    try:
+                        self.names[work.name] += 1
+                    except KeyError:
+                        self._note(work.name)
                 if value == mark:
                     row[1] += 1
                 else:
