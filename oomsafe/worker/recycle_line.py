@@ -32,7 +32,8 @@ def why(limits: Limits, reason: Reason, used: int | None, held: int, history: Hi
     if used is None or limits.early is None:
         return f"{whole} {format_size(held)}; it asked to be replaced, and its replacement serves"
     if used <= limits.early:
-        until = "" if asks or history.asked_at is None else f" until {now - history.asked_at:.1f} s ago"
+        since = 0.0 if asks or history.asked_at is None else now - history.asked_at
+        until = f" until {since:.1f} s ago" if since >= 0.05 else ""  # less is shown as 0.0
         return f"{limits.metric} {format_size(used)}, growing towards soft limit {format_size(limits.early)}{jitter}{until}"
     return f"{limits.metric} {format_size(used)} > soft limit {format_size(limits.early)}{jitter} for {seconds:.1f} s"
 
