@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from rich.cells import cell_len, chop_cells, set_cell_size
+from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from oomsafe.cli.bars import memory_bar
@@ -110,8 +110,18 @@ def _broken(part: str, width: int) -> list[str]:
         if cell_len(joined) <= width:
             lines[-1] = joined
         else:
-            lines += chop_cells(piece, width)
+            lines += _chopped(piece, width)
     return [line.rstrip() for line in lines if line.strip()]
+
+
+def _chopped(piece: str, width: int) -> list[str]:
+    """`piece` in parts of at most `width` cells. The chop_cells() of rich 13.0 returns text backwards."""
+    lines = [""]
+    for character in piece:
+        if lines[-1] and cell_len(lines[-1] + character) > width:
+            lines.append("")
+        lines[-1] += character
+    return lines
 
 
 def _pieces(part: str) -> list[str]:
