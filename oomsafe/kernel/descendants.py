@@ -6,7 +6,7 @@ import os
 import time
 from typing import NamedTuple
 
-from oomsafe.kernel.files import read_bytes
+from oomsafe.kernel.files import read_bytes, read_record
 from oomsafe.kernel.process import held_of
 
 #: Clock ticks a second, the unit of start times in /proc.
@@ -84,7 +84,7 @@ class Descendants:
         return [int(child) for found in listed for child in found.split()]
 
     def _stat(self, pid: int) -> _Stat | None:
-        head, _, tail = (read_bytes(f"{self._proc}/{pid}/stat") or b"").rpartition(b") ")
+        head, _, tail = (read_record(f"{self._proc}/{pid}/stat") or b"").rpartition(b") ")
         words = tail.split()
         try:
             return _Stat(int(words[19]), int(words[25]), head.partition(b"(")[2].decode("utf-8", "replace"))

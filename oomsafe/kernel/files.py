@@ -7,18 +7,35 @@ import os
 
 from oomsafe.log import once
 
+#: Bytes that one read asks for, which are allocated for a moment: of a file in one piece (status has 1500), and of any file.
+ONE_PIECE, PIECES = 4096, 65536
+
 
 def read_bytes(path: str) -> bytes | None:
     """The content of a kernel file; None if it can't be read."""
+    return _read(path, PIECES, in_pieces=True)
+
+
+def read_record(path: str) -> bytes | None:
+    """read_bytes() of a file that the kernel writes in one piece: one system call less, because a read that is not full was the last.
+
+    Such files are a process's status, stat, statm and oom_score_adj, and those of one number (fs/seq_file.c, single_open;
+    fs/libfs.c, simple_read_from_buffer). A file of many records (smaps, mountinfo) comes in pieces of any length.
+    """
+    return _read(path, ONE_PIECE, in_pieces=False)
+
+
+def _read(path: str, size: int, *, in_pieces: bool) -> bytes | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        content = b""
         # not os.read: a detector of blocking calls reports it, although a file that the kernel generates never blocks
-        while chunk := os.pread(fd, 65536, len(content)):
-            content += chunk
+        content = piece = os.pread(fd, size, 0)
+        while piece and (in_pieces or len(piece) == size):
+            piece = os.pread(fd, size, len(content))
+            content += piece
         return content
     except OSError:  # ESRCH: the process went away between open and read
         return None
@@ -34,8 +51,8 @@ def read_text(path: str) -> str | None:
 
 def read_int(path: str) -> int | None:
     """The one number in a kernel file; None if it can't be read, or is not a number, which is logged once for each file."""
-    text = read_text(path)
-    return None if text is None else as_int(path, text)
+    raw = read_record(path)
+    return None if raw is None else as_int(path, raw.decode("utf-8", "replace"))
 
 
 def as_int(path: str, text: str) -> int | None:

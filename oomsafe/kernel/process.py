@@ -7,7 +7,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
-from oomsafe.kernel.files import read_bytes, read_keyed, read_text
+from oomsafe.kernel.files import read_bytes, read_keyed, read_record, read_text
 from oomsafe.log import once
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -59,7 +59,7 @@ class OwnMemory:
 
     def shmem(self) -> int | None:
         """Resident bytes of shared memory: /dev/shm, memfd, MAP_SHARED without a file (status, RssShmem, Linux 4.5); None: not known."""
-        return _kilobytes(read_bytes(self._status) or b"", b"RssShmem")
+        return _kilobytes(read_record(self._status) or b"", b"RssShmem")
 
     def check(self) -> bool:
         """Open the file again if the descriptor is no longer ours, or could not be opened before. Returns whether it was opened again.
@@ -132,7 +132,7 @@ def _identity(fd: int) -> tuple[int, int]:
 
 def rss_of(pid: int | str, proc: str = "/proc") -> int | None:
     """Resident bytes of any process (any user may read statm); None if it is gone."""
-    words = (read_bytes(f"{proc}/{pid}/statm") or b"").split()
+    words = (read_record(f"{proc}/{pid}/statm") or b"").split()
     try:
         return int(words[1]) * PAGE
     except (ValueError, IndexError):
@@ -144,7 +144,7 @@ def sizes_of(pid: int | str = "self", proc: str = "/proc") -> tuple[int, int] | 
 
     Held leaves out file pages, because the kernel drops clean ones by itself. If the kernel does not tell them apart, held is rss.
     """
-    status = read_bytes(f"{proc}/{pid}/status") or b""
+    status = read_record(f"{proc}/{pid}/status") or b""
     found = _RSS.search(status)
     if found is not None:
         anonymous, file, shmem = map(int, found.groups())
@@ -257,7 +257,7 @@ def file_dirty_of(pid: int | str = "self", proc: str = "/proc") -> int | None:
             counts = rest[1:2] == b"w" and rest[3:4] == b"s"  # "55d0-7ffd rw-s 00000000 fd:01 42 /a/file"
         elif counts and name in (b"Shared_Dirty:", b"Private_Dirty:"):
             dirty += int(rest.split()[0]) * 1024
-    shmem = _kilobytes(read_bytes(f"{proc}/{pid}/status") or b"", b"RssShmem")
+    shmem = _kilobytes(read_record(f"{proc}/{pid}/status") or b"", b"RssShmem")
     return max(0, dirty - (shmem or 0))
 
 
@@ -287,7 +287,7 @@ def awaits_writing(proc: str = "/proc") -> int | None:
 
 def anonymous_of(pid: int, proc: str = "/proc") -> int | None:
     """Resident anonymous bytes (statm: resident less shared), which a fork shares; None: not known."""
-    words = (read_bytes(f"{proc}/{pid}/statm") or b"").split()
+    words = (read_record(f"{proc}/{pid}/statm") or b"").split()
     try:
         return (int(words[1]) - int(words[2])) * PAGE
     except (ValueError, IndexError):
@@ -320,7 +320,7 @@ def stat_of(pid: int | str, proc: str = "/proc") -> list[bytes]:
     Empty if the process is gone.
     """
     # the name in parentheses may itself hold spaces and parentheses
-    return (read_bytes(f"{proc}/{pid}/stat") or b"").rpartition(b") ")[2].split()
+    return (read_record(f"{proc}/{pid}/stat") or b"").rpartition(b") ")[2].split()
 
 
 def thread_faults(proc: str = "/proc") -> dict[int, int]:
@@ -363,7 +363,7 @@ def may_become_another_user(proc: str = "/proc") -> bool:
     """Whether this process, or a fork of it, may change to another user: it is root, or has CAP_SETUID (capabilities(7))."""
     if os.geteuid() == 0:
         return True
-    words = (read_bytes(f"{proc}/self/status") or b"").partition(b"\nCapEff:")[2].split(maxsplit=1)
+    words = (read_record(f"{proc}/self/status") or b"").partition(b"\nCapEff:")[2].split(maxsplit=1)
     try:
         return bool(int(words[0], 16) & 1 << 7)
     except (ValueError, IndexError):
