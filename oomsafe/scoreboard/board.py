@@ -54,8 +54,8 @@ class Scoreboard:
         self._tenants = tenants = Tenants(self._memory, self.header, partial(_enlarge, self._named or self._file), supervisor)
         self.reserve, self.born, self.release, self.slot = tenants.reserve, tenants.born, tenants.release, tenants.slot
         roll = Roll(self._memory, self.header, tenants)
-        self.roll, self.states, self.others, self.silent = roll.call, roll.states, roll.others, roll.silent
-        self.saw, self.give_order = roll.saw, roll.give_order
+        self.roll, self.marks, self.all_serve, self.others = roll.call, roll.marks, roll.all_serve, roll.others
+        self.silent, self.saw, self.give_order = roll.silent, roll.saw, roll.give_order
         tickets = Tickets(self._memory, tenants)
         self.in_hand, self.hand = tickets.in_hand, tickets.hand
         self.tell_of_limit, self.has_heeded = tickets.tell_of_limit, tickets.has_heeded

@@ -97,6 +97,7 @@ OWNER_AT, OWNER = 8, struct.Struct("<QQQd")
 PID_AT, STARTED_AT, WORD = 8, 16, struct.Struct("<Q")
 SLOT_SEQUENCE_AT = 40
 FIGURES_AT, FIGURES = 48, struct.Struct("<9qd")
+PUBLISHED_AT, PUBLISHED = 120, struct.Struct("<d")
 HAND_AT, HAND = 128, struct.Struct("<Qq")
 TOLD_AT, TOLD = 144, struct.Struct("<Qqq")
 NEED_AT, NEED = 168, struct.Struct("<3q")
@@ -149,6 +150,8 @@ SAID_ROOM = 16
 #: The states, each at the index of its number.
 STATES = tuple(State)
 _NUMBERS = {state: number for number, state in enumerate(STATES)}
+#: The number of a worker that serves, and asks for nothing.
+SERVING = _NUMBERS[State.SERVING]
 
 #: The route of work whose route is not known, and that of work for which the table had no more room.
 UNMATCHED, OTHER = "unmatched", "other"
@@ -164,6 +167,7 @@ assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size
 assert SEEN_AT + SEEN.size <= AGED_AT <= SLOT_SIZE - AGED.size
+assert FIGURES_AT + FIGURES.size == PUBLISHED_AT + PUBLISHED.size
 assert CELL.size == CELL_SIZE
 assert len(REASONS) <= 8
 

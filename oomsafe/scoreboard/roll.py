@@ -60,14 +60,27 @@ class Roll:
         self._memory = memory
         self._header = header
         self._tenants = tenants
+        self._states = self._times = _column(layout.STATE, 0, 0)
+        """Each reads one field of all slots."""
 
     def call(self) -> list[Entry]:
         """In the supervisor: every worker that has a slot, with what the schedule needs. A dead one is listed until it is released."""
         return [self._entry(number, generation, state) for number, generation, state in sorted(self._present())]
 
-    def states(self) -> dict[int, State]:
-        """In the supervisor: what each of these does, by its generation."""
-        return {generation: state for _, generation, state in self._present()}
+    def marks(self) -> tuple[int, ...]:
+        """In the supervisor: numbers that are others if a worker's state has changed, or a worker has come or gone.
+
+        One read for all of them, because a supervisor may do this ten times a second.
+        """
+        slots = self._slots_in_use()
+        if self._states.size != slots * layout.SLOT_SIZE:
+            self._states = _column(layout.STATE, 0, slots)
+        return (self._tenants.generations, len(self._tenants.by_number), *self._states.unpack_from(self._memory, layout.HEADER_SIZE))
+
+    def all_serve(self, marks: tuple[int, ...]) -> bool:
+        """In the supervisor: whether there are workers, and by these marks each of them serves and asks for nothing."""
+        _, workers, *states = marks
+        return workers > 0 and all(states[number] == layout.SERVING for number in self._tenants.by_number)
 
     def _present(self) -> Iterator[tuple[int, int, State]]:
         """(slot, generation, state) of each of them."""
@@ -90,13 +103,20 @@ class Roll:
 
     def silent(self, before: float) -> list[tuple[int, int, int]]:
         """In the supervisor: (slot, pid, start time) of the workers that have published nothing since `before`, seconds since 1970."""
+        slots = self._slots_in_use()
+        if self._times.size != slots * layout.SLOT_SIZE:
+            self._times = _column(layout.PUBLISHED, layout.PUBLISHED_AT, slots)
+        published = self._times.unpack_from(self._memory, layout.HEADER_SIZE)
         found = []
         for number in self._tenants.by_number:
-            published = layout.FIGURES.unpack_from(self._memory, layout.slot_at(number) + layout.FIGURES_AT)[-1]
-            who = None if published >= before else self._tenants.identity(number)
+            who = None if published[number] >= before else self._tenants.identity(number)
             if who is not None and who[0]:
                 found.append((number, who[0], who[1]))
         return found
+
+    def _slots_in_use(self) -> int:
+        """The number of slots up to the last one that has a worker."""
+        return 1 + max(self._tenants.by_number, default=-1)
 
     def saw(self, number: int, sizes: tuple[int, int], *, counts_clean: bool) -> None:
         """In the supervisor: record what a slot's worker holds, as sizes_of() has measured it from outside.
@@ -134,3 +154,9 @@ class Roll:
             layout.NEED.unpack_from(self._memory, at + layout.NEED_AT),
         )
         return optional(rss), optional(anon), optional(used)
+
+
+def _column(form: struct.Struct, at: int, slots: int) -> struct.Struct:
+    """Reads the one field that lies at `at` in each of the first `slots` slots."""
+    rest = layout.SLOT_SIZE - at - form.size
+    return struct.Struct("<" + f"{at}x{form.format[1:]}{rest}x" * slots)

@@ -44,7 +44,8 @@ class Tenants:
         self._header = header
         self._enlarge = enlarge
         self._owner = supervisor
-        self._generations = 0
+        self.generations = 0
+        """In the supervisor: how many it has handed out."""
         self._totals = Totals(memory)
 
     def reserve(self) -> Slot | None:
@@ -61,10 +62,10 @@ class Tenants:
         if number is None:
             return None
         self.release(number)
-        self._generations += 1
-        self.by_number[number] = tenant = Tenant(self._generations, time.time())
+        self.generations += 1
+        self.by_number[number] = tenant = Tenant(self.generations, time.time())
         at = layout.slot_at(number)
-        self._header.generations = self._generations
+        self._header.generations = self.generations
         self._memory[at : at + layout.SLOT_SIZE] = bytes(layout.SLOT_SIZE)
         layout.write(self._memory, at + layout.OWNER_AT, layout.OWNER, 0, 0, tenant.generation, tenant.reserved)
         layout.write_state(self._memory, at, State.STARTING)

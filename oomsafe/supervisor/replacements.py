@@ -68,8 +68,8 @@ class Replacements:
         self._unused: dict[int, float] = {}
         """Since when a worker has had a permit that it does not use, by generation: it is below its limit again."""
         self._has_served = self._said_unserved = False
-        self._quiet: tuple[Ledger, dict[int, State]] | None = None
-        """The ledger and the states with which nothing needed to be done at the last tick; None: something did."""
+        self._quiet: tuple[Ledger, tuple[int, ...]] | None = None
+        """The ledger and the scoreboard's marks() with which nothing needed to be done at the last tick; None: something did."""
         self._paces: list[tuple[float, Growth]] = []
 
     def forget(self) -> None:
@@ -101,13 +101,15 @@ class Replacements:
     def tick(self, policy: Policy, read: Callable[[], Reading], now: float) -> None:
         """Read the pool's state, and do what is due. `read` is called only if a worker waits to be replaced, drains or is being replaced,
         because there may be ten ticks a second."""
-        states = self._board.states()
-        if self._quiet != (self.ledger, states):
-            self._look(policy, read, states, now)
+        marks = self._board.marks()
+        if self._quiet != (self.ledger, marks):
+            self._look(policy, read, now)
+            quiet = self._board.all_serve(marks) and not self.ledger.handovers and not self._unused
+            self._quiet = (self.ledger, marks) if quiet else None
         # in a dry run, each worker decides by itself and logs what it would do
         self._board.header.looked = 0.0 if policy.dry_run else now
 
-    def _look(self, policy: Policy, read: Callable[[], Reading], states: dict[int, State], now: float) -> None:
+    def _look(self, policy: Policy, read: Callable[[], Reading], now: float) -> None:
         entries = self._board.roll()
         self._note_boots(entries, now)
         self._note_unserved(entries, now)
@@ -120,8 +122,6 @@ class Replacements:
                 self.ledger, steps = plan(self.ledger, workers, room, now)
                 for step in steps:
                     self._do(step, entries, policy, why)
-        quiet = states and not self.ledger.handovers and not self._unused and all(state is State.SERVING for state in states.values())
-        self._quiet = (self.ledger, states) if quiet else None
 
     def _withdraw(self, entries: Sequence[Entry], now: float) -> None:
         """Take back unused permits: by the time that such a worker is over its limit or has aged, other workers may be away."""

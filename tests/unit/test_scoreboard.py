@@ -328,6 +328,61 @@ def test_room_for_replacements(new_board: NewBoard, workers: int, expected: int)
     assert expected == new_board(workers).slots
 
 
+@given(st.lists(st.tuples(st.sampled_from(["reserve", "release", *State]), st.integers(0, 4)), max_size=30))
+def test_marks_tell_whether_anything_has_changed(steps: list[tuple[str, int]]) -> None:
+    """Law: the same marks are the same workers in the same states; and they tell whether all of them serve.
+
+    A worker may write to its slot after it was released.
+    """
+    board = Scoreboard.private(5)
+    slots: dict[int, Slot] = {}
+    writers: dict[int, Slot] = {}
+    found: dict[tuple[int, ...], dict[int, tuple[int, State]]] = {}
+    for step, number in steps:
+        if step == "reserve" and (slot := board.reserve()) is not None:
+            slots[slot.number] = writers[slot.number] = slot
+        elif step == "release" and number in slots:
+            board.release(number, slots.pop(number).generation)
+        elif isinstance(step, State) and number in writers:
+            writers[number].set_state(step)
+        states = {number: (slot.generation, slot.state) for number, slot in slots.items()}
+
+        assert found.setdefault(board.marks(), states) == states
+        assert board.all_serve(board.marks()) is (bool(states) and all(state is State.SERVING for _, state in states.values()))
+    board.close()
+
+
+@pytest.mark.parametrize("byte", [b"\0", b"\x63", b"\xff"])
+def test_marks_of_what_no_worker_should_write(board: Scoreboard, byte: bytes) -> None:
+    """A state that is none does not serve; what is written to a slot that nobody has does not keep the others from it."""
+    first, second = taken(board), taken(board)
+    first.set_state(State.SERVING)
+    second.set_state(State.SERVING)
+    third = taken(board)
+    board.release(third.number, third.generation)
+    board._memory[layout.slot_at(third.number) : layout.slot_at(third.number) + 4] = byte * 4
+    with_garbage_elsewhere = board.all_serve(board.marks())
+    board._memory[layout.slot_at(second.number) : layout.slot_at(second.number) + 4] = byte * 4
+
+    assert (with_garbage_elsewhere, board.all_serve(board.marks())) == (True, False)
+
+
+def test_who_has_published_nothing_for_a_while(board: Scoreboard) -> None:
+    """In any slot, also where others before it are free."""
+    slots = [taken(board) for _ in range(4)]
+    for slot in slots[1:]:
+        slot.claim()
+    board.release(slots[0].number, slots[0].generation)
+    slots[2].publish(Figures(rss=1), Counters())
+
+    who = (os.getpid(), start_time())
+    assert board.silent(time.time() - 60) == [(slots[1].number, *who), (slots[3].number, *who)]
+    assert board.silent(time.time() + 60) == [(slot.number, *who) for slot in slots[1:]]
+    for slot in slots[1:]:
+        board.release(slot.number, slot.generation)
+    assert (board.silent(time.time() + 60), board.all_serve(board.marks())) == ([], False)
+
+
 def test_others(board: Scoreboard) -> None:
     """Who is away: the living that drain, start or leave, this worker not counted."""
     mine, starting, serving, gone = (taken(board) for _ in range(4))
