@@ -36,7 +36,7 @@ class Usage:
         machine's memory is the tightest, it is what the pool's processes hold without file pages; a budget in bytes is compared
         with the exact sum, in which shared memory counts once.
         """
-        if capacity.source != MACHINE or isinstance(policy.budget, Percent):
+        if not reads_processes(policy, capacity):
             return capacity.held
         return self.of_processes(pids(), 0 if budget is None else budget * RESUME_AT, now)
 
@@ -52,6 +52,11 @@ class Usage:
             self._shared = max(0, total - sum(held if shares is None else shares.held for held, shares in figures))
             self._pids, self._read_at = pids, now
         return max(0, total - self._shared)
+
+
+def reads_processes(policy: Policy, capacity: Capacity) -> bool:
+    """Whether Usage.of() must read the pool's processes one by one."""
+    return capacity.source == MACHINE and not isinstance(policy.budget, Percent)
 
 
 def pids_of(pool: PoolView) -> list[int]:

@@ -34,7 +34,7 @@ from oomsafe.policy.victims import auto_step, clamp_score
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.seat import Seat, enlist
 from oomsafe.scoreboard.slot import Slot
-from oomsafe.scoreboard.usage import Usage
+from oomsafe.scoreboard.usage import Usage, reads_processes
 from oomsafe.supervisor.exporter import Exporter
 from oomsafe.supervisor.onlooker import Onlooker
 from oomsafe.supervisor.preload import Preload
@@ -303,13 +303,17 @@ class Supervisor:
         if self._reading is None:
             self.capacity = self._measure(self.capacity.workers)
             budget = resolve_limits(self.policy, self.capacity)[0].budget
-            # while there is room for one more worker, the figure need not be exact
-            bound = None if budget is None else max(0, budget - (0 if self.board is None else fresh_of(self.board.roll()) or 0))
+            bound = self._bound(budget) if reads_processes(self.policy, self.capacity) else None
             used = self._usage.of(self.policy, self.capacity, bound, self._pids, time.monotonic())
             if self.board is not None:
                 self.board.header.held = used
             self._reading = Reading(self.capacity, budget, used)
         return self._reading
+
+    def _bound(self, budget: int | None) -> int | None:
+        """While there is room for one more worker, below this many bytes, what the pool holds need not be exact."""
+        fresh = None if self.board is None else fresh_of(self.board.roll())
+        return None if budget is None else max(0, budget - (fresh or 0))
 
     def _pids(self) -> list[int]:
         return [self.pid, *(self.board.pids if self.board is not None else ()), *(pid for pid, _ in self.exporting)]
