@@ -121,6 +121,11 @@ class Scoreboard:
         return self._tenants.pids
 
     @property
+    def born_processes(self) -> list[tuple[int, int]]:
+        """(pid, start time) of the workers that were passed to born(); some may be dead."""
+        return self._tenants.born_processes
+
+    @property
     def processes(self) -> list[tuple[int, int]]:
         """(pid, start time) of the workers that were passed to born() and have claimed their slot, for the supervisor to act on."""
         return self._tenants.processes

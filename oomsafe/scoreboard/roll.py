@@ -20,6 +20,10 @@ from oomsafe.scoreboard.tenants import Tenants
 #: From ORDER_AT on: the order, then of the figures baseline, soft and hard limit and when they were published, and the two paces.
 _PLAN = struct.Struct("<I56x3q32xd48x2q")
 
+#: From FIGURES_AT on: rss, when the figures were published, and what the soft limit is compared with.
+_PUBLISHED = struct.Struct("<q64xd40xq")
+
+assert layout.FIGURES_AT + _PUBLISHED.size == layout.NEED_AT + 8
 assert _PLAN.size == layout.NEED_AT + layout.NEED.size - layout.ORDER_AT
 
 
@@ -124,8 +128,8 @@ class Roll:
         `counts_clean`: the policy's metric counts clean file pages.
         """
         at = layout.slot_at(number)
-        dirty = optional(layout.MORE.unpack_from(self._memory, at + layout.MORE_AT)[-1])
-        rss, anon, used = brought_forward(sizes, self._published(at), dirty or 0, counts_clean=counts_clean)
+        before, dirty = self._published(at)
+        rss, anon, used = brought_forward(sizes, before, dirty or 0, counts_clean=counts_clean)
         layout.write(self._memory, at + layout.SEEN_AT, layout.SEEN, time.time(), rss, anon, stored(used))
 
     def give_order(self, number: int, generation: int, order: Order) -> None:
@@ -137,23 +141,20 @@ class Roll:
         at = layout.slot_at(number)
         # one read for all of these: a supervisor may do this ten times a second for each worker
         order, baseline, soft, hard, published, steady, burst = _PLAN.unpack_from(self._memory, at + layout.ORDER_AT)
-        rss, anon, used = layout.seen_since(self._memory, published, at) or self._published(at)
+        rss, anon, used = layout.seen_since(self._memory, published, at) or self._published(at)[0]
         return Entry(
             number=number, generation=generation, state=state, rss=rss, anon=anon, baseline=optional(baseline), soft=optional(soft),
             hard=optional(hard), used=used, growth=Growth(float(max(0, steady)), float(max(0, burst))), order=order_of(order),
             aged=bool(layout.AGED.unpack_from(self._memory, at + layout.AGED_AT)[0]),
         )  # fmt: skip
 
-    def _published(self, at: int) -> tuple[int | None, int | None, int | None]:
-        """(rss, anon, what the soft limit is compared with), as the worker itself published them."""
-        rss, *_, published = layout.FIGURES.unpack_from(self._memory, at + layout.FIGURES_AT)
+    def _published(self, at: int) -> tuple[tuple[int | None, int | None, int | None], int | None]:
+        """(rss, anon, what the soft limit is compared with), as the worker itself published them; and the dirty file pages in anon."""
+        rss, published, used = _PUBLISHED.unpack_from(self._memory, at + layout.FIGURES_AT)
         if not published:  # until then, the zeros are not figures
-            return None, None, None
-        (anon, *_), (used, *_) = (
-            layout.MORE.unpack_from(self._memory, at + layout.MORE_AT),
-            layout.NEED.unpack_from(self._memory, at + layout.NEED_AT),
-        )
-        return optional(rss), optional(anon), optional(used)
+            return (None, None, None), None
+        anon, _, dirty = layout.MORE.unpack_from(self._memory, at + layout.MORE_AT)
+        return (optional(rss), optional(anon), optional(used)), optional(dirty)
 
 
 def _column(form: struct.Struct, at: int, slots: int) -> struct.Struct:

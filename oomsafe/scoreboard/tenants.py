@@ -109,6 +109,11 @@ class Tenants:
         return [pid for number, tenant in self.by_number.items() if (pid := tenant.pid or self._claimed(number))]
 
     @property
+    def born_processes(self) -> list[tuple[int, int]]:
+        """In the supervisor: (pid, start time) of the workers that were passed to born(); some may be dead."""
+        return [(tenant.pid, tenant.started) for tenant in self.by_number.values() if tenant.pid]
+
+    @property
     def processes(self) -> list[tuple[int, int]]:
         """(pid, start time) of the workers that were passed to born(), for the supervisor to act on.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from oomsafe.kernel.process import is_alive
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.settings import Policy
 from oomsafe.scoreboard.board import Scoreboard
@@ -18,12 +17,12 @@ LOOK_EVERY = 1.0
 
 
 class Onlooker:
-    """Measures each worker whose figures are older than a second, which takes 10 us, and writes the result on the scoreboard."""
+    """Measures each worker whose figures are older than a second, and writes the result on the scoreboard."""
 
-    def __init__(self, board: Scoreboard, sizes_of: Callable[[int], tuple[int, int] | None]) -> None:
-        """`sizes_of` is the kernel's sizes_of(), or one that caches its results for this tick."""
+    def __init__(self, board: Scoreboard, sizes_if: Callable[[int, int], tuple[int, int] | None]) -> None:
+        """`sizes_if` is that of a KeptSizes."""
         self._board = board
-        self._sizes_of = sizes_of
+        self._sizes_if = sizes_if
         self._look_at = 0.0
 
     def tick(self, policy: Policy, now: float) -> None:
@@ -32,7 +31,6 @@ class Onlooker:
             return
         self._look_at = now + LOOK_EVERY
         for number, pid, started in self._board.silent(time.time() - SILENT_FOR):
-            # the sizes are read first, so that a new process that got this pid meanwhile is not taken for the worker
-            sizes = self._sizes_of(pid)
-            if sizes is not None and is_alive(pid, started):
+            sizes = self._sizes_if(pid, started)
+            if sizes is not None:
                 self._board.saw(number, sizes, counts_clean=policy.metric in COUNT_CLEAN)

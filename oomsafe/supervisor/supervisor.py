@@ -18,7 +18,7 @@ from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.cgroup import find_cgroup
 from oomsafe.kernel.oom_score import read_score, write_score
-from oomsafe.kernel.process import anonymous_of, descendants_of, is_alive, sizes_of
+from oomsafe.kernel.process import KeptSizes, anonymous_of, descendants_of, is_alive, start_time
 from oomsafe.log import attempt, log, said
 from oomsafe.policy.boot_line import called, dry, limits_in_force
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
@@ -32,6 +32,7 @@ from oomsafe.policy.text import shortened, without_controls
 from oomsafe.policy.units import counted, format_size
 from oomsafe.policy.victims import auto_step, clamp_score
 from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.forks import own
 from oomsafe.scoreboard.seat import Seat, enlist
 from oomsafe.scoreboard.slot import Slot
 from oomsafe.scoreboard.usage import Usage, reads_processes
@@ -84,9 +85,10 @@ class Supervisor:
         self.board: Scoreboard | None = None
         self.preload = Preload(policy) if forks else None
         self._name = shortened(without_controls(name), LONGEST_NAME)
-        self._sizes: dict[int, tuple[int, int] | None] | None = None
-        """What each process of the pool holds, as read in this tick; None: outside a tick."""
-        self._usage, self._processes = Usage(held=self._held_by), Usage(SHARED_SELDOM, held=self._held_by)
+        self._started = start_time() or 0
+        self._sizes = KeptSizes()
+        own(self._sizes)
+        self._usage, self._processes = Usage(held=self._sizes.held), Usage(SHARED_SELDOM, held=self._sizes.held)
         self._reading: Reading | None = None
         self._standing: Standing | None = None
         self._said: tuple[int | None, float] = (None, 0.0)
@@ -106,7 +108,7 @@ class Supervisor:
             for warning in warnings:
                 log.warning("%s", warning)
             self._replacements = None if fleet is None else Replacements(self.board, fleet)
-            self._onlooker = Onlooker(self.board, self._sizes_of)
+            self._onlooker = Onlooker(self.board, self._sizes.sizes_if)
             # for spawned processes, and for `oomsafe status` started by one of them
             os.environ.pop("OOMSAFE_SCOREBOARD", None)
             if self.board.path:
@@ -246,16 +248,18 @@ class Supervisor:
         now = time.monotonic()
         if self.board is None or os.getpid() != self.pid:
             return
-        self._reading, self._sizes = None, {}
+        self._reading = None
+        self._sizes.begin()
         try:
             self._do_what_is_due(now)
         finally:
-            self._sizes = None
+            self._sizes.end()
 
     def _do_what_is_due(self, now: float) -> None:
         with self._alone():
             if now >= self._follow_at:
                 self._follow_at = now + FOLLOW_EVERY
+                attempt("descriptors of the workers", "the server", self._keep)
                 attempt("the look at the memory limit", "the server", self._follow)
             if self._exporter is not None:
                 attempt("metrics", "the server", partial(self._exporter.tick, now))
@@ -297,6 +301,8 @@ class Supervisor:
             if self.board.path and os.environ.get("OOMSAFE_SCOREBOARD") == self.board.path:
                 del os.environ["OOMSAFE_SCOREBOARD"]
             self.board.remove()
+        if os.getpid() == self.pid:
+            self._sizes.close()
 
     def reading(self) -> Reading:
         """What the kernel allows the pool, and what it holds: read once a tick, at the first call, and published on the scoreboard."""
@@ -326,23 +332,11 @@ class Supervisor:
 
     def _measure(self, workers: int) -> Capacity:
         """The capacity that the pool reckons with. A lowered limit takes effect at once here, and at each worker's next tick."""
-        rss, held = sizes_of() or (None, None)
+        rss, held = self._sizes.sizes(self.pid) or (None, None)
         seen = read_capacity(supervisor_rss=rss, workers=workers, beside=self._beside, held=self._held)
         seen = replace(seen, supervisor_held=held)
         self._standing = Standing(seen) if self._standing is None else follow(self._standing, seen, time.monotonic())
         return in_force(self._standing, seen)
-
-    def _sizes_of(self, pid: int) -> tuple[int, int] | None:
-        """The result of sizes_of(), read at most once a tick."""
-        if self._sizes is None:
-            return sizes_of(pid)
-        if pid not in self._sizes:
-            self._sizes[pid] = sizes_of(pid)
-        return self._sizes[pid]
-
-    def _held_by(self, pid: int) -> int | None:
-        sizes = self._sizes_of(pid)
-        return None if sizes is None else sizes[1]
 
     def _held(self) -> int:
         """What the pool's processes hold, in bytes, if no cgroup counts it. Exact if they may share much with this process."""
@@ -350,6 +344,10 @@ class Supervisor:
         pids = [self._top, *(descendants_of(self._top) if self._beside else own)]
         shares = self.preload is not None and (anonymous_of(self.pid) or 0) >= SHARED_MUCH
         return self._processes.of_processes(pids, 0 if shares else math.inf, time.monotonic())
+
+    def _keep(self) -> None:
+        """Keep a descriptor of each process that is measured each second, this one included."""
+        self._sizes.follow([(self.pid, self._started), *(self.board.born_processes if self.board is not None else ()), *self.exporting])
 
     def _follow(self) -> None:
         """Measure the capacity again. If the kernel's limit has changed, or what others use, publish that for the living workers."""

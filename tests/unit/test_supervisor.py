@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 from needs import need
-from unit.children import in_child
+from unit.children import Child, Line, in_child
 from unit.scripted import CGROUP
 
 from oomsafe.errors import ConfigError
@@ -408,6 +409,62 @@ def test_a_worker_that_says_nothing_is_looked_at(pool: Any, monkeypatch: pytest.
         assert figures.anon == pytest.approx(anon + 64 * MIB, abs=8 * MIB)
     assert seen.used == entry.used == pytest.approx((rss if metric == "rss" else anon) // 2 + 64 * MIB, abs=8 * MIB)
     assert (said.figures.rss, said.figures.anon) == (7, 5)
+
+
+def test_a_worker_that_says_nothing_is_measured_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real one: what it has taken is found; once it is dead, reaped or not, its last figures stay."""
+    for module_, name in ((onlooker, "SILENT_FOR"), (onlooker, "LOOK_EVERY"), (module, "FOLLOW_EVERY")):
+        monkeypatch.setattr(module_, name, 0.0)
+    supervisor = Supervisor(Policy(), "test", 1)
+    board, slot, own = supervisor.board, supervisor.reserve(), _descriptors_of(os.getpid())
+    assert board is not None
+    assert slot is not None
+
+    def serves(line: Line) -> None:
+        slot.claim()
+        slot.publish(Figures(rss=1, anon=1), Counters())
+        slot.set_state(State.SERVING)
+        line.say("serves")
+        held = bytearray(b"x") * line.hear()
+        line.say(len(held))
+        line.hear()
+
+    def measured() -> int:
+        supervisor.tick()
+        (entry,) = board.roll()
+        return entry.rss or 0
+
+    with Child(serves) as worker:
+        worker.hear()
+        supervisor.born(slot, worker.pid)
+        before = measured()
+        worker.say(64 * MIB)
+        worker.hear()
+        grown, open_now = measured(), _descriptors_of(worker.pid)
+        in_fork = in_child(lambda: _descriptors_of(worker.pid))
+        os.kill(worker.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        dead = measured()
+        worker.reap()
+        gone = measured()
+        supervisor.release(slot)
+        supervisor.tick()
+    left = _descriptors_of(worker.pid)
+    supervisor.close()
+
+    assert grown - before == pytest.approx(64 * MIB, abs=8 * MIB)
+    assert dead == gone == grown
+    assert (open_now, in_fork, left) == (1, 0, 0)
+    assert _descriptors_of(os.getpid()) == own
+
+
+def _descriptors_of(pid: int) -> int:
+    """How many descriptors this process has of the statm of `pid`."""
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the descriptor of the listing itself
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+    return links.count(f"/proc/{pid}/statm")
 
 
 def test_a_worker_that_has_served_its_time_is_replaced_first(pool: Any) -> None:
