@@ -118,11 +118,38 @@ class GuardedAsynPool(GuardedPool, AsynPool):  # type: ignore[misc]
 
     _worker = GuardedAsynWorker
 
+    def _track_child_process(self, proc: Any, hub: Any) -> None:
+        """Have the event loop notify us of the child's end. Called for each new child, and again for all of them after a lost connection.
+
+        Celery watches a pipe that the kernel closes while the child is still ending (do_exit() in kernel/exit.c: exit_files(), then
+        exit_notify()). Then Celery stops watching it, and if the child can't be waited for yet, only Celery's timer of 5 s starts a
+        replacement. A pidfd is readable once the child can be waited for. Celery closes what stands in `_sentinel_poll`.
+        """
+        watched = getattr(proc, "_sentinel_poll", None) is not None  # since before the connection was lost
+        pidfd = None if watched else attempt("the end of a child", "Celery", partial(pidfd_of, proc))
+        if pidfd is not None:
+            proc._sentinel_poll = pidfd
+        super()._track_child_process(proc, hub)
+        if pidfd is not None and pidfd not in hub.readers:  # this version of Celery watches something else
+            os.close(pidfd)
+            if proc._sentinel_poll == pidfd:
+                proc._sentinel_poll = None
+
 
 class GuardedBlockingPool(GuardedPool, BlockingPool):  # type: ignore[misc]
     """For brokers without one: the filesystem, SQS and so on."""
 
     _worker = GuardedBlockingWorker
+
+
+def pidfd_of(process: Any) -> int | None:
+    """A pidfd of a child that has not been waited for (pidfd_open(2), Linux 5.3); None if it has been, or if the kernel gives none."""
+    if process.exitcode is not None:
+        return None  # another process may have its pid
+    try:
+        return os.pidfd_open(process.pid)
+    except (OSError, AttributeError):
+        return None
 
 
 class TaskPool(prefork.TaskPool):  # type: ignore[misc]

@@ -42,6 +42,30 @@ def test_leaking_children_are_recycled_between_tasks(celery: Start, broker: str)
     assert node.process.poll() is None
 
 
+@pytest.mark.parametrize("broker", ["redis", RABBITMQ])
+def test_a_recycled_child_is_replaced_without_waiting_for_a_timer(celery: Start, broker: str) -> None:
+    """The pipe by which Celery watches a child is closed before the child can be waited for. Here nothing but its end makes for another."""
+    conf = {"imports": ["untimed"]}
+    node = celery(broker, argv=("-c", "1"), conf=conf, soft_limit="120MiB", min_lifetime=0).ready()
+
+    assert node.ask(LEAKING.format(tasks=80, kib=20 << 10), seconds=120) == list(range(80))
+
+    assert len(node.lines(" recycling: ")) >= 10
+
+
+@pytest.mark.parametrize("broker", ["redis", RABBITMQ])
+def test_a_child_that_has_closed_its_pipes_is_replaced_at_its_end(celery: Start, broker: str) -> None:
+    """As programs do that become daemons. The pipe's end says nothing of the child's, which goes on, and is replaced when it ends."""
+    node = celery(broker, argv=("-c", "1"), conf={"imports": ["untimed"]}, soft_limit="1GiB").ready()
+
+    before = node.ask("result = proj.lets_go.delay().get(timeout=30)")
+    assert node.ask("result = proj.about.delay().get(timeout=30)[0]") == before
+    os.kill(before, signal.SIGKILL)
+
+    until(lambda: node.children() not in ([], [before]), "another is there")
+    assert node.ask("result = proj.about.delay().get(timeout=30)[0]") != before
+
+
 def test_a_child_s_last_task_is_counted(celery: Start) -> None:
     """With worker_max_tasks_per_child=1 each task is one, and what it grew its child by is counted, too."""
     node = celery(argv=("--max-tasks-per-child", "1"), soft_limit="1GiB").ready()
