@@ -63,12 +63,12 @@ class MemoryMiddleware:
         self._headers = (guard.policy if guard is not None else load_policy(os.environ, policy)[0]).headers
         self._given = guard
         # one tuple, read once a request: because of __getattr__, reading an attribute costs three times as much
-        self._hot: tuple[Guard | None, Meter | None, bool | str, RouteNames] = (None, None, self._headers, RouteNames())
+        self._hot: tuple[ASGIApp, Guard | None, Meter | None, bool | str, RouteNames] = (app, None, None, self._headers, RouteNames())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         if scope["type"] != "http" or KEY in scope:
             return await self._other(scope, receive, send)
-        app, (guard, meter, headers, names) = self.app, self._hot
+        app, guard, meter, headers, names = self._hot
         if guard is None or meter is None or not guard.here:
             work = carried(scope)
             if work is not None:
@@ -77,7 +77,7 @@ class MemoryMiddleware:
             guard = self._find_guard()
             if guard is None:
                 return await app(scope, receive, send)
-            meter = guard.meter
+            app, meter = self._hot[0], guard.meter
         if meter.crowded:
             await _room(guard)
         # inlined, because every request pays for this code. Servers provide method and path; an app's own tests may leave out what
@@ -105,9 +105,14 @@ class MemoryMiddleware:
     def _find_guard(self) -> Guard | None:
         given = self._given
         guard = given if given is not None and given.here else guard_for(self._keywords, "requests", own_recycle, own_name)
-        self._hot = guard, guard.meter if guard is not None else None, self._headers, self._hot[3]
+        app = self.app
         if guard is not None:
             guard.meter.apart.elsewhere = _in_pool_threads
+            if guard.policy.hard_limit is not None and not guard.policy.dry_run:
+                from oomsafe.asgi.limited import Limited  # imported here, because most workers have no hard limit
+
+                app = Limited(app, guard)
+        self._hot = app, guard, guard.meter if guard is not None else None, self._headers, self._hot[4]
         return guard
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> Any:
@@ -118,7 +123,7 @@ class MemoryMiddleware:
             return await self._lifespan(scope, receive, send)
         if scope["type"] != "websocket" or KEY in scope:  # a lifespan starts before there is a server that could be recycled
             return await self.app(scope, receive, send)
-        guard = self._hot[0]
+        guard = self._hot[1]
         if guard is None or not guard.here:
             guard = self._find_guard()
         if guard is None:
@@ -126,7 +131,7 @@ class MemoryMiddleware:
         open_websocket(send)
         try:
             with guard.meter.begin(f"WEBSOCKET {scope.get('path', '')}".encode("utf-8", "replace"), measured=False) as scope[KEY]:
-                return await self.app(scope, receive, send)
+                return await self._hot[0](scope, receive, send)
         finally:
             closed_websocket(send)
 

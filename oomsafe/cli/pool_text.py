@@ -77,9 +77,11 @@ def _whose(pool: PoolView) -> str:
 def _totals(pool: PoolView) -> list[str]:
     totals = pool.totals
     recycles = ", ".join(f"{count} for {reason}" for reason, count in totals.by_reason.items() if count)
+    aborts = ", ".join(f"{count} for {reason}" for reason, count in totals.aborts_by_reason.items() if count)
     parts = [
         f"{counted(totals.work, _unit(pool))} since the start",
         f"recycles: {recycles or 'none'}",
+        *([f"aborted: {aborts}"] if aborts else []),
         f"reclaimed {format_size(totals.reclaimed)}",
     ]
     return [*parts, f"no worker served for {pool.unserved:.1f} s"] if pool.unserved else parts

@@ -50,9 +50,9 @@ def as_record(pool: PoolView) -> dict[str, Any]:
     record = asdict(pool)
     parent = parent_of(pool.supervisor) if pool.is_alone else None
     record["parent"] = None if parent is None else parent[0]
-    record["totals"]["recycles"] = pool.totals.by_reason
+    record["totals"] |= {"recycles": pool.totals.by_reason, "aborts": pool.totals.aborts_by_reason}
     for shown, worker in zip(record["workers"], pool.workers, strict=True):
-        shown["counters"]["recycles"] = worker.counters.by_reason
+        shown["counters"] |= {"recycles": worker.counters.by_reason, "aborts": worker.counters.aborts_by_reason}
         for flight, work in zip(shown["in_flight"], worker.in_flight, strict=True):
             flight["grown"] = worker.grown(work)
     return record

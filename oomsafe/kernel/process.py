@@ -62,6 +62,21 @@ class OwnMemory:
         except (OSError, ValueError):
             return self.sizes() if self.check() else None
 
+    def mapped(self) -> tuple[int, int, int] | None:
+        """(resident, shared, data) bytes: data is mapped private and writable, or the main thread's stack (statm's sixth field).
+
+        None if they can't be read.
+        """
+        if self._pid != os.getpid():
+            self._open()
+        if self._fd < 0:
+            return None
+        try:
+            _, resident, shared, _, _, data, _ = os.pread(self._fd, 128, 0).split(b" ")
+            return int(resident) * PAGE, int(shared) * PAGE, int(data) * PAGE
+        except (OSError, ValueError):
+            return None
+
     def shmem(self) -> int | None:
         """Resident bytes of shared memory: /dev/shm, memfd, MAP_SHARED without a file (status, RssShmem, Linux 4.5); None: not known."""
         return _kilobytes(read_record(self._status) or b"", b"RssShmem")

@@ -106,6 +106,8 @@ def _counters(pool: PoolView, beside: dict[str, PoolView]) -> Iterator[Family]:
     yield _counter("oomsafe_unserved_seconds", "Seconds in which no worker served.", pool.unserved)
     recycles = [Sample("_total", {"reason": reason}, count) for reason, count in totals.by_reason.items()]
     yield Family("oomsafe_recycles", "counter", "Workers recycled, by the limit that they were over.", recycles)
+    aborts = [Sample("_total", {"reason": reason}, count) for reason, count in totals.aborts_by_reason.items()]
+    yield Family("oomsafe_aborts", "counter", "Requests that were aborted, by the limit that they would have passed.", aborts)
     if beside:
         done = [Sample("_total", {"pool": name}, other.totals.work) for name, other in beside.items()]
         yield Family("oomsafe_beside_work", "counter", "Work that has ended in a pool beside this one.", done)

@@ -11,7 +11,8 @@ def limits_in_force(policy: Policy, limits: Limits, capacity: Capacity, each: st
     """``soft limit 300 MiB, hard limit 500 MiB, budget 461 MiB of 512 MiB (cgroup v2 /a)``, with where the limits come from."""
     metric = "" if limits.metric == "anon" else f" of {limits.metric}"
     auto = f"{metric} (auto)" if policy.soft_limit == "auto" else metric
-    hard = "" if limits.hard is None else f", hard limit {format_size(limits.hard)}"
+    itself = " (auto)" if policy.hard_limit == "auto" else ""
+    hard = "" if limits.hard is None else f", hard limit {format_size(limits.hard)}{itself}"
     budget = f"budget {format_size(limits.budget)} of {format_size(capacity.limit)} ({capacity.whence})"
     return f"soft limit {format_size(limits.soft)}{each}{auto}{hard}{lifetime_in_force(limits)}, {budget}"
 

@@ -184,8 +184,9 @@ def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0
     """
     warnings: list[str] = []
     budget, effective = _budget(policy, capacity, warnings), capacity.effective
-    hard = None if policy.hard_limit is None else _bytes(policy.hard_limit, effective)
-    if hard is None and policy.hard_limit is not None:
+    wanted = None if policy.hard_limit == "auto" else policy.hard_limit
+    hard = None if wanted is None else _bytes(wanted, effective)
+    if hard is None and wanted is not None:
         warnings.append(f"hard_limit {policy.hard_limit} is a share of a limit that could not be read: it is not used")
     if hard is not None and effective is not None and hard > effective:
         warnings.append(_too_big("hard_limit", policy.hard_limit, hard, capacity, "no hard limit is used"))
@@ -199,6 +200,8 @@ def resolve_limits(policy: Policy, capacity: Capacity, jitter_share: float = 0.0
                 f"{format_size(lowered)} is used in its place"
             )
         soft = lowered
+    if policy.hard_limit == "auto":
+        hard = _auto_hard(capacity, soft, warnings)
     early = None if soft is None else soft - int(soft * policy.jitter * jitter_share)
     most = policy.max_lifetime
     lifetime = None if most is None else max(policy.min_lifetime, most * (1 - policy.jitter * jitter_share))
@@ -268,6 +271,24 @@ def _auto(capacity: Capacity, budget: int | None, warnings: list[str]) -> int | 
         )
         return None
     return left // max(1, capacity.workers + capacity.beside)
+
+
+def _auto_hard(capacity: Capacity, soft: int | None, warnings: list[str]) -> int | None:
+    """What the kernel's limit leaves one worker while every other one is at its soft limit: then the pool still is within it."""
+    if soft is None or capacity.room is None:
+        missing = "memory limit could be read" if capacity.room is None else "soft limit is in force"
+        warnings.append(f"no {missing}, so hard_limit auto can't be worked out: set hard_limit to a size")
+        return None
+    others = max(0, capacity.workers + capacity.beside - 1)
+    left = capacity.room - (capacity.supervisor or 0) - others * soft
+    if left > soft:
+        return left
+    warnings.append(
+        f"hard_limit auto can't be worked out: while {others} other workers are at their soft limit of {format_size(soft)}, the limit of "
+        f"{format_size(capacity.limit)} leaves one worker {format_size(max(0, left))}: no hard limit is used; lower soft_limit, or have "
+        "fewer workers or more memory"
+    )
+    return None
 
 
 def _bytes(size: Size | str, total: int | None) -> int | None:

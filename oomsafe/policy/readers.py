@@ -47,7 +47,12 @@ def read_soft_limit(field: str, value: object) -> Size | Literal["auto"]:
     return "auto" if value == "auto" else parse_size(field, value)
 
 
-def read_hard_limit(field: str, value: object) -> Size | None:
+def read_hard_limit(field: str, value: object) -> Size | Literal["auto"] | None:
+    """A size, or "auto", or None."""
+    return "auto" if value == "auto" else read_task_limit(field, value)
+
+
+def read_task_limit(field: str, value: object) -> Size | None:
     """A size, or None."""
     return None if _is_none(value) else parse_size(field, value, "500MiB")
 

@@ -25,6 +25,7 @@ from oomsafe.policy.readers import (
     read_soft_limit,
     read_supervisor_score,
     read_switch,
+    read_task_limit,
     read_token,
     read_worker_score,
 )
@@ -62,9 +63,12 @@ class Policy:
     import path, or the hostname of Celery's node."""
     soft_limit: Size | Literal["auto"]
     """A worker above it is recycled when its current work is done. auto: (budget - supervisor) / workers."""
-    hard_limit: Size | None
-    """A worker above it waits neither for `sustain` nor `min_lifetime`, nor for its replacement where enough others serve. Compared with
-    anon if `metric` is anon or private, else with rss. None: no hard limit."""
+    hard_limit: Size | Literal["auto"] | None
+    """No worker gets more memory than this: the kernel refuses it (RLIMIT_DATA), so the request that asks for too much gets a MemoryError,
+    and its client 503. Where the kernel does not do that, and for what it does not count (shared memory), a worker above it is recycled
+    and waits neither for `sustain` nor `min_lifetime`, nor for its replacement where enough others serve. Compared with anon if `metric`
+    is anon or private, else with rss. auto: what the memory limit leaves one worker while all others are at their soft limits. None: no
+    hard limit."""
     budget: Size
     """What the whole pool may hold; `soft_limit` auto is a share of it. A percentage is of what others leave of the limit. Compared
     with the working set of the pool's cgroup or, if no cgroup limits the pool, with what its own processes hold."""
@@ -181,8 +185,8 @@ READERS: dict[str, Callable[[str, object], Any]] = {
     "headers": read_headers,
     "metrics": read_address,
     "metrics_token": read_token,
-    "task_soft_memory_limit": read_hard_limit,
-    "task_memory_limit": read_hard_limit,
+    "task_soft_memory_limit": read_task_limit,
+    "task_memory_limit": read_task_limit,
     "task_memory_absolute": read_switch,
     "max_oom_redeliveries": read_redeliveries,
     "dry_run": read_switch,
@@ -265,7 +269,7 @@ def _check_lifetimes(least: float, most: float | None) -> None:
         raise refused("max_lifetime", format_duration(most), f"is not above min_lifetime={format_duration(least)}", example)
 
 
-def _check_order(soft_name: str, soft: Size | str | None, hard_name: str, hard: Size | None) -> None:
+def _check_order(soft_name: str, soft: Size | str | None, hard_name: str, hard: Size | str | None) -> None:
     """A soft limit must be below the hard one; resolve_limits() checks this again where it depends on the machine."""
     if isinstance(soft, int) and isinstance(hard, int) and soft >= hard:
         raise refused(soft_name, soft, f"is not below {hard_name}={hard}", f"{int(hard * 0.75 / MIB) or 1}MiB")

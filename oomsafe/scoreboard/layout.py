@@ -1,4 +1,4 @@
-"""The bytes of a scoreboard. Version 9, little-endian; sizes in bytes; -1 in a figure is None, never 0.
+"""The bytes of a scoreboard. Version 10, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
 A scoreboard is one header of 8192 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
 SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
@@ -42,8 +42,8 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
                limit is compared with (written by the supervisor)
           6072  u32 1: the worker has served for its lifetime
 
-    counters 0  u64 work done · reclaims · bytes reclaimed · recycles by reason (8 of them)
-            88  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets
+    counters 0  u64 work done · reclaims · bytes reclaimed · recycles by reason (8 of them) · aborts by reason (4 of them)
+           120  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets
 
     cell     0  u8 0 · u8 length of the name · 6 bytes 0 · f64 began, on the machine's monotonic clock · i64 rss then
                and what the worker has grown by since for other work, as far as known
@@ -69,7 +69,7 @@ from oomsafe.policy.state import State
 from oomsafe.policy.text import without_controls
 
 MAGIC = b"oomsafe\0"
-VERSION = 9
+VERSION = 10
 
 HEADER_SIZE = 8192
 SLOT_SIZE = 6144
@@ -138,7 +138,10 @@ HEAD = 28
 #: Recycles are counted by reason, in this order; append new reasons at the end.
 REASONS = ("soft_limit", "hard_limit", "replaced", "max_lifetime")
 
-_TALLY = struct.Struct("<11Q")
+#: Work that was aborted is counted by reason, in this order; append new reasons at the end.
+ABORTS = ("hard_limit",)
+
+_TALLY = struct.Struct("<15Q")
 _ROUTE = struct.Struct(f"<{ROUTE_NAME}s{1 + BUCKETS}Q")
 COUNTERS_SIZE = _TALLY.size + ROUTES * _ROUTE.size
 
@@ -170,6 +173,7 @@ assert SEEN_AT + SEEN.size <= AGED_AT <= SLOT_SIZE - AGED.size
 assert FIGURES_AT + FIGURES.size == PUBLISHED_AT + PUBLISHED.size
 assert CELL.size == CELL_SIZE
 assert len(REASONS) <= 8
+assert len(ABORTS) <= 4
 
 
 @dataclass
@@ -180,6 +184,7 @@ class Counters:
     reclaims: int = 0
     reclaimed: int = 0
     recycles: list[int] = field(default_factory=lambda: [0] * 8)
+    aborts: list[int] = field(default_factory=lambda: [0] * 4)
     routes: dict[str, list[int]] = field(default_factory=dict)
     """By route: the sum of growth (shrinking counts as 0), then the number in each bucket."""
 
@@ -199,12 +204,18 @@ class Counters:
         """The number of recycles for each reason."""
         return dict(zip(REASONS, self.recycles, strict=False))
 
+    @property
+    def aborts_by_reason(self) -> dict[str, int]:
+        """The number of pieces of work that were aborted, for each reason."""
+        return dict(zip(ABORTS, self.aborts, strict=False))
+
     def add(self, other: Counters) -> None:
         """Add another's counts to these. Sums stop at COUNT_MAX, so that they fit the same fields."""
         self.work, self.reclaims, self.reclaimed = _sums(
             (self.work, self.reclaims, self.reclaimed), (other.work, other.reclaims, other.reclaimed)
         )
         self.recycles = _sums(self.recycles, other.recycles)
+        self.aborts = _sums(self.aborts, other.aborts)
         for name, row in other.routes.items():
             mine = self.route(name)
             mine[:] = _sums(mine, row)
@@ -212,14 +223,14 @@ class Counters:
     def pack(self) -> bytes:
         """The bytes for the scoreboard; names of routes are cut at 64 bytes."""
         rows = [_ROUTE.pack(name.encode("utf-8", "replace"), *row) for name, row in list(self.routes.items())]
-        packed = _TALLY.pack(self.work, self.reclaims, self.reclaimed, *self.recycles) + b"".join(rows)
+        packed = _TALLY.pack(self.work, self.reclaims, self.reclaimed, *self.recycles, *self.aborts) + b"".join(rows)
         return packed.ljust(COUNTERS_SIZE, b"\0")
 
     @classmethod
     def unpack(cls, raw: bytes) -> Counters:
         """The counters in `raw`, which is COUNTERS_SIZE long."""
-        work, reclaims, reclaimed, *recycles = _TALLY.unpack_from(raw)
-        counters = cls(work, reclaims, reclaimed, recycles)
+        work, reclaims, reclaimed, *others = _TALLY.unpack_from(raw)
+        counters = cls(work, reclaims, reclaimed, others[:8], others[8:])
         for offset in range(_TALLY.size, COUNTERS_SIZE, _ROUTE.size):
             name, *row = _ROUTE.unpack_from(raw, offset)
             if not name.strip(b"\0"):

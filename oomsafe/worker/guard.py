@@ -33,6 +33,7 @@ from oomsafe.worker.background import Background
 from oomsafe.worker.cadence import Cadence
 from oomsafe.worker.door import Door
 from oomsafe.worker.gauge import Gauge
+from oomsafe.worker.hard_limit import HardLimit
 from oomsafe.worker.meter import PUBLISH_EVERY, Meter, Work
 from oomsafe.worker.neighbours import Neighbours
 from oomsafe.worker.pressure import SHORT_EVERY, Pressure
@@ -110,6 +111,7 @@ class Guard:
         self._history = History(ready_at=time.monotonic())
         self._trend = Trend()
         self._suspects = Suspects(self.meter)
+        self.hard_limit = HardLimit(self.meter, str(self))
         self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self._neighbours.view)
         self._door = Door(self._pressure, self._neighbours)
         self._cadence = Cadence(self.meter, self._trend, self._thresholds, self._neighbours, self._door)
@@ -254,6 +256,7 @@ class Guard:
         self.here = self.meter.crowded = False
         self.meter.leave()
         self.slot.leave()
+        self.hard_limit.leave()
         self._deciding = allocate_lock()
         self.meter.publish_at = self.meter.look_at = sys.maxsize
 
@@ -292,9 +295,14 @@ class Guard:
             self._suspects.follow(now)
             self._take_limits()
             self._report.need(now, self._used(now), now >= self._ages_at)
+            self._enforce()
         except Exception as error:
             failed("tick", "the server", error)
         self._report.publish(now)
+
+    def _enforce(self) -> None:
+        """Have the kernel enforce the hard limit."""
+        self.hard_limit.follow(None if self.policy.dry_run else self.limits.hard)
 
     def _consider(self, now: float) -> bool:
         """Decide and act. Returns False if the rest happens in the background, which then releases the lock."""

@@ -38,10 +38,10 @@ class MemoryMiddleware:
         self._headers = (guard.policy if guard is not None else load_policy(os.environ, policy)[0]).headers
         self._given = guard
         # one tuple, read once a request: because of __getattr__, reading an attribute costs three times as much
-        self._hot: tuple[Guard | None, bool | str, Mounts] = (None, self._headers, Mounts(app))
+        self._hot: tuple[WSGIApp, Guard | None, bool | str, Mounts] = (app, None, self._headers, Mounts(app))
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        app, (guard, headers, mounts) = self.app, self._hot
+        app, guard, headers, mounts = self._hot
         work = environ.get(KEY)
         if work is not None:  # wrapped twice, counted once
             return app(environ, _starting(headers, environ, start_response, work))
@@ -53,6 +53,7 @@ class MemoryMiddleware:
             guard = self._find_guard()
             if guard is None:
                 return app(environ, start_response)
+            app = self._hot[0]
         if guard.meter.crowded:
             _room(guard)
         # PEP 3333 requires a method, but an app's own tests may leave out what the app does not use
@@ -80,7 +81,12 @@ class MemoryMiddleware:
         guard = given if given is not None and given.here else guard_for(self._keywords, "requests")
         if guard is None or guard.at_the_door:
             return None
-        self._hot = guard, self._headers, self._hot[2]
+        app = self.app
+        if guard.policy.hard_limit is not None and not guard.policy.dry_run:
+            from oomsafe.wsgi.limited import Limited  # imported here, because most workers have no hard limit
+
+            app = Limited(app, guard)
+        self._hot = app, guard, self._headers, self._hot[3]
         return guard
 
 

@@ -20,6 +20,7 @@ counters = st.builds(
     counts,
     counts,
     st.lists(counts, min_size=8, max_size=8),
+    st.lists(counts, min_size=4, max_size=4),
     st.dictionaries(names, rows, max_size=ROUTES),
 )
 
@@ -54,6 +55,7 @@ def test_adding_loses_nothing(several: list[Counters]) -> None:
 
     assert total.work == sum(one.work for one in several)
     assert total.reclaimed == sum(one.reclaimed for one in several)
+    assert sum(total.aborts) == sum(sum(one.aborts) for one in several)
     assert sum(total.recycles) == sum(sum(one.recycles) for one in several)
     assert sum(map(sum, total.routes.values())) == sum(sum(map(sum, one.routes.values())) for one in several)
     assert len(total.routes) <= ROUTES
@@ -64,11 +66,11 @@ def test_a_sum_can_always_be_written(several: list[int]) -> None:
     """Law: whatever its parts are, a total stays within its field: at its end it stays."""
     total = Counters()
     for one in several:
-        total.add(Counters(one, one, one, [one] * 8, {"a": [one] * (1 + BUCKETS)}))
+        total.add(Counters(one, one, one, [one] * 8, [one] * 4, {"a": [one] * (1 + BUCKETS)}))
 
     expected = min(sum(several), layout.COUNT_MAX)
     assert Counters.unpack(total.pack()) == total
-    assert {expected} == {total.work, total.reclaims, total.reclaimed, *total.recycles, *total.routes["a"]}
+    assert {expected} == {total.work, total.reclaims, total.reclaimed, *total.recycles, *total.aborts, *total.routes["a"]}
 
 
 @pytest.mark.parametrize("figure", [float("nan"), float("inf"), float("-inf"), -1.0, 1e300])

@@ -25,7 +25,7 @@ def policies(draw: st.DrawFn) -> Policy:
     """Any policy that is not refused."""
     keywords: dict[str, Any] = {
         "soft_limit": draw(st.just("auto") | sizes),
-        "hard_limit": draw(st.none() | sizes),
+        "hard_limit": draw(st.none() | st.just("auto") | sizes),
         "budget": draw(sizes),
         "jitter": draw(st.floats(0, 0.9)),
     }
@@ -180,6 +180,35 @@ def test_the_machine_turns_soft_and_hard_round() -> None:
 
     assert limits.soft == 450 * MIB
     assert warnings == ["soft_limit 922 MiB is not below hard_limit 500 MiB on this machine: 450 MiB is used in its place"]
+
+
+@pytest.mark.parametrize(
+    ("soft", "workers", "hard"),
+    [
+        pytest.param("100MiB", 4, 640 * MIB, id="what three others at their soft limits leave"),
+        pytest.param("auto", 4, 370 * MIB, id="of what the budget leaves free, too"),
+        pytest.param("100MiB", 1, 940 * MIB, id="alone"),
+        pytest.param("300MiB", 4, None, id="nothing is left"),
+    ],
+)
+def test_hard_limit_auto(soft: str, workers: int, hard: int | None) -> None:
+    """Of 1000 MiB, of which the supervisor has 60: then the pool is within what the kernel allows."""
+    capacity = Capacity(1000 * MIB, CGROUP, supervisor_rss=60 * MIB, workers=workers)
+
+    limits, warnings = resolve_limits(Policy(hard_limit="auto", soft_limit=soft, budget="82%"), capacity)
+
+    assert limits.hard == hard
+    assert [warning.startswith("hard_limit auto can't be worked out: while 3 other workers") for warning in warnings] == (
+        [] if hard else [True]
+    )
+
+
+def test_hard_limit_auto_of_nothing() -> None:
+    """Where no limit is known there is none."""
+    limits, warnings = resolve_limits(Policy(hard_limit="auto", soft_limit="100MiB"), Capacity(None, CGROUP))
+
+    assert limits.hard is None
+    assert warnings == ["no memory limit could be read, so hard_limit auto can't be worked out: set hard_limit to a size"]
 
 
 def test_others_are_in_the_way() -> None:

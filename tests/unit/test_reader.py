@@ -59,7 +59,7 @@ def boards(draw: st.DrawFn) -> bytes:
 
 
 def _counters(draw: st.DrawFn, raw: bytearray, at: int) -> None:
-    struct.pack_into("<11Q", raw, at, *(draw(words) for _ in range(11)))
+    struct.pack_into("<15Q", raw, at, *(draw(words) for _ in range(15)))
     struct.pack_into("<64s11Q", raw, at + 88, draw(names), *(draw(words) for _ in range(11)))
 
 

@@ -149,7 +149,7 @@ def test_variables_that_are_no_settings() -> None:
 BAD: dict[str, list[Any]] = {
     "name": ["", "a\nb", "\x1b[2J", "\u202eevil", "x" * 65, "\u00fc" * 33, 7, b"shop", ["shop"]],
     "soft_limit": ["AUTO!", "300", 300, "", None, True, 1.5, "0%"],
-    "hard_limit": ["300MB", 0, False, "101%", 2.0],
+    "hard_limit": ["300MB", 0, False, "101%", 2.0, "automatic"],
     "budget": ["auto", "", None, "none", -1, "90"],
     "metric": ["RSS", "vms", "", None, 1, True, ["rss"]],
     "sustain": [-1, "-0.1", "nan", "inf", float("nan"), float("inf"), "10 sec", "-10s", "", None, True, [1], 10**400],

@@ -1,0 +1,67 @@
+"""Around an ASGI app whose worker has a hard limit: a request that is refused memory becomes 503. Imported only with a hard limit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from oomsafe.http.carrier import KEY
+from oomsafe.http.refusal import ANSWERED, BODY, CUT, HEADERS, REFUSED, STATUS, listen
+from oomsafe.worker.guard import Guard
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+
+_HEADERS = [(name.lower().encode(), value.encode()) for name, value in [*HEADERS, ("Content-Length", str(len(BODY)))]]
+
+
+class Limited:
+    """The app, with its MemoryErrors answered."""
+
+    def __init__(self, app: Callable[..., Awaitable[Any]], guard: Guard) -> None:
+        self._app = app
+        self._guard = guard
+        listen()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Send) -> Any:
+        if scope["type"] != "http":
+            return await self._other(scope, receive, send)
+        begun = replaced = False
+
+        async def answer(message: Message) -> None:
+            nonlocal begun, replaced
+            if replaced:
+                return  # what follows belongs to the response that was replaced
+            if message["type"] == "http.response.start" and message["status"] == 500:
+                # Starlette answers inside its `except` and raises the error again; Django tells of it before
+                error = scope.pop(REFUSED, None) or sys.exc_info()[1]
+                if isinstance(error, MemoryError) and self._guard.hard_limit.refuses(scope.get(KEY), error, ANSWERED):
+                    begun = replaced = True
+                    await _refuse(scope, send)
+                    return
+            begun = True
+            await send(message)
+
+        try:
+            return await self._app(scope, receive, answer)
+        except MemoryError as error:
+            if replaced:
+                return None  # the same once more
+            if not self._guard.hard_limit.refuses(scope.get(KEY), error, CUT if begun else ANSWERED) or begun:
+                raise  # the server closes the connection, so that nobody takes a part for the whole
+        await _refuse(scope, send)
+        return None
+
+    async def _other(self, scope: MutableMapping[str, Any], receive: Any, send: Send) -> Any:
+        try:
+            return await self._app(scope, receive, send)
+        except MemoryError as error:
+            if scope["type"] == "websocket":
+                self._guard.hard_limit.refuses(scope.get(KEY), error, CUT)
+            raise
+
+
+async def _refuse(scope: MutableMapping[str, Any], send: Send) -> None:
+    await send({"type": "http.response.start", "status": STATUS, "headers": list(_HEADERS)})
+    await send({"type": "http.response.body", "body": b"" if scope.get("method") == "HEAD" else BODY})

@@ -1,0 +1,58 @@
+"""What a client gets whose request needs more memory than the hard limit leaves; also where a framework would answer 500 by itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import MutableMapping
+from functools import partial
+from typing import Any
+
+from oomsafe.log import attempt
+
+#: The key in a scope or an environ of the MemoryError that a framework has answered by itself.
+REFUSED = "oomsafe.refused"
+
+STATUS, REASON = 503, "Service Unavailable"
+
+#: No figures: anybody may read it.
+BODY = b"This request needs more memory than one request may have here.\n"
+
+#: Seconds. A client that simply tries again at once would most likely fail again.
+RETRY_AFTER = "10"
+
+HEADERS = [("Content-Type", "text/plain; charset=utf-8"), ("Retry-After", RETRY_AFTER), ("Cache-Control", "no-store")]
+
+#: For the log.
+ANSWERED, CUT = "its client got 503", "its response had begun, so the connection is closed"
+
+_listening: set[str] = set()
+
+
+def listen() -> None:
+    """Have Flask and Django tell of a MemoryError that they answer with 500, if they are there."""
+    for module, receiver in (("flask.signals", _flask), ("django.core.signals", _django)):
+        signal = getattr(sys.modules.get(module), "got_request_exception", None)
+        if signal is not None and module not in _listening:
+            _listening.add(module)
+            attempt("listening to errors", module.partition(".")[0], partial(signal.connect, receiver, weak=False))
+
+
+def mark(carrier: MutableMapping[str, Any], error: BaseException | None) -> None:
+    """Note in a request's scope or environ that a framework answers this error, if it is a MemoryError."""
+    if isinstance(error, MemoryError):
+        carrier[REFUSED] = error
+
+
+def _flask(_: Any, exception: BaseException | None = None, **more: Any) -> None:  # noqa: ARG001
+    def note() -> None:
+        mark(sys.modules["flask"].request.environ, exception)
+
+    attempt("a request that was refused memory", "Flask", note)
+
+
+def _django(_: Any = None, request: Any = None, **more: Any) -> None:  # noqa: ARG001
+    def note() -> None:
+        scope = getattr(request, "scope", None)
+        mark(request.META if scope is None else scope, sys.exc_info()[1])
+
+    attempt("a request that was refused memory", "Django", note)

@@ -1,0 +1,162 @@
+"""This worker's hard limit: the kernel refuses it memory beyond, so that one request can't take the whole service down."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from oomsafe.kernel.malloc import trim
+from oomsafe.log import attempt, log, once
+from oomsafe.policy.text import printable
+from oomsafe.policy.units import MIB, format_size
+from oomsafe.scoreboard import layout
+from oomsafe.worker.meter import Meter, Work
+
+if TYPE_CHECKING:
+    from oomsafe.kernel.rlimit import DataLimit, Reading
+
+#: Bytes that a worker may map beyond its limit while it answers for a request that was refused memory.
+RESERVE = 8 * MIB
+
+
+class HardLimit:
+    """The hard limit of one worker. Its guard calls follow(), and adapters call refuses() for a MemoryError that comes out of the app."""
+
+    def __init__(self, meter: Meter, name: str) -> None:
+        """`name` is the worker's, for the log."""
+        self._meter = meter
+        self._name = name
+        self._size: int | None = None
+        """The limit in force in bytes; None: there is none."""
+        self._limit: DataLimit | None = None
+        self._can_t = False
+        """The kernel does not enforce it."""
+
+    @property
+    def enforced(self) -> bool:
+        """Whether the kernel refuses memory beyond the limit now."""
+        return self._size is not None
+
+    def follow(self, size: int | None) -> None:
+        """Have the kernel enforce this limit, in bytes, from now on; None: none. Call it each time memory was measured. Never raises."""
+        if size is not None or self._limit is not None:
+            attempt("the hard limit", "the server", lambda: self._follow(size))
+
+    def _follow(self, size: int | None) -> None:
+        now = None if size is None or self._can_t else self._reading(size)
+        if size is None or now is None or (self._limit is None and not self._begin(size, now.data)):
+            self._size = None
+            if self._limit is not None:
+                self._limit.lift()
+            return
+        assert self._limit is not None
+        self._size = size
+        theirs = self._limit.follow(now)
+        if theirs is not None:
+            once(
+                "rlimit", logging.WARNING, "this application has set its own RLIMIT_DATA, %s, which is lower than what the hard limit %s "
+                "comes to: it stays", format_size(theirs), format_size(size),
+            )  # fmt: skip
+
+    def _begin(self, size: int, data: int) -> bool:
+        from oomsafe.kernel.rlimit import DataLimit, enforcement  # imported here, because most workers have no hard limit
+        from oomsafe.worker.exemptions import install
+
+        self._can_t = True  # until all of it is there
+        found = enforcement(data)
+        if not found.enforced:
+            once(
+                "rlimit", logging.WARNING, "hard limit %s: the kernel does not refuse memory beyond it (%s): a worker above it is recycled "
+                "when its work is done, as above its soft limit", format_size(size), found.reason,
+            )  # fmt: skip
+            return False
+        limit = DataLimit(lambda: None if self._size is None else self._reading(self._size))
+        missing = install(limit)
+        if missing:
+            log.warning("what these start has this worker's hard limit, too: %s could not be exempt from it", ", ".join(missing))
+        self._limit, self._can_t = limit, False
+        return True
+
+    def _reading(self, size: int) -> Reading | None:
+        """What a limit of `size` bytes is set by, measured now; None: not known."""
+        from oomsafe.kernel.rlimit import Reading
+
+        found = self._meter.memory.mapped()
+        if found is None:
+            return None
+        resident, shared, data = found
+        return Reading(data, resident - shared, size - self._meter.held_of(resident, shared))
+
+    def refuses(self, work: Work | None, error: BaseException, answer: str) -> bool:
+        """Whether this error of the app is the hard limit's doing. If so: give back what the request holds, log a line, and count it.
+
+        `answer` says what the client gets, for the log. Never raises.
+        """
+        if not isinstance(error, MemoryError) or not self.enforced:
+            return False
+        with self._reserve():
+            attempt("a request that was refused memory", "the server", lambda: self._tell(work, error, answer))
+        return True
+
+    def _tell(self, work: Work | None, error: BaseException, answer: str) -> None:
+        meter = self._meter
+        name = "work" if work is None else printable(work.name)
+        grown = 0 if work is None else work.grown()
+        held, where = meter.held, _where(error)
+        # before and after memory is given back: what stays mapped can be taken again without the kernel being asked
+        self._follow(self._size)
+        _let_go(error)
+        trim()  # the C heap keeps what another thread than the main one has freed
+        meter.measure()
+        self._follow(self._size)
+        meter.counters.aborts[layout.ABORTS.index("hard_limit")] += 1
+        log.error(
+            "%s: %s has asked for more memory than its hard limit %s leaves%s: it had grown by %s, and the worker held %s; %s",
+            self._name, name, format_size(self._size), where, format_size(max(0, grown)), format_size(held), answer,
+        )  # fmt: skip
+
+    @contextmanager
+    def _reserve(self) -> Iterator[None]:
+        """A little memory for what must be done now: until it is given back, there may be none at all."""
+        limit = self._limit
+        assert limit is not None
+        limit.release()  # the first thing, for even a call of ours may find no memory
+        limit.grant(RESERVE)
+        try:
+            yield
+        finally:
+            limit.withdraw(RESERVE)
+
+    def leave(self) -> None:
+        """In a fork of the process: the limit is its parent's."""
+        if self._limit is not None:
+            self._limit.leave()
+        self._size, self._limit, self._can_t = None, None, True
+
+
+def _frames(error: BaseException) -> Iterator[TracebackType]:
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+def _where(error: BaseException) -> str:
+    """`` in export (shop/views.py:42)``: the innermost frame; empty if there is none."""
+    for trace in (*_frames(error),)[-1:]:
+        code = trace.tb_frame.f_code
+        file = "/".join(code.co_filename.split("/")[-2:])
+        return f" in {printable(code.co_name)} ({printable(file)}:{trace.tb_lineno})"
+    return ""
+
+
+def _let_go(error: BaseException) -> None:
+    """Empty the frames that have ended with this error: they hold what the request has allocated, and must not until it is logged."""
+    for trace in _frames(error):
+        try:
+            trace.tb_frame.clear()
+        except RuntimeError:  # it still runs: it is one of ours, or of the server's
+            continue

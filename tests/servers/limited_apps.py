@@ -1,0 +1,144 @@
+"""Apps whose requests ask for more memory than they may have, under every framework; and ones that ask for little."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from django.conf import settings
+from fastapi import FastAPI
+from flask import Flask
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+MIB = 1 << 20
+
+
+def balloon(kind):
+    """Grow to a GiB, in one of the ways that programs do."""
+    kept = []
+    if kind == "huge":
+        return bytearray(1024 * MIB)
+    if kind == "text":
+        return json.loads("[" + "[1,2,3,4]," * 5_000_000 + "0]")
+    if kind == "list":
+        return [[number] for number in range(12_000_000)]
+    if kind == "dict":
+        return {number: str(number) * 3 for number in range(6_000_000)}
+    for _ in range(1024):
+        kept.append(bytearray(MIB))
+        if kind == "slow":
+            time.sleep(0.001)
+    return kept
+
+
+def peak():
+    """Bytes of anonymous memory that this worker has had at most, roughly: its peak less its files, and what it has now."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    kib = {name: int(lines[name].split()[0]) for name in ("VmHWM", "RssFile", "RssAnon")}
+    return f"{(kib['VmHWM'] - kib['RssFile']) << 10} {kib['RssAnon'] << 10} {os.getpid()}"
+
+
+def answer(name):
+    """The body for a path."""
+    if name == "peak":
+        return peak()
+    if name == "limit":
+        return subprocess.run(["sh", "-c", "ulimit -d"], capture_output=True, text=True, check=True).stdout.strip()
+    if name == "caught":
+        try:
+            balloon("small")
+        except MemoryError:
+            return "went on"
+    if name == "work":
+        return str(len(bytes(2 * MIB)) + len(json.dumps(list(range(20_000)))))
+    if name == "broken":
+        raise ValueError("the app's own")
+    if name not in ("", "hello"):
+        balloon(name)
+    return "hello"
+
+
+def wsgi(environ, start_response):
+    """The bare one."""
+    name = environ["PATH_INFO"][1:]
+    if name.startswith("parts-"):
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return parts(name)
+    body = answer(name).encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def parts(name):
+    """A body that fails before its first part, or after."""
+    if name == "parts-late":
+        yield b"a part"
+    balloon("small")
+    yield b"never"
+
+
+async def asgi(scope, receive, send):
+    """The bare one."""
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    name = scope["path"][1:]
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
+    if name == "parts-late":
+        await send(start)
+        await send({"type": "http.response.body", "body": b"a part", "more_body": True})
+        balloon("small")
+    if name == "upload":
+        body = b""
+        while (message := await receive()).get("more_body"):
+            body += message["body"]
+        name = "hello"
+    body = answer(name).encode()
+    await send(start)
+    await send({"type": "http.response.body", "body": body})
+
+
+flask = Flask(__name__)
+
+
+@flask.route("/<name>")
+def view(name):
+    """As Flask's."""
+    return answer(name)
+
+
+def plain(request: Request) -> Response:
+    """In a thread of the pool."""
+    return PlainTextResponse(answer(request.path_params["name"]))
+
+
+async def coroutine(request: Request) -> Response:
+    """In the event loop."""
+    return PlainTextResponse(answer(request.path_params["name"]))
+
+
+starlette = Starlette(routes=[Route("/sync/{name}", plain), Route("/{name}", coroutine)])
+fastapi = FastAPI()
+fastapi.add_api_route("/sync/{name}", lambda name: answer(name), methods=["GET"])
+fastapi.add_api_route("/{name}", coroutine, methods=["GET"])
+
+if not settings.configured:
+    settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="none", DEBUG=False)
+    import django
+    from django.core.asgi import get_asgi_application
+    from django.core.wsgi import get_wsgi_application
+    from django.http import HttpResponse
+    from django.urls import path
+
+    django.setup()
+    urlpatterns = [path("<name>", lambda request, name: HttpResponse(answer(name)))]
+    django_wsgi, django_asgi = get_wsgi_application(), get_asgi_application()
