@@ -158,6 +158,8 @@ class History:
     """Whether its limit has been raised because it settled above it. Only once, or clients could raise it bit by bit."""
     ready_with: int | None = None
     """What it held when it began to serve, in the limits' metric, in bytes."""
+    spent: bool = False
+    """It was refused memory by its hard limit, and little of the room that it had after boot has come back."""
 
 
 class Decision(NamedTuple):
@@ -187,9 +189,11 @@ def _by_memory(policy: Policy, limits: Limits, snapshot: Snapshot, history: Hist
     over = snapshot.used is not None and limits.early is not None and snapshot.used > limits.early and not history.refused
     far_over = snapshot.held is not None and limits.hard is not None and snapshot.held > limits.hard
     if pool.order is Order.GO:
-        return Decision(Action.RECYCLE, Reason.HARD if far_over else Reason.SOFT if over else _why_it_asked(limits, history, now))
+        return Decision(Action.RECYCLE, Reason.HARD if far_over or history.spent else Reason.SOFT if over else _why_it_asked(limits, history, now))
     if far_over:
         return _leave(Reason.HARD, pool, _can_not_wait(pool, outruns(limits.hard, snapshot.burst)))
+    if history.spent and snapshot.held is not None and not _is_young(policy, history, now):
+        return _leave(Reason.HARD, pool, at_once=False)
     if snapshot.used is None or limits.soft is None or limits.early is None:
         return Decision(Action.SERVE, Reason.UNKNOWN)
     if history.refused:

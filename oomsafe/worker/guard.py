@@ -277,7 +277,7 @@ class Guard:
                 if self._report.asks:
                     self._report.wake_supervisor()  # again: it may have been asleep, or had no worker to spare
             due = self.meter.held > self.meter.alert or self._report.asks or self.meter.crowded or self._history.breached_since is not None
-            due = due or now >= self._ages_at
+            due = due or now >= self._ages_at or self.hard_limit.spent
             if not self._decided and (due or self.slot.order is not Order.NONE):
                 release = self._consider(now)
         finally:
@@ -308,6 +308,7 @@ class Guard:
         """Decide and act. Returns False if the rest happens in the background, which then releases the lock."""
         self.meter.look_at = now + LOOK_AGAIN
         used = self._used(now)
+        self._history = replace(self._history, spent=self.hard_limit.spent)
         self._history = note_breach(self._history, self.limits, used, *self._trend.step(now, self.meter.held), now)
         self._trend.add(now, self.meter.held)
         decision = self._decide(now, used)

@@ -18,6 +18,9 @@ from oomsafe.worker.meter import Meter, Work
 if TYPE_CHECKING:
     from oomsafe.kernel.rlimit import DataLimit, Reading
 
+#: A worker that was refused memory is spent if what it may still map is less than this share of what that was after boot.
+SPENT = 0.5
+
 #: Bytes that a worker may map beyond its limit while it answers for a request that was refused memory.
 RESERVE = 8 * MIB
 
@@ -34,6 +37,10 @@ class HardLimit:
         self._limit: DataLimit | None = None
         self._can_t = False
         """The kernel does not enforce it."""
+        self._had = 0
+        """What the worker might map right after boot, in bytes."""
+        self.spent = False
+        """The worker has refused a request memory, and little of the room that it had after boot has come back."""
 
     @property
     def enforced(self) -> bool:
@@ -55,11 +62,18 @@ class HardLimit:
         assert self._limit is not None
         self._size = size
         theirs = self._limit.follow(now)
+        self._had = self._had or now.room
+        self.spent = self.spent and self._is_spent(now)
         if theirs is not None:
             once(
                 "rlimit", logging.WARNING, "this application has set its own RLIMIT_DATA, %s, which is lower than what the hard limit %s "
                 "comes to: it stays", format_size(theirs), format_size(size),
             )  # fmt: skip
+
+    def _is_spent(self, now: Reading) -> bool:
+        """Whether there is little room: memory has not been given back, or only within heaps that other threads can't use."""
+        soft = None if self._limit is None else self._limit.soft
+        return soft is not None and soft - now.data < self._had * SPENT
 
     def _begin(self, size: int, data: int) -> bool:
         from oomsafe.kernel.rlimit import DataLimit, enforcement  # imported here, because most workers have no hard limit
@@ -95,6 +109,8 @@ class HardLimit:
 
         `answer` says what the client gets, for the log. Never raises.
         """
+        if self._limit is not None:
+            self._limit.release()  # the first thing, for even a call of ours may find no memory
         if not isinstance(error, MemoryError) or not self.enforced:
             return False
         with self._reserve():
@@ -111,6 +127,7 @@ class HardLimit:
         _let_go(error)
         trim()  # the C heap keeps what another thread than the main one has freed
         meter.measure()
+        self.spent = True  # until it is seen that it is not
         self._follow(self._size)
         meter.counters.aborts[layout.ABORTS.index("hard_limit")] += 1
         log.error(
@@ -123,7 +140,6 @@ class HardLimit:
         """A little memory for what must be done now: until it is given back, there may be none at all."""
         limit = self._limit
         assert limit is not None
-        limit.release()  # the first thing, for even a call of ours may find no memory
         limit.grant(RESERVE)
         try:
             yield

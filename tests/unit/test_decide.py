@@ -150,6 +150,10 @@ def at(used: int | None, rss: int | None = None, speed: float = 0) -> Snapshot:
         pytest.param({"sustain": 99}, LIMITS, at(201), History(NOW), SUPERVISED, ASK, Reason.HARD, id="hard-asks"),
         pytest.param({}, LIMITS, at(201), OLD, PERMIT, RECYCLE, Reason.HARD, id="hard-and-may-go"),
         pytest.param({}, LIMITS, at(201), OLD, Pool(1), SERVE, Reason.TURN, id="hard-waits-for-its-turn"),
+        pytest.param({}, LIMITS, at(50), replace(OLD, spent=True), Pool(), RECYCLE, Reason.HARD, id="spent"),
+        pytest.param({}, LIMITS, at(50), replace(OLD, spent=True), SUPERVISED, ASK, Reason.HARD, id="spent asks"),
+        pytest.param({}, LIMITS, at(50), replace(OLD, spent=True), GO, RECYCLE, Reason.HARD, id="spent, and told"),
+        pytest.param({}, LIMITS, at(50), History(NOW, spent=True), Pool(), SERVE, Reason.WITHIN, id="spent, and young"),
         pytest.param({}, LIMITS, at(50, rss=201), OLD, Pool(), RECYCLE, Reason.HARD, id="hard-is-of-rss"),
         pytest.param({}, LIMITS, at(None, rss=201), OLD, Pool(), RECYCLE, Reason.HARD, id="hard-needs-only-rss"),
         pytest.param({}, LIMITS, Snapshot(None, None), OLD, Pool(), SERVE, Reason.UNKNOWN, id="no-figures"),
@@ -199,7 +203,7 @@ memory = st.integers(0, 300 * MIB)
 times = st.floats(NOW - 100, NOW)
 histories = st.builds(
     History, ready_at=times, breached_since=st.none() | times, breached_with=st.none() | memory, breached_by_step=st.booleans(),
-    climbed=st.booleans(), reclaimed_at=st.none() | times, futile=st.integers(0, 7), refused=st.booleans(), asked_at=st.none() | times,
+    climbed=st.booleans(), reclaimed_at=st.none() | times, futile=st.integers(0, 7), refused=st.booleans(), spent=st.booleans(), asked_at=st.none() | times,
     stays=st.booleans(),
 )  # fmt: skip
 pools = st.builds(

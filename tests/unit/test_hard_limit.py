@@ -39,6 +39,13 @@ class Limit:
         theirs, Limit.theirs = Limit.theirs, None
         return theirs
 
+    @property
+    def soft(self) -> int:
+        """What may be mapped."""
+        return self.leaves + 2 * self.measured
+
+    leaves, measured = 250 * MIB, 50 * MIB
+
     def grant(self, size: int) -> None:
         """For a moment."""
         self.told.append(f"+{size >> 20}")
@@ -88,10 +95,10 @@ def memory() -> Mapped:
     return Mapped(50 * MIB)
 
 
-def guarded(memory: Mapped, **policy: Any) -> Guard:
+def guarded(memory: Mapped, recycle: Callable[[], None] | None = None, **policy: Any) -> Guard:
     """With a hard limit."""
     limits: dict[str, Any] = {"hard_limit": "300MiB", "soft_limit": "200MiB", **policy}
-    return Guard(Policy(**limits), unit="requests", capacity=Capacity(1000 * MIB, CGROUP), memory=memory)
+    return Guard(Policy(**limits), recycle=recycle, unit="requests", capacity=Capacity(1000 * MIB, CGROUP), memory=memory)
 
 
 def test_it_is_set_and_followed(memory: Mapped) -> None:
@@ -231,6 +238,24 @@ def test_a_refused_request(memory: Mapped, caplog: pytest.LogCaptureFixture) -> 
         assert "kept" not in trace.tb_frame.f_locals
         trace = trace.tb_next
     assert made[0].told[1:] == ["released", "+8", 250 * MIB, 250 * MIB, "-8"]
+
+
+@pytest.mark.parametrize(("leaves", "spent"), [(120 * MIB, True), (130 * MIB, False)])
+def test_a_worker_without_room_is_replaced(memory: Mapped, monkeypatch: pytest.MonkeyPatch, leaves: int, spent: bool) -> None:
+    """If less than half of the 250 MiB that it had after boot has come back; and not any more once it has."""
+    recycled: list[str] = []
+    guard = guarded(memory, recycle=lambda: recycled.append("now"), min_lifetime=0)
+    monkeypatch.setattr(Limit, "leaves", leaves)
+    Server().run(WSGI(raising(MemoryError()), guard=guard))
+    assert guard.hard_limit.spent is spent
+    guard.meter.publish_at = 0
+    guard.tick()
+
+    assert recycled == ["now"] * spent
+    monkeypatch.setattr(Limit, "leaves", 126 * MIB)
+    guard.meter.publish_at = 0
+    guard.tick()
+    assert not guard.hard_limit.spent
 
 
 def test_head_has_no_body(memory: Mapped) -> None:
