@@ -320,7 +320,9 @@ def thread_size() -> int:
     Its stack is what threading.stack_size() says, otherwise the soft value of RLIMIT_STACK, 8 MiB unless changed (pthread_create(3)).
     """
     size = stack_size()
-    if not size:
+    if size:
+        stack_size(size)  # reading it has set it back to its default
+    else:
         soft = resource.getrlimit(resource.RLIMIT_STACK)[0]
         size = soft if 0 <= soft < 1 << 40 else 8 << 20  # unlimited: glibc takes 2 MiB, on some machines more
     return size + THREAD

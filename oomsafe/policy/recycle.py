@@ -189,10 +189,18 @@ def _by_memory(policy: Policy, limits: Limits, snapshot: Snapshot, history: Hist
     over = snapshot.used is not None and limits.early is not None and snapshot.used > limits.early and not history.refused
     far_over = snapshot.held is not None and limits.hard is not None and snapshot.held > limits.hard
     if pool.order is Order.GO:
-        return Decision(Action.RECYCLE, Reason.HARD if far_over or history.spent else Reason.SOFT if over else _why_it_asked(limits, history, now))
+        return Decision(
+            Action.RECYCLE,
+            Reason.HARD
+            if far_over or (history.spent and limits.hard is not None)
+            else Reason.SOFT
+            if over
+            else _why_it_asked(limits, history, now),
+        )
     if far_over:
         return _leave(Reason.HARD, pool, _can_not_wait(pool, outruns(limits.hard, snapshot.burst)))
-    if history.spent and snapshot.held is not None and not _is_young(policy, history, now):
+    spent = history.spent and snapshot.held is not None and limits.hard is not None
+    if spent and not _is_young(policy, history, now):
         return _leave(Reason.HARD, pool, at_once=False)
     if snapshot.used is None or limits.soft is None or limits.early is None:
         return Decision(Action.SERVE, Reason.UNKNOWN)

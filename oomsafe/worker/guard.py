@@ -247,7 +247,8 @@ class Guard:
         self.forget_row()
 
     def forget_row(self) -> None:
-        """This process is about to end: if it has a scoreboard of its own, remove that, so that `oomsafe status` no longer shows it."""
+        """This process serves no more: lift its hard limit, and remove its own scoreboard, if it has one, from `oomsafe status`."""
+        self.hard_limit.lift()
         if self._alone is not None:
             self._alone.remove()
 

@@ -146,6 +146,18 @@ class HardLimit:
         finally:
             limit.withdraw(RESERVE)
 
+    def lift(self) -> None:
+        """Have no limit from now on: this process serves no more, and may go on as another program's. Never raises."""
+        self._can_t = True
+        if self._limit is not None:
+            attempt("the hard limit", "the server", self._lift)
+
+    def _lift(self) -> None:
+        from oomsafe.worker.exemptions import remove
+
+        self._follow(None)
+        remove()
+
     def leave(self) -> None:
         """In a fork of the process: the limit is its parent's."""
         if self._limit is not None:

@@ -27,7 +27,9 @@ def why(limits: Limits, reason: Reason, used: int | None, held: int, history: Hi
     if reason is Reason.REPLACED:
         return f"{whole} {format_size(held)}, ended by its supervisor: the pool is over its budget, or has one worker too many"
     if reason is Reason.HARD and history.spent:
-        return f"{whole} {format_size(held)}, and its hard limit {format_size(limits.hard)} leaves little of the room that it had after boot"
+        return (
+            f"{whole} {format_size(held)}, and its hard limit {format_size(limits.hard)} leaves little of the room that it had after boot"
+        )
     if reason is Reason.HARD:
         return f"{whole} {format_size(held)} > hard limit {format_size(limits.hard)} for {seconds:.1f} s"
     jitter = "" if limits.early == limits.soft else f" (of {format_size(limits.soft)}, jitter)"

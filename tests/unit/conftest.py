@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +38,16 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             # set first: only then is it put back afterwards, whatever the test has left there
             monkeypatch.setenv(name, "")
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _unlimited() -> Iterator[None]:
+    """No test leaves a limit on this process's memory to the tests after it."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    yield
+    left = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, before)
+    assert left == before
 
 
 @pytest.fixture

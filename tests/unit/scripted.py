@@ -31,6 +31,10 @@ class Memory(OwnMemory):
         """None: the kernel does not tell it apart."""
         return self.shared_memory
 
+    def mapped(self) -> tuple[int, int, int] | None:
+        """None: the kernel would hold this process to limits that follow from figures which are given."""
+        return None
+
     def be(self, rss: int | None) -> None:
         """From now on, this."""
         self.now = rss

@@ -203,7 +203,8 @@ memory = st.integers(0, 300 * MIB)
 times = st.floats(NOW - 100, NOW)
 histories = st.builds(
     History, ready_at=times, breached_since=st.none() | times, breached_with=st.none() | memory, breached_by_step=st.booleans(),
-    climbed=st.booleans(), reclaimed_at=st.none() | times, futile=st.integers(0, 7), refused=st.booleans(), spent=st.booleans(), asked_at=st.none() | times,
+    climbed=st.booleans(), reclaimed_at=st.none() | times, futile=st.integers(0, 7), refused=st.booleans(),
+    spent=st.booleans(), asked_at=st.none() | times,
     stays=st.booleans(),
 )  # fmt: skip
 pools = st.builds(

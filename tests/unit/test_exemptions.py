@@ -20,7 +20,7 @@ import starting
 from needs import need
 from unit.children import Child, Line, in_child
 
-from oomsafe.kernel.rlimit import DataLimit
+from oomsafe.kernel.rlimit import THREAD, DataLimit, thread_size
 from oomsafe.worker import exemptions
 
 MIB = 1 << 20
@@ -113,7 +113,7 @@ def test_a_start_that_fails_leaves_the_limit_in_force(way: str) -> None:
             else:
                 size = int(Path("/proc/self/statm").read_text().split()[0]) * starting.resource.getpagesize()
                 starting.resource.setrlimit(starting.resource.RLIMIT_AS, (size + 4 * MIB, -1))
-                threading.stack_size(256 * MIB)  # no stack of an ended thread that is kept is as large
+                threading.stack_size(4096 * MIB)  # more than this process can have given back meanwhile
                 _thread.start_new_thread(print, ())
         except (OSError, RuntimeError, ValueError) as raised:
             error = type(raised).__name__
@@ -122,6 +122,20 @@ def test_a_start_that_fails_leaves_the_limit_in_force(way: str) -> None:
     error, in_force, left = in_child(run)
     assert error == ("RuntimeError" if way == "start_new_thread" else "FileNotFoundError")
     assert (in_force, left) == (True, 0)
+
+
+def test_the_application_s_stack_size_stays() -> None:
+    """threading.stack_size() sets what it reads to its default."""
+
+    def run() -> tuple[int, int]:
+        exemptions.install(limited())
+        threading.stack_size(2 * MIB)
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+        return thread_size() - THREAD, threading.stack_size()
+
+    assert in_child(run) == (2 * MIB, 2 * MIB)
 
 
 def test_what_is_no_function_is_refused_as_before() -> None:
