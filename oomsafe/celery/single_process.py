@@ -87,7 +87,7 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
         consumer.pool.on_apply = _containing(consumer.pool.on_apply)
         signals.task_prerun.connect(self._begun, weak=False)
         signals.task_postrun.connect(self._ended, weak=False)
-        stays = "a warning says so: all tasks are in this one process, and if something restarts it, set OOMSAFE_SINGLE=exit"
+        stays = "it logs a warning: all tasks are in this one process, and if something restarts it, set OOMSAFE_SINGLE=exit"
         attempt("the line at boot", "Celery", lambda: guard.say_limits("it is shut down warmly (OOMSAFE_SINGLE=exit)" if exits else stays))
         return guard
 

@@ -267,14 +267,15 @@ class Supervisor:
                 self._onlooker.tick(self.policy, now)
             if self._replacements is not None:
                 self._replacements.tick(self.policy, self.reading, now)
-            if now >= self._look_at and not self.policy.dry_run:
-                self._rescore_all(now)
+            if now >= self._look_at:
+                self._look_at = now + RESCORE_EVERY
+                if self.board is not None:
+                    attempt("the scoreboard's file", "the server", self.board.mend)
+                if not self.policy.dry_run:
+                    self._rescore_all()
 
-    def _rescore_all(self, now: float) -> None:
+    def _rescore_all(self) -> None:
         """Raise the scores that are too low. This is done from here because a worker of another user can't raise its own score."""
-        self._look_at = now + RESCORE_EVERY
-        if self.board is not None:
-            attempt("the scoreboard's file", "the server", self.board.mend)
         own = read_score()
         if own is None:
             return

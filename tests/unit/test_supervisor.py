@@ -147,6 +147,19 @@ def test_a_dry_run_raises_no_score() -> None:
     supervisor.close()
 
 
+def test_a_dry_run_mends_its_scoreboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks must find it: that does nothing to the workers."""
+    supervisor = Supervisor(Policy(dry_run=True), "test", 1)
+    assert supervisor.board is not None
+    mended: list[str] = []
+    monkeypatch.setattr(supervisor.board, "mend", lambda: mended.append("now"))
+
+    supervisor.tick()
+
+    assert mended == ["now"]
+    supervisor.close()
+
+
 def test_nothing_is_above_1000(said: Said) -> None:
     """A BestEffort pod's supervisor: the kernel can't be told, and that is said at boot, not found out later."""
     need(os.path.exists("/proc/self/oom_score_adj"), "no oom_score_adj here")
@@ -196,7 +209,7 @@ def test_a_worker_that_is_reaped_in_a_signal_s_handler_waits_its_turn(monkeypatc
         after_a_release = [entry.number for entry in board.roll()], board.read().totals.work
 
         signal.signal(signal.SIGUSR1, lambda *_: supervisor.release(slots[2]))
-        monkeypatch.setattr(supervisor, "_rescore_all", lambda now: (signal.raise_signal(signal.SIGUSR1), in_tick.extend(board.roll())))
+        monkeypatch.setattr(supervisor, "_rescore_all", lambda: (signal.raise_signal(signal.SIGUSR1), in_tick.extend(board.roll())))
         in_tick: list[Entry] = []
         supervisor.tick()
     finally:
