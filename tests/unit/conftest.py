@@ -15,6 +15,7 @@ from unit.scripted import Clock
 
 from oomsafe import log
 from oomsafe.gunicorn import hooks
+from oomsafe.kernel.oom_score import read_score
 from oomsafe.scoreboard import places
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.worker import current, guard, meter
@@ -42,9 +43,10 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _unlimited() -> Iterator[None]:
-    """No test leaves a limit on this process's memory to the tests after it."""
-    before = resource.getrlimit(resource.RLIMIT_DATA)
+    """No test leaves a limit on this process's memory, or a higher score, to the tests after it."""
+    before, score = resource.getrlimit(resource.RLIMIT_DATA), read_score()
     yield
+    assert read_score() == score
     left = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, before)
     assert left == before

@@ -97,7 +97,7 @@ def memory() -> Mapped:
 
 def guarded(memory: Mapped, recycle: Callable[[], None] | None = None, **policy: Any) -> Guard:
     """With a hard limit."""
-    limits: dict[str, Any] = {"hard_limit": "300MiB", "soft_limit": "200MiB", **policy}
+    limits: dict[str, Any] = {"hard_limit": "300MiB", "soft_limit": "200MiB", "draining_oom_score_adj": 0, **policy}
     return Guard(Policy(**limits), recycle=recycle, unit="requests", capacity=Capacity(1000 * MIB, CGROUP), memory=memory)
 
 
