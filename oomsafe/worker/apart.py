@@ -21,6 +21,10 @@ LEAST_GROWTH = 4 << 20
 STEPS_FOR = 60.0
 
 
+#: After a call that took some time, nothing is done for so many times as long: near its limit a worker is measured 200 times a second.
+RESTS = 20
+
+
 class Apart:
     """Tells apart what is in flight in one process. Its meter calls it under the meter's lock.
 
@@ -39,7 +43,7 @@ class Apart:
         """The work whose coroutine runs one step; None: nobody's step is measured now."""
         self.told_at = 0
         """What the process held at the last call, in bytes."""
-        self._steps_until = 0.0
+        self._steps_until = self._rests_until = 0.0
         self._read = faults
         self._faults: dict[int, int] | None = None
         """The faults of each thread at the last call; None: no two pieces of work have been seen beside each other yet."""
@@ -49,7 +53,8 @@ class Apart:
     def tell(self, clock: GrowthClock) -> None:
         """Correct the shares of what is in flight in the growth since the last call. Once a second, and when the process has grown."""
         self.told_at = clock.last
-        if self._faults is None and clock.in_flight < 2:
+        began = time.monotonic()
+        if (self._faults is None and clock.in_flight < 2) or began < self._rests_until:
             return
         faults, before = self._read(), self._faults
         self._faults = faults
@@ -66,6 +71,7 @@ class Apart:
             unknown = corrected is None
         self._had = {work: clock.value - work.mark for work in works if work.mark is not None}
         now = time.monotonic()
+        self._rests_until = now + (now - began) * RESTS
         self._steps_until = now + STEPS_FOR if unknown else self._steps_until
         self.steps = now < self._steps_until
 

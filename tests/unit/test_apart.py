@@ -90,6 +90,7 @@ def touching(meter: Meter, monkeypatch: pytest.MonkeyPatch) -> Touching:
     touching = Touching()
     touching.now = {1: 500, 2: 500, 3: 500}
     monkeypatch.setattr(module, "native_id", lambda ident: ident)
+    monkeypatch.setattr(module, "RESTS", 0)
     meter.apart._read = touching
     return touching
 
@@ -167,6 +168,18 @@ def test_a_failure_leaves_equal_shares(meter: Meter, memory: Memory, touching: T
 
     assert [work.grown() for work in works] == [40 * MIB] * 2
     assert "telling threads apart" in caplog.text
+
+
+def test_it_rests(meter: Meter, memory: Memory, touching: Touching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a look, for many times as long as that took."""
+    monkeypatch.setattr(module, "RESTS", 1e9)
+    works = [begun(meter, number) for number in (1, 2)]
+    meter.measure()
+    touching.touch(1, 80 * MIB)
+    memory.be(180 * MIB)
+    meter.measure()
+
+    assert [work.grown() for work in works] == [40 * MIB] * 2
 
 
 def test_one_after_the_other_needs_no_threads(meter: Meter, memory: Memory) -> None:
