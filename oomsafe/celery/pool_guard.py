@@ -18,10 +18,11 @@ from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
 from oomsafe.policy.verdicts import Verdict
+from oomsafe.scoreboard.board import Entry
 from oomsafe.scoreboard.seat import Seat
 from oomsafe.supervisor.deaths import Deaths
 from oomsafe.supervisor.supervisor import Supervisor
-from oomsafe.supervisor.watcher import Watcher, WatcherThread
+from oomsafe.supervisor.watcher import Stopped, Watcher, WatcherThread
 
 #: At most this many tasks are named that ran when the kernel killed another process.
 NAMED = 3
@@ -53,6 +54,8 @@ class PoolGuard:
                 supervisor.board, lambda: bool(self.jobs), lambda ticket: ticket in self.jobs, redelivery.lasting, supervisor.policy.dry_run
             )
         self._watching = None if watcher is None else WatcherThread(watcher)
+        if supervisor.backstop is not None:
+            supervisor.backstop.may_kill = partial(self._may_kill, watcher)
         self.deaths = Deaths(supervisor.board, lambda: supervisor.capacity, watcher)
         self._seat: Seat | None = None
         self._children: dict[int, Seat | None] = {}
@@ -99,6 +102,15 @@ class PoolGuard:
         attempt("the death of a child", "Celery", partial(self._record_death, process, seat))
         if seat is not None:
             attempt("release", "Celery", lambda: self.supervisor.release_seat(seat.number, seat.generation))
+
+    def _may_kill(self, watcher: Watcher | None, child: Entry, held: int, limit: int) -> bool:
+        """Whether a child above the pool's hard limit is killed: only inside a task, whose result then says so."""
+        if watcher is None or self.supervisor.board is None:
+            return False
+        ticket, _ = self.supervisor.board.hand(child.number, child.generation)
+        if ticket:
+            watcher.stopped[child.generation] = Stopped(ticket, held, limit)
+        return bool(ticket)
 
     def _record_death(self, process: Any, seat: Seat | None) -> None:
         """Called while the child's slot, if it had one, still belongs to it."""

@@ -53,6 +53,7 @@ class Scoreboard:
         self.header = Header(self._memory, self._lock)
         self._tenants = tenants = Tenants(self._memory, self.header, partial(_enlarge, self._named or self._file), supervisor)
         self.reserve, self.born, self.release, self.slot = tenants.reserve, tenants.born, tenants.release, tenants.slot
+        self.process, self.count_recycle = tenants.process, tenants.count_recycle
         roll = Roll(self._memory, self.header, tenants)
         self.roll, self.marks, self.all_serve, self.others = roll.call, roll.marks, roll.all_serve, roll.others
         self.silent, self.saw, self.give_order = roll.silent, roll.saw, roll.give_order

@@ -136,7 +136,7 @@ ROUTES, ROUTE_NAME = 24, 64
 #: How many bytes of a name that is too long come before its missing middle.
 HEAD = 28
 #: Recycles are counted by reason, in this order; append new reasons at the end.
-REASONS = ("soft_limit", "hard_limit", "replaced", "max_lifetime")
+REASONS = ("soft_limit", "hard_limit", "replaced", "max_lifetime", "killed")
 
 #: Work that was aborted is counted by reason, in this order; append new reasons at the end.
 ABORTS = ("hard_limit",)

@@ -121,6 +121,15 @@ class Tenants:
         """
         return [(tenant.pid, tenant.started) for number, tenant in self.by_number.items() if tenant.pid and self._claimed(number)]
 
+    def process(self, number: int, generation: int) -> tuple[int, int] | None:
+        """In the supervisor: (pid, start time) of this worker, if it was passed to born(); None: it was not, or its slot is another's."""
+        tenant = self.by_number.get(number)
+        return (tenant.pid, tenant.started) if tenant is not None and tenant.generation == generation and tenant.pid else None
+
+    def count_recycle(self, reason: str) -> None:
+        """In the supervisor: count a recycle that no worker counts."""
+        self._totals.count_recycle(reason)
+
     def identity(self, number: int) -> tuple[int, int, int] | None:
         """In the supervisor: (pid, start time, generation) of the worker in this slot; pid 0: not known yet. None: the slot is free.
 

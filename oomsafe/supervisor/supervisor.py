@@ -36,6 +36,7 @@ from oomsafe.scoreboard.forks import own
 from oomsafe.scoreboard.seat import Seat, enlist
 from oomsafe.scoreboard.slot import Slot
 from oomsafe.scoreboard.usage import Usage, reads_processes
+from oomsafe.supervisor.backstop import Backstop
 from oomsafe.supervisor.exporter import Exporter
 from oomsafe.supervisor.onlooker import Onlooker
 from oomsafe.supervisor.preload import Preload
@@ -98,6 +99,7 @@ class Supervisor:
         """`capacity` is what it reckons with now; `_told` is what it last published for its workers."""
         self._replacements: Replacements | None = None
         self._onlooker: Onlooker | None = None
+        self.backstop: Backstop | None = None
         self._look_at = 0.0
         self._refused = self._full = False
         self._gone: deque[Slot] = deque()
@@ -109,6 +111,7 @@ class Supervisor:
                 log.warning("%s", warning)
             self._replacements = None if fleet is None else Replacements(self.board, fleet)
             self._onlooker = Onlooker(self.board, self._sizes.sizes_if)
+            self.backstop = Backstop(self.board, self._sizes.sizes_if)
             # for spawned processes, and for `oomsafe status` started by one of them
             os.environ.pop("OOMSAFE_SCOREBOARD", None)
             if self.board.path:
@@ -265,6 +268,8 @@ class Supervisor:
                 attempt("metrics", "the server", partial(self._exporter.tick, now))
             if self._onlooker is not None:
                 self._onlooker.tick(self.policy, now)
+            if self.backstop is not None:
+                self.backstop.tick(self.policy, self._hard_limit, self._is_within_budget, now)
             if self._replacements is not None:
                 self._replacements.tick(self.policy, self.reading, now)
             if now >= self._look_at:
@@ -321,6 +326,14 @@ class Supervisor:
         """While there is room for one more worker, below this many bytes, what the pool holds need not be exact."""
         fresh = None if self.board is None else fresh_of(self.board.roll())
         return None if budget is None else max(0, budget - (fresh or 0))
+
+    def _hard_limit(self) -> int | None:
+        return resolve_limits(self.policy, self.capacity)[0].hard
+
+    def _is_within_budget(self) -> bool:
+        """Whether the pool is within its budget; also True if that is not known."""
+        _, budget, used = self.reading()
+        return budget is None or used is None or used <= budget
 
     def _pids(self) -> list[int]:
         return [self.pid, *(self.board.pids if self.board is not None else ()), *(pid for pid, _ in self.exporting)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging.config
+import mmap
 import os
 import subprocess
 import sys
@@ -212,6 +213,15 @@ def whole(mib, seconds=1):
     kept = b"x" * (mib * MIB)
     time.sleep(seconds)
     return len(kept)
+
+
+@app.task
+def share(mib):
+    """Shared memory, which the kernel does not count against a child's hard limit; and it does not end."""
+    with mmap.mmap(-1, mib * MIB) as pages:
+        for at in range(0, len(pages), mmap.PAGESIZE):
+            pages[at] = 1
+        time.sleep(60)
 
 
 def note(number):

@@ -43,7 +43,7 @@ def test_status_shows_a_pool_from_outside(serve: Callable[..., Gunicorn]) -> Non
     assert ended.returncode == 0
     assert {worker["pid"] for worker in pool["workers"]} == {worker.pid for worker in board.workers}
     assert all(worker["figures"]["soft"] <= 1 << 30 for worker in pool["workers"])
-    assert pool["totals"]["recycles"] == {"soft_limit": 0, "hard_limit": 0, "replaced": 0, "max_lifetime": 0}
+    assert not any(pool["totals"]["recycles"].values())
     for more in ({}, {"COLUMNS": "140"}, {"PYTHONIOENCODING": "ascii"}, {"NO_COLOR": "1", "TERM": "xterm-256color"}):
         text = run("status", "--scoreboard", gunicorn.pool_path(), env=more).stdout
         rows = [line for line in text.splitlines() if re.match(r" +\d+  serving +[\d.]+ MiB +\d[\d.]+ MiB ", line)]

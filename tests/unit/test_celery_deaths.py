@@ -51,7 +51,7 @@ class Pool(GuardedPool, Billiard):
 
 @pytest.fixture
 def pool() -> Any:
-    supervisor: Any = SimpleNamespace(board=None, policy=Policy(), capacity=Capacity(None, CGROUP))
+    supervisor: Any = SimpleNamespace(board=None, backstop=None, policy=Policy(), capacity=Capacity(None, CGROUP))
     limits: Any = None
     guard = PoolGuard(supervisor, limits, Redelivery(lambda: None, 2, "", False))  # type: ignore[arg-type, return-value]
     made = Pool(oomsafe=guard)

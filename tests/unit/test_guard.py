@@ -938,7 +938,7 @@ def test_an_idle_worker_goes_when_it_has_served_its_time(guarded: Any, clock: Cl
         guard.tick()
 
     assert (before, recycled, guard.should_recycle, guard.slot.state) == ([], ["now"], True, State.DRAINING)
-    assert guard.meter.counters.by_reason == {"soft_limit": 0, "hard_limit": 0, "replaced": 0, "max_lifetime": 1}
+    assert {reason: count for reason, count in guard.meter.counters.by_reason.items() if count} == {"max_lifetime": 1}
     (line,) = of_workers(said)
     assert f"worker {os.getpid()} (slot 0) recycling: served for 6 h > max_lifetime 6 h, after 1 piece of work" in line
 
