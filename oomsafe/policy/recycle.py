@@ -71,6 +71,8 @@ class Order(IntEnum):
     """Drain now: the replacement serves, or the pool has one worker too many."""
     PERMIT = 2
     """Drain as soon as it is over its limit, without waiting for a replacement."""
+    BUDGET = 3
+    """Drain now: the pool is above its budget."""
 
 
 class Reason(Enum):
@@ -89,6 +91,7 @@ class Reason(Enum):
     HARD = "hard_limit"
     REPLACED = "replaced"
     LIFETIME = "max_lifetime"
+    BUDGET = "budget"
 
 
 class Pool(NamedTuple):
@@ -197,6 +200,8 @@ def _by_memory(policy: Policy, limits: Limits, snapshot: Snapshot, history: Hist
             if over
             else _why_it_asked(limits, history, now),
         )
+    if pool.order is Order.BUDGET:
+        return Decision(Action.RECYCLE, Reason.HARD if far_over or history.spent else Reason.SOFT if over else Reason.BUDGET)
     if far_over:
         return _leave(Reason.HARD, pool, _can_not_wait(pool, outruns(limits.hard, snapshot.burst)))
     spent = history.spent and snapshot.held is not None and limits.hard is not None

@@ -25,7 +25,8 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
           5984  f64 when a worker was recycled last, seconds since 1970, 0: none was · its line in the log, 504 bytes of text
           6496  what workers count, 16 bytes of text: requests, tasks
 
-    slot     0  u32 state · u32 order (written by the supervisor), 1: drain, 2: drain when over the limit
+    slot     0  u32 state · u32 order (written by the supervisor), 1: drain, 2: drain when over the limit,
+               3: drain, for the pool's budget
              8  u64 pid · u64 start time · u64 generation · f64 reserved, seconds since 1970
             40  u64 sequence: odd while the worker publishes
             48  i64 rss · peak rss · baseline · soft limit · hard limit · pss · uss · oom_score_adj · in flight
@@ -136,7 +137,7 @@ ROUTES, ROUTE_NAME = 24, 64
 #: How many bytes of a name that is too long come before its missing middle.
 HEAD = 28
 #: Recycles are counted by reason, in this order; append new reasons at the end.
-REASONS = ("soft_limit", "hard_limit", "replaced", "max_lifetime", "killed")
+REASONS = ("soft_limit", "hard_limit", "replaced", "max_lifetime", "killed", "budget")
 
 #: Work that was aborted is counted by reason, in this order; append new reasons at the end.
 ABORTS = ("hard_limit",)

@@ -132,6 +132,21 @@ class Roll:
         rss, anon, used = brought_forward(sizes, before, dirty or 0, counts_clean=counts_clean)
         layout.write(self._memory, at + layout.SEEN_AT, layout.SEEN, time.time(), rss, anon, stored(used))
 
+    def quiet_for(self, number: int, now: float) -> float | None:
+        """Seconds since work last began in this slot's worker, by its own record, at `now` on the monotonic clock.
+
+        inf: none ever has; None: some is in flight.
+        """
+        first = layout.slot_at(number) + layout.CELLS_AT
+        began = float("-inf")
+        for at in range(first, first + layout.CELLS * layout.CELL_SIZE, layout.CELL_SIZE):
+            if self._memory[at + layout.IN_USE]:
+                return None
+            # what has ended leaves the time of its begin behind
+            when = layout.seconds(layout.CELL.unpack_from(self._memory, at)[1])
+            began = max(began, when) if when else began
+        return max(0.0, now - began)
+
     def give_order(self, number: int, generation: int, order: Order) -> None:
         """In the supervisor: order this worker to drain, now or once it is over its limit."""
         if self._tenants.is_of(number, generation):

@@ -21,6 +21,8 @@ from oomsafe.scoreboard.layout import Counters, optional, stored
 #: -1 is a valid score, so None is written as a number that is not.
 _NO_SCORE = -32768
 
+_ORDERS = frozenset(Order)
+
 _pack_hand = layout.HAND.pack
 _EMPTY_HAND = _pack_hand(0, 0)
 
@@ -183,7 +185,7 @@ class Slot:
 
 def order_of(word: int) -> Order:
     """The order that a slot's number stands for; Order.NONE for an unknown number."""
-    return Order(word) if word in (Order.GO, Order.PERMIT) else Order.NONE
+    return Order(word) if word in _ORDERS else Order.NONE
 
 
 def comm_of(supervisor: int, slot: Slot) -> str:

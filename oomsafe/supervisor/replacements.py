@@ -236,4 +236,5 @@ def _seen(entry: Entry, policy: Policy) -> Seen:
     excess = None if entry.used is None or entry.soft is None else entry.used - entry.soft
     held = entry.rss if policy.metric in COUNT_CLEAN else entry.anon
     urgent = held is not None and entry.hard is not None and held > entry.hard
-    return Seen(entry.generation, entry.state, excess, entry.order, urgent, entry.aged)
+    order = Order.GO if entry.order is Order.BUDGET else entry.order
+    return Seen(entry.generation, entry.state, excess, order, urgent, entry.aged)

@@ -37,6 +37,7 @@ from oomsafe.scoreboard.seat import Seat, enlist
 from oomsafe.scoreboard.slot import Slot
 from oomsafe.scoreboard.usage import Usage, reads_processes
 from oomsafe.supervisor.backstop import Backstop
+from oomsafe.supervisor.budget import Budget
 from oomsafe.supervisor.exporter import Exporter
 from oomsafe.supervisor.onlooker import Onlooker
 from oomsafe.supervisor.preload import Preload
@@ -100,6 +101,7 @@ class Supervisor:
         self._replacements: Replacements | None = None
         self._onlooker: Onlooker | None = None
         self.backstop: Backstop | None = None
+        self._budget: Budget | None = None
         self._look_at = 0.0
         self._refused = self._full = False
         self._gone: deque[Slot] = deque()
@@ -112,6 +114,7 @@ class Supervisor:
             self._replacements = None if fleet is None else Replacements(self.board, fleet)
             self._onlooker = Onlooker(self.board, self._sizes.sizes_if)
             self.backstop = Backstop(self.board, self._sizes.sizes_if)
+            self._budget = None if fleet is None else Budget(self.board, self._sizes.sizes_if, fleet.may_surge)
             # for spawned processes, and for `oomsafe status` started by one of them
             os.environ.pop("OOMSAFE_SCOREBOARD", None)
             if self.board.path:
@@ -272,6 +275,9 @@ class Supervisor:
                 self.backstop.tick(self.policy, self._hard_limit, self._is_within_budget, now)
             if self._replacements is not None:
                 self._replacements.tick(self.policy, self.reading, now)
+            if self._budget is not None:
+                shares = self.preload is not None and self.preload.bytes is not None
+                self._budget.tick(self.policy, self.reading, shares, now)
             if now >= self._look_at:
                 self._look_at = now + RESCORE_EVERY
                 if self.board is not None:

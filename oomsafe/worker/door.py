@@ -55,10 +55,13 @@ class Door:
             starting, serving, leaving, _ = self._neighbours.others
             crowd = Crowd(room, pressure.full, 1 + serving, leaving, starting, pressure.fresh)
         self._state = next_door(self._state, crowd, limit, used, growth, now)
+        self.looks_from = sys.maxsize
         self.follow(now, held)
 
     def follow(self, now: float, held: int) -> None:
-        """Update `looks_from`, given the room that this worker, or its supervisor, measured last."""
+        """Update `looks_from`, given the room that this worker, or its supervisor, measured last; not while a check is due."""
+        if held >= self.looks_from:
+            return
         pressure = self._pressure
         room = pressure.room if now - pressure.read_at < PUBLISH_EVERY else self._neighbours.room
         found = looks_from(held, room, self._neighbours.workers or 1)

@@ -30,7 +30,7 @@ from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.forks import own
 from oomsafe.scoreboard.slot import Slot
 from oomsafe.worker.background import Background
-from oomsafe.worker.cadence import Cadence
+from oomsafe.worker.cadence import ASK_EVERY, Cadence
 from oomsafe.worker.door import Door
 from oomsafe.worker.gauge import Gauge
 from oomsafe.worker.hard_limit import HardLimit
@@ -118,6 +118,7 @@ class Guard:
         self._report = Report(self.slot, self.meter, self._gauge, self._trend, self._thresholds, self._cadence, poke)
         self._ages_at: float = sys.maxsize
         """When this worker will have served for its lifetime, on the monotonic clock; sys.maxsize: never."""
+        self._call_at = 0.0
         self._ready = False
         if board is None:
             self.ready()
@@ -342,6 +343,12 @@ class Guard:
             self._door.grew_fast(now)
         if fast or self._history.breached_since is not None or self.meter.held >= self._door.looks_from or self.meter.crowded:
             self._pressure.look(now, self._door.growth(growth))
+            if self._pressure.short and self._neighbours.supervised:
+                # this worker may be below its limit, and the supervisor still order it to go, because the pool is above its budget
+                self.meter.publish_at = min(self.meter.publish_at, now + ASK_EVERY)
+                if now >= self._call_at:
+                    self._call_at = now + ASK_EVERY
+                    self._report.wake_supervisor()
         else:
             self._pressure.forget()
         with self._neighbours.look(self._pressure.short, self._pressure.full, self._pressure.out) as pool:

@@ -26,6 +26,9 @@ def why(limits: Limits, reason: Reason, used: int | None, held: int, history: Hi
     seconds = 0.0 if history.breached_since is None else now - history.breached_since
     if reason is Reason.REPLACED:
         return f"{whole} {format_size(held)}, ended by its supervisor: the pool is over its budget, or has one worker too many"
+    if reason is Reason.BUDGET:
+        with_ = "" if history.ready_with is None else f", {format_size(history.ready_with)} right after boot"
+        return f"by its supervisor's order, for the pool's budget: {whole} {format_size(held)}{with_}"
     if reason is Reason.HARD and history.spent:
         return (
             f"{whole} {format_size(held)}, and its hard limit {format_size(limits.hard)} leaves little of the room that it had after boot"

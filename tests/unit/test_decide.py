@@ -37,6 +37,7 @@ OLD = History(ready_at=NOW - 60, breached_since=NOW - 5, reclaimed_at=NOW - 1)
 
 SUPERVISED = Pool(supervised=True, boot=1.0 - BOOTS_LATE)
 GO = SUPERVISED._replace(order=Order.GO)
+BUDGET = SUPERVISED._replace(order=Order.BUDGET)
 PERMIT = SUPERVISED._replace(order=Order.PERMIT)
 
 SERVE, RECLAIM, ASK, RECYCLE = Action
@@ -129,6 +130,10 @@ def at(used: int | None, rss: int | None = None, speed: float = 0) -> Snapshot:
         pytest.param({}, LIMITS, at(201), OLD, GO, RECYCLE, Reason.HARD, id="told, over its hard limit"),
         pytest.param({}, LIMITS, Snapshot(None, None), OLD, GO, RECYCLE, Reason.REPLACED, id="told without figures"),
         pytest.param({}, LIMITS, at(150), replace(OLD, refused=True), GO, RECYCLE, Reason.REPLACED, id="told though refused"),
+        pytest.param({}, LIMITS, at(50), History(NOW), BUDGET, RECYCLE, Reason.BUDGET, id="for the budget, young and below its limit"),
+        pytest.param({}, LIMITS, at(91), OLD, BUDGET, RECYCLE, Reason.SOFT, id="for the budget, and over its limit"),
+        pytest.param({}, LIMITS, at(201), OLD, BUDGET, RECYCLE, Reason.HARD, id="for the budget, and over its hard limit"),
+        pytest.param({}, LIMITS, Snapshot(None, None), OLD, BUDGET, RECYCLE, Reason.BUDGET, id="for the budget, without figures"),
         pytest.param({}, LIMITS, at(201), OLD, GO._replace(abandoned=True), SERVE, Reason.ABANDONED, id="nobody would take its place"),
         pytest.param({}, LIMITS, at(101), OLD, Pool(abandoned=True), SERVE, Reason.ABANDONED, id="nobody, and no schedule"),
         pytest.param({}, LIMITS, at(102), STEPPED, Pool(settled=SETTLED_WORKERS), SERVE, Reason.SETTLED, id="settled, as others before"),
@@ -252,7 +257,7 @@ def test_refused_never_recycles_on_soft(policy: Policy, limits: Limits, used: in
     limits = replace(limits, lifetime=None)
     decided = decide(policy, limits, Snapshot(used, used), replace(history, refused=True, asked_at=None), pool, NOW)
 
-    assert decided.reason in (Reason.HARD, Reason.REPLACED) or decided.action is SERVE
+    assert decided.reason in (Reason.HARD, Reason.REPLACED, Reason.BUDGET) or decided.action is SERVE
 
 
 @given(policies, limits, memory, histories, pools)

@@ -723,6 +723,24 @@ def test_new_work_waits_where_the_pool_is_about_to_run_out(crowd: Any, clock: Cl
     assert (found, guard.meter.crowded) == (crowded, False)
 
 
+def test_figures_that_are_due_do_not_put_off_the_look_at_the_room(crowd: Any, clock: Clock) -> None:
+    """They are published often while a worker grows: each time it would have to grow again before it looked."""
+    guard, memory, leave = crowd()
+    leave(20)
+    grow(guard, memory, clock)
+    leave(400)
+    do(guard, memory, 131 * MIB, clock)
+    clock.go(0.1)
+    do(guard, memory, 400 * MIB, clock)
+    leave(20)
+
+    clock.go(0.05)
+    guard.meter.publish_at = clock()
+    do(guard, memory, 440 * MIB, clock)
+
+    assert guard.meter.crowded
+
+
 def test_page_cache_is_no_reason_to_wait(crowd: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel drops it before it kills."""
     guard, memory, _ = crowd()
