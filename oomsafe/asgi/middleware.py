@@ -78,8 +78,8 @@ class MemoryMiddleware:
             if guard is None:
                 return await app(scope, receive, send)
             app, meter = self._hot[0], guard.meter
-        if meter.crowded:
-            await _room(guard)
+        if meter.crowded and not await _room(guard, scope):
+            return await refuse(scope, send)
         # inlined, because every request pays for this code. Servers provide method and path; an app's own tests may leave out what
         # the app does not use
         work = scope[KEY] = meter.begin(f"{scope.get('method', '')} {scope.get('path', '')}".encode("utf-8", "replace"))
@@ -232,13 +232,23 @@ def _in_pool_threads() -> dict[Work, int]:
     return requests_in_pool_threads()
 
 
-async def _room(guard: Guard) -> None:
-    """Wait until there is memory for one more request, or until the longest wait is over."""
+async def _room(guard: Guard, scope: Scope) -> bool:
+    """Wait until there is memory for one more request, or until the longest wait is over. False: the request is to be refused."""
     if running_loop() is None:
-        return  # trio runs the app
+        return True  # trio runs the app
     waiting = Waiting(guard)
     while seconds := waiting.seconds():
         await asyncio.sleep(seconds)
+    return not guard.sheds or not guard.refuses(scope.get("path", ""))
+
+
+async def refuse(scope: Scope, send: Send) -> None:
+    """Respond to a request for which there is no memory now."""
+    from oomsafe.http.refusal import SHED_BODY, SHED_HEADERS, STATUS  # imported here, because most workers never need it
+
+    headers = [(name.lower().encode(), value.encode()) for name, value in (*SHED_HEADERS, ("Content-Length", str(len(SHED_BODY))))]
+    await send({"type": "http.response.start", "status": STATUS, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope.get("method") == "HEAD" else SHED_BODY})
 
 
 def _token(scope: Scope) -> bytes | None:

@@ -22,6 +22,10 @@ RETRY_AFTER = "10"
 
 HEADERS = [("Content-Type", "text/plain; charset=utf-8"), ("Retry-After", RETRY_AFTER), ("Cache-Control", "no-store")]
 
+#: The response to a request that is shed: it is no fault of the request, and the next second may be another.
+SHED_BODY = b"This service is short of memory. Please try again in a moment.\n"
+SHED_HEADERS = [("Content-Type", "text/plain; charset=utf-8"), ("Retry-After", "2"), ("Cache-Control", "no-store")]
+
 #: For the log.
 ANSWERED, CUT = "its client got 503", "its response had begun, so the connection is closed"
 

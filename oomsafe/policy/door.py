@@ -30,6 +30,15 @@ SHUTS_WITHIN = 0.05
 #: A worker that is above its soft limit by this share, and grows fast, makes work wait for its replacement.
 ABOVE = 0.05
 
+#: The kernel's limit is near if less than this share of it is left, or these bytes: about what requests that have begun still take.
+NEAR, NEAR_AT_MOST = 0.02, 64 * MIB
+
+#: The least and the most seconds for which work is shed in a row. Afterwards, if it was in vain, some is let in for RESTS_FOR.
+SHEDS_AT_LEAST, SHEDS_FOR = 1.0, 30.0
+
+#: Seconds within which another worker must leave or boot: otherwise nothing gives memory back, and shedding would never end.
+HELPS_WITHIN = 3.0
+
 
 class Door(NamedTuple):
     """One worker's door. Times in seconds, on the clock of `now`."""
@@ -57,6 +66,21 @@ class Crowd(NamedTuple):
     """How many others boot."""
     fresh: int = 0
     """What a booting worker needs, in bytes."""
+    limit: int | None = None
+    """The kernel's limit, in bytes; None: not known."""
+
+
+class Shedding(NamedTuple):
+    """Whether one worker sheds new work. Times in seconds, on the clock of `now`."""
+
+    since: float | None = None
+    """Since when; None: it does not."""
+    growth: Growth = Growth()
+    """The fastest growth since then."""
+    helped_at: float = 0.0
+    """When another worker was last known to leave or to boot."""
+    spent_at: float | None = None
+    """When it ended in vain; None: it has not."""
 
 
 def next_door(door: Door, crowd: Crowd, limit: int | None, used: int, growth: Growth, now: float) -> Door:
@@ -75,6 +99,29 @@ def next_door(door: Door, crowd: Crowd, limit: int | None, used: int, growth: Gr
     if door.shut_at is None:
         return Door(now, growth)
     return door._replace(growth=growth) if now - door.shut_at < WAITS_FOR else Door(None, growth, now)
+
+
+def next_shedding(shedding: Shedding, waits: bool, crowd: Crowd, growth: Growth, now: float) -> Shedding:
+    """Whether new work is shed from now on. `waits`: it waits already for a worker that leaves.
+
+    It begins when the kernel's limit is near, and waiting does not help or has not helped. It ends when there is more room than that, and
+    also if no other worker leaves or boots, or it lasts too long: then it is not what the pool needs.
+    """
+    growth = growth.at_least(shedding.growth)
+    near = min(int((crowd.limit or 0) * NEAR), NEAR_AT_MOST)
+    # not what booting workers still take: most of that is there already, and no request would be shed for it that does no harm
+    soon = growth.burst * max(1, crowd.serving) * SHUTS_WITHIN
+    if shedding.since is None:
+        if shedding.spent_at is not None and now - shedding.spent_at < RESTS_FOR:
+            return shedding
+        out = crowd.room is not None and crowd.room < max(near, soon)
+        return Shedding(now, growth, now) if out and not waits else Shedding()
+    helped_at = now if crowd.leaving or crowd.starting else shedding.helped_at
+    if crowd.room is not None and crowd.room >= soon + 2 * near and now - shedding.since >= SHEDS_AT_LEAST:
+        return Shedding()
+    if now - helped_at >= HELPS_WITHIN or now - shedding.since >= SHEDS_FOR:
+        return Shedding(spent_at=now)
+    return shedding._replace(growth=growth, helped_at=helped_at)
 
 
 def looks_from(held: int, room: int | None, workers: int) -> int | None:

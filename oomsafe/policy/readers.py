@@ -24,6 +24,9 @@ _YES = frozenset({"1", "true", "yes", "on"})
 _NO = frozenset({"0", "false", "no", "off"})
 _NONE = frozenset({"none", ""})
 
+#: A path as an app gets it: decoded, without what follows a question mark.
+_PATH = re.compile(r"/[!-\"$-+\--<=>@-~]{0,254}")
+
 #: The lowest and highest oom_score_adj (linux/oom.h, OOM_SCORE_ADJ_MIN and _MAX).
 SCORE_MIN, SCORE_MAX = -1000, 1000
 
@@ -73,6 +76,15 @@ def read_seconds(field: str, value: object) -> float:
     if number is None or number < 0:
         raise refused(field, value, "is not a number of seconds, 0 or more", "10")
     return number
+
+
+def read_paths(field: str, value: object) -> tuple[str, ...]:
+    """Paths of requests: a list, or text with commas between them."""
+    found = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, (list, tuple, set, frozenset)) else [None]
+    paths = tuple(path.strip() if isinstance(path, str) else "" for path in found)
+    if all(_PATH.fullmatch(path) for path in paths):
+        return tuple(sorted(set(paths)))
+    raise refused(field, value, "is not a list of paths that begin with / and have no query", "/healthz,/readyz")
 
 
 def read_lifetime(field: str, value: object) -> float | None:

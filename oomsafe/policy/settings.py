@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -17,6 +17,7 @@ from oomsafe.policy.readers import (
     read_lifetime,
     read_metric,
     read_name,
+    read_paths,
     read_redeliveries,
     read_score,
     read_seconds,
@@ -98,6 +99,10 @@ class Policy:
     """Start the replacement first: a worker is recycled once its replacement serves, where memory holds both."""
     grace_period: float
     """Seconds that a draining worker has for its work in flight, and for its open connections."""
+    shed: bool
+    """While recycling can't keep up, and the kernel is about to kill, answer new requests with 503 and Retry-After. gunicorn, uvicorn."""
+    shed_exempt: tuple[str, ...]
+    """The paths of requests that are never shed: health checks. A list, or text with commas."""
     worker_oom_score_adj: int | Literal["auto"]
     """Added to the supervisor's oom_score_adj for each worker, clamped to 1000. auto: at least +300, and more if the
     kernel's formula needs it to rank even a fresh worker above its supervisor."""
@@ -140,6 +145,8 @@ class Policy:
         max_unavailable: int | str | Percent = 1,
         surge: bool = True,
         grace_period: float | str = 30,
+        shed: bool = False,
+        shed_exempt: Sequence[str] | str = (),
         worker_oom_score_adj: int | Literal["auto"] = "auto",
         draining_oom_score_adj: int = 300,
         supervisor_oom_score_adj: int | None = None,
@@ -179,6 +186,8 @@ READERS: dict[str, Callable[[str, object], Any]] = {
     "max_unavailable": read_count,
     "surge": read_switch,
     "grace_period": read_seconds,
+    "shed": read_switch,
+    "shed_exempt": read_paths,
     "worker_oom_score_adj": read_worker_score,
     "draining_oom_score_adj": read_score,
     "supervisor_oom_score_adj": read_supervisor_score,

@@ -152,6 +152,18 @@ class Header:
             self._lock.release()
         return not said & which
 
+    def has_said(self, which: int) -> bool:
+        """Whether a worker has logged this for all: see first_to_refuse()."""
+        return bool(layout.REFUSED.unpack_from(self.memory, layout.REFUSED_AT)[0] & which)
+
+    def take_back(self, which: int) -> None:
+        """What was logged no longer holds: the next worker that finds it so logs it again."""
+        locked = self._lock.try_acquire()
+        (said,) = layout.REFUSED.unpack_from(self.memory, layout.REFUSED_AT)
+        layout.write(self.memory, layout.REFUSED_AT, layout.REFUSED, said & ~which)
+        if locked:
+            self._lock.release()
+
     def admit(self, route: str) -> str | None:
         """The name under which every worker of the pool counts `route`; None: ask again later.
 

@@ -5,7 +5,7 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
 
     header   0  magic "oomsafe\\0" · u32 version · u32 slots · u32 slot size
             20  u16 bits of what one worker has logged for all: 1 soft limit refused, 2 hard limit refused, 4 it stays above its soft limit,
-               8 max_lifetime refused
+               8 max_lifetime refused, 16 what workers have right after boot, 32 new work is shed
             22  u16 recycles in a row of workers that had settled above their soft limit
             24  u64 sequence: odd while the supervisor adds a slot to the totals
             32  u64 supervisor's pid · u64 its start time · f64 created, seconds since 1970
@@ -140,7 +140,7 @@ HEAD = 28
 REASONS = ("soft_limit", "hard_limit", "replaced", "max_lifetime", "killed", "budget")
 
 #: Work that was aborted is counted by reason, in this order; append new reasons at the end.
-ABORTS = ("hard_limit",)
+ABORTS = ("hard_limit", "shed")
 
 _TALLY = struct.Struct("<15Q")
 _ROUTE = struct.Struct(f"<{ROUTE_NAME}s{1 + BUCKETS}Q")
@@ -150,6 +150,8 @@ COUNTERS_SIZE = _TALLY.size + ROUTES * _ROUTE.size
 REFUSES_SOFT, REFUSES_HARD, STAYS_ABOVE, REFUSES_LIFETIME = 1, 2, 4, 8
 #: Another of these bits: what workers have right after boot, and what that leaves, has been logged.
 SAID_ROOM = 16
+#: And another: new work is being shed. The supervisor takes it back when that is over.
+SAID_SHEDS = 32
 
 #: The states, each at the index of its number.
 STATES = tuple(State)

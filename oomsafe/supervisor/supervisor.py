@@ -42,6 +42,7 @@ from oomsafe.supervisor.exporter import Exporter
 from oomsafe.supervisor.onlooker import Onlooker
 from oomsafe.supervisor.preload import Preload
 from oomsafe.supervisor.replacements import Fleet, Reading, Replacements, fresh_of
+from oomsafe.supervisor.shedding import SheddingLine
 
 #: Seconds between two checks of the workers' scores, which depend on the supervisor's size.
 RESCORE_EVERY = 5.0
@@ -102,6 +103,7 @@ class Supervisor:
         self._onlooker: Onlooker | None = None
         self.backstop: Backstop | None = None
         self._budget: Budget | None = None
+        self._shedding: SheddingLine | None = None
         self._look_at = 0.0
         self._refused = self._full = False
         self._gone: deque[Slot] = deque()
@@ -115,6 +117,7 @@ class Supervisor:
             self._onlooker = Onlooker(self.board, self._sizes.sizes_if)
             self.backstop = Backstop(self.board, self._sizes.sizes_if)
             self._budget = None if fleet is None else Budget(self.board, self._sizes.sizes_if, fleet.may_surge)
+            self._shedding = SheddingLine(self.board)
             # for spawned processes, and for `oomsafe status` started by one of them
             os.environ.pop("OOMSAFE_SCOREBOARD", None)
             if self.board.path:
@@ -278,6 +281,8 @@ class Supervisor:
             if self._budget is not None:
                 shares = self.preload is not None and self.preload.bytes is not None
                 self._budget.tick(self.policy, self.reading, shares, now)
+            if self._shedding is not None and self.policy.shed:
+                self._shedding.tick(self.policy, now)
             if now >= self._look_at:
                 self._look_at = now + RESCORE_EVERY
                 if self.board is not None:

@@ -16,7 +16,9 @@ def run(app: Any, **options: Any) -> None:
 
     A setting that can't be right is reported in one line on stderr, and nothing starts.
     """
-    policy = {name: options.pop(name) for name in list(options) if name in READERS and not isinstance(options[name], list)}
+    policy = {
+        name: options.pop(name) for name in list(options) if name in READERS and not (name == "headers" and isinstance(options[name], list))
+    }
     _guard(policy).run(app, **options)
 
 

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from oomsafe.log import once
-from oomsafe.policy.door import WAITS_FOR, Crowd, looks_from, next_door
+from oomsafe.policy.door import WAITS_FOR, Crowd, Shedding, looks_from, next_door, next_shedding
 from oomsafe.policy.door import Door as State
 from oomsafe.policy.trend import LATELY, Growth
 from oomsafe.policy.units import format_size
@@ -26,10 +26,12 @@ FIRST_WAIT, LONGEST_WAIT = 0.005, 0.05
 class Door:
     """The door of one worker. It is used under the guard's lock."""
 
-    def __init__(self, pressure: Pressure, neighbours: Neighbours) -> None:
+    def __init__(self, pressure: Pressure, neighbours: Neighbours, may_shed: bool = False) -> None:
         self._pressure = pressure
         self._neighbours = neighbours
         self._state = State()
+        self._may_shed = may_shed
+        self._shedding = Shedding()
         self.looks_from: float = sys.maxsize
         """When the worker holds this many bytes, the door must be checked."""
         self._grew_fast_at = float("-inf")
@@ -39,9 +41,14 @@ class Door:
         """Whether new work waits."""
         return self._state.shut_at is not None
 
+    @property
+    def sheds(self) -> bool:
+        """Whether new work is refused."""
+        return self._shedding.since is not None
+
     def growth(self, growth: Growth) -> Growth:
         """The growth to reckon with, given the worker's present growth: while work waits, at least the growth before that."""
-        return growth.at_least(self._state.growth) if self.shut else growth
+        return growth.at_least(self._shedding.growth if self.sheds else self._state.growth) if self.shut or self.sheds else growth
 
     def look(self, now: float, used: int, limit: int | None, held: int, growth: Growth) -> None:
         """Open or shut the door. Call it right after Pressure.look() or forget().
@@ -53,8 +60,11 @@ class Door:
         crowd = Crowd()
         if room is not None or pressure.full:
             starting, serving, leaving, _ = self._neighbours.others
-            crowd = Crowd(room, pressure.full, 1 + serving, leaving, starting, pressure.fresh)
+            crowd = Crowd(room, pressure.full, 1 + serving, leaving, starting, pressure.fresh, pressure.limit)
         self._state = next_door(self._state, crowd, limit, used, growth, now)
+        if self._may_shed:
+            # work that has waited did not make the worker grow meanwhile, and would do so again
+            self._shedding = next_shedding(self._shedding, self.shut, crowd, growth.at_least(self._state.growth), now)
         self.looks_from = sys.maxsize
         self.follow(now, held)
 
@@ -91,7 +101,7 @@ class Door:
 
     def open(self) -> None:
         """Open the door for good: the worker leaves, and new work that still reaches it was promised an answer."""
-        self._state, self.looks_from = State(), sys.maxsize
+        self._state, self._shedding, self.looks_from = State(), Shedding(), sys.maxsize
 
 
 class Waiting:
@@ -106,7 +116,7 @@ class Waiting:
         """Seconds to sleep now; 0: the wait is over."""
         now = time.monotonic()
         self._guard.knock()
-        if not self._guard.meter.crowded or now >= self._until:
+        if not self._guard.meter.crowded or self._guard.sheds or now >= self._until:
             return 0.0
         seconds, self._next = self._next, min(LONGEST_WAIT, self._next * 2)
         return min(seconds, self._until - now)

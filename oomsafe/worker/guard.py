@@ -24,7 +24,7 @@ from oomsafe.policy.recycle import Action, Decision, History, Order, Reason, Sna
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.policy.trend import Growth, Trend
-from oomsafe.policy.units import MIB, counted
+from oomsafe.policy.units import MIB, counted, format_size
 from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.forks import own
@@ -113,7 +113,7 @@ class Guard:
         self._suspects = Suspects(self.meter)
         self.hard_limit = HardLimit(self.meter, str(self))
         self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self._neighbours.view)
-        self._door = Door(self._pressure, self._neighbours)
+        self._door = Door(self._pressure, self._neighbours, self.policy.shed and board is not None)
         self._cadence = Cadence(self.meter, self._trend, self._thresholds, self._neighbours, self._door)
         self._report = Report(self.slot, self.meter, self._gauge, self._trend, self._thresholds, self._cadence, poke)
         self._ages_at: float = sys.maxsize
@@ -319,9 +319,11 @@ class Guard:
             return self._consider(now) if self.policy.dry_run else self._reclaim((used or 0) - (self.limits.early or 0))
         if decision.action is Action.RECYCLE:
             self._go(decision.reason, now, used)
-        elif not self.policy.dry_run:
+        elif not self.policy.dry_run or self.policy.shed:
             self._door.look(now, used or 0, self.meter.soft_limit, self.meter.held, self._trend.growth(now, self.meter.held))
-            self.meter.crowded = self._door.shut
+            self.meter.crowded = not self.policy.dry_run and (self._door.shut or self._door.sheds)
+            if self.policy.dry_run and self._door.sheds:
+                attempt("the line about shedding", "the server", self._say_it_sheds)
             self._cadence.set_alert()
         return True
 
@@ -334,6 +336,30 @@ class Guard:
         except Exception as error:
             self.meter.crowded = False
             failed("looking at the pool", "the server", error)
+
+    @property
+    def sheds(self) -> bool:
+        """Whether new work is refused now, but for exempt paths: then it need not wait."""
+        return self.meter.crowded and self._door.sheds
+
+    def refuses(self, path: str) -> bool:
+        """Whether new work for this path is to be refused. If so, it is counted, and the first of the pool logs it."""
+        if not self.sheds or self.meter.leaving or path in self.policy.shed_exempt:
+            return False
+        self.meter.counters.aborts[layout.ABORTS.index("shed")] += 1
+        attempt("the line about shedding", "the server", self._say_it_sheds)
+        return True
+
+    def _say_it_sheds(self) -> None:
+        header = self._header
+        if header is None or header.has_said(layout.SAID_SHEDS) or not header.first_to_refuse(layout.SAID_SHEDS):
+            return
+        dry, exempt = self.policy.dry_run, self.policy.shed_exempt
+        log.warning(
+            "%s: %s left up to the limit of %s, and recycling can't keep up: new %s %s%s", self, format_size(self._pressure.room),
+            format_size(self._pressure.limit), self._unit, "would get 503 (dry run)" if dry else "get 503 for now",
+            f", except {', '.join(exempt)}" if exempt else "",
+        )  # fmt: skip
 
     def _decide(self, now: float, used: int | None) -> Decision:
         """Call decide(). If this worker must leave, its state becomes DRAINING before another worker can decide."""
@@ -427,7 +453,7 @@ class Guard:
         if self._alone is not None:
             self._alone.describe(self._thresholds.capacity, self.limits)
         self.meter.limit(self._thresholds.soft)
-        if not self.policy.dry_run:
+        if not self.policy.dry_run or self.policy.shed:
             self._door.follow(time.monotonic(), self.meter.held)
         self._cadence.set_alert()
         self._history = replace(self._history, refused=self._thresholds.refused, stays=self._thresholds.stays)

@@ -44,6 +44,8 @@ class Pressure:
         """The budget has no room for one more worker."""
         self.room: int | None = None
         """Bytes left up to the kernel's limit when it was last measured; None: not known."""
+        self.limit: int | None = None
+        """That limit in bytes; None: not known."""
         self.read_at = float("-inf")
         """When that was."""
 
@@ -62,7 +64,7 @@ class Pressure:
         self.short = is_short(used, budget, self._growth, boot)
         self.out = is_out(held, limit, self._growth)
         self.full = holds_up(used, budget, self._growth, boot, self.fresh)
-        self.room = None if held is None or limit is None else limit - held
+        self.room, self.limit = None if held is None or limit is None else limit - held, limit
         self.read_at, self._again = now, now + SHORT_EVERY
         if self.room is not None and self._growth.burst > 0:
             self._again = now + min(SHORT_EVERY, max(SHORTEST, self.room / self._growth.burst / 16))

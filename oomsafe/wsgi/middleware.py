@@ -54,8 +54,8 @@ class MemoryMiddleware:
             if guard is None:
                 return app(environ, start_response)
             app = self._hot[0]
-        if guard.meter.crowded:
-            _room(guard)
+        if guard.meter.crowded and not _room(guard, environ):
+            return refused(environ, start_response)
         # PEP 3333 requires a method, but an app's own tests may leave out what the app does not use
         name = f"{environ.get('REQUEST_METHOD', '')} {environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
         work = environ[KEY] = guard.meter.begin(name.encode("latin-1", "replace"))
@@ -90,11 +90,20 @@ class MemoryMiddleware:
         return guard
 
 
-def _room(guard: Guard) -> None:
-    """Wait until there is memory for one more request, or until the longest wait is over."""
+def _room(guard: Guard, environ: Environ) -> bool:
+    """Wait until there is memory for one more request, or until the longest wait is over. False: the request is to be refused."""
     waiting = Waiting(guard)
     while seconds := waiting.seconds():
         time.sleep(seconds)  # looked up in the module each time, because gevent replaces it
+    return not guard.sheds or not guard.refuses(f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}")
+
+
+def refused(environ: Environ, start_response: Any) -> list[bytes]:
+    """The response to a request for which there is no memory now."""
+    from oomsafe.http.refusal import REASON, SHED_BODY, SHED_HEADERS, STATUS  # imported here, because most workers never need it
+
+    start_response(f"{STATUS} {REASON}", [*SHED_HEADERS, ("Content-Length", str(len(SHED_BODY)))])
+    return [] if environ.get("REQUEST_METHOD") == "HEAD" else [SHED_BODY]
 
 
 def _starting(shown: bool | str, environ: Environ, start_response: Any, work: Work) -> Any:

@@ -53,7 +53,7 @@ def test_gunicorn_answers_503_and_goes_on(serve: Callable[..., Any], worker_clas
     assert goes_on(server) == pid
     assert len(server.wait_for(REFUSED, times=len(KINDS))) == len(KINDS)
     assert f"GET /small{REFUSED}balloon (servers/limited_apps.py:" in server.log()
-    until(lambda: server.pool().totals.aborts_by_reason == {"hard_limit": len(KINDS)}, "they are counted")
+    until(lambda: server.pool().totals.aborts_by_reason["hard_limit"] == len(KINDS), "they are counted")
     assert server.lines(" recycling: ") == []
 
 

@@ -348,6 +348,21 @@ def test_a_request_waits_for_memory(guard: Guard, monkeypatch: pytest.MonkeyPatc
     assert (guard.meter.counters.work, guard.meter.in_flight) == (1, 0)
 
 
+def test_a_request_is_refused_where_there_is_no_memory(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what its guard says of its path; the app does not see it, and it is no work."""
+    monkeypatch.setattr(guard, "knock", lambda: None)
+    monkeypatch.setattr(type(guard), "sheds", property(lambda _: True))
+    monkeypatch.setattr(guard, "refuses", lambda path: path != "/healthz")
+    guard.meter.crowded = True
+    app = MemoryMiddleware(hello, guard=guard)
+
+    refused, exempt = call(app, scope()), call(app, {**scope(), "path": "/healthz"})
+
+    assert [message["type"] for message in refused] == ["http.response.start", "http.response.body"]
+    assert (refused[0]["status"], exempt[0]["status"]) == (503, 200)
+    assert guard.meter.counters.work == 1
+
+
 def test_without_asyncio_s_loop_nothing_waits(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no supervisor of ours above trio's servers: nobody who leaves would be seen."""
     monkeypatch.setattr(guard, "knock", lambda: pytest.fail("it waits"))

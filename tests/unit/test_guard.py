@@ -776,6 +776,78 @@ def test_nothing_waits_in_a_dry_run(crowd: Any, clock: Clock) -> None:
     assert not guard.meter.crowded
 
 
+def shedding(crowd: Any, clock: Clock, **policy: Any) -> tuple[Guard, Callable[[int], None]]:
+    """(guard, left): requests have waited in vain in a worker that may shed them."""
+    guard, memory, leave = crowd(**{"shed": True, "shed_exempt": ["/healthz"], **policy})
+    leave(19)
+    grow(guard, memory, clock)
+    clock.go(door.WAITS_FOR)
+    for size in (150, 170):  # when its figures are due, it looks at the room only at the next
+        do(guard, memory, size * MIB, clock)
+    return guard, leave
+
+
+def test_new_work_is_refused_where_it_has_waited_in_vain(crowd: Any, clock: Clock, said: Said) -> None:
+    """But for exempt paths, and until there is room; counted, said once, and it waits no more."""
+    guard, leave = shedding(crowd, clock)
+
+    assert (guard.meter.crowded, guard.sheds, door.Waiting(guard).seconds()) == (True, True, 0.0)
+    assert [guard.refuses(path) for path in ("/", "/healthz", "/healthz/", "/")] == [True, False, True, True]
+    leave(400)
+    clock.go(1.1)
+    guard.knock()
+
+    assert (guard.meter.crowded, guard.refuses("/")) == (False, False)
+    assert guard.meter.counters.aborts_by_reason["shed"] == 3
+    (line,) = [line for line in said() if "503" in line]
+    assert line == (
+        f"worker {os.getpid()} (slot 1): 19.0 MiB left up to the limit of 1000 MiB, and recycling can't keep up: new pieces of work get "
+        "503 for now, except /healthz"
+    )
+
+
+def test_nothing_is_refused_unless_asked_for(crowd: Any, clock: Clock) -> None:
+    """It goes on after it has waited."""
+    guard, _ = shedding(crowd, clock, shed=False)
+
+    assert (guard.sheds, guard.refuses("/")) == (False, False)
+    assert guard.meter.counters.aborts_by_reason["shed"] == 0
+
+
+def test_a_dry_run_says_what_would_be_refused(crowd: Any, clock: Clock, said: Said) -> None:
+    """And lets it in."""
+    guard, _ = shedding(crowd, clock, dry_run=True)
+
+    assert (guard.meter.crowded, guard.sheds, guard.refuses("/")) == (False, False, False)
+    assert len([line for line in said() if "new pieces of work would get 503 (dry run), except /healthz" in line]) == 1
+
+
+def test_a_worker_that_leaves_refuses_nothing(crowd: Any, clock: Clock, recycled: list[str], board: Scoreboard) -> None:
+    """What still comes to it was promised an answer."""
+    guard, _ = shedding(crowd, clock)
+
+    board.give_order(guard.slot.number, guard.slot.generation, Order.BUDGET)
+    clock.go(LOOK_AGAIN)
+    guard.knock()
+
+    assert (recycled, guard.sheds, guard.refuses("/")) == (["now"], False, False)
+    assert guard.meter.counters.by_reason["budget"] == 1
+
+
+def test_a_worker_in_a_pool_that_is_short_looks_for_orders_soon(crowd: Any, clock: Clock, board: Scoreboard) -> None:
+    """It may be below its limit, and its supervisor still send it away, which it wakes for that."""
+    guard, memory, leave = crowd()
+    woken: list[float] = []
+    guard._report._poke = lambda: woken.append(clock())
+    board.header.looked = 1.0
+    leave(150)  # the budget leaves 50 MiB of these
+
+    grow(guard, memory, clock)
+
+    assert woken
+    assert guard.meter.publish_at <= clock() + 0.1
+
+
 def test_nothing_waits_in_a_worker_that_leaves_itself(crowd: Any, clock: Clock, recycled: list[str], board: Scoreboard) -> None:
     """What comes to it yet was promised an answer."""
     guard, memory, leave = crowd()

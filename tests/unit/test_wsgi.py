@@ -105,6 +105,24 @@ def test_a_request_waits_for_memory(guard: Guard, monkeypatch: pytest.MonkeyPatc
     assert (guard.meter.counters.work, guard.meter.in_flight) == (1, 0)
 
 
+def test_a_request_is_refused_where_there_is_no_memory(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what its guard says of its path, mount included; the app does not see it, and it is no work."""
+    asked: list[str] = []
+    monkeypatch.setattr(guard, "knock", lambda: None)
+    monkeypatch.setattr(type(guard), "sheds", property(lambda _: True))
+    monkeypatch.setattr(guard, "refuses", lambda path: asked.append(path) or path != "/a/healthz")
+    guard.meter.crowded = True
+    app, server = MemoryMiddleware(hello, guard=guard), Server()
+
+    refused = server.get(app, {**environ("/x"), "SCRIPT_NAME": "/a"})
+    exempt = Server().get(app, {**environ("/healthz"), "SCRIPT_NAME": "/a"})
+
+    assert (refused.split(b".")[0], exempt) == (b"This service is short of memory", b"hello")
+    assert server.started[-1][0] == "503 Service Unavailable"
+    assert asked == ["/a/x", "/a/healthz"]
+    assert guard.meter.counters.work == 1
+
+
 def test_in_flight_until_it_is_closed(guard: Guard) -> None:
     """Not only while the app is called: a body that streams makes memory grow as well."""
     body = MemoryMiddleware(hello, guard=guard)(environ("/x"), Server().start_response)
