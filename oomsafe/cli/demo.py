@@ -1,4 +1,4 @@
-"""``oomsafe demo``: a leaking app under load, live, with oomsafe or without."""
+"""``oomsafe demo``: a leaking or a ballooning app under load, live, with oomsafe or without."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from oomsafe.cli import balloon as ballooning
 from oomsafe.cli.bars import memory_bar
 from oomsafe.demo.app import LEAK, TASK_LEAK
-from oomsafe.demo.load import Load
+from oomsafe.demo.load import BalloonLoad, Load
 from oomsafe.demo.server import ASGI_CLASSES, DemoServer
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import MIB, format_size
@@ -32,43 +33,69 @@ TASK_LIMIT = 768 * MIB
 @click.command()
 @click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(2, 600), help="How long the load runs.")
 @click.option("--server", default="gunicorn", show_default=True, type=click.Choice(["gunicorn", "uvicorn", "celery"]))
-@click.option("--worker-class", type=click.Choice(CLASSES), help="gunicorn's worker class.  [default: sync]")
+@click.option("--worker-class", type=click.Choice(CLASSES), help="gunicorn's worker class.  [default: sync, with --balloon asgi]")
+@click.option("--balloon", is_flag=True, help="One request that asks for 2 GiB each 1.5 s, beside good ones, in place of the leak.")
 @click.option("--without", is_flag=True, help="Run without oomsafe, to see what the kernel does.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
-def demo(seconds: float, server: str, worker_class: str | None, without: bool, as_json: bool) -> None:
+def demo(seconds: float, server: str, worker_class: str | None, balloon: bool, without: bool, as_json: bool) -> None:
     """Run a server with an app that leaks 256 KiB a request (Celery: 1 MiB a task, beside tasks that
     balloon and, in a memory cgroup, poison ones that the kernel kills), under real load.
 
     With oomsafe, its workers are recycled before anything is killed. Exits with 0 if that
-    happened, no request failed, and the supervisor survived.
+    happened, no request failed, and the supervisor survived. With --balloon: if each request that
+    asks for 2 GiB got 503, nothing was killed, no other request failed, and the supervisor survived.
     """
+    if balloon and server == "celery":
+        raise click.UsageError("--balloon only works with gunicorn and uvicorn: Celery's demo has tasks that balloon anyway")
     if server != "gunicorn" and worker_class:
         raise click.UsageError(f"--worker-class only works with gunicorn: leave it out with --server {server}")
-    worker_class = worker_class or {"gunicorn": "sync", "uvicorn": "uvicorn", "celery": "prefork"}[server]
+    worker_class = worker_class or _default_class(server, balloon)
     _needs(server, worker_class)
     console = Console(stderr=as_json)
     try:
-        limit = TASK_LIMIT if server == "celery" else LIMIT
-        with DemoServer(server, worker_class, WORKERS, None if without else SOFT_LIMIT, limit) as running:
-            load: Any = _load(running) if server == "celery" else Load(running.port)
+        with _server(server, worker_class, balloon, without) as running:
+            load = _load(running, balloon)
             _run(running, load, seconds, console, quiet=as_json)
             result = {"server": server, "worker_class": worker_class, **_result(running, load, seconds, without)}
             if server == "celery":
                 result |= {"ballooned": load.ballooned, "poison": load.poison, "given_up": len(load.given_up)}
+            if balloon:
+                result |= ballooning.result(running, load, without)
     except RuntimeError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
         print(json.dumps(result))
     else:
-        console.print(_summary(result, running, load, without))
-    good = result["failed"] == 0 and result["recycles"] > 0 and result["supervisor_survived"]
+        console.print((ballooning.summary if balloon else _summary)(result, running, load, without))
+    leaked_well = result["failed"] == 0 and result["recycles"] > 0 and result["supervisor_survived"]
+    good = ballooning.is_good(result) if balloon else leaked_well
     raise SystemExit(0 if good or without else 1)
 
 
-def _load(server: DemoServer) -> Any:
+def _server(server: str, worker_class: str, balloon: bool, without: bool) -> DemoServer:
+    limit = TASK_LIMIT if server == "celery" else LIMIT
+    soft = None if without else ballooning.SOFT_LIMIT if balloon else SOFT_LIMIT
+    hard = ballooning.HARD_LIMIT if balloon and not without else None
+    return DemoServer(server, worker_class, WORKERS, soft, limit, hard_limit=hard, balloon=balloon)
+
+
+def _load(server: DemoServer, balloon: bool) -> Any:
+    if balloon:
+        return BalloonLoad(server.port)
+    if server.unit == "request":
+        return Load(server.port)
     from oomsafe.demo.task_load import TaskLoad  # imported here, because Celery is only needed with --server celery
 
     return TaskLoad(server.folder, poison=server.sandbox is not None)
+
+
+def _default_class(server: str, balloon: bool) -> str:
+    if server != "gunicorn":
+        return {"uvicorn": "uvicorn", "celery": "prefork"}[server]
+    if not balloon:
+        return "sync"
+    # a sync worker that is killed takes no other request with it: the balloon must have neighbours, to show what a kill costs
+    return "asgi" if find_spec("gunicorn") and find_spec("gunicorn.asgi") else "gthread"  # its own asgi class came with gunicorn 24
 
 
 def _needs(server: str, worker_class: str) -> None:
@@ -83,7 +110,7 @@ def _needs(server: str, worker_class: str) -> None:
 def _run(server: DemoServer, load: Any, seconds: float, console: Console, quiet: bool) -> None:
     """Watch the server under load until the time is up, or its supervisor has died."""
     if not quiet:
-        console.print(_opening(server))
+        console.print(_opening(server, load))
     load.start()
     begin = time.monotonic()
     with Live(console=console, refresh_per_second=10, transient=True, auto_refresh=not quiet) as live:
@@ -111,8 +138,8 @@ def _event(spent: float, line: str) -> Text:
     return Text(f"{spent:5.1f} s  {printable(line, 400)}", style="red" if "SIGKILL" in line else "")
 
 
-def _opening(server: DemoServer) -> str:
-    rate = f"each {server.unit} leaks {format_size(_leak(server))}"
+def _opening(server: DemoServer, load: Any) -> str:
+    rate = ballooning.RATE if isinstance(load, BalloonLoad) else f"each {server.unit} leaks {format_size(_leak(server))}"
     if server.sandbox:
         where = f"in a memory cgroup of {format_size(server.limit)}"
     else:
@@ -144,6 +171,7 @@ def _picture(server: DemoServer, load: Any, spent: float) -> Group:
     counts = {
         f"{server.unit}s": load.requests,
         "failed": load.failed,
+        **({"balloons": load.balloons, "refused": load.refused} if isinstance(load, BalloonLoad) else {}),
         "recycles": recycles,
         "killed": seen.killed,
         "supervisor": supervisor,

@@ -13,14 +13,16 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 
+from oomsafe.demo.app import BALLOON
 from oomsafe.demo.server_process import ENDING_WITH_US, ServerProcess, answers, environment, remove
-from oomsafe.kernel.process import peak_rss_of, rss_of
+from oomsafe.kernel.process import OwnMemory, peak_rss_of, rss_of
+from oomsafe.kernel.rlimit import enforcement
 from oomsafe.kernel.sandbox import Sandbox
 from oomsafe.scoreboard.view import PoolView
 
 _LISTENING = re.compile(r"(?:Listening at:|running on) http://127\.0\.0\.1:(\d+)")
 _LEVEL = r"(?:INFO|WARNING|ERROR|CRITICAL)"
-_WORDS = "recycling:|SIGKILL|is given up|Child process .* died|oomsafe guards|oomsafe failed|WORKER TIMEOUT"
+_WORDS = "recycling:|SIGKILL|is given up|Child process .* died|oomsafe guards|oomsafe failed|WORKER TIMEOUT|has asked for more memory"
 _NOTABLE = re.compile(rf"(?:\[{_LEVEL}\]|: {_LEVEL}/\S+\]|^{_LEVEL}:) +(.*(?:{_WORDS}).*)")
 _KILLED = re.compile(r"was sent SIGKILL|exited with 'signal 9 ")
 _POISONED = re.compile(r"task poison\[.* took its child (\d+) ")
@@ -54,20 +56,32 @@ class Observed:
 class DemoServer(ServerProcess):
     """gunicorn, uvicorn or Celery with the leaking app, ready for requests or tasks. Use it as a context manager.
 
-    `limit` is the cgroup's, in bytes. `soft_limit` is in bytes; None runs the server without oomsafe. Raises RuntimeError if the server
-    does not start.
+    `limit` is the cgroup's, in bytes. `soft_limit` is in bytes; None runs the server without oomsafe. `balloon`: serve the ballooning app
+    instead, with a `hard_limit` in bytes, and only where something limits it. Raises RuntimeError if the server does not start.
     """
 
     # gunicorn passes each signal on once, and a worker that is just being forked misses it: so try again, with a stronger signal
     ENDS = (signal.SIGTERM, signal.SIGQUIT)
 
-    def __init__(self, server: str, worker_class: str, workers: int, soft_limit: int | None, limit: int) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="oomsafe-demo-")
-        self.folder = self._temporary.name
+    def __init__(
+        self,
+        server: str,
+        worker_class: str,
+        workers: int,
+        soft_limit: int | None,
+        limit: int,
+        *,
+        balloon: bool = False,
+        hard_limit: int | None = None,
+    ) -> None:
         self.limit = limit
         self.sandbox: Sandbox | None = None
         with contextlib.suppress(OSError):  # not root, or no memory controller: then there is no cgroup
             self.sandbox = Sandbox(f"oomsafe-demo-{os.getpid()}", limit)
+        if balloon and self.sandbox is None:
+            _needs_a_limit(hard_limit)
+        self._temporary = tempfile.TemporaryDirectory(prefix="oomsafe-demo-")
+        self.folder = self._temporary.name
         self.observed = Observed()
         self._guarded = soft_limit is not None
         self._read = 0
@@ -75,9 +89,11 @@ class DemoServer(ServerProcess):
         environ = environment()
         if soft_limit is not None:
             environ |= {"OOMSAFE_SOFT_LIMIT": f"{soft_limit >> 20}MiB", "OOMSAFE_MIN_LIFETIME": "1"}
+        if hard_limit is not None:
+            environ["OOMSAFE_HARD_LIMIT"] = f"{hard_limit >> 20}MiB"
         # HOME too: gunicorn 25 and later keep a control socket below it
         environ["HOME"] = self.folder
-        command = _command(server, worker_class, workers, self._guarded)
+        command = _command(server, worker_class, workers, self._guarded, *(("balloon", "balloon_asgi") if balloon else ("app", "asgi")))
         command = self.sandbox.command(command) if self.sandbox else command
         self.port = 0
         super().__init__([*ENDING_WITH_US, *command], self.folder, environ, log="log")
@@ -132,12 +148,21 @@ class DemoServer(ServerProcess):
         return whole.decode("utf-8", "replace").splitlines()
 
 
-def _command(server: str, worker_class: str, workers: int, guarded: bool) -> list[str]:
-    """The command line that a user would type, with oomsafe or without."""
+def _needs_a_limit(hard_limit: int | None) -> None:
+    """Raise RuntimeError if nothing on this machine would stop a balloon at once: no hard limit, or a kernel that does not enforce it."""
+    mapped = OwnMemory().mapped()
+    trial = None if hard_limit is None or mapped is None else enforcement(mapped[2])
+    if trial is None or not trial.enforced:
+        why = "" if trial is None else f" and the kernel's own: {trial.reason}"
+        raise RuntimeError(f"a balloon of {BALLOON >> 30} GiB needs a limit, and there is none here: a memory cgroup needs root{why}")
+
+
+def _command(server: str, worker_class: str, workers: int, guarded: bool, wsgi: str, asgi: str) -> list[str]:
+    """The command line that a user would type, with oomsafe or without. `wsgi` and `asgi` are the names of the demo's apps."""
     if server == "uvicorn":
         module = "oomsafe.uvicorn" if guarded else "uvicorn"
         options = ["--port", "0", "--workers", str(workers), "--no-access-log"]
-        return [sys.executable, "-m", module, *options, "oomsafe.demo.app:asgi"]
+        return [sys.executable, "-m", module, *options, f"oomsafe.demo.app:{asgi}"]
     if server == "celery":
         # Celery's own way to select a pool class; in your own app it is one line, oomsafe.celery.install(app)
         pool = ["env", "CELERY_CUSTOM_WORKER_POOL=oomsafe.celery.pool:TaskPool"] if guarded else []
@@ -147,5 +172,4 @@ def _command(server: str, worker_class: str, workers: int, guarded: bool) -> lis
     options = ["--bind", "127.0.0.1:0", "--workers", str(workers), "--worker-class", worker_class]
     options += ["--threads", "4"] if worker_class == "gthread" else []
     options += ["--config", "python:oomsafe.gunicorn.conf"] if guarded else []
-    app = "asgi" if worker_class in ASGI_CLASSES else "app"
-    return [sys.executable, "-m", "gunicorn", *options, f"oomsafe.demo.app:{app}"]
+    return [sys.executable, "-m", "gunicorn", *options, f"oomsafe.demo.app:{asgi if worker_class in ASGI_CLASSES else wsgi}"]

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,9 +26,13 @@ HANGING = "import time\ndef wsgi(environ, start_response): time.sleep(30)"
 KEYS = ["server", "worker_class", "seconds", "requests", "failed", "recycles", "soft_limit_bytes", "peak_worker_rss_bytes"]
 
 
-def run(*argv: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("OOMSAFE_")}
-    return subprocess.run([*OOMSAFE, *argv], capture_output=True, text=True, timeout=120, env={**environ, **(env or {})}, check=False)
+#: Bytes of mapped files that a worker of the demo may have beside its memory: Python, and a server's libraries.
+FILES = 32 << 20
+
+
+def run(*argv: str, env: dict[str, str] | None = None, wrap: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    environ = {**{k: v for k, v in os.environ.items() if not k.startswith("OOMSAFE_")}, **(env or {})}
+    return subprocess.run([*wrap, *OOMSAFE, *argv], capture_output=True, text=True, timeout=120, env=environ, check=False)
 
 
 def test_status_shows_a_pool_from_outside(serve: Callable[..., Gunicorn]) -> None:
@@ -152,17 +156,74 @@ def test_demo_recycles_and_loses_nothing(worker_class: str) -> None:
 @pytest.mark.xdist_group("demo")
 def test_demo_without_oomsafe_shows_the_kernel_kill() -> None:
     """The other half of the demo: in a memory cgroup, the kernel kills workers and requests are lost."""
-    try:
-        with Sandbox(f"oomsafe-test-{os.getpid()}-demo", 64 << 20):
-            pass
-    except OSError as error:
-        need(False, f"a memory cgroup can't be made: {error}")
+    need(a_cgroup_can_be_made(), "a memory cgroup can't be made")
 
     ended = run("demo", "--without", "--seconds", "12", env={"COLUMNS": "200"})
 
     assert ended.returncode == 0, ended.stderr
     assert "was sent SIGKILL" in ended.stdout
     assert "the kernel's OOM killer took" in ended.stdout
+
+
+# not gthread: there a balloon has neighbours in its own worker (docs/hard-limit.md)
+@pytest.mark.parametrize("worker_class", [*(name for name in CLASSES if name != "gthread"), "uvicorn"])
+@pytest.mark.xdist_group("demo")
+def test_demo_of_a_balloon_refuses_it_and_nothing_else(worker_class: str) -> None:
+    """Each request for 2 GiB gets 503; all others, and every worker that they are in, go on."""
+    has_class(worker_class)
+    which = ["--server", "uvicorn"] if worker_class == "uvicorn" else ["--worker-class", worker_class]
+    ended = run("demo", "--balloon", "--json", "--seconds", "8", *which)
+
+    result = json.loads(ended.stdout)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert list(result) == [*KEYS, "supervisor_survived", "hard_limit_bytes", "balloons", "refused", "killed"]
+    assert result["worker_class"] == worker_class
+    assert result["requests"] > 500
+    assert (result["failed"], result["killed"], result["supervisor_survived"]) == (0, 0, True)
+    assert result["refused"] == result["balloons"] >= 3
+    # mapped files are not in the limit
+    assert result["peak_worker_rss_bytes"] <= 1.05 * result["hard_limit_bytes"] + FILES
+
+
+@pytest.mark.xdist_group("demo")
+def test_demo_of_a_balloon_without_oomsafe_shows_the_kernel_kill() -> None:
+    """In a memory cgroup the balloon costs a worker each time, and with it the requests beside it."""
+    need(a_cgroup_can_be_made(), "a memory cgroup can't be made")
+
+    ended = run("demo", "--balloon", "--without", "--seconds", "10", env={"COLUMNS": "200"})
+
+    assert ended.returncode == 0, ended.stderr
+    assert "was sent SIGKILL" in ended.stdout
+    killed, failed = re.findall(r"^(?:  killed by SIGKILL|  failed) +(\d+)", ended.stdout, re.MULTILINE)[::-1]
+    assert int(killed) >= 3
+    assert int(failed) >= 1
+    assert f"took {killed} workers, and with them {failed} good requests" in ended.stdout
+
+
+def test_demo_of_a_balloon_needs_something_that_stops_it() -> None:
+    """Neither a cgroup nor a hard limit: it is refused before any server starts. With a hard limit alone it shows the same."""
+    need(os.geteuid() == 0 and a_cgroup_can_be_made(), "only root hides memory cgroups from a process")
+    hidden = ["unshare", "--mount", "sh", "-c", 'umount --recursive --lazy /sys/fs/cgroup && exec "$0" "$@"']
+
+    without = run("demo", "--balloon", "--without", "--seconds", "2", wrap=hidden)
+    limited = run("demo", "--balloon", "--json", "--seconds", "6", "--worker-class", "sync", wrap=hidden)
+    celery = run("demo", "--balloon", "--server", "celery")
+
+    assert (without.returncode, without.stdout) == (1, "")
+    assert without.stderr.endswith("Error: a balloon of 2 GiB needs a limit, and there is none here: a memory cgroup needs root\n")
+    assert limited.returncode == 0, limited.stdout + limited.stderr
+    assert json.loads(limited.stdout)["refused"] >= 2
+    assert celery.returncode == 2
+    assert "--balloon only works with gunicorn and uvicorn" in celery.stderr
+
+
+def a_cgroup_can_be_made() -> bool:
+    """With a memory limit, below this process's."""
+    try:
+        with Sandbox(f"oomsafe-test-{os.getpid()}-demo", 64 << 20):
+            return True
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
