@@ -68,10 +68,12 @@ class Load:
         self._timers: list[tuple[float, int, Client]] = []
         self._sequence = 0
 
-    def add(self, who: str, count: int, path: str, pause: Callable[[], float | None], *, spread: float = 0) -> None:
+    def add(
+        self, who: str, count: int, path: str, pause: Callable[[], float | None], *, spread: float = 0, kind: type[Client] = Client
+    ) -> None:
         """`count` clients more; they begin over `spread` seconds."""
         for number in range(count):
-            self.clients.append(Client(self, who, path, pause, clock() + spread * number / count))
+            self.clients.append(kind(self, who, path, pause, clock() + spread * number / count))
 
     def wake(self, due: float, client: Client) -> None:
         """Have `client` ask when it is `due`."""

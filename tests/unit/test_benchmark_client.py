@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import verifying_client
+from balloon_load import BalloonLoad, JsonClient, outcome, run
 from http_response import MalformedError, Response, parse
 from verifying_load import Load, unserved
 
@@ -286,3 +288,56 @@ def test_a_failed_request_has_waited() -> None:
         told = ask(port, timeout=0.1)
 
     assert told["longest"] >= 0.1
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "failures"),
+    [
+        ('{"token": "c0r1"}', "/small", {}),
+        ('{"token": "c9r1"}', "/small", {"wrong body": 1}),
+        ("[", "/small", {"wrong body": 1}),
+        ('["c0r1"]', "/small", {"wrong body": 1}),
+        ('{"token": "c0r1"}', "/work", {"wrong body": 1}),
+        (json.dumps({"token": "c0r1", "size": 2 << 20, "numbers": list(range(10_000))}), "/work", {}),
+    ],
+)
+def test_what_is_right_json(body: str, path: str, failures: dict[str, int]) -> None:
+    """Whole, and this request's."""
+
+    def script(connection: socket.socket) -> None:
+        asked(connection)
+        connection.sendall(answer(body.encode()))
+
+    with serving(script) as port:
+        load = BalloonLoad(port, timeout=5)
+        load.add("busy", 1, path, lambda: None, kind=JsonClient)
+        told = load.run(5)
+
+    assert {kind.removeprefix("busy: "): count for kind, count in told["failures"].items()} == (
+        {f"{kind} (first request)": count for kind, count in failures.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("status 503", "503"),
+        ("status 500 (first request)", "500"),
+        ("closed unanswered (first request)", "reset"),
+        ("reset unanswered", "reset"),
+        ("cut short", "reset"),
+        ("timeout", "timeout"),
+    ],
+)
+def test_outcomes(kind: str, expected: str) -> None:
+    """As the tables of balloons.py name them."""
+    assert outcome(kind) == expected
+
+
+def test_innocents_and_culprits_are_told_apart() -> None:
+    """What a balloon gets is no failure of an innocent, and how long it waits is nobody's latency."""
+    with serving(error) as port:
+        told = run(port, "/blocks", 1.5, 40, 5)
+
+    assert told["innocents"] == told["failed"]["503"] > 8
+    assert told["culprits"] == told["outcomes"]["503"] == 2
