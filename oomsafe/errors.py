@@ -27,7 +27,7 @@ class SoftMemoryLimitExceeded(OomsafeError):
 
 
 class MemoryLimitExceeded(OomsafeError):
-    """The result of a task that was stopped at its memory limit. Its args: (task, used, limit), in bytes."""
+    """The result of a task that was stopped at its memory limit, or asked for more. Its args: (task, used, limit), in bytes."""
 
     def __str__(self) -> str:
         return _over("memory limit", self.args)
@@ -41,5 +41,8 @@ def _over(which: str, figures: tuple[object, ...]) -> str:
     # a result backend may return anything
     if len(figures) != 3 or not all(isinstance(figure, int) for figure in figures[1:]):
         return " ".join(map(str, figures))
-    used, limit = (f"{figure / (1 << 20):.1f} MiB" for figure in figures[1:] if isinstance(figure, int))
-    return f"task {figures[0]} used {used} > its {which} {limit}; raise the limit, or have the task use less at a time"
+    sizes = [figure for figure in figures[1:] if isinstance(figure, int)]
+    used, limit = (f"{size / (1 << 20):.1f} MiB" for size in sizes)
+    refused = f"asked for more than its {which} {limit}, and still used {used}"
+    over = f"used {used} > its {which} {limit}" if sizes[0] > sizes[1] else refused
+    return f"task {figures[0]} {over}; raise the limit, or have the task use less at a time"

@@ -9,7 +9,8 @@ Begin reading with installation.py, which runs where the app is made (launch.py:
 - In MainProcess: pool.py overrides billiard's methods, and calls pool_guard.py (children, their deaths, what happens to their
   tasks). consumer.py has the node's budget and its intake, redelivery.py decides which tasks may be redelivered, and remote.py has the
   commands for `celery inspect` and `celery control`.
-- In a child: child.py, and task_loop.py around each task; stock_child.py if install() was not called in MainProcess.
+- In a child: child.py, task_loop.py around each task, and task_memory.py for its memory limit; stock_child.py if install() was
+  not called in MainProcess.
 - In a node of one process (threads, gevent, eventlet, solo): single_process.py.
 - In several of these: task_limits.py and notes.py in MainProcess and in processes that run tasks, errors.py in all.
 

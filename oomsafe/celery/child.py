@@ -19,6 +19,7 @@ from celery.states import READY_STATES
 from oomsafe.celery.errors import heed
 from oomsafe.celery.notes import Notes
 from oomsafe.celery.task_loop import TaskLoop, nothing
+from oomsafe.celery.task_memory import TaskMemory
 from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.kernel.process import forget_peak, peak_rss_of
 from oomsafe.log import attempt, failed, log, log_with
@@ -44,6 +45,8 @@ class GuardedWorker:
         self._is_late: dict[str, bool] = {}
         self._notes: Notes | None = None
         self._meta: Meta | None = None
+        self._memory: TaskMemory | None = None
+        self._held, self._fails = 0, False
         super().__init__(*args, **options)
 
     def __reduce__(self) -> Any:
@@ -72,8 +75,14 @@ class GuardedWorker:
         self._guard = self._loop.guard = attempt("guard", "Celery", lambda: Guard.of_seat(seat, board, slot, unit="tasks", recycle=nothing))
         if self._guard is not None:
             set_guard(self._guard)
+            self._memory = attempt("memory limits of tasks", "Celery", partial(self._task_memory, self._guard))
             if current_app.conf.result_extended:
                 self._meta = attempt("a result's meta", "Celery", partial(Meta, current_app, self._guard))
+
+    def _task_memory(self, guard: Guard) -> TaskMemory:
+        memory = TaskMemory(guard, self._runs_out)
+        memory.install(lambda: self._loop.work)
+        return memory
 
     def _make_child_methods(self, *args: Any, **options: Any) -> None:
         super()._make_child_methods(*args, **options)  # type: ignore[misc]
@@ -83,8 +92,10 @@ class GuardedWorker:
         if self._guard is not None:
             self._guard.ready()  # what it holds now is its baseline
 
-    def take_up(self, name: str, ticket: int, task_id: str, args: tuple[Any, ...]) -> None:
+    def take_up(self, name: str, ticket: int, task_id: str, args: tuple[Any, ...], growth: int | None) -> None:
         """Note that a task begins: its limits may only be enforced inside it. `args` are those of Celery's tracer.
+
+        `growth`: the bytes by which it may grow, which the kernel enforces.
 
         Raises SoftMemoryLimitExceeded if the supervisor's signal about its limit arrives here already.
         """
@@ -100,12 +111,25 @@ class GuardedWorker:
             if self._meta is not None:
                 self._meta.begins()
             if self._slot is not None and self._guard is not None:
-                self._name, self._ticket = name, ticket
-                self._slot.take_up(ticket, self._guard.meter.without_files)
+                self._name, self._ticket, self._fails = name, ticket, False
+                self._held = self._guard.meter.without_files
+                self._slot.take_up(ticket, self._held)
+            if self._memory is not None:
+                self._memory.begin(name, task_id, growth)
         except SoftMemoryLimitExceeded:
             raise
         except Exception as error:
             failed("the begin of a task", "Celery", error)
+
+    def instead_of(self, name: str, error: MemoryError) -> Exception | None:
+        """What the task fails with instead of this error; None: the error stays."""
+        return None if self._memory is None else self._memory.instead_of(name, error)
+
+    def _runs_out(self, reserve: int) -> None:
+        """The task in hand was refused memory. It ends, and is neither told of its soft limit nor stopped while its failure is reported."""
+        self._fails = True
+        if self._slot is not None and self._ticket:
+            self._slot.take_up(self._ticket, self._held + reserve)
 
     def put_down(self, of_its_own: bool) -> None:
         """Note that the task has ended; `of_its_own`: by itself, with or without an error. A second call changes nothing."""
@@ -120,6 +144,8 @@ class GuardedWorker:
             failed("the end of a task", "Celery", error)
 
     def _put_down(self, of_its_own: bool) -> None:
+        if self._memory is not None:
+            self._memory.end()
         if self._ticket and self._slot is not None:
             self._ticket = 0  # from here on the signal raises nothing
             self._slot.put_down()
@@ -128,8 +154,13 @@ class GuardedWorker:
             self._late = ""
 
     def _told(self, *_: object) -> None:
-        """Handle the supervisor's signal: raise in the current task if it is still the one that is over its soft limit."""
-        heed(self._slot, self._ticket, self._name)
+        """Handle the supervisor's signal: raise in the current task if it is still the one that is over its soft limit.
+
+        Otherwise the task has grown, and what it may still get is measured again.
+        """
+        heed(self._slot, 0 if self._fails else self._ticket, self._name)
+        if self._memory is not None:
+            self._memory.follow()
 
 
 class GuardedAsynWorker(GuardedWorker, AsynWorker):  # type: ignore[misc]

@@ -71,9 +71,10 @@ class GuardedPool:
     def apply_async(self, func: Any, args: Any = (), kwds: Any = None, **options: Any) -> Any:
         """Celery hands out a task; `args` are (name, id, the message's headers, ...). Raises TaskRevokedError if it has been given up."""
         request = self._guard.before_handing_out(options)
-        job = super().apply_async(func, args, kwds or {}, **options)  # type: ignore[misc]
+        ceiling, keywords = self._guard.limits_of(args)
+        job = super().apply_async(func, args, {**(kwds or {}), **keywords}, **options)  # type: ignore[misc]
         if job is not None:
-            self._guard.handed_out(job, args, request)
+            self._guard.handed_out(job, args, request, ceiling)
         return job
 
     def on_job_ready(self, job: int, i: Any, obj: Any, fd: Any) -> None:

@@ -12,8 +12,10 @@ from celery.exceptions import TaskRevokedError
 from oomsafe.celery.errors import WorkerOutOfMemory, info_of
 from oomsafe.celery.redelivery import Redelivery, request_of
 from oomsafe.celery.task_limits import TaskLimits, task_of
+from oomsafe.celery.task_loop import GROWTH
 from oomsafe.errors import MemoryLimitExceeded
 from oomsafe.log import attempt, failed, log
+from oomsafe.policy.ceilings import SPARE, Ceiling
 from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
@@ -163,15 +165,29 @@ class PoolGuard:
             raise TaskRevokedError(request.id)  # what Celery expects for a task that must not run
         return request
 
-    def handed_out(self, job: Any, args: Any, request: Any) -> None:
+    def limits_of(self, args: Any) -> tuple[Ceiling | None, dict[str, int]]:
+        """The limits of a task that is about to be handed out, and the keywords that its child gets with it; None: it has no limits.
+
+        `args` are those of Celery's tracer. The child gets the growth at which the kernel refuses the task more.
+        """
+        try:
+            name, _, headers = task_of(args)
+            ceiling = self._limits.of(name, headers)
+        except Exception as error:
+            failed("limits", "Celery", error)
+            return None, {}
+        if ceiling is None or ceiling.hard is None or ceiling.absolute or self.supervisor.policy.dry_run:
+            return ceiling, {}
+        return ceiling._replace(spare=SPARE), {GROWTH: ceiling.hard}
+
+    def handed_out(self, job: Any, args: Any, request: Any, ceiling: Ceiling | None) -> None:
         """`args` are those of Celery's tracer: (name, id, the message's headers, ...)."""
         try:
-            name, task_id, headers = task_of(args)
+            name, task_id, _ = task_of(args)
             job.oomsafe = HandedOut(request, name, task_id)
             if is_late(request) or getattr(request and request.task, "retry_on_worker_lost", None):
                 self.redelivery.lone_child = len(self.jobs) == len(self._pool._pool) == 1
                 self.redelivery.handed_out(job._job, request)
-            ceiling = self._limits.of(name, headers)
             if self._watching is not None:
                 self._watching.watch(job._job, ceiling)
         except Exception as error:

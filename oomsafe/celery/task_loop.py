@@ -16,12 +16,18 @@ from oomsafe.log import attempt, failed
 from oomsafe.worker.guard import Guard
 from oomsafe.worker.meter import PUBLISH_EVERY, Work
 
+#: The keyword with which MainProcess hands out a task that has a memory_limit: the bytes by which it may grow.
+GROWTH = "oomsafe_growth"
+
 
 class Tasks(Protocol):
     """The object in a child that is notified when a task begins and ends."""
 
-    def take_up(self, name: str, ticket: int, task_id: str, args: tuple[Any, ...]) -> None:
-        """A task begins; `args` are those of Celery's tracer. May raise SoftMemoryLimitExceeded."""
+    def take_up(self, name: str, ticket: int, task_id: str, args: tuple[Any, ...], growth: int | None) -> None:
+        """A task begins; `args` are those of Celery's tracer, `growth` its memory_limit. May raise SoftMemoryLimitExceeded."""
+
+    def instead_of(self, name: str, error: MemoryError) -> Exception | None:
+        """The MemoryError comes out of the tracer: what the task fails with instead, if its memory_limit is the cause."""
 
     def put_down(self, of_its_own: bool) -> None:
         """The task has ended; `of_its_own`: by itself, with or without an error. A second call changes nothing."""
@@ -39,7 +45,8 @@ class TaskLoop:
         self.guard: Guard | None = None
         self._tasks = tasks
         self._begins: Callable[[], None] | None = begins
-        self._work: Work | None = None
+        self.work: Work | None = None
+        """The task in flight."""
         self._pipe: select.poll | None = None
 
     def run_in(self, worker: Any) -> None:
@@ -52,7 +59,7 @@ class TaskLoop:
 
         # inlined here and below, because every task pays for it: a call costs a child three times what it costs in a loop
         def between_two_tasks() -> Any:
-            work, self._work = self._work, None
+            work, self.work = self.work, None
             if work is not None:
                 work.meter.end(work)
             elif self._begins is not None:
@@ -78,7 +85,7 @@ class TaskLoop:
             attempt("a child's end", "Celery", self._ends)
 
     def _ends(self) -> None:
-        work, self._work = self._work, None
+        work, self.work = self.work, None
         if work is not None:
             work.meter.end(work)
         if self.guard is not None:
@@ -100,41 +107,50 @@ class TaskLoop:
     def _begun(self, request: Any) -> Any:
         """A task has come: it is in flight from now on, and wrapped so that its MemoryError does not leave it."""
         kind, (job, i, function, args, kwargs) = request
+        growth = kwargs.pop(GROWTH, None)  # the first thing, because the tracer takes no such keyword
         name, task_id = (str(args[0]), str(args[1])) if len(args) > 1 else ("?", "?")
         if self.guard is not None:
-            self._work = self.guard.meter.begin(f"{name}[{task_id}]".encode("utf-8", "replace"))
-            self._work.route = name
-        return kind, (job, i, _Contained(function, name, self._tasks, job, task_id), args, kwargs)
+            self.work = self.guard.meter.begin(f"{name}[{task_id}]".encode("utf-8", "replace"))
+            self.work.route = name
+        return kind, (job, i, _Contained(function, name, self._tasks, job, task_id, growth), args, kwargs)
 
 
 class _Contained:
     """A task's tracer, wrapped so that no MemoryError leaves it."""
 
-    def __init__(self, function: Callable[..., Any], name: str, tasks: Tasks | None, ticket: int, task_id: str) -> None:
+    def __init__(
+        self, function: Callable[..., Any], name: str, tasks: Tasks | None, ticket: int, task_id: str, growth: int | None = None
+    ) -> None:
         self._function = function
         self._name = name
         self._tasks = tasks
         self._ticket = ticket
         self._task_id = task_id
+        self._growth = growth
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         tasks = self._tasks
+        instead = None
         try:
             if tasks is None:
                 result = self._function(*args, **kwargs)
             else:
-                tasks.take_up(self._name, self._ticket, self._task_id, args)
+                tasks.take_up(self._name, self._ticket, self._task_id, args, self._growth)
                 of_its_own = False
                 try:
                     result = self._function(*args, **kwargs)
                     of_its_own = True
+                except MemoryError as error:
+                    of_its_own = True
+                    instead = tasks.instead_of(self._name, error)  # while the limit is still known
+                    raise
                 except Exception:
                     of_its_own = True
                     raise
                 finally:
                     tasks.put_down(of_its_own)
         except MemoryError as error:
-            problem = in_words(self._name, error)
+            problem = instead or in_words(self._name, error)
         except SoftMemoryLimitExceeded:
             if tasks is not None:
                 tasks.put_down(True)  # the error was raised inside take_up() or put_down()

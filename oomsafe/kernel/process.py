@@ -47,6 +47,8 @@ class OwnMemory:
         """Device and inode of the opened file; None if these don't identify it."""
         self._pid = 0
         self._psutil: Any = None
+        self.statm = b""
+        """What sizes() has read last; empty without /proc."""
 
     def sizes(self) -> tuple[int, int] | None:
         """(resident, shared) bytes (statm's second and third field, exact since Linux 6.16); None if they can't be read.
@@ -58,7 +60,8 @@ class OwnMemory:
         if self._fd < 0:
             return self._ask_psutil()
         try:
-            return _sizes(os.pread(self._fd, 128, 0))
+            statm = self.statm = os.pread(self._fd, 128, 0)
+            return _sizes(statm)
         except (OSError, ValueError):
             return self.sizes() if self.check() else None
 

@@ -123,8 +123,14 @@ class DataLimit:
         """Bytes that were mapped at the limit, and have not been resident."""
         self._wanted: int | None = None
         """The soft value by the last follow(); None: the limit is not in force."""
+        self._most: int | None = None
+        """Bytes of Reading.data that the work in hand may reach; None: no work has such a limit."""
         self._put: int | None = None
         """The soft value that was set last from here; any other is somebody else's."""
+        self._known: tuple[int, int] | None = None
+        """The values that the process has, if nobody else has set any since. None: not known, or they are for now only."""
+        self._outside = UNLIMITED
+        """The soft value that is due when no work is confined."""
         self._theirs = UNLIMITED
         """The soft value of the application: what the process had before, or what it has set since."""
         self._reported: int | None = None
@@ -155,6 +161,24 @@ class DataLimit:
                 self._reserve = self._map_reserve()
             return told
 
+    def confine(self, most: int) -> None:
+        """Until free(), refuse what would take Reading.data beyond `most` bytes, beside the limit of follow(). One system call.
+
+        Raises as follow() does.
+        """
+        with self._lock:
+            if self._reserve.closed and self._wanted is None:
+                self._reserve = self._map_reserve()
+                most += RESERVE
+            self._most = most
+            self._switch(most if most < self._outside else self._outside)
+
+    def free(self) -> None:
+        """Undo confine(). One system call. A second time changes nothing. Raises as follow() does."""
+        with self._lock:
+            self._most = None
+            self._switch(self._outside)
+
     def lift(self) -> None:
         """Give the process back the soft value that it had before, or that the application has set since. Raises as follow() does."""
         with self._lock:
@@ -166,6 +190,7 @@ class DataLimit:
     def leave(self) -> None:
         """In a fork: this limit is the parent's. The fork has the soft value of the application from now on."""
         self._lock = RLock()  # a thread that did not come along may have held it
+        self._most = None
         try:
             self.lift()
         except REFUSED:
@@ -199,8 +224,9 @@ class DataLimit:
                 now = self._measure()
                 self._granted += size
                 self._since = time.monotonic()
-                if now is not None and self._wanted is not None:
-                    self._beyond = max(0, min(now.data - self._wanted, CLOSE))
+                due = self._due
+                if now is not None and due is not None:
+                    self._beyond = max(0, min(now.data - due, CLOSE))
                 self._apply()
                 return None if now is None else now.data
         except REFUSED:
@@ -222,13 +248,21 @@ class DataLimit:
 
     def is_close(self, size: int) -> bool:
         """Whether `size` bytes more, or less than that, would pass the limit. False if it is not in force, or can't be measured."""
-        wanted, now = self._wanted, self._measure()
-        return wanted is not None and now is not None and wanted - now.data <= size
+        due, now = self._due, self._measure()
+        return due is not None and now is not None and due - now.data <= size
 
     @property
     def holes(self) -> int:
         """Bytes that are not resident, and may become so without the kernel being asked: they count as if they were."""
         return 0 if self._last is None else max(0, min(self._vacated + self._unused, self._last.data - self._last.anonymous))
+
+    @property
+    def _due(self) -> int | None:
+        """The soft value that is due now, without grants; None: no limit is in force."""
+        wanted, most = self._wanted, self._most
+        if wanted is None or most is None:
+            return most if wanted is None else wanted
+        return min(wanted, most)
 
     @property
     def soft(self) -> int | None:
@@ -246,10 +280,15 @@ class DataLimit:
         # at once, because other threads run while this one measures (a system call releases the GIL); a new stack must be counted first
         if not most:
             self._apply()
-        now = None if self._wanted is None else self._measure()
-        if now is None or self._wanted is None:
+        now = None if self._due is None else self._measure()
+        if now is None:
             return
         stack = min(most, max(0, now.data - before - ballast))
+        if stack and self._most is not None:
+            self._most += stack
+        if self._wanted is None:
+            self._apply()
+            return
         if stack:
             self._wanted += stack
             self._last = self._last and self._last._replace(data=self._last.data + stack)
@@ -281,16 +320,36 @@ class DataLimit:
         if soft != self._put:
             self._theirs = soft
         ceiling = min(self._theirs, hard)
-        value = ceiling
-        if self._wanted is not None and not self._suspended:
-            value = min(self._wanted + self._beyond + self._granted, ceiling)
+        value, due = ceiling, self._due
+        self._outside = ceiling if self._wanted is None else min(self._wanted, ceiling)
+        if due is not None and not self._suspended:
+            value = min(due + self._beyond + self._granted, ceiling)
         if abs(value - soft) >= slack:
             resource.setrlimit(resource.RLIMIT_DATA, (_raw(value), _raw(hard)))
-            self._put = value
+            self._put = soft = value
+        self._known = None if self._suspended or self._granted else (_raw(soft), _raw(hard))
         if self._wanted is None or self._wanted <= ceiling or ceiling == self._reported:
             return None
         self._reported = ceiling
         return ceiling
+
+    def _switch(self, value: int) -> None:
+        """The same as _apply(), which would set `value`, in one system call. Called once for each task, and twice."""
+        known = self._known
+        if known is None:
+            self._apply()
+            return
+        new = (value if value < UNLIMITED else -1, known[1])
+        try:
+            found = resource.prlimit(0, resource.RLIMIT_DATA, new)
+        except (OSError, ValueError):  # the application has lowered the hard value
+            self._apply()
+            return
+        if found == known:
+            self._known, self._put = new, value
+        else:  # somebody else has set the values that are found
+            resource.setrlimit(resource.RLIMIT_DATA, found)
+            self._apply()
 
 
 def enforcement(data: int | None, modules: str = "/sys/module") -> Enforcement:

@@ -10,6 +10,10 @@ from oomsafe.policy.units import GIB
 #: Bytes a second that any work may suddenly grow by, however quiet it was: plain memset reaches it.
 SUDDEN = 2 * GIB
 
+#: Bytes above its hard limit at which work is stopped that the kernel refuses more memory at that limit. While such work handles its
+#: MemoryError, it is at the limit; it may be above it by pages that were mapped but not touched when it began, and by stacks of threads.
+SPARE = 4 << 20
+
 #: Seconds between two checks, at most and at least. The least costs 1 % of one processor while work stays just below its limit.
 SELDOM, OFTEN = 0.1, 0.004
 
@@ -23,6 +27,8 @@ class Ceiling(NamedTuple):
     """Above it the work is stopped."""
     absolute: bool = False
     """Compare both limits with all that the process holds, and not with what it has grown by since the work began."""
+    spare: int = 0
+    """Bytes above `hard` at which the work is stopped."""
 
 
 class Step(Enum):
@@ -51,11 +57,12 @@ def judge(ceiling: Ceiling, before: int, held: int, speed: float, warned: bool) 
     `speed` is its growth since the last check in bytes a second; `warned` is whether it was already warned about its soft limit.
     """
     used = held if ceiling.absolute else max(0, held - before)
-    if ceiling.hard is not None and used > ceiling.hard:
+    stop_at = None if ceiling.hard is None else ceiling.hard + ceiling.spare
+    if stop_at is not None and used > stop_at:
         return Look(Step.STOP, used, ceiling.hard, OFTEN)
     if ceiling.soft is not None and used > ceiling.soft and not warned:
         return Look(Step.TELL, used, ceiling.soft, OFTEN)
-    ahead = [limit - used for limit in (ceiling.soft, ceiling.hard) if limit is not None and limit >= used]
+    ahead = [limit - used for limit in (ceiling.soft, stop_at) if limit is not None and limit >= used]
     return Look(Step.LEAVE, used, None, next_look(min(ahead), speed) if ahead else SELDOM)
 
 

@@ -39,9 +39,13 @@ BEGINS = 0.01
 #: only when that call ends. If the watcher's thread takes the GIL from a worker that is about to block, signals often arrive just then.
 AGAIN = 0.02
 
+#: A worker whose kernel refuses its work more memory at the limit is signalled each time the work has grown by this part of the limit. The
+#: kernel counts what is mapped, and much of that is never touched (stacks of threads, buffers of libraries): the worker takes it out again.
+STEPS = 8
+
 
 def tell(work: InHand) -> None:
-    """Signal the worker's main thread to read in its slot that its work is over the soft limit."""
+    """Signal the worker's main thread. It reads in its slot that its work is over the soft limit, or measures what that has left."""
     try:
         with Target(work.pid, work.started) as worker:
             worker.send(TELL)
@@ -114,6 +118,8 @@ class _Watched:
     tell_at: float = 0.0
     """When its worker must be signalled again; 0: the worker has not been signalled yet."""
     again: float = AGAIN
+    measured_at: int = 0
+    """Bytes that it used when its worker was last signalled to measure again what the kernel may still give it."""
 
 
 class Watcher:
@@ -238,6 +244,9 @@ class Watcher:
             self._tell(work)
         elif look.step is Step.STOP:
             self._stop(work, ceiling, watched.descendants)
+        elif ceiling.spare and ceiling.hard is not None and abs(look.used - watched.measured_at) > ceiling.hard // STEPS:
+            watched.measured_at = look.used
+            self._tell(work)
         return look.again
 
     def _stop(self, work: InHand, ceiling: Ceiling, descendants: Descendants) -> None:

@@ -55,8 +55,8 @@ class HardLimit:
     def _follow(self, size: int | None) -> None:
         now = None if size is None or self._can_t else self._reading(size)
         if size is None or now is None or (self._limit is None and not self._begin(size, now.data)):
-            self._size = None
-            if self._limit is not None:
+            before, self._size = self._size, None
+            if self._limit is not None and before is not None:
                 self._limit.lift()
             return
         assert self._limit is not None
@@ -75,19 +75,31 @@ class HardLimit:
         soft = None if self._limit is None else self._limit.soft
         return soft is not None and soft - now.data < self._had * SPENT
 
-    def _begin(self, size: int, data: int) -> bool:
+    def limit_for_tasks(self) -> DataLimit | None:
+        """This process's limit, for the limits of the tasks that it runs, whether it has one of its own or not.
+
+        None: the kernel does not enforce it, which is logged once.
+        """
+        if self._limit is None and not self._can_t:
+            found = self._meter.memory.mapped()
+            self._begin(None, 0 if found is None else found[2])
+        return self._limit
+
+    def _begin(self, size: int | None, data: int) -> bool:
+        """`size` None: only tasks have limits."""
         from oomsafe.kernel.rlimit import DataLimit, enforcement  # imported here, because most workers have no hard limit
         from oomsafe.worker.exemptions import install
 
         self._can_t = True  # until all of it is there
         found = enforcement(data)
         if not found.enforced:
-            once(
-                "rlimit", logging.WARNING, "hard limit %s: the kernel does not refuse memory beyond it (%s): a worker above it is recycled "
-                "when its work is done, as above its soft limit", format_size(size), found.reason,
+            what, then = (
+                ("memory limits of tasks", "the child of a task above it is killed") if size is None
+                else (f"hard limit {format_size(size)}", "a worker above it is recycled when its work is done, as above its soft limit")
             )  # fmt: skip
+            once("rlimit", logging.WARNING, "%s: the kernel does not refuse memory beyond it (%s): %s", what, found.reason, then)
             return False
-        limit = DataLimit(lambda: None if self._size is None else self._reading(self._size))
+        limit = DataLimit(lambda: self._reading(self._size or 0))
         missing = install(limit)
         if missing:
             log.warning("what these start has this worker's hard limit, too: %s could not be exempt from it", ", ".join(missing))
@@ -121,10 +133,10 @@ class HardLimit:
         meter = self._meter
         name = "work" if work is None else printable(work.name)
         grown = 0 if work is None else work.grown()
-        held, where = meter.held, _where(error)
+        held, where = meter.held, where_of(error)
         # before and after memory is given back: what stays mapped can be taken again without the kernel being asked
         self._follow(self._size)
-        _let_go(error)
+        let_go(error)
         trim()  # the C heap keeps what another thread than the main one has freed
         meter.measure()
         self.spent = True  # until it is seen that it is not
@@ -172,7 +184,7 @@ def _frames(error: BaseException) -> Iterator[TracebackType]:
         trace = trace.tb_next
 
 
-def _where(error: BaseException) -> str:
+def where_of(error: BaseException) -> str:
     """`` in export (shop/views.py:42)``: the innermost frame; empty if there is none."""
     for trace in (*_frames(error),)[-1:]:
         code = trace.tb_frame.f_code
@@ -181,7 +193,7 @@ def _where(error: BaseException) -> str:
     return ""
 
 
-def _let_go(error: BaseException) -> None:
+def let_go(error: BaseException) -> None:
     """Empty the frames that have ended with this error: they hold what the request has allocated, and must not until it is logged."""
     for trace in _frames(error):
         try:

@@ -156,11 +156,14 @@ def in_numpy():
 
 
 def in_c():
-    """In one C call that holds the GIL, as fast as memory can be filled: no Python code of this process runs meanwhile."""
+    """In one C call that holds the GIL, as fast as memory can be filled: no Python code of this process runs meanwhile.
+
+    It is shared memory, which the kernel refuses nobody.
+    """
     import ctypes
     import mmap
 
-    area = mmap.mmap(-1, ENOUGH * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    area = mmap.mmap(-1, ENOUGH * MIB, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
     address = ctypes.addressof(ctypes.c_char.from_buffer(area))
     libc = ctypes.PyDLL(None)
     libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
@@ -315,6 +318,149 @@ def brink(mib):
     kept = b"x" * (mib * MIB)
     time.sleep(0.004)
     return len(kept) // MIB
+
+
+def one_allocation():
+    """Far more than there is, at once."""
+    return bytearray(2 << 30)
+
+
+def small_objects():
+    """Objects of Python's own allocator."""
+    kept = {}
+    for number in range(ENOUGH * 4000):
+        kept[number] = {"name": str(number)}
+    return kept
+
+
+def arrays():
+    """numpy's."""
+    import numpy
+
+    kept = []
+    for _ in range(ENOUGH):
+        kept.append(numpy.ones(MIB // 8))
+    return kept
+
+
+def megabytes():
+    """One after the other."""
+    kept = []
+    for _ in range(ENOUGH):
+        kept.append(bytearray(MIB))
+    return kept
+
+
+def mapping():
+    """Of which the system says so by an errno."""
+    import mmap
+
+    return mmap.mmap(-1, ENOUGH * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+KINDS = {"megabytes": megabytes, "at once": one_allocation, "numpy": arrays, "dict": small_objects, "mapping": mapping}
+ENDED = []
+
+
+def peak():
+    """VmHWM of this child, in bytes."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
+
+
+@app.task(memory_limit="200MiB")
+def greedy(kind):
+    """Asks for too much; its finally block runs."""
+    try:
+        return len(KINDS[kind]())
+    finally:
+        ENDED.append(kind)
+
+
+@app.task(memory_limit="200MiB", acks_late=True, reject_on_worker_lost=True)
+def greedy_late(kind):
+    """The same, acknowledged after it."""
+    note(kind)
+    return len(KINDS[kind]())
+
+
+@app.task(memory_limit="200MiB", acks_late=True, reject_on_worker_lost=True)
+def shared_memory(number):
+    """What the kernel refuses nobody; it is acknowledged after it."""
+    note(number)
+    in_c()
+
+
+@app.task(memory_limit="200MiB")
+def modest(kind):
+    """Asks for too much, and then for less."""
+    try:
+        return KINDS[kind]()
+    except MemoryError:
+        pass
+    return len(bytearray(100 * MIB))
+
+
+@app.task(memory_limit="200MiB", autoretry_for=(MemoryError,), max_retries=1, retry_backoff=False, default_retry_delay=0)
+def tried_again(kind):
+    """As often as it may."""
+    note(kind)
+    return len(KINDS[kind]())
+
+
+def forget_peak():
+    """Reset VmHWM."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+@app.task
+def before():
+    """This child: its pid, and what it holds, in bytes."""
+    forget_peak()
+    return os.getpid(), peak()
+
+
+@app.task
+def after():
+    """This child: its pid, its peak in bytes, whose finally blocks have run in it, its RLIMIT_DATA, and how many MiB it may still get."""
+    import resource
+
+    highest, (soft, _) = peak(), resource.getrlimit(resource.RLIMIT_DATA)
+    return os.getpid(), highest, ENDED, soft, len(bytearray(300 * MIB)) // MIB
+
+
+@app.task(memory_limit="200MiB")
+def program_at_its_limit(mib):
+    """A program that needs more than the task has left."""
+    kept = bytearray(150 * MIB)
+    ended = subprocess.run([sys.executable, "-c", f"print(len(bytearray({mib} << 20)) >> 20)"], capture_output=True, text=True)
+    return len(kept) // MIB, ended.stdout.strip()
+
+
+@app.task(memory_limit="200MiB")
+def untouched():
+    """Maps much, touches some of it, and asks for no more than it may have."""
+    import mmap
+
+    area = mmap.mmap(-1, 150 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    kept = [bytearray(MIB) for _ in range(30)]
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        time.sleep(0.05)
+        try:
+            kept.append(bytearray(100 * MIB))
+            break
+        except MemoryError:
+            pass
+    return len(area) // MIB, sum(map(len, kept)) // MIB
+
+
+@app.task(memory_limit="200MiB")
+def refused_inside():
+    """A task that this one runs by apply() runs out; this one goes on."""
+    inner = greedy.apply(args=("at once",))
+    return inner.state, type(inner.result).__name__, len(bytearray(100 * MIB)) // MIB
 
 
 if "BAD_TASK" in os.environ:

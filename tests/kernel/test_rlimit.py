@@ -653,3 +653,110 @@ def test_whatever_happens_it_leaves_what_it_should(steps: list[tuple[str, int, i
             assert held == own if suspended else held <= own
         limit.lift()
         assert held == own
+
+
+def test_work_is_confined_beside_the_limit_and_without_one() -> None:
+    """The lower of the two is in force, in one system call each; afterwards it is what it was."""
+
+    def run() -> list[int]:
+        free, limit = DataLimit(lambda: reading(statm()[5], 0)), limited()
+        limit.lift()
+        free.confine(statm()[5] + 40 * MIB)
+        seen = [soft() - statm()[5]]
+        free.free()
+        seen.append(soft())
+        limit.follow(reading(statm()[5], 64 * MIB))
+        outside = soft()
+        for most in (32, 900):
+            limit.confine(statm()[5] + most * MIB)
+            seen.append(soft() - statm()[5])
+            limit.free()
+            limit.free()
+            seen.append(soft() - outside)
+        return seen
+
+    alone, unlimited, lower, then, higher, last = in_child(run)
+
+    assert (unlimited, then, last) == (resource.RLIM_INFINITY, 0, 0)
+    assert [round(room / MIB) for room in (alone, lower, higher)] == [40, 32, 62]  # 2 MiB are mapped again as its reserve
+
+
+def test_confined_work_is_refused_more() -> None:
+    """By the kernel."""
+
+    def run() -> tuple[float, int]:
+        limit, before = DataLimit(lambda: None), statm()
+        limit.confine(statm()[5] + 100 * MIB)
+        with pytest.raises(MemoryError):
+            bytearrays()
+        gone = (peak_rss_of(os.getpid()) or 0) - before[1]
+        limit.free()
+        return gone / MIB, len(bytearray(200 * MIB))
+
+    grown, free = in_child(run)
+
+    assert 95 < grown < 103
+    assert free == 200 * MIB
+
+
+@pytest.mark.parametrize("when", ["before", "inside"])
+def test_what_the_application_sets_around_confined_work_stays(when: str) -> None:
+    """Its soft value, lower than ours or not."""
+
+    def run() -> tuple[int, int]:
+        limit = DataLimit(lambda: None)
+        limit.confine(statm()[5] + 100 * MIB)
+        if when == "before":
+            limit.free()
+            set_soft(OWN)
+            limit.confine(statm()[5] + 100 * MIB)
+        else:
+            set_soft(OWN)
+        inside = soft()
+        limit.free()
+        return inside, soft()
+
+    inside, after = in_child(run)
+
+    assert after == OWN
+    assert (inside < OWN) == (when == "before")
+
+
+def test_a_process_that_confined_work_starts_is_not_confined() -> None:
+    """And a thread of it takes nothing from what it may have."""
+
+    def run() -> list[int]:
+        limit = DataLimit(lambda: reading(statm()[5], 0))
+        limit.confine(statm()[5] + 100 * MIB)
+        limit.suspend()
+        seen = [soft()]
+        limit.resume()
+        before = limit.grant(thread_size())
+        stack = mmap.mmap(-1, 8 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        limit.withdraw(thread_size(), before)
+        seen.append(soft() - statm()[5])
+        stack.close()
+        limit.leave()
+        return [*seen, soft()]
+
+    suspended, room, fork = in_child(run)
+
+    assert (suspended, fork) == (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    assert round(room / MIB) == 100
+
+
+def test_the_reserve_is_there_again_for_the_next() -> None:
+    """What was released for a MemoryError is mapped again, and takes nothing from the room."""
+
+    def run() -> tuple[bool, int, bool]:
+        limit = DataLimit(lambda: None)
+        limit.confine(statm()[5] + 50 * MIB)
+        limit.release()
+        limit.free()
+        there, before = not limit._reserve.closed, statm()[5]
+        limit.confine(before + 50 * MIB)
+        return there, soft() - statm()[5], not limit._reserve.closed
+
+    was, room, there = in_child(run)
+
+    assert (was, round(room / MIB), there) == (False, 50, True)

@@ -12,7 +12,7 @@ from oomsafe.policy.verdicts import Verdict, verdict
 sizes = st.integers(min_value=0, max_value=64 * GIB)
 limits = st.one_of(st.none(), st.integers(min_value=MIB, max_value=64 * GIB))
 speeds = st.floats(min_value=-4 * GIB, max_value=64 * GIB)
-ceilings = st.builds(Ceiling, limits, limits, st.booleans()).map(in_order)
+ceilings = st.builds(Ceiling, limits, limits, st.booleans(), st.sampled_from((0, 4 * MIB))).map(in_order)
 
 
 @given(ceilings, sizes, sizes, speeds, st.booleans())
@@ -21,7 +21,7 @@ def test_a_look(ceiling: Ceiling, before: int, rss: int, speed: float, told: boo
     look = judge(ceiling, before, rss, speed, told)
 
     used = rss if ceiling.absolute else max(0, rss - before)
-    over_hard = ceiling.hard is not None and used > ceiling.hard
+    over_hard = ceiling.hard is not None and used > ceiling.hard + ceiling.spare
     over_soft = ceiling.soft is not None and used > ceiling.soft
     assert look.used == used
     assert (look.step is Step.STOP) == over_hard
@@ -72,3 +72,13 @@ def test_verdicts() -> None:
         (1, 0, True): Verdict.NOT_THE_KERNEL, (1, 0, False): Verdict.NOT_THE_KERNEL, (1, None, False): Verdict.UNKNOWN,
     }  # fmt: skip
     assert {case: verdict(*case) for case in table} == table
+
+
+def test_what_the_kernel_refuses_is_stopped_a_little_later() -> None:
+    """While the work handles its MemoryError, it is at its limit; the figure of the limit is the same, and it is looked at in time."""
+    ceiling = Ceiling(hard=200 * MIB, spare=4 * MIB)
+
+    at, over = judge(ceiling, 0, 203 * MIB, 0, False), judge(ceiling, 0, 205 * MIB, 0, False)
+
+    assert (at.step, at.again) == (Step.LEAVE, OFTEN)
+    assert (over.step, over.limit) == (Step.STOP, 200 * MIB)

@@ -202,6 +202,7 @@ def test_a_signal_that_comes_late_is_not_the_next_task_s() -> None:
     memory = memoryview(bytearray(layout.SLOT_SIZE))
     layout.write(memory, layout.TOLD_AT, layout.TOLD, 6, 2 * MIB, MIB)
     worker._slot, worker._ticket, worker._name = Slot(memory), 7, "proj.task"
+    worker._fails, worker._memory = False, None
     worker._told()
     worker._ticket = 0
     worker._told()
@@ -349,6 +350,20 @@ def test_work_that_has_ended_has_no_limits(watched: Watched) -> None:
     watched.check()
 
     assert watched.told == []
+
+
+def test_work_that_the_kernel_refuses_more_is_signalled_as_it_grows(watched: Watched) -> None:
+    """To measure again what it has left; work that it refuses nothing is not."""
+    watched.hand_out(5, Ceiling(hard=80 * MIB, spare=4 * MIB))
+    watched.slot.take_up(5, watched.held)
+    pause = watched.check()
+    told = []
+    for grown in (5, 15, 15, 40, 2):
+        watched.held = (50 + grown) * MIB
+        pause = watched.check(pause)
+        told.append(len(watched.told))
+
+    assert told == [0, 1, 1, 2, 3]
 
 
 def _state(pid: int) -> str:
