@@ -14,6 +14,9 @@ from oomsafe.worker.meter import MOST_NAMES, Meter
 #: The share of a worker's growth that one piece of work must have caused to be named.
 BALLOON = 0.5
 
+#: Work in flight that has grown by this many bytes is looked at when it ends: until then its growth would be put down to others' calls.
+BALLOONING = 16 << 20
+
 #: The parts of a path that vary within a route: numbers, and long hexadecimal ids.
 _IDS: Final = re.compile(rb"(?<=/)(?:\d+|[0-9a-fA-F-]{16,})(?=/|$)")
 
@@ -33,7 +36,7 @@ class Suspects:
         """Record the present memory and counts. Call it right after memory was read, first when the worker begins to serve."""
         meter = self._meter
         # explained already: the first call of each route imports and fills caches; growth with nothing in flight belongs to no call
-        known = meter.warm_up + meter.clock.background
+        known = meter.warm_up + meter.clock.background + self._ballooning()
         if self._ready_with is None:
             self._ready_with, self._booted, self._apart = meter.held, meter.clock.background, known
         self._moments.add(now, meter.held, self._calls(), known - self._apart)
@@ -55,6 +58,12 @@ class Suspects:
             if growth and growth >= grown * BALLOON:
                 return f"; {what}: {printable(name)} ({format_change(growth)})"
         return ""
+
+    def _ballooning(self) -> int:
+        """The growth in bytes of work that is in flight and has grown much."""
+        value = self._meter.clock.value
+        grown = [int(value - work.mark) for work in self._meter.apart.works.values() if work.started and work.mark is not None]
+        return sum(one for one in grown if one >= BALLOONING)
 
     def _calls(self) -> dict[str, int]:
         """The number of calls by route, or by path if no framework gives the route."""

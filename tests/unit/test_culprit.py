@@ -150,6 +150,28 @@ def test_paths_without_a_route_are_told_apart(clock: Clock) -> None:
     assert len(meter.names) <= MOST_NAMES
 
 
+def test_a_balloon_in_flight_is_not_put_down_to_others(clock: Clock) -> None:
+    """Its own call is counted when it ends; until then, what it grows by explains no call of others."""
+    memory = Memory(50 * MIB)
+    meter, suspects = suspected(memory, clock)
+    for path in ("/page", "/balloon"):
+        work(meter, memory, f"GET {path}", 0, path)  # the first of its route is apart
+    balloon = meter.begin(b"GET /balloon")
+    balloon.route = "/balloon"
+    for number in range(60):
+        clock.go(0.1)
+        memory.be((memory.now or 0) + (10 - number % 3) * MIB)
+        meter.measure()
+        balloon.mark = meter.clock.value - (memory.now or 0) + 50 * MIB  # as its thread's faults tell
+        for _ in range(10 - number % 3):
+            work(meter, memory, "GET /page", 0, "/page")
+        suspects.follow(clock.now)
+
+    assert suspects.line(clock.now) == ""
+    balloon.end()
+    assert suspects.line(clock.now).startswith("; largest growth in one of them: GET /balloon (+")
+
+
 def test_what_grows_while_nothing_is_in_flight_is_no_calls(clock: Clock) -> None:
     """A thread of the app's own, say."""
     memory = Memory(50 * MIB)
