@@ -303,6 +303,11 @@ def outruns(soft: int | None, burst: float) -> bool:
     return soft is not None and burst * GONE_WITHIN > soft * SETTLED
 
 
+def within(growth: Growth, room: int | None) -> Growth:
+    """`growth` of a worker that gets `room` bytes more and no more, because the kernel holds it to its hard limit; None: it does not."""
+    return growth if room is None else growth._replace(burst=min(growth.burst, max(0, room) / GOES_ON_FOR))
+
+
 def has_settled(policy: Policy, limits: Limits, used: int | None, history: History, now: float) -> bool:
     """Whether this worker went over its soft limit in one jump and has certainly stayed level since.
 

@@ -20,7 +20,7 @@ from oomsafe.log import attempt, failed, log, once
 from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.reclaim import futile_after
-from oomsafe.policy.recycle import Action, Decision, History, Order, Reason, Snapshot, decide, has_settled, note_breach, outruns
+from oomsafe.policy.recycle import Action, Decision, History, Order, Reason, Snapshot, decide, has_settled, note_breach, outruns, within
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.policy.trend import Growth, Trend
@@ -364,11 +364,12 @@ class Guard:
     def _decide(self, now: float, used: int | None) -> Decision:
         """Call decide(). If this worker must leave, its state becomes DRAINING before another worker can decide."""
         held = self.meter.held if self.meter.rss_known else None
-        growth = self._trend.growth(now, self.meter.held)
+        room = self.hard_limit.room
+        growth = within(self._trend.growth(now, self.meter.held), room)
         if fast := outruns(self.limits.soft, growth.burst):
             self._door.grew_fast(now)
         if fast or self._history.breached_since is not None or self.meter.held >= self._door.looks_from or self.meter.crowded:
-            self._pressure.look(now, self._door.growth(growth))
+            self._pressure.look(now, within(self._door.growth(growth), room), bounded=room is not None)
             if self._pressure.short and self._neighbours.supervised:
                 # this worker may be below its limit, and the supervisor still order it to go, because the pool is above its budget
                 self.meter.publish_at = min(self.meter.publish_at, now + ASK_EVERY)

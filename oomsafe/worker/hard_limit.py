@@ -47,6 +47,11 @@ class HardLimit:
         """Whether the kernel refuses memory beyond the limit now."""
         return self._size is not None
 
+    @property
+    def room(self) -> int | None:
+        """What the worker may still get, in bytes; None: the kernel does not hold it to a limit."""
+        return None if self._size is None else self._size - self._meter.held
+
     def follow(self, size: int | None) -> None:
         """Have the kernel enforce this limit, in bytes, from now on; None: none. Call it each time memory was measured. Never raises."""
         if size is not None or self._limit is not None:

@@ -54,12 +54,16 @@ class Pressure:
         """Bytes that a freshly booted worker holds, as far as is known; else 0."""
         return self._thresholds.baseline or 0
 
-    def look(self, now: float, growth: Growth) -> None:
-        """Measure, unless it is too soon: this worker is over its limit, or takes much of the remaining room. `growth` is its growth."""
+    def look(self, now: float, growth: Growth, bounded: bool = False) -> None:
+        """Measure, unless it is too soon: this worker is over its limit, or takes much of the remaining room. `growth` is its growth.
+
+        `bounded`: the kernel holds it to a hard limit.
+        """
         if now < self._again:
             return
-        # the other workers are assumed to grow as this one does
-        self._growth, boot = growth.times(self._neighbours.workers or 1), self._neighbours.boot
+        # the other workers are assumed to grow as this one does; but where a burst is bounded, one request's is no sign of others
+        together, boot = growth.times(self._neighbours.workers or 1), self._neighbours.boot
+        self._growth = together._replace(burst=growth.burst) if bounded else together
         used, budget, held, limit = self._read(now)
         self.short = is_short(used, budget, self._growth, boot)
         self.out = is_out(held, limit, self._growth)

@@ -12,6 +12,7 @@ from oomsafe.policy.limits import Limits
 from oomsafe.policy.reclaim import RECLAIM_EVERY
 from oomsafe.policy.recycle import (
     BOOTS_LATE,
+    GOES_ON_FOR,
     SETTLED_WORKERS,
     Action,
     Decision,
@@ -26,6 +27,7 @@ from oomsafe.policy.recycle import (
     holds_up,
     is_short,
     settled_limits,
+    within,
 )
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.trend import Growth
@@ -418,3 +420,13 @@ def test_a_worker_that_grows_fast_in_a_full_pool_does_not_stop_to_reclaim(full: 
     pool = Pool(full=full, short=full, supervised=True, turns=1)
 
     assert decide(Policy(), limits, Snapshot(102 * MIB, 102 * MIB, 0.0, burst * MIB), history, pool, 100.0).action is action
+
+
+@given(st.builds(Growth, st.floats(0, 1e12), st.floats(0, 1e12)), st.none() | st.integers(-(1 << 40), 1 << 40))
+def test_growth_within_a_hard_limit(growth: Growth, room: int | None) -> None:
+    """Law: what a worker may still get is all that it can grow by, however fast it does."""
+    bounded = within(growth, room)
+
+    assert bounded.steady == growth.steady
+    assert bounded.burst * GOES_ON_FOR <= (float("inf") if room is None else max(0, room) * 1.000001)
+    assert bounded.burst <= growth.burst
