@@ -251,6 +251,7 @@ def test_a_start_at_the_limit_is_tried_again() -> None:
     def run() -> bool:
         limit = full()
         exemptions.install(limit)
+        exemptions.PATIENCE = 20.0  # in this child alone, on a busy machine
         soft = starting.resource.getrlimit(starting.resource.RLIMIT_DATA)[0]
         starting.resource.setrlimit(starting.resource.RLIMIT_DATA, (soft, soft))  # now nothing can be granted
 
