@@ -94,7 +94,7 @@ def test_no_more_than_max_unavailable_are_away_for_their_age(serve, turns):
 
     assert load.failed == []
     away = [4 - seen.count("serving") - seen.count("waiting") for seen, _ in watch.seen]
-    assert max(away) == turns
+    assert 1 <= max(away) <= turns  # how many are away together depends on whom the requests reach
     assert max(processes for _, processes in watch.seen) == 4
 
 
