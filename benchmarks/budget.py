@@ -64,12 +64,13 @@ def main() -> None:
     """Run them, print the table."""
     parser = common.arguments(__doc__ or "", rounds=1, seconds=120)
     parser.add_argument("--only", default="sync|uvicorn --", help="only the servers that this regular expression finds")
+    parser.add_argument("--ways", default="", help=f"only the ways that this regular expression finds: {', '.join(WAYS)}")
     parser.add_argument("--rate", type=float, default=RATE, help=f"requests a second, default {RATE:g}")
     parser.add_argument("--leak", type=float, default=LEAK, help=f"MiB a second of all together, default {LEAK:g}")
     parser.add_argument("--log", help="a file for the servers' logs")
     options = parser.parse_args()
     chosen = [cls for cls in classes(loops("auto"), WORKERS) if re.search(options.only, cls.name)]
-    pairs = {f"{cls.name}: {way}": (cls, way) for cls in chosen for way in WAYS}
+    pairs = {f"{cls.name}: {way}": (cls, way) for cls in chosen for way in WAYS if re.search(options.ways, way)}
     with common.quiet_interrupt():
         seen = common.interleaved(options.rounds, list(pairs), lambda name: measure(*pairs[name], options))
     rows = [
