@@ -1,4 +1,4 @@
-"""New requests get 503 while the kernel is about to kill and recycling can't keep up; health checks don't, and nobody is killed."""
+"""New requests get 503 while the kernel is about to kill and recycling can't keep up; health checks don't, and who serves is not killed."""
 
 from __future__ import annotations
 
@@ -56,6 +56,10 @@ def test_what_there_is_no_memory_for_gets_503(cgroup, serve, worker_class: str, 
         closing(connected(gunicorn, stays)) as third,
     ):
         ask(first, "/fill?mib=180")
+        # by this it has grown so fast that it may shed work itself for a moment
+        until(lambda: ask(first, "/memory")[0] == 200, "it lets work in")
+        earlier = len(gunicorn.lines("get 503 for now"))
+        gunicorn.wait_for("new work is let in again: ", times=earlier)
         working = threading.Thread(target=lambda: slow.append(ask(second, "/held")[0]))
         (gunicorn.folder / "request-held").touch()
         working.start()
@@ -82,11 +86,13 @@ def test_what_there_is_no_memory_for_gets_503(cgroup, serve, worker_class: str, 
     assert (health[0], health[2]) == (200, str(stays).encode())
     assert again == [503] * 5
     assert slow == [200]
-    assert (sandbox.cgroup.oom_kills(), gunicorn.lines("SIGKILL")) == (0, [])
-    (line,) = gunicorn.lines("get 503 for now")
+    # its replacement boots meanwhile, so the kernel may take the one that leaves, when it has answered
+    assert [line for line in gunicorn.lines("SIGKILL") if f"{leaves}" not in line] == []
+    assert stays in gunicorn.workers()
+    (line,) = gunicorn.lines("get 503 for now")[earlier:]
     assert f"worker {stays} (slot 1): " in line
     assert "recycling can't keep up: new requests get 503 for now, except /pid" in line
-    (line,) = gunicorn.wait_for("new work is let in again: ")
-    shed_in_all = gunicorn.pool().totals.aborts_by_reason["shed"]
-    assert f"again: {shed_in_all} were answered with 503, within " in line
-    assert shed_in_all >= 6
+    lines = gunicorn.wait_for("new work is let in again: ", times=earlier + 1)
+    told = [int(line.partition("again: ")[2].split()[0]) for line in lines]
+    assert sum(told) == gunicorn.pool().totals.aborts_by_reason["shed"]
+    assert told[-1] >= 6
