@@ -17,8 +17,9 @@ from functools import partial
 from oomsafe.errors import ScoreRefused
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.cgroup import find_cgroup
+from oomsafe.kernel.kept_sizes import KeptSizes
 from oomsafe.kernel.oom_score import read_score, write_score
-from oomsafe.kernel.process import KeptSizes, anonymous_of, descendants_of, is_alive, start_time
+from oomsafe.kernel.process import anonymous_of, descendants_of, is_alive, start_time
 from oomsafe.log import attempt, log, said
 from oomsafe.policy.boot_line import called, dry, limits_in_force
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns

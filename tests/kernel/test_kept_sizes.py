@@ -16,8 +16,9 @@ import pytest
 from needs import need
 from unit.children import Child, Line, in_child
 
-from oomsafe.kernel import process
-from oomsafe.kernel.process import PAGE, KeptSizes, sizes_of, start_time, stat_of
+from oomsafe.kernel import kept_sizes, process
+from oomsafe.kernel.kept_sizes import KeptSizes
+from oomsafe.kernel.process import PAGE, sizes_of, start_time, stat_of
 
 MIB = 1 << 20
 LAST_PID = "/proc/sys/kernel/ns_last_pid"
@@ -104,7 +105,8 @@ def test_status_is_read_only_where_shared_memory_has_changed(kept: KeptSizes, mo
     """A process that takes memory of its own costs one read; now and then status is read all the same."""
     read: list[str] = []
     plain = process.read_record
-    monkeypatch.setattr(process, "read_record", lambda path: (read.append(path), plain(path))[1])
+    for module in (process, kept_sizes):
+        monkeypatch.setattr(module, "read_record", lambda path: (read.append(path), plain(path))[1])
     with Child(grows) as child:
         who = known(child)
         kept.follow([who])
@@ -132,10 +134,10 @@ def _shared(pid: int) -> bytes:
 
 def test_in_a_round_each_process_is_read_once(kept: KeptSizes, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its descriptor or, where it has none, by its path; outside of rounds each time."""
-    monkeypatch.setattr(process, "MOST_KEPT", 1)
+    monkeypatch.setattr(kept_sizes, "MOST_KEPT", 1)
     read: list[int] = []
     pread = os.pread
-    monkeypatch.setattr(process.os, "pread", lambda fd, size, at: (read.append(fd), pread(fd, size, at))[1])
+    monkeypatch.setattr(kept_sizes.os, "pread", lambda fd, size, at: (read.append(fd), pread(fd, size, at))[1])
     with Child(idle) as one, Child(idle) as other:
         kept.follow([known(one), known(other)])
         for child in (one, other):
@@ -294,7 +296,7 @@ def test_all_descriptors_are_closed_and_the_numbers_are_used_for_others(kept: Ke
 
 def test_no_more_descriptors_than_the_server_can_spare(kept: KeptSizes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other processes are measured by path."""
-    monkeypatch.setattr(process, "MOST_KEPT", 1)
+    monkeypatch.setattr(kept_sizes, "MOST_KEPT", 1)
     with Child(idle) as one, Child(idle) as other:
         both = [known(one), known(other)]
         kept.follow(both)
@@ -378,7 +380,7 @@ def test_it_ends_before_its_status_is_read(kept: KeptSizes, monkeypatch: pytest.
                 child.reap()
             return plain("/proc/self/status")
 
-        monkeypatch.setattr(process, "read_record", late)
+        monkeypatch.setattr(kept_sizes, "read_record", late)
         found = kept.sizes(child.pid)
 
     assert found is None
