@@ -6,14 +6,13 @@ import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from oomsafe.asgi.refusing import refuse
 from oomsafe.http.carrier import KEY
-from oomsafe.http.refusal import ANSWERED, BODY, CUT, HEADERS, REFUSED, STATUS, listen
+from oomsafe.http.refusal import ANSWERED, CUT, REFUSED, TOO_LARGE, listen
 from oomsafe.worker.guard import Guard
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
-
-_HEADERS = [(name.lower().encode(), value.encode()) for name, value in [*HEADERS, ("Content-Length", str(len(BODY)))]]
 
 
 class Limited:
@@ -30,6 +29,7 @@ class Limited:
         begun = replaced = False
 
         async def answer(message: Message) -> None:
+            """Send what the app sends; in place of a framework's 500 for a MemoryError, a refusal."""
             nonlocal begun, replaced
             if replaced:
                 return  # what follows belongs to the response that was replaced
@@ -38,7 +38,7 @@ class Limited:
                 error = scope.pop(REFUSED, None) or sys.exc_info()[1]
                 if isinstance(error, MemoryError) and self._guard.hard_limit.refuses(scope.get(KEY), error, ANSWERED):
                     begun = replaced = True
-                    await _refuse(scope, send)
+                    await refuse(TOO_LARGE, scope, send)
                     return
             begun = True
             await send(message)
@@ -50,7 +50,7 @@ class Limited:
                 return None  # the same once more
             if not self._guard.hard_limit.refuses(scope.get(KEY), error, CUT if begun else ANSWERED) or begun:
                 raise  # the server closes the connection, so that nobody takes a part for the whole
-        await _refuse(scope, send)
+        await refuse(TOO_LARGE, scope, send)
         return None
 
     async def _other(self, scope: MutableMapping[str, Any], receive: Any, send: Send) -> Any:
@@ -60,8 +60,3 @@ class Limited:
             if scope["type"] == "websocket":
                 self._guard.hard_limit.refuses(scope.get(KEY), error, CUT)
             raise
-
-
-async def _refuse(scope: MutableMapping[str, Any], send: Send) -> None:
-    await send({"type": "http.response.start", "status": STATUS, "headers": list(_HEADERS)})
-    await send({"type": "http.response.body", "body": b"" if scope.get("method") == "HEAD" else BODY})

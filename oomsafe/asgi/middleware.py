@@ -79,7 +79,7 @@ class MemoryMiddleware:
                 return await app(scope, receive, send)
             app, meter = self._hot[0], guard.meter
         if meter.crowded and not await _room(guard, scope):
-            return await refuse(scope, send)
+            return await _shed(scope, send)
         # inlined, because every request pays for this code. Servers provide method and path; an app's own tests may leave out what
         # the app does not use
         work = scope[KEY] = meter.begin(f"{scope.get('method', '')} {scope.get('path', '')}".encode("utf-8", "replace"))
@@ -242,13 +242,11 @@ async def _room(guard: Guard, scope: Scope) -> bool:
     return not guard.sheds or not guard.refuses(scope.get("path", ""))
 
 
-async def refuse(scope: Scope, send: Send) -> None:
-    """Respond to a request for which there is no memory now."""
-    from oomsafe.http.refusal import SHED_BODY, SHED_HEADERS, STATUS  # imported here, because most workers never need it
+async def _shed(scope: Scope, send: Send) -> None:
+    from oomsafe.asgi.refusing import refuse  # imported here, because most workers never need it
+    from oomsafe.http.refusal import SHED
 
-    headers = [(name.lower().encode(), value.encode()) for name, value in (*SHED_HEADERS, ("Content-Length", str(len(SHED_BODY))))]
-    await send({"type": "http.response.start", "status": STATUS, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if scope.get("method") == "HEAD" else SHED_BODY})
+    await refuse(SHED, scope, send)
 
 
 def _token(scope: Scope) -> bytes | None:

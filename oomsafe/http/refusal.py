@@ -1,4 +1,4 @@
-"""What a client gets whose request needs more memory than the hard limit leaves; also where a framework would answer 500 by itself."""
+"""What a client gets whose request is refused for want of memory; also where a framework would answer a MemoryError with 500."""
 
 from __future__ import annotations
 
@@ -12,19 +12,31 @@ from oomsafe.log import attempt
 #: The key in a scope or an environ of the MemoryError that a framework has answered by itself.
 REFUSED = "oomsafe.refused"
 
-STATUS, REASON = 503, "Service Unavailable"
 
-#: No figures: anybody may read it.
-BODY = b"This request needs more memory than one request may have here.\n"
+class Refusal:
+    """A response of 503 that asks the client to come back after `retry_after` seconds. No figures: anybody may read it."""
 
-#: Seconds. A client that simply tries again at once would most likely fail again.
-RETRY_AFTER = "10"
+    status, reason = 503, "Service Unavailable"
 
-HEADERS = [("Content-Type", "text/plain; charset=utf-8"), ("Retry-After", RETRY_AFTER), ("Cache-Control", "no-store")]
+    def __init__(self, text: str, retry_after: int) -> None:
+        self._body = text.encode()
+        self.headers = [
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Retry-After", str(retry_after)),
+            ("Cache-Control", "no-store"),
+            ("Content-Length", str(len(self._body))),
+        ]
 
-#: The response to a request that is shed: it is no fault of the request, and the next second may be another.
-SHED_BODY = b"This service is short of memory. Please try again in a moment.\n"
-SHED_HEADERS = [("Content-Type", "text/plain; charset=utf-8"), ("Retry-After", "2"), ("Cache-Control", "no-store")]
+    def body(self, method: str | None) -> bytes:
+        """What follows the headers; nothing for HEAD."""
+        return b"" if method == "HEAD" else self._body
+
+
+#: For a request that has asked for more than the hard limit leaves. If its client simply tries again at once, that most likely fails again.
+TOO_LARGE = Refusal("This request needs more memory than one request may have here.\n", 10)
+
+#: For a request that is shed: it is no fault of the request, and the next second may be another.
+SHED = Refusal("This service is short of memory. Please try again in a moment.\n", 2)
 
 #: For the log.
 ANSWERED, CUT = "its client got 503", "its response had begun, so the connection is closed"

@@ -8,8 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 from oomsafe.http.carrier import KEY
-from oomsafe.http.refusal import ANSWERED, BODY, CUT, HEADERS, REASON, REFUSED, STATUS, listen
+from oomsafe.http.refusal import ANSWERED, CUT, REFUSED, TOO_LARGE, listen
 from oomsafe.worker.guard import Guard
+from oomsafe.wsgi import refusing
 
 Environ = dict[str, Any]
 
@@ -53,14 +54,14 @@ class Response:
     @property
     def body(self) -> list[bytes]:
         """The body of a refusal."""
-        return [] if self._environ.get("REQUEST_METHOD") == "HEAD" else [BODY]
+        return refusing.body(TOO_LARGE, self._environ)
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """start_response for the app; in place of a framework's 500 for a MemoryError, it starts a 503."""
         error = self._environ.pop(REFUSED, None) if status.startswith("500") else None
         if error is not None and self._guard.hard_limit.refuses(self._environ.get(KEY), error, ANSWERED):
             self.replaced = True
-            return self._start_refusal(exc_info)
+            return refusing.start(TOO_LARGE, self._start, exc_info)
         return self._start(status, headers) if exc_info is None else self._start(status, headers, exc_info)
 
     def refused(self, error: MemoryError) -> list[bytes]:
@@ -69,13 +70,9 @@ class Response:
             raise error
         if self.sent:
             raise error  # the server closes the connection, so that nobody takes a part for the whole
-        self._start_refusal(sys.exc_info())
+        refusing.start(TOO_LARGE, self._start, sys.exc_info())
         self.replaced = True
         return self.body
-
-    def _start_refusal(self, exc_info: Any) -> Any:
-        headers = [*HEADERS, ("Content-Length", str(len(BODY)))]
-        return self._start(f"{STATUS} {REASON}", headers) if exc_info is None else self._start(f"{STATUS} {REASON}", headers, exc_info)
 
 
 class Parts:

@@ -55,7 +55,7 @@ class MemoryMiddleware:
                 return app(environ, start_response)
             app = self._hot[0]
         if guard.meter.crowded and not _room(guard, environ):
-            return refused(environ, start_response)
+            return _shed(environ, start_response)
         # PEP 3333 requires a method, but an app's own tests may leave out what the app does not use
         name = f"{environ.get('REQUEST_METHOD', '')} {environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
         work = environ[KEY] = guard.meter.begin(name.encode("latin-1", "replace"))
@@ -98,12 +98,12 @@ def _room(guard: Guard, environ: Environ) -> bool:
     return not guard.sheds or not guard.refuses(f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}")
 
 
-def refused(environ: Environ, start_response: Any) -> list[bytes]:
-    """The response to a request for which there is no memory now."""
-    from oomsafe.http.refusal import REASON, SHED_BODY, SHED_HEADERS, STATUS  # imported here, because most workers never need it
+def _shed(environ: Environ, start_response: Any) -> list[bytes]:
+    from oomsafe.http.refusal import SHED  # imported here, because most workers never need it
+    from oomsafe.wsgi import refusing
 
-    start_response(f"{STATUS} {REASON}", [*SHED_HEADERS, ("Content-Length", str(len(SHED_BODY)))])
-    return [] if environ.get("REQUEST_METHOD") == "HEAD" else [SHED_BODY]
+    refusing.start(SHED, start_response)
+    return refusing.body(SHED, environ)
 
 
 def _starting(shown: bool | str, environ: Environ, start_response: Any, work: Work) -> Any:

@@ -12,13 +12,14 @@ from unit.scripted import CGROUP, MIB, Memory
 
 from oomsafe import Guard, Policy
 from oomsafe.asgi import MemoryMiddleware as ASGI
-from oomsafe.http.refusal import BODY, REFUSED, mark
+from oomsafe.http.refusal import REFUSED, TOO_LARGE, mark
 from oomsafe.kernel import rlimit
 from oomsafe.kernel.rlimit import Enforcement, Reading
 from oomsafe.policy.limits import Capacity
 from oomsafe.worker import exemptions
 from oomsafe.wsgi import MemoryMiddleware as WSGI
 
+BODY = TOO_LARGE.body("GET")
 ENVIRON = {"REQUEST_METHOD": "GET", "PATH_INFO": "/x"}
 REFUSAL = "GET /x has asked for more memory than its hard limit 300 MiB leaves in "
 

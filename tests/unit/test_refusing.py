@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oomsafe.asgi.middleware import refuse
+from oomsafe.asgi.refusing import refuse
+from oomsafe.http.refusal import SHED
 from oomsafe.policy.door import HELPS_WITHIN, RESTS_FOR, SHEDS_AT_LEAST, SHEDS_FOR, Crowd, Shedding, next_shedding
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.trend import Growth
@@ -18,7 +19,7 @@ from oomsafe.scoreboard.layout import Counters
 from oomsafe.scoreboard.slot import Figures
 from oomsafe.supervisor.shedding import CALM, SheddingLine
 from oomsafe.uvicorn import launch
-from oomsafe.wsgi.middleware import refused
+from oomsafe.wsgi.middleware import _shed
 
 MIB = 1 << 20
 NOW = 100.0
@@ -101,8 +102,8 @@ def test_what_the_client_gets(method: str) -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    body = b"".join(refused({"REQUEST_METHOD": method}, lambda *head: started.append(head)))
-    asyncio.run(refuse({"method": method}, send))
+    body = b"".join(_shed({"REQUEST_METHOD": method}, lambda *head: started.append(head)))
+    asyncio.run(refuse(SHED, {"method": method}, send))
 
     ((status, headers),) = started
     assert status == "503 Service Unavailable"
