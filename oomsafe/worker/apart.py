@@ -58,8 +58,9 @@ class Apart:
             return
         faults, before = self._read(), self._faults
         self._faults = faults
-        works = [work for work in self.works.values() if work.started and work.mark is not None]
-        shares = [clock.value - (work.mark or 0.0) - self._had.get(work, 0.0) for work in works]
+        grown = self.grown(clock)
+        works = list(grown)
+        shares = [growth - self._had.get(work, 0.0) for work, growth in grown.items()]
         unknown = len(works) > 1 and sum(shares) >= LEAST_GROWTH
         if before and unknown:
             touched = {thread: (count - before.get(thread, 0)) * PAGE for thread, count in faults.items()}
@@ -69,11 +70,16 @@ class Apart:
                 if work.mark is not None:
                     work.mark -= exact - share
             unknown = corrected is None
-        self._had = {work: clock.value - work.mark for work in works if work.mark is not None}
+        self._had = self.grown(clock)
         now = time.monotonic()
         self._rests_until = now + (now - began) * RESTS
         self._steps_until = now + STEPS_FOR if unknown else self._steps_until
         self.steps = now < self._steps_until
+
+    def grown(self, clock: GrowthClock) -> dict[Work, float]:
+        """The growth of each piece of work in flight, in bytes."""
+        # a copy, because another thread may begin some meanwhile, and takes no lock for it
+        return {work: clock.value - work.mark for work in list(self.works.values()) if work.started and work.mark is not None}
 
     def add(self, clock: GrowthClock, held: int) -> None:
         """Take a new measurement, in bytes, while a step is running: the growth is its own."""

@@ -412,10 +412,9 @@ class Meter:
 
     def _show_growth(self) -> None:
         """Publish what each piece of work in flight has grown by: readers subtract the rss in its cell from the present one."""
-        rss, value = self.rss, self.clock.value
-        for cell, work in self._works.items():
-            if work.started and work.mark is not None:
-                self._memory[cell + CELL_RSS_AT : cell + CELL_RSS_AT + CELL_RSS.size] = CELL_RSS.pack(max(0, rss - int(value - work.mark)))
+        for work, growth in self.apart.grown(self.clock).items():
+            at = work.cell + CELL_RSS_AT
+            self._memory[at : at + CELL_RSS.size] = CELL_RSS.pack(max(0, self.rss - int(growth)))
 
     def leave(self) -> None:
         """In a fork of its process (see oomsafe/scoreboard/forks.py): what it counts from now on is not published."""

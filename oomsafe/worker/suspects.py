@@ -61,9 +61,8 @@ class Suspects:
 
     def _ballooning(self) -> int:
         """The growth in bytes of work that is in flight and has grown much."""
-        value = self._meter.clock.value
-        grown = [int(value - work.mark) for work in self._meter.apart.works.values() if work.started and work.mark is not None]
-        return sum(one for one in grown if one >= BALLOONING)
+        grown = self._meter.apart.grown(self._meter.clock).values()
+        return sum(int(one) for one in grown if one >= BALLOONING)
 
     def _calls(self) -> dict[str, int]:
         """The number of calls by route, or by path if no framework gives the route."""

@@ -182,6 +182,24 @@ def test_it_rests(meter: Meter, memory: Memory, touching: Touching, monkeypatch:
     assert [work.grown() for work in works] == [40 * MIB] * 2
 
 
+def test_another_thread_begins_work_meanwhile(meter: Meter, memory: Memory, touching: Touching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """begin() takes no lock: what is in flight may become more while it is looked at."""
+    first, second = begun(meter, 1), begun(meter, 2)
+
+    class Slow(Work):
+        @property
+        def started(self) -> bool:  # type: ignore[override]
+            begun(meter, 3)
+            return True
+
+    slow = Slow()
+    slow.mark, slow.thread, slow.cell = 0.0, 3, first.cell
+    meter.apart.works[first.cell] = slow
+
+    assert set(meter.apart.grown(meter.clock)) == {slow, second}
+    assert len(meter.apart.works) == 3
+
+
 def test_one_after_the_other_needs_no_threads(meter: Meter, memory: Memory) -> None:
     """Nothing is imported, nothing is read."""
     with meter.begin(b"work") as work:
