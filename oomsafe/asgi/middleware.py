@@ -108,7 +108,7 @@ class MemoryMiddleware:
         app = self.app
         if guard is not None:
             guard.meter.apart.elsewhere = _in_pool_threads
-            if guard.policy.hard_limit is not None and not guard.policy.dry_run:
+            if guard.policy.refuses_memory:
                 from oomsafe.asgi.limited import Limited  # imported here, because most workers have no hard limit
 
                 app = Limited(app, guard)

@@ -169,6 +169,11 @@ class Policy:
         _check_lifetimes(self.min_lifetime, self.max_lifetime)
         _check_order("task_soft_memory_limit", self.task_soft_memory_limit, "task_memory_limit", self.task_memory_limit)
 
+    @property
+    def refuses_memory(self) -> bool:
+        """Whether workers are to be held to a hard limit while they work."""
+        return self.hard_limit is not None and not self.dry_run
+
 
 #: The reader of each field, for a keyword's value or a variable's text; raises ConfigError.
 READERS: dict[str, Callable[[str, object], Any]] = {

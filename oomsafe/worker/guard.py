@@ -297,14 +297,10 @@ class Guard:
             self._suspects.follow(now)
             self._take_limits()
             self._report.need(now, self._used(now), now >= self._ages_at)
-            self._enforce()
+            self.hard_limit.follow(self.limits.hard if self.policy.refuses_memory else None)
         except Exception as error:
             failed("tick", "the server", error)
         self._report.publish(now)
-
-    def _enforce(self) -> None:
-        """Have the kernel enforce the hard limit."""
-        self.hard_limit.follow(None if self.policy.dry_run else self.limits.hard)
 
     def _consider(self, now: float) -> bool:
         """Decide and act. Returns False if the rest happens in the background, which then releases the lock."""

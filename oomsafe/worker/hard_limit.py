@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -128,10 +127,13 @@ class HardLimit:
         """
         if self._limit is not None:
             self._limit.release()  # the first thing, for even a call of ours may find no memory
-        if not isinstance(error, MemoryError) or not self.enforced:
+        if not isinstance(error, MemoryError) or not self.enforced or self._limit is None:
             return False
-        with self._reserve():
+        self._limit.grant(RESERVE)
+        try:
             attempt("a request that was refused memory", "the server", lambda: self._tell(work, error, answer))
+        finally:
+            self._limit.withdraw(RESERVE)
         return True
 
     def _tell(self, work: Work | None, error: BaseException, answer: str) -> None:
@@ -151,17 +153,6 @@ class HardLimit:
             "%s: %s has asked for more memory than its hard limit %s leaves%s: it had grown by %s, and the worker held %s; %s",
             self._name, name, format_size(self._size), where, format_size(max(0, grown)), format_size(held), answer,
         )  # fmt: skip
-
-    @contextmanager
-    def _reserve(self) -> Iterator[None]:
-        """A little memory for what must be done now: until it is given back, there may be none at all."""
-        limit = self._limit
-        assert limit is not None
-        limit.grant(RESERVE)
-        try:
-            yield
-        finally:
-            limit.withdraw(RESERVE)
 
     def lift(self) -> None:
         """Have no limit from now on: this process serves no more, and may go on as another program's. Never raises."""

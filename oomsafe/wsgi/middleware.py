@@ -82,7 +82,7 @@ class MemoryMiddleware:
         if guard is None or guard.at_the_door:
             return None
         app = self.app
-        if guard.policy.hard_limit is not None and not guard.policy.dry_run:
+        if guard.policy.refuses_memory:
             from oomsafe.wsgi.limited import Limited  # imported here, because most workers have no hard limit
 
             app = Limited(app, guard)
