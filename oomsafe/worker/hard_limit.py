@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from oomsafe.kernel.malloc import trim
+from oomsafe.kernel.process import peak_rss_of
 from oomsafe.log import attempt, log, once
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import MIB, format_size
@@ -140,7 +142,7 @@ class HardLimit:
         meter = self._meter
         name = "work" if work is None else printable(work.name)
         grown = 0 if work is None else work.grown()
-        held, where = meter.held, where_of(error)
+        held, where, peak = meter.held, where_of(error), peak_rss_of(os.getpid())
         # before and after memory is given back: what stays mapped can be taken again without the kernel being asked
         self._follow(self._size)
         let_go(error)
@@ -149,9 +151,12 @@ class HardLimit:
         self.spent = True  # until it is seen that it is not
         self._follow(self._size)
         meter.counters.aborts[layout.ABORTS.index("hard_limit")] += 1
+        # a framework that answers the error itself has let go of most by now: then only the peak tells how much it was
+        most = "" if peak is None else f" (rss {format_size(peak)} at its peak since its start)"
         log.error(
-            "%s: %s has asked for more memory than its hard limit %s leaves%s: it had grown by %s, and the worker held %s; %s",
-            self._name, name, format_size(self._size), where, format_size(max(0, grown)), format_size(held), answer,
+            "%s: %s has asked for more memory than its hard limit %s leaves%s: it had grown by %s, and the worker held %s%s; %s; have it "
+            "take less at a time, or raise hard_limit",
+            self._name, name, format_size(self._size), where, format_size(max(0, grown)), format_size(held), most, answer,
         )  # fmt: skip
 
     def lift(self) -> None:

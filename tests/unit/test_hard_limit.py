@@ -16,7 +16,7 @@ from oomsafe.http.refusal import REFUSED, TOO_LARGE, mark
 from oomsafe.kernel import rlimit
 from oomsafe.kernel.rlimit import Enforcement, Reading
 from oomsafe.policy.limits import Capacity
-from oomsafe.worker import exemptions
+from oomsafe.worker import exemptions, hard_limit
 from oomsafe.wsgi import MemoryMiddleware as WSGI
 
 BODY = TOO_LARGE.body("GET")
@@ -78,6 +78,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(rlimit, "DataLimit", Limit)
     monkeypatch.setattr(rlimit, "enforcement", lambda data: Enforcement(True, ""))
     monkeypatch.setattr(exemptions, "install", lambda limit: [])
+    monkeypatch.setattr(hard_limit, "peak_rss_of", lambda pid: 310 * MIB)
     yield
     Limit.theirs = None
 
@@ -231,7 +232,10 @@ def test_a_refused_request(memory: Mapped, caplog: pytest.LogCaptureFixture) -> 
     assert server.headers["Content-Length"] == str(len(BODY))
     (line,) = [line for line in caplog.messages if REFUSAL in line]
     assert "app (unit/test_hard_limit.py:" in line
-    assert line.endswith("it had grown by 0 B, and the worker held 50.0 MiB; its client got 503")
+    assert line.endswith(
+        "it had grown by 0 B, and the worker held 50.0 MiB (rss 310 MiB at its peak since its start); "
+        "its client got 503; have it take less at a time, or raise hard_limit"
+    )
     assert guard.meter.counters.aborts_by_reason["hard_limit"] == 1
     assert (guard.meter.counters.work, guard.meter.clock.in_flight) == (1, 0)
     trace = error.__traceback__
