@@ -12,7 +12,6 @@ import re
 import statistics
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -116,31 +115,9 @@ def contestants() -> dict[str, Callable[[], Server]]:
 # --- a round
 
 
-class AnonWatch(threading.Thread):
-    """Looks 20 times a second at what each worker held at most of memory that is no file's."""
-
-    def __init__(self, server: Server) -> None:
-        super().__init__(daemon=True)
-        self.peaks: dict[int, int] = {}
-        """By pid, VmHWM less RssFile, in bytes."""
-        self._server = server
-        self._done = threading.Event()
-
-    def run(self) -> None:
-        while not self._done.wait(0.05):
-            self.look()
-
-    def look(self) -> None:
-        """Once."""
-        for pid in self._server.forked():
-            anon = common.status_of(pid, "VmHWM") - common.status_of(pid, "RssFile")
-            self.peaks[pid] = max(self.peaks.get(pid, 0), anon)
-
-    def stop(self) -> None:
-        """No more looks, after a last one."""
-        self._done.set()
-        self.join()
-        self.look()
+def anonymous(pid: int) -> int:
+    """Bytes that a process held at most of memory that is no file's, roughly."""
+    return common.status_of(pid, "VmHWM") - common.status_of(pid, "RssFile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,13 +145,14 @@ def measure(start: Callable[[], Server], balloon: str, options: argparse.Namespa
     seconds, timeout = options.seconds, common.TIMEOUT
     with start() as server:
         server.settle(WORKERS)
-        watch = AnonWatch(server)
+        watch = common.Watch(server, anonymous, every=0.05)
         watch.start()
         command = [sys.executable, str(common.HERE / "balloon_load.py"), str(server.port), balloon]
         command += ["--seconds", str(seconds), "--rate", str(RATE), "--timeout", str(timeout)]
         patience = seconds + 2 * timeout + common.PATIENCE
         done = subprocess.run(command, capture_output=True, text=True, timeout=patience, check=True, env=common.environment())
         watch.stop()
+        watch.look()
         gone, kills, ended = len(watch.peaks.keys() - server.forked()), server.kernel_kills(), not server.alive
         server.end()
         peaks = server.folder / "peaks"

@@ -137,20 +137,32 @@ def _byte_code() -> str:
     return folder
 
 
+def peak_of(pid: int) -> int:
+    """Bytes that a process held at most."""
+    return status_of(pid, "VmHWM")
+
+
 class Watch(threading.Thread):
     """Looks every 20 ms at all that a server has forked: who came, who is gone, and how large each was at most."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, size: Callable[[int], int] = peak_of, every: float = 0.02) -> None:
+        """`size(pid)` is what is looked at, in bytes."""
         super().__init__(daemon=True)
         self.peaks: dict[int, int] = {}
-        """By pid, VmHWM in bytes."""
+        """The largest size of each process, by pid, in bytes."""
         self._server = server
+        self._size = size
+        self._every = every
         self._done = threading.Event()
 
     def run(self) -> None:
-        while not self._done.wait(0.02):
-            for pid in self._server.forked():
-                self.peaks[pid] = max(self.peaks.get(pid, 0), status_of(pid, "VmHWM"))
+        while not self._done.wait(self._every):
+            self.look()
+
+    def look(self) -> None:
+        """Once."""
+        for pid in self._server.forked():
+            self.peaks[pid] = max(self.peaks.get(pid, 0), self._size(pid))
 
     def stop(self) -> None:
         """No more looks."""

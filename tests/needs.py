@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from oomsafe.kernel.sandbox import Sandbox
+
 
 def need(condition: bool, reason: str) -> None:
     """Go on if `condition` holds; else skip with `reason`, or fail when OOMSAFE_TESTS_REQUIRE=all."""
@@ -14,3 +16,12 @@ def need(condition: bool, reason: str) -> None:
     if os.environ.get("OOMSAFE_TESTS_REQUIRE") == "all":
         pytest.fail(f"required here: {reason}")
     pytest.skip(reason)
+
+
+def a_cgroup_can_be_made() -> bool:
+    """With a memory limit, below this process's."""
+    try:
+        with Sandbox(f"oomsafe-test-{os.getpid()}-demo", 64 << 20):
+            return True
+    except OSError:
+        return False

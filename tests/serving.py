@@ -145,6 +145,19 @@ class Server(ServerProcess):
             return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout, context=self.tls)
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
+    def connected_to(self, pid: int) -> http.client.HTTPConnection:
+        """A connection that this worker keeps. The app says at /pid who has answered."""
+
+        def found() -> http.client.HTTPConnection | None:
+            connection = self.connect()
+            connection.request("GET", "/pid")
+            if int(connection.getresponse().read()) == pid:
+                return connection
+            connection.close()
+            return None
+
+        return until(found, f"a connection to {pid}")
+
     def signal(self, number: int) -> None:
         """Send the master a signal."""
         os.kill(self.pid, number)

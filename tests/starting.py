@@ -8,6 +8,7 @@ It is a process of its own because some of it changes the whole process. `bare`:
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import posix
 import resource
@@ -15,7 +16,7 @@ import shlex
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,15 @@ def measure() -> Reading:
     """What the limit measures."""
     words = [int(word) * resource.getpagesize() for word in Path("/proc/self/statm").read_text().split()]
     return Reading(words[5], words[1] - words[2], ROOM)
+
+
+def until_refused(size: int) -> Iterator[mmap.mmap]:
+    """Mappings, until the kernel refuses one."""
+    try:
+        while True:
+            yield mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        return
 
 
 def write() -> None:

@@ -10,7 +10,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from needs import need
+from starting import until_refused
 from unit.children import in_child
 
 from oomsafe.kernel import rlimit
@@ -291,15 +292,6 @@ def test_the_reserve_is_there_when_there_is_no_memory_at_all() -> None:
         return seen
 
     assert in_child(run) == [True, True, True, True]
-
-
-def until_refused(size: int) -> Iterator[mmap.mmap]:
-    """Mappings, until the kernel refuses one."""
-    try:
-        while True:
-            yield mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:
-        return
 
 
 @pytest.mark.parametrize("own", [OWN, -1])

@@ -6,7 +6,7 @@ import threading
 from contextlib import closing
 
 import pytest
-from serving import Gunicorn, until
+from serving import until
 
 # they take the machine's memory cgroups, kernel log and processors: one after the other
 pytestmark = pytest.mark.xdist_group("oom")
@@ -18,20 +18,6 @@ PATIENT = "import oomsafe.policy.door\noomsafe.policy.door.WAITS_FOR = 20.0"
 
 #: What is asked for, one after the other: more than there is room for until the worker that leaves is gone.
 LEAK, REQUESTS = "/leak?kib=1024", 100
-
-
-def connected(gunicorn: Gunicorn, pid: int):
-    """A connection that this worker keeps."""
-
-    def found():
-        connection = gunicorn.connect()
-        connection.request("GET", "/pid")
-        if int(connection.getresponse().read()) == pid:
-            return connection
-        connection.close()
-        return None
-
-    return until(found, f"a connection to {pid}")
 
 
 def ask(connection, path: str) -> bool:
@@ -50,9 +36,9 @@ def test_the_last_room_is_not_filled_while_another_leaves(cgroup, serve, worker_
     leaves, stays = gunicorn.workers()
     slow = []
     with (
-        closing(connected(gunicorn, leaves)) as first,
-        closing(connected(gunicorn, leaves)) as second,
-        closing(connected(gunicorn, stays)) as third,
+        closing(gunicorn.connected_to(leaves)) as first,
+        closing(gunicorn.connected_to(leaves)) as second,
+        closing(gunicorn.connected_to(stays)) as third,
     ):
         ask(first, "/fill?mib=180")
         working = threading.Thread(target=lambda: slow.append(ask(second, "/slow?s=1.5")))

@@ -21,19 +21,6 @@ POLICY = {"soft_limit": "190MiB", "jitter": 0, "min_lifetime": 0, "reclaim": Fal
 LEAK, REQUESTS = "/leak?kib=1024", 100
 
 
-def connected(gunicorn, pid: int):
-    """A connection that this worker keeps."""
-
-    def found():
-        connection = gunicorn.connect()
-        if int(ask(connection, "/pid")[2]) == pid:
-            return connection
-        connection.close()
-        return None
-
-    return until(found, f"a connection to {pid}")
-
-
 def ask(connection, path: str):
     """Status, headers and body."""
     connection.request("GET", path)
@@ -51,9 +38,9 @@ def test_what_there_is_no_memory_for_gets_503(cgroup, serve, worker_class: str, 
     leaves, stays = gunicorn.workers()
     slow = []
     with (
-        closing(connected(gunicorn, leaves)) as first,
-        closing(connected(gunicorn, leaves)) as second,
-        closing(connected(gunicorn, stays)) as third,
+        closing(gunicorn.connected_to(leaves)) as first,
+        closing(gunicorn.connected_to(leaves)) as second,
+        closing(gunicorn.connected_to(stays)) as third,
     ):
         ask(first, "/fill?mib=180")
         # by this it has grown so fast that it may shed work itself for a moment

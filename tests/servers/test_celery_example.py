@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from needs import need
+from needs import a_cgroup_can_be_made, need
 from versions import takes_commands_of_others
 
 from oomsafe.demo.brokers import Redis
 from oomsafe.demo.server_process import ENDING_WITH_US, ServerProcess
-from oomsafe.kernel.sandbox import Sandbox
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "celery_redis"
 KEYS = {
@@ -89,12 +88,3 @@ def demo(*argv: str, wrap: Sequence[str] = ()) -> subprocess.CompletedProcess[st
     environ = {key: value for key, value in os.environ.items() if not key.startswith("OOMSAFE_")}
     command = [*wrap, sys.executable, "-m", "oomsafe.cli", "demo", "--server", "celery", *argv]
     return subprocess.run(command, capture_output=True, text=True, timeout=150, env={**environ, "COLUMNS": "300"}, check=False)
-
-
-def a_cgroup_can_be_made() -> bool:
-    """With a memory limit, below this process's."""
-    try:
-        with Sandbox(f"oomsafe-test-{os.getpid()}-demo", 64 << 20):
-            return True
-    except OSError:
-        return False

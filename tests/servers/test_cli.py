@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from needs import need
+from needs import a_cgroup_can_be_made, need
 from serving import CLASSES, Gunicorn, until
 from versions import has_class, loses_none
 
 from oomsafe.kernel.process import start_time
-from oomsafe.kernel.sandbox import Sandbox
 from oomsafe.policy.state import State
 from oomsafe.scoreboard import layout
 
@@ -215,15 +214,6 @@ def test_demo_of_a_balloon_needs_something_that_stops_it() -> None:
     assert json.loads(limited.stdout)["refused"] >= 2
     assert celery.returncode == 2
     assert "--balloon only works with gunicorn and uvicorn" in celery.stderr
-
-
-def a_cgroup_can_be_made() -> bool:
-    """With a memory limit, below this process's."""
-    try:
-        with Sandbox(f"oomsafe-test-{os.getpid()}-demo", 64 << 20):
-            return True
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])

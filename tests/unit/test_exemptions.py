@@ -187,21 +187,12 @@ def full() -> DataLimit:
     """A limit in force that leaves nothing."""
     limit = DataLimit(lambda: starting.measure()._replace(room=-1))
     limit.follow(starting.measure()._replace(room=16 * MIB))
-    kept.extend(until_refused(1 << 18))
-    kept.extend(until_refused(1 << 12))
+    kept.extend(starting.until_refused(1 << 18))
+    kept.extend(starting.until_refused(1 << 12))
     return limit
 
 
 kept: list[mmap.mmap] = []
-
-
-def until_refused(size: int) -> Iterator[mmap.mmap]:
-    """Mappings, until the kernel refuses one."""
-    try:
-        while True:
-            yield mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError:
-        return
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -216,7 +207,7 @@ def test_a_thread_starts_at_the_limit(again: bool) -> None:
             thread = threading.Thread(target=got.append, args=[1])
             thread.start()
             thread.join()
-        refused = not list(until_refused(4 * MIB))
+        refused = not list(starting.until_refused(4 * MIB))
         return got, refused, limit._granted
 
     got, refused, granted = in_child(run)
