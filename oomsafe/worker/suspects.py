@@ -9,13 +9,14 @@ from oomsafe.policy.culprit import EXPLAINS, LEAST_GROWTH, Moments
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_change, format_size
 from oomsafe.scoreboard.layout import UNMATCHED
-from oomsafe.worker.meter import MOST_NAMES, Meter
+from oomsafe.worker.meter import MOST_NAMES, Meter, Work
 
 #: The share of a worker's growth that one piece of work must have caused to be named.
 BALLOON = 0.5
 
-#: Work in flight that has grown by this many bytes is looked at when it ends: until then its growth would be put down to others' calls.
-BALLOONING = 16 << 20
+#: Work in flight that has caused this share of a moment's growth, and at least so many bytes of it, is looked at when it ends: until then
+#: its growth would be put down to others' calls. Of several that merely wait beside a leak, each has an equal share, half at most.
+BALLOONING, LEAST_BALLOONING = 0.6, 4 << 20
 
 #: The parts of a path that vary within a route: numbers, and long hexadecimal ids.
 _IDS: Final = re.compile(rb"(?<=/)(?:\d+|[0-9a-fA-F-]{16,})(?=/|$)")
@@ -31,6 +32,10 @@ class Suspects:
         self._booted = 0
         """The growth with nothing in flight before the worker began to serve: it has loaded its app."""
         self._apart = 0
+        self._held = 0
+        """What the process held at the last call, in bytes."""
+        self._in_flight: dict[Work, tuple[float, float]] = {}
+        """Work in flight at the last call: its growth, and how much of that is set apart until it ends. Bytes."""
 
     def follow(self, now: float) -> None:
         """Record the present memory and counts. Call it right after memory was read, first when the worker begins to serve."""
@@ -60,9 +65,16 @@ class Suspects:
         return ""
 
     def _ballooning(self) -> int:
-        """The growth in bytes of work that is in flight and has grown much."""
-        grown = self._meter.apart.grown(self._meter.clock).values()
-        return sum(int(one) for one in grown if one >= BALLOONING)
+        """The bytes of growth that are set apart because whoever caused them is still in flight."""
+        meter, before = self._meter, self._in_flight
+        least = max(LEAST_BALLOONING, BALLOONING * (meter.held - self._held))
+        self._held, self._in_flight = meter.held, {}
+        for work, grown in meter.apart.grown(meter.clock).items():
+            had, apart = before.get(work, (0.0, 0.0))
+            if grown - had >= least:
+                apart += grown - had
+            self._in_flight[work] = (grown, apart)
+        return int(sum(apart for _, apart in self._in_flight.values()))
 
     def _calls(self) -> dict[str, int]:
         """The number of calls by route, or by path if no framework gives the route."""

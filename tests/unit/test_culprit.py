@@ -10,7 +10,7 @@ from unit.scripted import MIB, Clock, Memory
 
 from oomsafe.policy.culprit import MOMENTS, Culprit, Moment, Moments, culprit_of
 from oomsafe.scoreboard.slot import Slot
-from oomsafe.worker.meter import MOST_NAMES, Meter
+from oomsafe.worker.meter import MOST_NAMES, Meter, Work
 from oomsafe.worker.suspects import Suspects
 
 KIB = 1024
@@ -170,6 +170,28 @@ def test_a_balloon_in_flight_is_not_put_down_to_others(clock: Clock) -> None:
     assert suspects.line(clock.now) == ""
     balloon.end()
     assert suspects.line(clock.now).startswith("; largest growth in one of them: GET /balloon (+")
+
+
+def test_work_that_waits_beside_a_leak_does_not_hide_it(clock: Clock) -> None:
+    """It has an equal share of all growth while it waits, and the more of that the longer it waits."""
+    memory, chance = Memory(50 * MIB), random.Random(1)
+    meter, suspects = suspected(memory, clock)
+    for path in ("/slow", "/leak"):
+        work(meter, memory, f"GET {path}", 0, path)
+    waiting: list[Work] = []
+    for number in range(60):
+        clock.go(0.1)
+        while len(waiting) < 4:
+            waiting.append(meter.begin(b"GET /slow"))
+            waiting[-1].route = "/slow"
+        for _ in range(max(0, round(chance.gauss(40, 6)))):
+            work(meter, memory, "GET /leak", 300 * 1024, "/leak")
+        meter.measure()
+        if number % 3 == 2:
+            waiting.pop(0).end()
+        suspects.follow(clock.now)
+
+    assert suspects.line(clock.now).startswith("; /leak keeps about ")
 
 
 def test_what_grows_while_nothing_is_in_flight_is_no_calls(clock: Clock) -> None:
