@@ -16,13 +16,14 @@ from oomsafe.celery.task_loop import GROWTH
 from oomsafe.errors import MemoryLimitExceeded
 from oomsafe.log import attempt, failed, log
 from oomsafe.policy.ceilings import SPARE, Ceiling
+from oomsafe.policy.ends import By
 from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
 from oomsafe.policy.verdicts import Verdict
 from oomsafe.scoreboard.board import Entry
 from oomsafe.scoreboard.seat import Seat
-from oomsafe.supervisor.deaths import Deaths
+from oomsafe.supervisor.deaths import Ended
 from oomsafe.supervisor.supervisor import Supervisor
 from oomsafe.supervisor.watcher import Stopped, Watcher, WatcherThread
 
@@ -58,7 +59,10 @@ class PoolGuard:
         self._watching = None if watcher is None else WatcherThread(watcher)
         if supervisor.backstop is not None:
             supervisor.backstop.may_kill = partial(self._may_kill, watcher)
-        self.deaths = Deaths(supervisor.board, lambda: supervisor.capacity, watcher)
+        self.deaths = supervisor.deaths
+        self.deaths.watcher = watcher
+        supervisor.says_others = False
+        self._ends = False
         self._seat: Seat | None = None
         self._children: dict[int, Seat | None] = {}
         """The seat of each living child, by its pid; None: the child has no seat."""
@@ -117,10 +121,14 @@ class PoolGuard:
     def _record_death(self, process: Any, seat: Seat | None) -> None:
         """Called while the child's slot, if it had one, still belongs to it."""
         number, generation = (seat.number, seat.generation) if seat is not None else (None, None)
-        death = self.deaths.read(number, generation, pid=process.pid, exitcode=process.exitcode)
+        death = self.deaths.read(number, generation, Ended(process.pid, process.exitcode))
         job = self.jobs.get(death.ticket)
-        # a time limit has set the task's result already; revoke(terminate) is noted in the child's process object
-        death.explained = bool(death.ticket and job is None) or getattr(process, "_job_terminated", False)
+        # a time limit has set the task's result already; revoke(terminate), and that the pool shrinks, are noted in the process object
+        if death.ticket and job is None:
+            death.by = By.TIME_LIMIT
+        elif self._ends or getattr(process, "_job_terminated", False) or getattr(process, "_controlled_termination", False):
+            death.by = By.ORDER
+        death.killed_by_server = death.by is not None
         if job is not None and not getattr(job, "_accepted", True):
             # the task had begun, but MainProcess has not read that yet: billiard would give it to another child, and it would run twice
             attempt("a task that has begun", "Celery", lambda: job._ack(None, time.monotonic(), process.pid, None))
@@ -259,6 +267,7 @@ class PoolGuard:
 
     def begin_to_end(self) -> None:
         """The node was ordered to end. It may still be killed while its tasks run, and that must not count as deaths for memory."""
+        self._ends = True
         attempt("the shutdown", "Celery", self.redelivery.all_ended)
 
     def end(self) -> None:

@@ -92,7 +92,7 @@ def node_told(consumer: Any) -> dict[str, Any]:
     return {
         "working_set": getattr(node, "used", None),
         "paused": getattr(node, "paused", None),
-        "deaths": {} if guard is None else guard.deaths.counts,
+        "deaths": {} if guard is None else {end.value: count for end, count in guard.deaths.counts.items() if not end.in_order},
         "last_deaths": [] if guard is None else [_death(death) for death in guard.deaths.last],
     }
 
@@ -106,7 +106,7 @@ def brief(told: dict[str, Any]) -> dict[str, Any]:
 
 def _death(death: Death) -> dict[str, Any]:
     name, task_id = death.work or (None, None)
-    return {"at": death.at, "task": name, "id": task_id, "pid": death.pid, "rss": death.rss, "verdict": death.for_memory}
+    return {"at": death.at, "task": name, "id": task_id, "pid": death.pid, "rss": death.rss, "verdict": death.end}
 
 
 def _child(worker: WorkerView) -> dict[str, Any]:

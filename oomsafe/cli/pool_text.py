@@ -11,6 +11,7 @@ from rich.text import Text
 
 from oomsafe.cli.bars import memory_bar
 from oomsafe.kernel.process import parent_of
+from oomsafe.policy.ends import End
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import counted, format_change, format_duration, format_size
 from oomsafe.scoreboard.view import InFlight, PoolView, WorkerView
@@ -49,10 +50,9 @@ def pool_text(pool: PoolView, width: int, now: float | None = None, *, ascii_onl
     dot = ", " if ascii_only else " · "
     title, totals = _filled(_title(pool), dot, width, "bold"), _filled(_totals(pool), dot, width, "dim")
     if pool.last_recycle is not None:
-        at, line = pool.last_recycle.at, pool.last_recycle.line
-        ago = format_duration(round(max(0.0, now - at)))
-        said = f"last recycle at {time.strftime('%F %T', time.localtime(at))} ({ago} ago): {line}"
-        totals += _filled([said], dot, width, "dim")
+        totals += _filled([f"last recycle at {_when(pool.last_recycle.at, now)}: {pool.last_recycle.line}"], dot, width, "dim")
+    for death in pool.deaths:
+        totals += _filled([f"death at {_when(death.at, now)}: {death.line}"], dot, width, "")
     # Text, because names that other processes have written must not be read as markup
     return Text("\n").join([*title, *_workers(pool, width, now, ascii_only), *totals])
 
@@ -78,13 +78,21 @@ def _totals(pool: PoolView) -> list[str]:
     totals = pool.totals
     recycles = ", ".join(f"{count} for {reason}" for reason, count in totals.by_reason.items() if count)
     aborts = ", ".join(f"{count} for {reason}" for reason, count in totals.aborts_by_reason.items() if count)
+    in_order = (End.RECYCLED.value, End.SERVER.value)
+    deaths = ", ".join(f"{count} {verdict}" for verdict, count in pool.ends.items() if count and verdict not in in_order)
     parts = [
         f"{counted(totals.work, _unit(pool))} since the start",
         f"recycles: {recycles or 'none'}",
         *([f"aborted: {aborts}"] if aborts else []),
+        *([f"deaths: {deaths}"] if deaths else []),
         f"reclaimed {format_size(totals.reclaimed)}",
     ]
     return [*parts, f"no worker served for {pool.unserved:.1f} s"] if pool.unserved else parts
+
+
+def _when(at: float, now: float) -> str:
+    """``2026-11-26 11:45:34 (12 s ago)``."""
+    return f"{time.strftime('%F %T', time.localtime(at))} ({format_duration(round(max(0.0, now - at)))} ago)"
 
 
 def _unit(pool: PoolView) -> str:

@@ -15,8 +15,9 @@ from oomsafe.errors import ConfigError
 from oomsafe.gunicorn import workers
 from oomsafe.gunicorn.chain import chain
 from oomsafe.gunicorn.fleet import GunicornFleet
+from oomsafe.gunicorn.reaping import Reaping
 from oomsafe.kernel.net import migrates_requests
-from oomsafe.log import failed, log, log_with, say_off
+from oomsafe.log import attempt, failed, log, log_with, say_off
 from oomsafe.policy.settings import PREFIX, Policy, came_too_late, is_off, load_policy, set_in
 from oomsafe.scoreboard.slot import Slot
 from oomsafe.supervisor.supervisor import Supervisor
@@ -78,6 +79,7 @@ class Plugin:
         """The policy of a configuration that is being reloaded, until gunicorn has read all of it."""
         self._supervisor: Supervisor | None = None
         self._fleet: GunicornFleet | None = None
+        self._reaping: Reaping | None = None
         self._dirty: DirtyPool | None = None
         """Set in a dirty arbiter and its workers."""
         self._reloading = False
@@ -108,6 +110,7 @@ class Plugin:
             "pre_fork": (self.pre_fork, True),
             "post_fork": (self.post_fork, True),
             "post_worker_init": (self.post_worker_init, False),
+            "worker_abort": (self.worker_abort, True),
             "worker_exit": (self.worker_exit, False),
             "child_exit": (self.child_exit, False),
             "on_exit": (self.on_exit, False),
@@ -133,6 +136,7 @@ class Plugin:
         if server.cfg.reuse_port and not migrates_requests():
             log.warning("reuse_port: connections queued at a worker that is recycled are lost; set sysctl net.ipv4.tcp_migrate_req=1")
         self._tick_with(server)
+        self._reaping = attempt("how workers end", "gunicorn", partial(Reaping, server))
         self._outlive_failed_forks(server)
         self._has_loaded(server)
 
@@ -233,6 +237,12 @@ class Plugin:
         set_guard(guard)
         worker.oomsafe_guard = guard
 
+    def worker_abort(self, worker: Any) -> None:
+        """In the worker, when the arbiter ends it because it has not answered in time: what it does now is to be told."""
+        guard = getattr(worker, "oomsafe_guard", None)
+        if guard is not None and guard.pid == os.getpid():
+            guard.meter.keep_in_flight()
+
     def worker_exit(self, server: Any, worker: Any) -> None:
         """In the worker, at its end; in the arbiter, when a worker that it wants to signal is already gone."""
         guard = getattr(worker, "oomsafe_guard", None)
@@ -247,7 +257,9 @@ class Plugin:
     def child_exit(self, server: Any, worker: Any) -> None:
         """In the arbiter, after it has reaped a worker."""
         if self._supervisor is not None:
-            self._supervisor.release(_slot(worker))
+            reaping = self._reaping
+            ended = None if reaping is None else attempt("how a worker ended", "gunicorn", lambda: reaping.ended(worker))
+            self._supervisor.release(_slot(worker), ended)
 
     def on_exit(self, server: Any) -> None:
         """In the arbiter, at its end; its process may run another arbiter afterwards."""

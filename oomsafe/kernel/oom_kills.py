@@ -31,6 +31,22 @@ def read_kills(proc: str = "/proc") -> Kills | None:
     return None if count is None else Kills(count, own=False)
 
 
+#: The extended attribute in which systemd-oomd counts the processes that it has killed in a cgroup (oomd-util.c).
+OOMD = "user.oomd_kill"
+
+
+def oomd_kills() -> int | None:
+    """How many processes systemd-oomd has killed in this process's cgroup and those above it; None: it has left no count there."""
+    cgroup = find_cgroup()
+    counts = []
+    for folder in cgroup.ancestry() if cgroup is not None and cgroup.version == 2 else ():
+        try:
+            counts.append(int(os.getxattr(folder, OOMD)))
+        except (OSError, ValueError, AttributeError):  # there is none; macOS has no such function
+            continue
+    return sum(counts) if counts else None
+
+
 def machine_kills(proc: str = "/proc") -> int | None:
     """The count of the whole machine since boot, all containers included (vmstat, oom_kill; Linux 4.13); None if it can't be read."""
     return read_keyed(f"{proc}/vmstat").get("oom_kill")

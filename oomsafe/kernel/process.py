@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 from typing import Any, NamedTuple
 
 from oomsafe.kernel.files import read_bytes, read_keyed, read_record, read_text
@@ -14,6 +15,12 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 #: The kernel keeps 15 bytes of a name (TASK_COMM_LEN is 16 with the final zero).
 COMM_LENGTH = 15
+
+#: The places of two fields in stat_of(): a process's flags and its start time; and the flag of one that exits (include/linux/sched.h).
+FLAGS_FIELD, START_FIELD, PF_EXITING = 6, 19, 0x4
+
+#: Programs that kill processes when memory runs short, by name (comm, at most 15 bytes).
+KILLERS = frozenset({"earlyoom", "systemd-oomd", "oomd", "nohang", "bustd", "low-memory-mon"})
 
 #: smaps_rollup is believed if its Rss is at least this share of statm's, less this many bytes, because statm may be slightly off.
 BELIEVED, SLACK = 0.9, 1 << 20
@@ -402,6 +409,30 @@ def is_alive(pid: int, started: int, proc: str = "/proc") -> bool:
         # without /proc, all that can be known is whether the pid is in use
         return not os.path.isdir(f"{proc}/self") and _pid_taken(pid)
     return len(words) > 19 and words[0] not in (b"Z", b"X") and (not started or int(words[19]) == started)
+
+
+def is_dying(pid: int, started: int, proc: str = "/proc") -> bool:
+    """Whether this process has been sent SIGKILL and has not been reaped yet. False where that is not known.
+
+    The signal is pending (SigPnd, ShdPnd in proc(5), status) until the process gets to run; then it is exiting (PF_EXITING in its flags).
+    """
+    fields = stat_of(pid, proc)
+    if len(fields) < START_FIELD + 1 or int(fields[START_FIELD]) != started:
+        return False
+    if fields[0] in (b"Z", b"X") or int(fields[FLAGS_FIELD]) & PF_EXITING:
+        return True
+    pending = re.findall(r"^(?:SigPnd|ShdPnd):\s*([0-9a-f]+)", read_text(f"{proc}/{pid}/status") or "", re.MULTILINE)
+    return any(int(mask, 16) >> (signal.SIGKILL - 1) & 1 for mask in pending)
+
+
+def userspace_killers(proc: str = "/proc") -> list[str]:
+    """The programs running here that kill others when memory runs short, by name: each kills by SIGTERM or SIGKILL, and keeps a log."""
+    try:
+        pids = [name for name in os.listdir(proc) if name.isdigit()]
+    except OSError:
+        return []
+    names = {(read_text(f"{proc}/{pid}/comm") or "").strip() for pid in pids}
+    return sorted(names & KILLERS)
 
 
 def set_comm(name: str, proc: str = "/proc") -> bool:

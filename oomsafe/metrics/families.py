@@ -108,6 +108,8 @@ def _counters(pool: PoolView, beside: dict[str, PoolView]) -> Iterator[Family]:
     yield Family("oomsafe_recycles", "counter", "Workers recycled, by the limit that they were over.", recycles)
     aborts = [Sample("_total", {"reason": reason}, count) for reason, count in totals.aborts_by_reason.items()]
     yield Family("oomsafe_aborts", "counter", "Requests that were aborted, by the limit that they would have passed.", aborts)
+    ends = [Sample("_total", {"verdict": verdict}, count) for verdict, count in pool.ends.items()]
+    yield Family("oomsafe_deaths", "counter", "Workers that have ended, by how; recycled and server are in order.", ends)
     if beside:
         done = [Sample("_total", {"pool": name}, other.totals.work) for name, other in beside.items()]
         yield Family("oomsafe_beside_work", "counter", "Work that has ended in a pool beside this one.", done)

@@ -107,6 +107,11 @@ class Scoreboard:
             return board.read()
 
     @property
+    def owner(self) -> int:
+        """The supervisor's pid, in the supervisor; else 0."""
+        return self._owner
+
+    @property
     def slots(self) -> int:
         """The number of slots; the supervisor adds more when it needs them."""
         return self._tenants.slots

@@ -6,6 +6,7 @@ import struct
 import time
 from typing import Generic, NamedTuple, TypeVar
 
+from oomsafe.policy.ends import End
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.text import shortened
 from oomsafe.scoreboard import layout
@@ -142,6 +143,20 @@ class Header:
                 layout.write(self.memory, layout.RECYCLED_AT, layout.RECYCLED, time.time(), text)
             finally:
                 self._lock.release()
+
+    def note_death(self, end: End, line: str | None, at: float) -> None:
+        """The supervisor counts the end of a worker; `line` None: it was in order, and is not shown. `at` in seconds since 1970."""
+        counts = [*layout.ENDS.unpack_from(self.memory, layout.ENDS_AT)]
+        number = tuple(End).index(end)
+        counts[number] = layout.count(counts[number] + 1)
+        layout.write(self.memory, layout.ENDS_AT, layout.ENDS, *counts)
+        if line is None:
+            return
+        (died,) = layout.DIED.unpack_from(self.memory, layout.DIED_AT)
+        place = layout.DEATHS_AT + died % layout.DEATHS * layout.DEATH.size
+        text = shortened(line, layout.DEATH.size - layout.DEATH_HEAD).encode("utf-8", "replace")
+        layout.write(self.memory, place, layout.DEATH, at, number, text)
+        layout.write(self.memory, layout.DIED_AT, layout.DIED, layout.count(died + 1))
 
     def first_to_refuse(self, which: int) -> bool:
         """Whether this worker is the pool's first to refuse this limit (layout.REFUSES_SOFT and so on), and should log it."""

@@ -1,6 +1,6 @@
-"""The bytes of a scoreboard. Version 10, little-endian; sizes in bytes; -1 in a figure is None, never 0.
+"""The bytes of a scoreboard. Version 11, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
-A scoreboard is one header of 8192 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
+A scoreboard is one header of 16384 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
 SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
 
     header   0  magic "oomsafe\\0" · u32 version · u32 slots · u32 slot size
@@ -24,6 +24,10 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
           5920  what the pool is called, 64 bytes of text
           5984  f64 when a worker was recycled last, seconds since 1970, 0: none was · its line in the log, 504 bytes of text
           6496  what workers count, 16 bytes of text: requests, tasks
+          6512  u64 how many workers have ended, by kind (16 of them, in the order of policy.ends.End)
+          6640  u64 how many of them were not in order
+          8192  8 deaths of 1024, the one that was the nth at n % 8: f64 when, seconds since 1970, 0: none was · u32 its kind
+               · its line in the log, 1012 bytes of text
 
     slot     0  u32 state · u32 order (written by the supervisor), 1: drain, 2: drain when over the limit,
                3: drain, for the pool's budget
@@ -66,13 +70,14 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from oomsafe.policy.ends import End
 from oomsafe.policy.state import State
 from oomsafe.policy.text import without_controls
 
 MAGIC = b"oomsafe\0"
-VERSION = 10
+VERSION = 11
 
-HEADER_SIZE = 8192
+HEADER_SIZE = 16384
 SLOT_SIZE = 6144
 IDENTITY = struct.Struct("<8s3I")
 REFUSED_AT, REFUSED = 20, struct.Struct("<H")
@@ -91,6 +96,11 @@ METRIC_AT, METRIC = 5904, struct.Struct("<16s")
 NAME_AT, NAME = 5920, struct.Struct("<64s")
 RECYCLED_AT, RECYCLED = 5984, struct.Struct("<d504s")
 UNIT_AT, UNIT = 6496, struct.Struct("<16s")
+ENDS_AT, ENDS = 6512, struct.Struct("<16Q")
+DEATHS_AT, DEATH, DEATHS = 8192, struct.Struct("<dI1012s"), 8
+#: The bytes of a death before its text.
+DEATH_HEAD = 12
+DIED_AT, DIED = 6640, struct.Struct("<Q")
 
 STATE = struct.Struct("<I")
 ORDER_AT, ORDER = 4, struct.Struct("<I")
@@ -168,7 +178,8 @@ assert LOOKED_AT + LOOKED.size <= UNSERVED_AT <= ALLOWED_AT - UNSERVED.size
 assert ALLOWED_AT + ALLOWED.size <= HELD_AT <= SOURCE_AT - HELD.size
 assert SOURCE_AT + SOURCE.size <= METRIC_AT <= NAME_AT - METRIC.size
 assert NAME_AT + NAME.size <= RECYCLED_AT <= UNIT_AT - RECYCLED.size
-assert UNIT_AT + UNIT.size <= HEADER_SIZE
+assert UNIT_AT + UNIT.size <= ENDS_AT <= DIED_AT - ENDS.size
+assert DIED_AT + DIED.size <= DEATHS_AT <= HEADER_SIZE - DEATHS * DEATH.size
 assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size
@@ -177,6 +188,7 @@ assert FIGURES_AT + FIGURES.size == PUBLISHED_AT + PUBLISHED.size
 assert CELL.size == CELL_SIZE
 assert len(REASONS) <= 8
 assert len(ABORTS) <= 4
+assert len(End) <= 16
 
 
 @dataclass

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from oomsafe.kernel.process import is_alive
+from oomsafe.policy.ends import End
 from oomsafe.policy.state import State
 from oomsafe.policy.text import printable, without_controls
 from oomsafe.scoreboard import layout
@@ -20,6 +21,9 @@ PATIENCE = 0.1
 
 #: One in this many attempts checks whether a process that seems to be writing is still alive.
 ASK_AFTER = 20
+
+#: The kinds of ends, each at the index of its number.
+_ENDS = tuple(end.value for end in End)
 
 Fetch = Callable[[int, int], bytes]
 """Returns bytes of a scoreboard, given their offset and their number."""
@@ -83,6 +87,18 @@ class Recycled:
 
 
 @dataclass(frozen=True)
+class DeathView:
+    """The end of a worker that was not in order."""
+
+    at: float
+    """Seconds since 1970."""
+    verdict: str
+    """How it ended: a value of policy.ends.End."""
+    line: str
+    """What the supervisor has logged; printable."""
+
+
+@dataclass(frozen=True)
 class PoolView:
     """A pool at one moment. Sizes in bytes; None is a figure that is not known."""
 
@@ -114,6 +130,10 @@ class PoolView:
     """What the workers count, in the plural: requests, tasks; printable, empty where none has said it."""
     last_recycle: Recycled | None = None
     """None: there was none."""
+    ends: dict[str, int] = field(default_factory=dict)
+    """How many workers have ended, by kind: the values of policy.ends.End."""
+    deaths: list[DeathView] = field(default_factory=list)
+    """The last ends that were not in order, the latest first."""
 
     @property
     def is_alone(self) -> bool:
@@ -167,6 +187,8 @@ def _read_once(fetch: Fetch, slots: int, known: Known | None, until: float) -> P
         metric=_text(header, layout.METRIC_AT, layout.METRIC),
         unit=_text(header, layout.UNIT_AT, layout.UNIT),
         last_recycle=_recycled(header),
+        ends=dict(zip(_ENDS, layout.ENDS.unpack_from(header, layout.ENDS_AT), strict=False)),
+        deaths=_deaths(header),
     )  # fmt: skip
 
 
@@ -183,6 +205,16 @@ def _recycled(header: bytes) -> Recycled | None:
     at, line = layout.RECYCLED.unpack_from(header, layout.RECYCLED_AT)
     at = layout.seconds(at)
     return Recycled(at, printable(as_text(line), layout.RECYCLED.size)) if at else None
+
+
+def _deaths(header: bytes) -> list[DeathView]:
+    found = []
+    for number in range(layout.DEATHS):
+        at, end, line = layout.DEATH.unpack_from(header, layout.DEATHS_AT + number * layout.DEATH.size)
+        at = layout.seconds(at)
+        if at and end < len(_ENDS):
+            found.append(DeathView(at, _ENDS[end], printable(as_text(line), layout.DEATH.size)))
+    return sorted(found, key=lambda death: -death.at)
 
 
 def _text(header: bytes, at: int, form: struct.Struct) -> str:

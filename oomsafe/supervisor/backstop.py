@@ -15,7 +15,7 @@ from oomsafe.policy.settings import Policy
 from oomsafe.policy.units import format_size
 from oomsafe.scoreboard.board import Entry, Scoreboard
 from oomsafe.scoreboard.view import WorkerView
-from oomsafe.supervisor.watcher import kill_if
+from oomsafe.supervisor.watcher import Stopped, kill_if
 
 #: Seconds between two checks.
 LOOK_EVERY = 0.5
@@ -35,6 +35,8 @@ class Backstop:
         self._sizes_if = sizes_if
         self.may_kill: Callable[[Entry, int, int], bool] = lambda *_: True
         """Called right before a kill, while the worker stands still: (worker, what it holds, its hard limit). False: it stays."""
+        self.killed: dict[int, Stopped] = {}
+        """By generation: the workers that it has killed, with what they held. Whoever reads their death takes them out."""
         self._look_at = 0.0
         self._over: dict[int, Over] = {}
         self._line = 0
@@ -84,6 +86,8 @@ class Backstop:
             self._said.add(entry.generation)
         elif not kill_if(pid, started, is_over):
             return
+        else:
+            self.killed[entry.generation] = Stopped(0, held, limit)
         self._board.count_recycle(KILLED)
         line = (
             f"worker {pid} (slot {entry.number}) {'would be killed (dry run)' if policy.dry_run else 'is killed'}: it holds "

@@ -1,18 +1,26 @@
-"""What workers held and did when they died, read before their slots are reused, and whether the kernel killed them for memory."""
+"""What workers held and did when they died, read before their slots are reused, and how each of them ended."""
 
 from __future__ import annotations
 
-import signal
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from oomsafe.errors import ScoreboardError
-from oomsafe.kernel.oom_kills import Kills, read_kills
+from oomsafe.kernel.oom_kills import Kills, oomd_kills, read_kills
+from oomsafe.kernel.oom_victims import Victim, Victims, oom_victims, sees_initial_pids
+from oomsafe.kernel.process import is_dying, userspace_killers
+from oomsafe.log import log
+from oomsafe.policy.death_line import Beside, DeathRecord, Flight, line_of
+from oomsafe.policy.ends import By, End, Facts, end_of, is_unexplained_kill
 from oomsafe.policy.limits import Capacity
-from oomsafe.policy.verdicts import Verdict, verdict
+from oomsafe.policy.state import State
+from oomsafe.policy.verdicts import Count, Verdict, verdicts
 from oomsafe.scoreboard.board import Scoreboard
-from oomsafe.scoreboard.view import view_alone
+from oomsafe.scoreboard.slot import comm_of
+from oomsafe.scoreboard.view import WorkerView, view_alone
 from oomsafe.supervisor.watcher import Stopped, Watcher
 
 #: Seconds for which a rise of the counter may explain a death: a killed process may take that long to exit.
@@ -21,17 +29,21 @@ FRESH = 10.0
 #: How many judged deaths are remembered, because a server may ask only later what work the worker had.
 REMEMBERED = 64
 
-#: How many deaths for memory are kept in full, to be shown.
+#: How many deaths are kept in full, to be shown.
 LAST = 8
 
-#: Stands in place of a verdict for a worker that was stopped at its work's limit, where the cause is certain.
-STOPPED = "stopped"
+#: Seconds before a worker's death from which on the kernel's log may name it: a big process takes a while to exit, and the log's clock
+#: drifts from the monotonic one.
+LOGGED = 60.0
+
+#: The verdicts that blame the kernel.
+KERNELS = (Verdict.CONFIRMED, Verdict.LIKELY)
 
 
 class OomCounter:
     """Which deaths the kernel's OOM counter covers. The counter rises before its victim is killed, and may rise for other processes too.
 
-    Call read() now and then, judge() when workers have died, and settle() when all of them are judged.
+    Call read() now and then, count() when workers have died, and settle() when all of them are judged.
     """
 
     def __init__(self, read: Callable[[], Kills | None] = read_kills, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,14 +73,28 @@ class OomCounter:
         others, self._others = self._others, 0
         return others
 
-    def judge(self, deaths: int) -> Verdict:
-        """The verdict on `deaths` workers that died by SIGKILL at the same time, if nothing else explains it."""
+    def count(self) -> Count:
+        """By how much it has risen within FRESH for deaths that are not settled yet."""
         kills = self.read()
-        return verdict(deaths, None if kills is None else len(self._rises), kills is not None and kills.own)
+        return Count(None if kills is None else len(self._rises), kills is not None and kills.own)
 
     def settle(self, deaths: int) -> None:
-        """`deaths` workers have been judged: as many rises are explained."""
+        """As many rises are explained by `deaths` of workers."""
         del self._rises[:deaths]
+
+
+class Ended(NamedTuple):
+    """A worker that its server has reaped."""
+
+    pid: int
+    exitcode: int | None
+    """As in multiprocessing: a negative number is the signal that ended it. None: the server does not tell."""
+    by: By | None = None
+    """Why the server ended it; None: it did not."""
+    killed_by_server: bool = False
+    """Whether the server sent it SIGKILL."""
+    peak: int | None = None
+    """The greatest rss that it ever had, in bytes (ru_maxrss of wait4(2)); None: not known."""
 
 
 @dataclass(kw_only=True)
@@ -77,41 +103,87 @@ class Death:
 
     pid: int
     exitcode: int | None
-    """As in multiprocessing: a negative number is the signal that ended it."""
+    """As in multiprocessing: a negative number is the signal that ended it. None: its server does not tell."""
     slot: int | None = None
     generation: int | None = None
+    comm: bytes = b""
+    """The name by which the kernel's log would call it."""
     ticket: int = 0
     """The ticket of the work that it was inside; 0: it was inside none, so it may have reported the result of its last."""
-    in_flight: tuple[str, ...] = ()
-    """Printable names of the work that had begun in it and had not ended, according to the worker itself."""
+    flights: tuple[Flight, ...] = ()
+    """The work that had begun in it and had not ended, according to the worker itself, the greatest growth first."""
     work: tuple[str, str] | None = None
     """Name and id of the work with that ticket, printable, as its server knows it; None: no work, or not known."""
     rss: int | None = None
     """Its rss when it was last measured."""
+    held: int | None = None
+    """What its soft limit was compared with then."""
+    baseline: int | None = None
+    soft: int | None = None
+    hard: int | None = None
     limit: int | None = None
     """The effective limit of its pool when it died."""
     whence: str = ""
     """Where that limit comes from, in words."""
+    workers: int = 0
+    beside: Beside | None = None
+    state: State | None = None
+    """By its own record; None: not known."""
+    recycled: bool = False
+    """Whether it has counted its own recycle."""
     stopped: Stopped | None = None
     """The work for which its supervisor killed it, because that was over its hard limit; None: it did not."""
-    explained: bool = False
-    """Whether the server itself ended it, for a time limit or by an order."""
+    by: By | None = None
+    """Why its server ended it; None: it did not."""
+    killed_by_server: bool = False
+    """Whether its server sent it SIGKILL."""
+    peak: int | None = None
+    """The greatest rss that it ever had."""
+    died_with: int | None = None
+    """What it held when the kernel killed it, by the kernel's log."""
+    oomd: bool = False
     verdict: Verdict | None = None
     """Whether the kernel killed it for memory; None: not judged yet, or there was nothing to judge."""
+    evidence: str = ""
+    """Why the verdict is as sure as it is."""
+    end: End | None = None
+    """How it ended; None: not settled yet."""
     at: float = field(default_factory=time.time)
     """Seconds since 1970."""
 
     @property
-    def is_unexplained_kill(self) -> bool:
-        """Whether it died by a SIGKILL that neither its server nor its supervisor sent."""
-        return self.exitcode == -signal.SIGKILL and self.stopped is None and not self.explained
+    def in_flight(self) -> tuple[str, ...]:
+        """Printable names of what it had in flight."""
+        return tuple(flight.name for flight in self.flights)
 
     @property
-    def for_memory(self) -> str | None:
-        """How it was ended for memory: STOPPED, or the verdict if that blames the kernel; None: not for memory, as far as is known."""
-        if self.stopped is not None:
-            return STOPPED
-        return self.verdict.value if self.verdict in (Verdict.CONFIRMED, Verdict.LIKELY) else None
+    def facts(self) -> Facts:
+        """What tells how it ended."""
+        left = self.state is State.LEAVING
+        recycled = self.recycled and self.state is not None and self.state.leaves
+        return Facts(self.exitcode, self.by, self.killed_by_server, left, recycled, self.stopped is not None, self.oomd)
+
+    @property
+    def is_unexplained_kill(self) -> bool:
+        """Whether it died by a SIGKILL that neither its server nor its supervisor sent."""
+        return is_unexplained_kill(self.facts)
+
+    def record(self, killers: tuple[str, ...] = ()) -> DeathRecord:
+        """All of it, once it is settled."""
+        flights = self.flights
+        if self.died_with is not None and len(flights) == 1 and flights[0].then is not None:  # all that it has grown by since then
+            flights = (flights[0]._replace(grown=self.died_with - flights[0].then),)
+        if self.work is not None and len(flights) == 1:  # its server knows the work better than the worker's own short name
+            flights = (flights[0]._replace(name=f"{self.work[0]}[{self.work[1]}]"),)
+        mine: dict[str, Any] = {
+            "pid": self.pid, "slot": self.slot, "exitcode": self.exitcode, "at": self.at, "by": self.by, "evidence": self.evidence,
+            "died_with": self.died_with, "peak": self.peak, "baseline": self.baseline, "soft_limit": self.soft, "hard_limit": self.hard,
+            "limit": self.limit, "whence": self.whence, "workers": self.workers, "beside": self.beside,
+        }  # fmt: skip
+        end, held = self.end or end_of(self.facts, self.verdict), self.rss if self.held is None else self.held
+        booting = self.state is State.STARTING
+        record = DeathRecord(**mine, end=end, held=held, booting=booting, in_flight=flights, killers=killers)
+        return replace(record, line=line_of(record))
 
 
 class Deaths:
@@ -122,44 +194,66 @@ class Deaths:
     """
 
     def __init__(
-        self, board: Scoreboard | None, capacity: Callable[[], Capacity], watcher: Watcher | None = None, counter: OomCounter | None = None
+        self,
+        board: Scoreboard | None,
+        capacity: Callable[[], Capacity],
+        watcher: Watcher | None = None,
+        counter: OomCounter | None = None,
+        *,
+        victims: Callable[[float], Victims | None] = oom_victims,
+        told: Callable[[DeathRecord], Any] = lambda _: None,
     ) -> None:
+        """`victims(since)`: whom the kernel's log names. `told` is called with each end that is not in order, after it was logged."""
         self.counter = counter or OomCounter()
-        self.counts: dict[str, int] = {}
-        """The number of deaths for memory since the pool began, by Death.for_memory."""
+        self.watcher = watcher
+        """Measures running work from outside, for servers that have one."""
+        self.killed: dict[int, Stopped] = {}
+        """By generation: the workers that their supervisor has killed above their hard limit."""
+        self.counts: dict[End, int] = {}
+        """The number of ends of each kind since the pool began."""
         self.last: tuple[Death, ...] = ()
         """The last LAST deaths for memory, the latest first."""
+        self.told = told
         self._board = board
         self._capacity = capacity
-        self._watcher = watcher
+        self._victims = victims
+        self._oomd = oomd_kills()
         self._recorded: dict[int, Death] = {}
         self._unsettled: list[Death] = []
 
-    def read(self, number: int | None, generation: int | None, *, pid: int, exitcode: int | None) -> Death:
+    def read(self, number: int | None, generation: int | None, ended: Ended) -> Death:
         """What the worker of this slot has left in it. Call it once, before the slot is released; `number` None: the worker had no slot."""
         capacity = self._capacity()
-        death = Death(pid=pid, exitcode=exitcode, limit=capacity.limit, whence=capacity.whence)
+        death = Death(**ended._asdict(), limit=capacity.limit, whence=capacity.whence, workers=capacity.workers)
         if self._board is None or number is None or generation is None:
             return death
         death.slot, death.generation = number, generation
         death.ticket, before = self._board.hand(number, generation)
+        published = None
         try:
-            left = view_alone(self._board.slot(number, generation).copy()).workers[0]
-            death.in_flight, published = tuple(work.name for work in left.in_flight), left.figures.rss
+            slot = self._board.slot(number, generation)
+            death.comm = comm_of(self._board.owner, slot).encode()
+            worker = view_alone(slot.copy()).workers[0]
+            published = worker.figures.rss
+            _take_over(death, worker)
         except ScoreboardError:  # the slot belongs to another worker, or the worker has overwritten its owner
-            published = None
-        measured, death.stopped = self._watcher.forget(generation) if self._watcher is not None else (None, None)
+            pass
+        death.beside = self._beside(generation, capacity)
+        measured, death.stopped = self.watcher.forget(generation) if self.watcher is not None else (None, None)
+        death.stopped = death.stopped or self.killed.pop(generation, None)
         # for a worker without work, the published figure is newer, because the watcher measures only workers that have work
         death.rss = (measured or before or published) if death.ticket else (published or measured)
         return death
 
+    def _beside(self, generation: int, capacity: Capacity) -> Beside:
+        others = [entry for entry in self._board.roll() if entry.generation != generation] if self._board is not None else []
+        sizes = [size for entry in others if (size := entry.anon if entry.rss is None else entry.rss) is not None]
+        return Beside(len(others), sum(sizes) if sizes or not others else None, capacity.supervisor)
+
     def record(self, death: Death) -> None:
-        """Record a death with everything that the server knows about it. If the kernel may have caused it, it is counted by settle()."""
+        """Record a death with everything that the server knows about it. It is counted and logged by settle()."""
         self._recorded[death.pid] = death
-        if death.is_unexplained_kill:
-            self._unsettled.append(death)
-        else:
-            self._count(death)
+        self._unsettled.append(death)
 
     def of(self, pid: int | None) -> Death | None:
         """The last recorded death of a process with this pid; None if none is remembered."""
@@ -167,23 +261,77 @@ class Deaths:
 
     def judge(self) -> None:
         """Judge all that died at the same time together, because the counter tells how many the kernel killed, not which."""
-        if any(death.verdict is None for death in self._unsettled):
-            found = self.counter.judge(len(self._unsettled))
-            for death in self._unsettled:
-                death.verdict = found
+        kills = [death for death in self._unsettled if death.is_unexplained_kill]
+        if all(death.verdict is not None for death in kills):
+            return
+        count = self.counter.count()
+        log_of = self._victims(time.monotonic() - LOGGED) if count.rises != 0 else None
+        named = [_victim(death, log_of) for death in kills]
+        told = verdicts([one is not None for one in named], self._dying(), count)
+        complete = log_of is not None and log_of.complete and sees_initial_pids()
+        for death, one, (found, evidence) in zip(kills, named, told, strict=True):
+            death.died_with = None if one is None else one.held
+            other = one is None and complete and found in KERNELS  # it has killed another process meanwhile
+            death.verdict, death.evidence = (Verdict.NOT_THE_KERNEL, "the kernel's log does not name it") if other else (found, evidence)
+        oomd, before = oomd_kills(), self._oomd
+        self._oomd = oomd
+        for death in kills:
+            death.oomd = oomd is not None and oomd > (before or 0)
+
+    def _dying(self) -> int:
+        """How many more workers are about to die by a signal: the counter may have risen for them already."""
+        gone = {death.pid for death in self._unsettled}
+        born = self._board.born_processes if self._board is not None else []
+        return sum(pid not in gone and is_dying(pid, started) for pid, started in born)
 
     def settle(self) -> None:
-        """All workers that were reaped at the same time have been recorded."""
+        """All workers that were reaped at the same time have been recorded: count them, and log each end that is not in order."""
+        if not self._unsettled:
+            return
         self.judge()
-        self.counter.settle(len(self._unsettled))
-        for death in self._unsettled:
-            self._count(death)
-        self._unsettled.clear()
+        settled, self._unsettled = self._unsettled, []
+        self.counter.settle(sum(death.verdict in KERNELS for death in settled))
+        killers: tuple[str, ...] | None = None
+        for death in settled:
+            death.end = end_of(death.facts, death.verdict)
+            self.counts = {**self.counts, death.end: self.counts.get(death.end, 0) + 1}
+            if death.end.for_memory:
+                self.last = (death, *self.last)[:LAST]
+            if death.end in (End.SIGNAL, End.UNKNOWN) and death.is_unexplained_kill and killers is None:
+                killers = tuple(userspace_killers())
+            self._say(death, death.record(killers or ()))
         while len(self._recorded) > REMEMBERED:
             del self._recorded[next(iter(self._recorded))]
 
-    def _count(self, death: Death) -> None:
-        why = death.for_memory
-        if why is not None:
-            self.last = (death, *self.last)[:LAST]
-            self.counts = {**self.counts, why: self.counts.get(why, 0) + 1}
+    def _say(self, death: Death, record: DeathRecord) -> None:
+        if self._board is not None:
+            self._board.header.note_death(record.end, None if record.end.in_order else record.line, record.at)
+        if record.end.in_order:
+            return
+        if record.end is not End.LIMIT:  # whoever killed it has logged it
+            log.log(logging.ERROR if record.end.for_memory else logging.WARNING, "%s", record.line)
+        self.told(record)
+
+
+def _take_over(death: Death, worker: WorkerView) -> None:
+    """What the worker has published itself: untrusted, and in its range."""
+    figures = worker.figures
+    death.state, death.held, death.baseline, death.soft, death.hard = (
+        worker.state,
+        worker.used,
+        figures.baseline,
+        figures.soft,
+        figures.hard,
+    )
+    death.recycled = sum(worker.counters.recycles) > 0
+    flights = [Flight(work.name, death.at - work.began, worker.grown(work), work.rss) for work in worker.in_flight]
+    death.flights = tuple(sorted(flights, key=lambda flight: -(flight.grown or 0)))
+
+
+def _victim(death: Death, log_of: Victims | None) -> Victim | None:
+    """What the kernel's log says of this death; None: nothing."""
+    if log_of is None:
+        return None
+    pids = sees_initial_pids()
+    mine = (one for one in reversed(log_of.killed) if (death.comm and one.name == death.comm) or (pids and one.pid == death.pid))
+    return next(mine, None)

@@ -39,6 +39,7 @@ from oomsafe.scoreboard.slot import Slot
 from oomsafe.scoreboard.usage import Usage, reads_processes
 from oomsafe.supervisor.backstop import Backstop
 from oomsafe.supervisor.budget import Budget
+from oomsafe.supervisor.deaths import Deaths, Ended
 from oomsafe.supervisor.exporter import Exporter
 from oomsafe.supervisor.onlooker import Onlooker
 from oomsafe.supervisor.preload import Preload
@@ -105,11 +106,21 @@ class Supervisor:
         self.backstop: Backstop | None = None
         self._budget: Budget | None = None
         self._shedding: SheddingLine | None = None
+        self.says_others = True
+        """Whether to log that the kernel has killed other processes of this cgroup: an adapter may know more of them."""
         self._look_at = 0.0
         self._refused = self._full = False
-        self._gone: deque[Slot] = deque()
+        self._gone: deque[tuple[Slot, Ended | None]] = deque()
         self._busy = False
         self._exporter: Exporter | None = None
+        self._begin(workers, server, fleet)
+        self._set_own_score()
+        self._describe(say=True)
+        attempt("asking who dies", "the server", self._say_who_dies)
+        self._exporter = attempt("metrics", "the server", self._export)
+
+    def _begin(self, workers: int, server: str, fleet: Fleet | None) -> None:
+        """Create the scoreboard, and the parts that work on it."""
         try:
             self.board, warnings = Scoreboard.create(workers, server)
             for warning in warnings:
@@ -125,10 +136,10 @@ class Supervisor:
                 os.environ["OOMSAFE_SCOREBOARD"] = self.board.path
         except Exception as error:
             log.error("no scoreboard (%s): each worker keeps to its own limits, and `oomsafe status` does not show them", error)
-        self._set_own_score()
-        self._describe(say=True)
-        attempt("asking who dies", "the server", self._say_who_dies)
-        self._exporter = attempt("metrics", "the server", self._export)
+        self.deaths = Deaths(self.board, lambda: self.capacity)
+        """How its workers ended."""
+        if self.backstop is not None:
+            self.backstop.killed = self.deaths.killed
 
     def _export(self) -> Exporter | None:
         board = self.board
@@ -188,10 +199,13 @@ class Supervisor:
         board = self.board if slot is not None else None
         return Seat(self.policy, self.capacity, self.pid, self._step(), address, number, generation, said(), board)
 
-    def release(self, slot: Slot | None) -> None:
-        """In the supervisor, when the worker is gone. May be called in a signal handler, where gunicorn before 24 reaps workers."""
+    def release(self, slot: Slot | None, ended: Ended | None = None) -> None:
+        """In the supervisor, when the worker is gone; `ended` says how, None: a caller that records its death itself, or does not know.
+
+        May be called in a signal handler, where gunicorn before 24 reaps workers: what is logged is logged by the next tick.
+        """
         if slot is not None:
-            self._gone.append(slot)
+            self._gone.append((slot, ended))
             with self._alone():
                 pass
 
@@ -205,14 +219,18 @@ class Supervisor:
             if not outer:
                 try:
                     while self._gone:
-                        slot = self._gone.popleft()
-                        self.release_seat(slot.number, slot.generation)
+                        slot, ended = self._gone.popleft()
+                        self.release_seat(slot.number, slot.generation, ended)
                 finally:
                     self._busy = False  # a slot that is queued right before this line is released at the next tick
 
-    def release_seat(self, number: int | None, generation: int | None) -> bool:
+    def release_seat(self, number: int | None, generation: int | None, ended: Ended | None = None) -> bool:
         """The same for a spawned worker, at once. Returns whether the worker had never served."""
-        if self.board is None or number is None or generation is None or os.getpid() != self.pid:
+        if os.getpid() != self.pid:
+            return False
+        if ended is not None:
+            attempt("the death of a worker", "the server", lambda: self.deaths.record(self.deaths.read(number, generation, ended)))
+        if self.board is None or number is None or generation is None:
             return False
         entry = next((entry for entry in self.board.roll() if (entry.number, entry.generation) == (number, generation)), None)
         failed = entry is not None and entry.state is State.STARTING
@@ -259,6 +277,7 @@ class Supervisor:
         if self.board is None or os.getpid() != self.pid:
             return
         self._reading = None
+        attempt("the deaths of workers", "the server", self.deaths.settle)
         self._sizes.begin()
         try:
             self._do_what_is_due(now)
@@ -271,6 +290,7 @@ class Supervisor:
                 self._follow_at = now + FOLLOW_EVERY
                 attempt("descriptors of the workers", "the server", self._keep)
                 attempt("the look at the memory limit", "the server", self._follow)
+                attempt("the kernel's count of OOM kills", "the server", self._follow_kills)
             if self._exporter is not None:
                 attempt("metrics", "the server", partial(self._exporter.tick, now))
             if self._onlooker is not None:
@@ -290,6 +310,16 @@ class Supervisor:
                     attempt("the scoreboard's file", "the server", self.board.mend)
                 if not self.policy.dry_run:
                     self._rescore_all()
+
+    def _follow_kills(self) -> None:
+        """Note when the kernel kills, so that a kill of another process explains no later death of a worker."""
+        kills = self.deaths.counter.read()
+        others = self.deaths.counter.others() if self.says_others and kills is not None and kills.own else 0
+        if others:
+            log.warning(
+                "the kernel's OOM killer took %d of this cgroup's processes that were no worker of this pool: programs that workers have "
+                "started, or others in the cgroup", others,
+            )  # fmt: skip
 
     def _rescore_all(self) -> None:
         """Raise the scores that are too low. This is done from here because a worker of another user can't raise its own score."""

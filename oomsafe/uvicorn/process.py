@@ -12,7 +12,7 @@ from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn.supervisors.multiprocess import Process
 
-from oomsafe.log import log
+from oomsafe.policy.ends import By
 from oomsafe.scoreboard.seat import Seat
 from oomsafe.uvicorn.server import GuardedServer
 
@@ -34,6 +34,10 @@ class GuardedProcess(Process):
     def __init__(self, config: Config, *arguments: Any, **keywords: Any) -> None:
         self.known_dead = False
         """In the supervisor: whether its death, and the reason, have been noted."""
+        self.ended_by: By | None = None
+        """In the supervisor: why uvicorn has ended it; None: it has not."""
+        self.was_killed = False
+        """In the supervisor: whether uvicorn has sent it SIGKILL."""
         super().__init__(config, *arguments, **keywords)
         self.config = config
         self._guarded: GuardedServer | None = None
@@ -89,8 +93,14 @@ class GuardedProcess(Process):
             return False
         return True
 
+    def terminate(self) -> None:
+        """In the supervisor: uvicorn ends the worker, for a reload or at the end."""
+        self.ended_by = self.ended_by or By.ORDER
+        super().terminate()
+
     def kill(self) -> None:
-        """In the supervisor, also for uvicorn's health check of a worker that does not answer: log that this is not an OOM kill."""
+        """In the supervisor, also for uvicorn's health check of a worker that does not answer: note that this is not an OOM kill."""
         if self.process.is_alive():
-            log.error("worker %s (slot %d) is killed by uvicorn itself: it has not answered in time", self.pid, self.seat.number)
+            self.ended_by = self.ended_by or By.TIMEOUT
+            self.was_killed = True
         super().kill()

@@ -13,6 +13,7 @@ from uvicorn.supervisors import multiprocess
 
 from oomsafe.drain.uvicorn import log_with_uvicorn
 from oomsafe.log import attempt, log
+from oomsafe.policy.ends import By
 from oomsafe.scoreboard.seat import Seat
 from oomsafe.uvicorn.process import TICK_EVERY, GuardedProcess
 from oomsafe.uvicorn.reading import name_of, read_policy
@@ -162,9 +163,12 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
 
     def _bury(self) -> None:
         """Release the slots of dead workers. Hide a worker that never served from uvicorn, which would end the whole service."""
+        from oomsafe.supervisor.deaths import Ended  # here, as in __init__()
+
         for process in [process for process in self._seated if process.process.exitcode is not None]:
             pending = process.seat.generation in self._supervisor.pending
-            failed = self._supervisor.release_seat(process.seat.number, process.seat.generation)
+            ended = Ended(process.process.pid or 0, process.process.exitcode, process.ended_by, process.was_killed)
+            failed = self._supervisor.release_seat(process.seat.number, process.seat.generation, ended)
             self._seated.remove(process)
             process.known_dead = True
             self._retiring.pop(process, None)
@@ -180,6 +184,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         for process, deadline in list(self._retiring.items()):
             if now > deadline:
                 self._retiring[process] = now + PATIENCE
+                process.ended_by = By.GRACE
                 process.kill()
 
     def _adjust(self) -> None:

@@ -416,6 +416,10 @@ class Meter:
             at = work.cell + CELL_RSS_AT
             self._memory[at : at + CELL_RSS.size] = CELL_RSS.pack(max(0, self.rss - int(growth)))
 
+    def keep_in_flight(self) -> None:
+        """This process ends in the middle of its work: what is in flight now stays on the scoreboard, for whoever tells of its death."""
+        self._memory = _Nowhere()
+
     def leave(self) -> None:
         """In a fork of its process (see oomsafe/scoreboard/forks.py): what it counts from now on is not published."""
         # a thread that does not exist in the fork may have held the old one

@@ -48,9 +48,9 @@ result = [one.state, type(error).__name__, str(error)]
     assert "rss unknown" not in text
     assert runs(node) == {"1": 1}
     (told,) = node.celery("inspect", "memory").values()
-    assert told["deaths"] == {"confirmed": 1}
+    assert told["deaths"] == {"oom_confirmed": 1}
     (death,) = told["last_deaths"]
-    assert (death["task"], death["verdict"], death["pid"]) == ("proj.hog_early", "confirmed", noted(node)[-1][1])
+    assert (death["task"], death["verdict"], death["pid"]) == ("proj.hog_early", "oom_confirmed", noted(node)[-1][1])
     assert f"task proj.hog_early[{death['id']}]" in text
     assert 10 * MIB < death["rss"] <= LIMIT
 

@@ -69,6 +69,10 @@ def test_the_kernel_kills_a_worker_and_never_the_master(pool, ballast):
     assert gunicorn.serving(3).pool().supervisor == gunicorn.pid
     assert len(gunicorn.lines("was sent SIGKILL! Perhaps out of memory?")) == 20
     assert gunicorn.lines(" recycling: ") == []
+    told = gunicorn.lines("was killed by the kernel's OOM killer (confirmed: ")
+    assert len(told) == gunicorn.pool().ends["oom_confirmed"] == 20
+    assert [line for line in told if "; in flight: GET /hog (" not in line or "GET /hog took " not in line] == []
+    assert len(gunicorn.pool().deaths) == 8
 
 
 @pytest.mark.parametrize("ballast", BALLASTS)

@@ -98,10 +98,10 @@ def test_the_stopped_are_told_and_logged_with_task_and_child(celery: Start, brok
     logged = re.findall(r"> its memory limit 200.0 MiB; raise the limit, .* \(task id (.*), child (\d+)\)$", node.log(), re.MULTILINE)
     short = [f"{node.pid}-{number}???[2J{'x' * 200}"[:93] + "..." for number in range(10)]
     assert (sorted(task for task, _ in logged), {pid for _, pid in logged}) == (sorted(short), set(exited))
-    assert told["deaths"] == {"stopped": 10}
+    assert told["deaths"] == {"limit": 10}
     assert [str(death["pid"]) for death in told["last_deaths"]] == exited[:1:-1]
     assert {(death["id"], str(death["pid"])) for death in told["last_deaths"]} < set(logged)
-    assert {(death["task"], death["verdict"]) for death in told["last_deaths"]} == {("proj.balloon", "stopped")}
+    assert {(death["task"], death["verdict"]) for death in told["last_deaths"]} == {("proj.balloon", "limit")}
     assert all(200 * MIB < death["rss"] < 400 * MIB for death in told["last_deaths"])
     at = [death["at"] for death in told["last_deaths"]]
     assert began < at[-1]

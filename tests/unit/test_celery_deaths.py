@@ -15,10 +15,11 @@ from oomsafe.celery.pool import GuardedPool
 from oomsafe.celery.pool_guard import HandedOut, PoolGuard
 from oomsafe.celery.redelivery import Redelivery
 from oomsafe.kernel.oom_kills import Kills
+from oomsafe.policy.ends import End
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.verdicts import Verdict
-from oomsafe.supervisor.deaths import Death, OomCounter
+from oomsafe.supervisor.deaths import Death, Deaths, OomCounter
 
 
 class Billiard:
@@ -51,7 +52,9 @@ class Pool(GuardedPool, Billiard):
 
 @pytest.fixture
 def pool() -> Any:
-    supervisor: Any = SimpleNamespace(board=None, backstop=None, policy=Policy(), capacity=Capacity(None, CGROUP))
+    capacity = Capacity(None, CGROUP)
+    deaths = Deaths(None, lambda: capacity, victims=lambda _: None)
+    supervisor: Any = SimpleNamespace(board=None, backstop=None, policy=Policy(), capacity=capacity, deaths=deaths)
     limits: Any = None
     guard = PoolGuard(supervisor, limits, Redelivery(lambda: None, 2, "", False))  # type: ignore[arg-type, return-value]
     made = Pool(oomsafe=guard)
@@ -82,12 +85,12 @@ def test_a_death_that_is_told_twice_counts_once(pool: Any) -> None:
     pool.guard.reaped()
 
     assert [(death.pid, death.verdict) for death in pool.guard.deaths.last] == [(12, Verdict.CONFIRMED), (11, Verdict.CONFIRMED)]
-    assert pool.guard.deaths.counts == {"confirmed": 2}
+    assert pool.guard.deaths.counts == {End.OOM_CONFIRMED: 2}
 
 
 def inside(pool: Any, monkeypatch: pytest.MonkeyPatch, ticket: int) -> None:
     """A child's slot says that it died inside of this job."""
-    monkeypatch.setattr(pool.guard.deaths, "read", lambda *_, pid, exitcode: Death(pid=pid, exitcode=exitcode, ticket=ticket))
+    monkeypatch.setattr(pool.guard.deaths, "read", lambda *seat_and_end: Death(**seat_and_end[-1]._asdict(), ticket=ticket))
 
 
 @pytest.mark.parametrize(("accepted", "told"), [(False, [(None, 11)]), (True, [])])
@@ -129,7 +132,7 @@ def test_the_task_that_a_child_died_inside_of(pool: Any, monkeypatch: pytest.Mon
     assert pool.lost == [other]
     (found,) = results
     assert (found if kills == 0 else found.type.__name__) == result
-    assert pool.guard.deaths.counts == ({"confirmed": 1} if kills else {})
+    assert pool.guard.deaths.counts == {End.OOM_CONFIRMED if kills else End.SIGNAL: 1}
     if kills:
         assert pool.guard.deaths.last[0].work == ("proj.task", "an-id")
 

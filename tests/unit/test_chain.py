@@ -21,6 +21,7 @@ HOOKS = {
     "pre_fork": 2,
     "post_fork": 2,
     "post_worker_init": 1,
+    "worker_abort": 1,
     "worker_exit": 2,
     "child_exit": 2,
     "on_exit": 1,

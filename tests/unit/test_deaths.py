@@ -11,12 +11,14 @@ import pytest
 from unit.scripted import CGROUP
 
 from oomsafe.kernel.oom_kills import Kills
+from oomsafe.kernel.oom_victims import Victims
+from oomsafe.policy.ends import By, End
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.verdicts import Verdict
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.layout import Counters
 from oomsafe.scoreboard.slot import Figures, Slot
-from oomsafe.supervisor.deaths import FRESH, LAST, REMEMBERED, STOPPED, Death, Deaths, OomCounter
+from oomsafe.supervisor.deaths import FRESH, LAST, REMEMBERED, Death, Deaths, Ended, OomCounter
 from oomsafe.supervisor.watcher import Stopped, Watcher
 
 MIB = 1 << 20
@@ -29,10 +31,11 @@ class Kernel:
 
     def __init__(self) -> None:
         self.total = 0
+        self.log: Victims | None = None
 
     def deaths(self, board: Scoreboard | None = None, watcher: Watcher | None = None) -> Deaths:
         """Of a pool whose cgroup has this counter."""
-        return Deaths(board, lambda: CAPACITY, watcher, OomCounter(lambda: Kills(self.total, own=True)))
+        return Deaths(board, lambda: CAPACITY, watcher, OomCounter(lambda: Kills(self.total, own=True)), victims=lambda _: self.log)
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def begin(slot: Slot) -> None:
 
 
 def read(deaths: Deaths, slot: Slot, pid: int) -> Death:
-    return deaths.read(slot.number, slot.generation, pid=pid, exitcode=-signal.SIGKILL)
+    return deaths.read(slot.number, slot.generation, Ended(pid, -signal.SIGKILL))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there are no start times")
@@ -118,7 +121,7 @@ def test_what_the_watcher_knows_of_it_is_newer(board: Scoreboard, kernel: Kernel
     death = read(kernel.deaths(board, watcher), slot, pid)
 
     assert (death.rss, death.stopped) == (90 * MIB, Stopped(7, 60 * MIB, 50 * MIB))
-    assert (death.is_unexplained_kill, death.for_memory) == (False, STOPPED)
+    assert (death.is_unexplained_kill, death.record().end) == (False, End.LIMIT)
     assert watcher.forget(slot.generation) == (None, None)
 
 
@@ -126,7 +129,7 @@ def test_without_a_scoreboard_a_death_is_one_all_the_same(kernel: Kernel) -> Non
     """It is judged by the counter."""
     deaths = kernel.deaths()
     kernel.total = 1
-    death = deaths.read(None, None, pid=11, exitcode=-9)
+    death = deaths.read(None, None, Ended(11, -9))
     deaths.record(death)
     deaths.settle()
 
@@ -145,14 +148,14 @@ def test_all_that_die_at_the_same_time_are_judged_together(kernel: Kernel) -> No
     deaths.settle()
 
     assert [death.verdict for pid in (11, 12, 13) if (death := deaths.of(pid))] == [Verdict.LIKELY, Verdict.LIKELY, Verdict.NOT_THE_KERNEL]
-    assert deaths.counts == {"likely": 2}
+    assert deaths.counts == {End.OOM_LIKELY: 2, End.SIGNAL: 1}
     assert [death.pid for death in deaths.last] == [12, 11]
 
 
 @pytest.mark.parametrize(
     "death",
     [
-        Death(pid=11, exitcode=-9, explained=True),
+        Death(pid=11, exitcode=-9, by=By.TIME_LIMIT, killed_by_server=True),
         Death(pid=11, exitcode=-9, stopped=Stopped(7, 2, 1)),
         Death(pid=11, exitcode=-15),
         Death(pid=11, exitcode=1),
@@ -180,7 +183,7 @@ def test_what_is_remembered_is_bounded_once_it_is_judged(kernel: Kernel) -> None
     deaths.settle()
 
     assert [deaths.of(pid) is not None for pid in (1, many)] == [False, True]
-    assert deaths.counts == {"confirmed": many}
+    assert deaths.counts == {End.OOM_CONFIRMED: many}
     assert [death.pid for death in deaths.last] == list(range(many, many - LAST, -1))
 
 

@@ -16,7 +16,7 @@ from oomsafe.celery.notes import Notes
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.oom_kills import Kills, boot_id, machine_kills
 from oomsafe.policy.poison import ALONE_FOR, Count, Fate, Run, fate_of, grew, is_poison
-from oomsafe.policy.verdicts import Verdict
+from oomsafe.policy.verdicts import Verdict, verdict
 from oomsafe.scoreboard import places
 from oomsafe.scoreboard.keep import FOLDER, OLD, Keep
 from oomsafe.supervisor.deaths import FRESH, OomCounter
@@ -243,19 +243,24 @@ def test_a_note_that_is_none_of_ours(machines: Machines, note: bytes) -> None:
 def test_each_rise_explains_one_death() -> None:
     """Also when it comes before its victim's exit; and not for ever."""
     kernel = Counter(7)
-    assert kernel.counter.judge(1) is Verdict.NOT_THE_KERNEL
+
+    def judged(deaths: int) -> Verdict:
+        rises, own = kernel.counter.count()
+        return verdict(deaths, rises, own)
+
+    assert judged(1) is Verdict.NOT_THE_KERNEL
     kernel.total = 9
-    assert kernel.counter.judge(1) is Verdict.CONFIRMED
+    assert judged(1) is Verdict.CONFIRMED
     kernel.counter.settle(1)
-    assert kernel.counter.judge(1) is Verdict.CONFIRMED
+    assert judged(1) is Verdict.CONFIRMED
     kernel.counter.settle(1)
-    assert kernel.counter.judge(1) is Verdict.NOT_THE_KERNEL
+    assert judged(1) is Verdict.NOT_THE_KERNEL
     kernel.total = 10
-    assert kernel.counter.judge(2) is Verdict.LIKELY
+    assert judged(2) is Verdict.LIKELY
     kernel.now += FRESH
-    assert kernel.counter.judge(1) is Verdict.NOT_THE_KERNEL
+    assert judged(1) is Verdict.NOT_THE_KERNEL
     kernel.total = None
-    assert kernel.counter.judge(1) is Verdict.UNKNOWN
+    assert judged(1) is Verdict.UNKNOWN
 
 
 def test_the_machine_s_own_figures(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""How workers end: each end is called what it was, in the log at once, on the scoreboard and in the metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+from typing import Any
+
+import pytest
+from serving import WSGI_CLASSES, Server, until
+from uvicorning import health_check
+
+
+@pytest.fixture(params=["sync", "gthread", "uvicorn_worker.UvicornWorker", "uvicorn"])
+def server(request, serve, serve_uvicorn) -> Server:
+    """A pool of two whose requests may end their worker."""
+    kind = request.param
+    if kind == "uvicorn":
+        return serve_uvicorn(*health_check(2), app="ending_apps:asgi", soft_limit="500MiB").serving(2)
+    app = "ending_apps:wsgi" if kind in WSGI_CLASSES else "ending_apps:asgi"
+    return serve(kind, 2, app=app, settings="timeout = 2\n", soft_limit="500MiB").serving(2)
+
+
+def ask(server: Server, path: str) -> None:
+    """A request that is not answered."""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        server.get(path)
+
+
+def ended(server: Server, pid: int, words: str) -> str:
+    """The one line about this worker's end, once it is there."""
+    server.wait_for(f"worker {pid} (slot ", seconds=30)
+    until(lambda: pid not in server.workers() and len(server.workers()) == 2, "it is replaced")
+    (line,) = [line for line in server.lines(f"worker {pid} (slot ") if " recycling" not in line]
+    assert words in line
+    return line
+
+
+def gone(server: Server, path: str) -> int:
+    """The worker that this request has ended."""
+    before = set(server.workers())
+    ask(server, path)
+    return until(lambda: before - set(server.workers()), "a worker is gone", 30).pop()
+
+
+def test_each_end_is_called_what_it_was(server):
+    """And what the worker was doing is told, also of one that its server has ended."""
+    told = [
+        (ended(server, gone(server, "/exit"), "exited by itself with status 7"), "GET /exit ("),
+        (ended(server, gone(server, "/crash"), "crashed with SIGSEGV: no OOM kill"), "GET /crash ("),
+        (ended(server, gone(server, "/abort"), "crashed with SIGABRT: no OOM kill"), "GET /abort ("),
+        (ended(server, gone(server, "/hang"), "was ended by its server, because it had not answered in time"), "GET /hang ("),
+    ]
+    victim = server.serving(2).workers()[0]
+    os.kill(victim, signal.SIGKILL)
+    told.append((ended(server, victim, "was ended by somebody's SIGKILL: no OOM kill"), "nothing was in flight"))
+
+    assert [line for line, doing in told if doing not in line] == []
+    pool = server.serving(2).pool()
+    assert {verdict: count for verdict, count in pool.ends.items() if count} == {"exited": 1, "crashed": 2, "timeout": 1, "signal": 1}
+    assert [death.verdict for death in pool.deaths] == ["signal", "timeout", "crashed", "crashed", "exited"]
+    assert all(death.line in server.log() for death in pool.deaths)
+
+
+def test_ends_that_are_in_order_are_counted_and_not_told(serve, serve_uvicorn):
+    """A reload, one worker less, a shutdown; recycles have their own lines."""
+    for server in (serve("gthread", 2, soft_limit="200MiB", min_lifetime=0), serve_uvicorn(soft_limit="200MiB", min_lifetime=0)):
+        server.serving(2)
+        server.signal(signal.SIGHUP)
+        until(lambda server=server: server.pool().ends["server"] >= 2, "both are replaced", 30)
+        server.serving(2)
+        server.signal(signal.SIGTTOU)
+        until(lambda server=server: len(server.workers()) == 1, "one worker less", 30)
+        server.get("/fill?mib=240")
+        until(lambda server=server: server.pool().ends["recycled"] == 1, "it is recycled", 30)
+
+        ends: dict[str, Any] = server.pool().ends
+        assert {verdict for verdict, count in ends.items() if count} == {"server", "recycled"}
+        assert server.pool().deaths == []
+        assert server.stop() == 0
+        assert server.lines("no OOM kill") == []
