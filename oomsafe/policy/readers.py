@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 from oomsafe.policy.units import Percent, Size, parse_duration, parse_size, refused
 
@@ -26,6 +27,9 @@ _NONE = frozenset({"none", ""})
 
 #: A path as an app gets it: decoded, without what follows a question mark.
 _PATH = re.compile(r"/[!-\"$-+\--<=>@-~]{0,254}")
+
+#: ``package.module:function``.
+_FUNCTION = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 
 #: The lowest and highest oom_score_adj (linux/oom.h, OOM_SCORE_ADJ_MIN and _MAX).
 SCORE_MIN, SCORE_MAX = -1000, 1000
@@ -188,6 +192,26 @@ def read_token(field: str, value: object) -> str | None:
     raise refused(
         field, "***", f"is not a secret of {SHORTEST_SECRET} or more ASCII characters without spaces", "change-me-to-a-long-random-text"
     )
+
+
+def read_function(field: str, value: object) -> Callable[..., Any] | str | None:
+    """A function, or the text that names one, or None."""
+    if callable(value):
+        return value
+    if _is_none(value):
+        return None
+    if isinstance(value, str) and _FUNCTION.fullmatch(value.strip()):
+        return value.strip()
+    raise refused(field, value, "is neither a function nor the name of one", "shop.alerts:worker_died")
+
+
+def read_file(field: str, value: object) -> str | None:
+    """An absolute path, or None."""
+    if _is_none(value):
+        return None
+    if isinstance(value, str) and value.startswith("/") and value.isprintable() and not value.endswith("/"):
+        return value
+    raise refused(field, value, "is not the absolute path of a file", "/dev/termination-log")
 
 
 def read_name(field: str, value: object) -> str | None:

@@ -12,6 +12,8 @@ from oomsafe.policy.readers import (
     Metric,
     read_address,
     read_count,
+    read_file,
+    read_function,
     read_hard_limit,
     read_headers,
     read_lifetime,
@@ -35,6 +37,7 @@ from oomsafe.policy.units import MIB, Percent, Size, format_duration, refused
 
 if TYPE_CHECKING:
     from oomsafe.policy.address import Address
+    from oomsafe.policy.death_line import DeathRecord
 
 PREFIX = "OOMSAFE_"
 
@@ -116,6 +119,12 @@ class Policy:
     """Where a small process beside the supervisor serves the pool's metrics: ``"127.0.0.1:9400"``, or ``"unix:/a/path"``. None: nowhere."""
     metrics_token: str | None = field(repr=False)
     """The secret that each request for them carries, ``Authorization: Bearer ...``. Required where other machines can reach the address."""
+    on_death: Callable[[DeathRecord], Any] | str | None
+    """Called for each worker that ended other than in order, with a DeathRecord, in a process of its own, for 10 s at most: a function, or
+    the text ``package.module:function``. None: nothing is called."""
+    termination_log: str | None
+    """A file that says, once memory is short or a worker has died, why the pool would be gone if it died now: Kubernetes shows
+    /dev/termination-log after the container's end. Written only if it is there and nobody else has written to it. None: no such file."""
     task_soft_memory_limit: Size | None
     """Celery: SoftMemoryLimitExceeded is raised in a task that uses more. None: no such limit for tasks without one of their own."""
     task_memory_limit: Size | None
@@ -153,6 +162,8 @@ class Policy:
         headers: bool | str = False,
         metrics: str | Address | None = None,
         metrics_token: str | None = None,
+        on_death: Callable[[DeathRecord], Any] | str | None = None,
+        termination_log: str | None = "/dev/termination-log",
         task_soft_memory_limit: SizeLike | None = None,
         task_memory_limit: SizeLike | None = None,
         task_memory_absolute: bool = False,
@@ -199,6 +210,8 @@ READERS: dict[str, Callable[[str, object], Any]] = {
     "headers": read_headers,
     "metrics": read_address,
     "metrics_token": read_token,
+    "on_death": read_function,
+    "termination_log": read_file,
     "task_soft_memory_limit": read_task_limit,
     "task_memory_limit": read_task_limit,
     "task_memory_absolute": read_switch,

@@ -213,6 +213,10 @@ class Deaths:
         """The number of ends of each kind since the pool began."""
         self.last: tuple[Death, ...] = ()
         """The last LAST deaths for memory, the latest first."""
+        self.lines: tuple[str, ...] = ()
+        """The lines about the last LAST ends that were not in order, the latest first."""
+        self.died = 0
+        """How many such ends there have been."""
         self.told = told
         self._board = board
         self._capacity = capacity
@@ -308,6 +312,7 @@ class Deaths:
             self._board.header.note_death(record.end, None if record.end.in_order else record.line, record.at)
         if record.end.in_order:
             return
+        self.lines, self.died = (record.line, *self.lines)[:LAST], self.died + 1
         if record.end is not End.LIMIT:  # whoever killed it has logged it
             log.log(logging.ERROR if record.end.for_memory else logging.WARNING, "%s", record.line)
         self.told(record)

@@ -20,8 +20,10 @@ from oomsafe.kernel.cgroup import find_cgroup
 from oomsafe.kernel.kept_sizes import KeptSizes
 from oomsafe.kernel.oom_score import read_score, write_score
 from oomsafe.kernel.process import anonymous_of, descendants_of, is_alive, start_time
+from oomsafe.kernel.systemd import oom_policy, service_of
 from oomsafe.log import attempt, log, said
 from oomsafe.policy.boot_line import called, dry, limits_in_force
+from oomsafe.policy.last_words import Present, Worker
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits, turns
 from oomsafe.policy.readers import LONGEST_NAME, SCORE_MAX
 from oomsafe.policy.reclaim import SHARED_MUCH
@@ -29,7 +31,7 @@ from oomsafe.policy.recycle import Order
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.standing import Standing, follow, in_force, is_another_limit, reckons_as
 from oomsafe.policy.state import State
-from oomsafe.policy.text import shortened, without_controls
+from oomsafe.policy.text import printable, shortened, without_controls
 from oomsafe.policy.units import counted, format_size
 from oomsafe.policy.victims import auto_step, clamp_score
 from oomsafe.scoreboard.board import Scoreboard
@@ -37,10 +39,12 @@ from oomsafe.scoreboard.forks import own
 from oomsafe.scoreboard.seat import Seat, enlist
 from oomsafe.scoreboard.slot import Slot
 from oomsafe.scoreboard.usage import Usage, reads_processes
-from oomsafe.supervisor.backstop import Backstop
+from oomsafe.supervisor.announce import Announcer
+from oomsafe.supervisor.backstop import Backstop, in_flight
 from oomsafe.supervisor.budget import Budget
 from oomsafe.supervisor.deaths import Deaths, Ended
 from oomsafe.supervisor.exporter import Exporter
+from oomsafe.supervisor.last_words import LastWords
 from oomsafe.supervisor.onlooker import Onlooker
 from oomsafe.supervisor.preload import Preload
 from oomsafe.supervisor.replacements import Fleet, Reading, Replacements, fresh_of
@@ -113,11 +117,16 @@ class Supervisor:
         self._gone: deque[tuple[Slot, Ended | None]] = deque()
         self._busy = False
         self._exporter: Exporter | None = None
+        self._server = server
+        self._dies_whole = False
+        self._last_words: LastWords | None = None
         self._begin(workers, server, fleet)
         self._set_own_score()
         self._describe(say=True)
         attempt("asking who dies", "the server", self._say_who_dies)
         self._exporter = attempt("metrics", "the server", self._export)
+        self._last_words = attempt("last words", "the server", partial(LastWords, f"{server} {self.name}", policy.termination_log))
+        attempt("the words of the last pool", "the server", self._say_what_became_of_the_last)
 
     def _begin(self, workers: int, server: str, fleet: Fleet | None) -> None:
         """Create the scoreboard, and the parts that work on it."""
@@ -140,6 +149,8 @@ class Supervisor:
         """How its workers ended."""
         if self.backstop is not None:
             self.backstop.killed = self.deaths.killed
+        if self.policy.on_death is not None:
+            self.deaths.told = Announcer(self.policy.on_death)
 
     def _export(self) -> Exporter | None:
         board = self.board
@@ -197,7 +208,9 @@ class Supervisor:
         address = self.board.address if self.board is not None and slot is not None else None
         number, generation = (slot.number, slot.generation) if slot is not None else (None, None)
         board = self.board if slot is not None else None
-        return Seat(self.policy, self.capacity, self.pid, self._step(), address, number, generation, said(), board)
+        # a function of the user's may not pickle, and only the supervisor calls it
+        policy = replace(self.policy, on_death=None) if callable(self.policy.on_death) else self.policy
+        return Seat(policy, self.capacity, self.pid, self._step(), address, number, generation, said(), board)
 
     def release(self, slot: Slot | None, ended: Ended | None = None) -> None:
         """In the supervisor, when the worker is gone; `ended` says how, None: a caller that records its death itself, or does not know.
@@ -304,6 +317,8 @@ class Supervisor:
                 self._budget.tick(self.policy, self.reading, shares, now)
             if self._shedding is not None and self.policy.shed:
                 self._shedding.tick(self.policy, now)
+            if self._last_words is not None and self._last_words.wanted:
+                attempt("last words", "the server", partial(self._leave_words, self._last_words, now))
             if now >= self._look_at:
                 self._look_at = now + RESCORE_EVERY
                 if self.board is not None:
@@ -341,8 +356,44 @@ class Supervisor:
                 self._refused = True
                 log.warning("%s", error)
 
+    def _present(self) -> Present:
+        """The pool at this moment, for its last words."""
+        capacity, _, held = self.reading()
+        now = time.time()
+        workers = []
+        for worker in self.board.read().workers if self.board is not None else ():
+            held = worker.figures.rss if worker.used is None else worker.used
+            workers.append(Worker(f"worker {worker.pid} (slot {worker.slot})", held, in_flight(worker, now)))
+        return Present(
+            pool=f"{self._server}{called(self.name)}",
+            supervisor=self.pid,
+            held=held,
+            limit=capacity.limit,
+            used=capacity.undroppable,
+            source=str(capacity.source),
+            dies_whole=self._dies_whole,
+            workers=workers,
+            deaths=self.deaths.lines,
+            died=self.deaths.died,
+        )
+
+    def _leave_words(self, words: LastWords, now: float) -> None:
+        """Write down what this pool would have died of, if that is due."""
+        capacity = self.reading().capacity
+        used = capacity.undroppable
+        words.tick(self._present, used / capacity.limit if capacity.limit and used is not None else None, now)
+
+    def _say_what_became_of_the_last(self) -> None:
+        line = None if self._last_words is None else self._last_words.of_the_last()
+        if line is not None:
+            log.warning("%s", line)
+
     def close(self) -> None:
         """At the supervisor's end; its process may go on and create another pool. In a fork of it, this does nothing."""
+        if os.getpid() == self.pid:
+            attempt("the deaths of workers", "the server", self.deaths.settle)
+            if self._last_words is not None:
+                self._last_words.goodbye()
         if self._exporter is not None and os.getpid() == self.pid:
             attempt("metrics", "the server", self._exporter.close)
         if self.board is not None and os.getpid() == self.pid:
@@ -444,12 +495,19 @@ class Supervisor:
     def _say_who_dies(self) -> None:
         cgroup = find_cgroup()
         folder = None if cgroup is None else cgroup.dies_whole()
+        self._dies_whole = folder is not None
         if folder is not None:
             log.info(
                 "memory.oom.group is set in %s: when memory runs out there the kernel kills all processes at once, this supervisor too, "
                 "whatever their oom_score_adj: only recycling in time helps",
                 folder,
             )
+        service = None if cgroup is None or folder is not None else service_of(cgroup)
+        if service is not None and oom_policy(service) == "stop":
+            log.info(
+                "%s has OOMPolicy=stop, systemd's default: when the kernel kills one of its processes, systemd stops the whole service; "
+                "set OOMPolicy=continue, and only a worker is lost", printable(service),
+            )  # fmt: skip
 
     def _set_own_score(self) -> None:
         wanted = self.policy.supervisor_oom_score_adj

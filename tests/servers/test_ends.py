@@ -81,3 +81,54 @@ def test_ends_that_are_in_order_are_counted_and_not_told(serve, serve_uvicorn):
         assert server.pool().deaths == []
         assert server.stop() == 0
         assert server.lines("no OOM kill") == []
+
+
+@pytest.mark.parametrize("function", ["died", "hangs", "fails"])
+@pytest.mark.parametrize("kind", ["gthread", "uvicorn"])
+def test_who_asks_is_told(serve, serve_uvicorn, kind, function):
+    """Of each death; a function that hangs or fails hurts nobody."""
+    policy = {"soft_limit": "500MiB", "on_death": f"alerts:{function}"}
+    server = serve_uvicorn(app="ending_apps:asgi", **policy) if kind == "uvicorn" else serve(kind, 2, app="ending_apps:wsgi", **policy)
+    told = server.serving(2).folder / "died"
+    pids = []
+    for _ in range(3):
+        # by the scoreboard: the server has a child more while a function is called
+        workers = until(lambda: len(now := [one.pid for one in server.pool().workers if one.state.serves]) == 2 and now, "two serve", 30)
+        pids.append(workers[0])
+        os.kill(pids[-1], signal.SIGSEGV)
+        until(lambda: pids[-1] not in [worker.pid for worker in server.pool().workers], "it is gone")
+
+    lines = until(lambda: told.exists() and len(lines := told.read_text().splitlines()) == 3 and lines, "all are told of", 30)
+
+    assert sorted(lines) == sorted(f"crashed {pid}" for pid in pids)
+    assert server.get("/")[0] == 200
+    if function == "fails":
+        server.wait_for("on_death has failed for worker ", 3)
+        assert len(server.lines("RuntimeError: no alert?for you")) == 3
+    assert server.lines("oomsafe failed in") == []
+    assert server.stop() == 0
+
+
+def test_a_pool_that_was_killed_is_explained_by_the_next(serve, tmp_path):
+    """Once, from its folder on disk; Kubernetes shows the termination log of a container that is gone."""
+    log, state = tmp_path / "termination-log", tmp_path / "state"
+    log.touch()
+    state.mkdir(mode=0o700)
+    more = {"env": {"OOMSAFE_STATE": str(state)}, "soft_limit": "500MiB", "termination_log": str(log), "name": "shop"}
+    first = serve("sync", 2, app="ending_apps:wsgi", **more).serving(2)
+    victim = gone(first, "/exit")
+    until(lambda: f"worker {victim} (slot " in log.read_text(), "the termination log tells", 30)
+    until(lambda: any(f"worker {victim} (slot ".encode() in note.read_bytes() for note in state.glob("notes/*")), "the note tells", 30)
+    first.signal(signal.SIGKILL)
+    first.ended()
+    assert f"worker {victim} (slot " in log.read_text()
+    log.write_text("")
+
+    second = serve("sync", 2, app="ending_apps:wsgi", **more).serving(2)
+    (line,) = second.lines("the pool before this one ended without a goodbye")
+    assert f"worker {victim} (slot " in line
+    assert second.stop() == 0
+    assert (log.read_text(), list(state.glob("notes/*"))) == ("", [])
+
+    third = serve("sync", 2, app="ending_apps:wsgi", **more).serving(2)
+    assert third.lines("the pool before this one") == []
