@@ -30,9 +30,21 @@ from oomsafe.policy.text import printable
 from oomsafe.supervisor.supervisor import Supervisor
 
 
+class TimeoutHandler(billiard.pool.TimeoutHandler):  # type: ignore[misc]
+    """billiard's, which ends a child by SIGTERM first and by SIGKILL soon after: by then the child may have ended its task's record."""
+
+    def on_hard_timeout(self, job: Any) -> None:
+        """The task has passed its time limit: note that in the process object of its child, which is about to be ended."""
+        process, _ = self._process_by_pid(job._worker_pid)
+        if process is not None and not job.ready():
+            process._oomsafe_timed_out = job
+        super().on_hard_timeout(job)
+
+
 class GuardedPool:
     """What is overridden in both of billiard's pools. Each method does what billiard does, and calls the guard."""
 
+    TimeoutHandler = TimeoutHandler
     _worker: Any
     _processes: int
 

@@ -16,6 +16,7 @@ from oomsafe.celery.task_loop import GROWTH
 from oomsafe.errors import MemoryLimitExceeded
 from oomsafe.log import attempt, failed, log
 from oomsafe.policy.ceilings import SPARE, Ceiling
+from oomsafe.policy.death_line import Flight
 from oomsafe.policy.ends import By
 from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.text import printable
@@ -123,12 +124,16 @@ class PoolGuard:
         number, generation = (seat.number, seat.generation) if seat is not None else (None, None)
         death = self.deaths.read(number, generation, Ended(process.pid, process.exitcode))
         job = self.jobs.get(death.ticket)
-        # a time limit has set the task's result already; revoke(terminate), and that the pool shrinks, are noted in the process object
-        if death.ticket and job is None:
+        # the process object tells of a time limit, of revoke(terminate), and that the pool shrinks
+        timed_out = getattr(process, "_oomsafe_timed_out", None)
+        if timed_out is not None or (death.ticket and job is None):  # the result is set before the child is ended
             death.by = By.TIME_LIMIT
         elif self._ends or getattr(process, "_job_terminated", False) or getattr(process, "_controlled_termination", False):
             death.by = By.ORDER
         death.killed_by_server = death.by is not None
+        if timed_out is not None and not death.flights:
+            seconds = time.monotonic() - (timed_out._time_accepted or time.monotonic())
+            death.flights = (Flight("{}[{}]".format(*name_and_id(timed_out)), seconds, None),)
         if job is not None and not getattr(job, "_accepted", True):
             # the task had begun, but MainProcess has not read that yet: billiard would give it to another child, and it would run twice
             attempt("a task that has begun", "Celery", lambda: job._ack(None, time.monotonic(), process.pid, None))

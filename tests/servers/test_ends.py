@@ -132,3 +132,39 @@ def test_a_pool_that_was_killed_is_explained_by_the_next(serve, tmp_path):
 
     third = serve("sync", 2, app="ending_apps:wsgi", **more).serving(2)
     assert third.lines("the pool before this one") == []
+
+
+def test_ends_of_celery_s_children(celery):
+    """By hand, a crash, a time limit, a memory limit: four lines, each right, and what the node was told to do is in order."""
+    node = celery(soft_limit="1GiB").ready()
+    told = []
+
+    def child() -> int:
+        workers = until(lambda: len(now := [one.pid for one in node.pool().workers if one.state.serves]) == 2 and now, "both serve", 30)
+        return workers[0]
+
+    for number, words in (
+        (signal.SIGKILL, "was ended by somebody's SIGKILL: no OOM kill"),
+        (signal.SIGSEGV, "crashed with SIGSEGV: no OOM kill"),
+    ):
+        pid = child()
+        os.kill(pid, number)
+        node.wait_for(f"worker {pid} (slot ", seconds=30)
+        told.append(words)
+    assert (
+        node.ask("result = proj.sleep.apply_async((60,), time_limit=1).get(timeout=60, propagate=False).__class__.__name__")
+        == "TimeLimitExceeded"
+    )
+    node.wait_for("was ended by its server, because its task had passed its time limit", seconds=30)
+    assert node.ask("result = proj.balloon.delay('c').get(timeout=60, propagate=False).__class__.__name__") == "MemoryLimitExceeded"
+    child()
+
+    until(lambda: node.pool().ends["limit"], "it is counted", 30)
+    assert [len(node.lines(words)) for words in told] == [1, 1]
+    assert {verdict: count for verdict, count in node.pool().ends.items() if count} == {"signal": 1, "crashed": 1, "timeout": 1, "limit": 1}
+    assert "proj.sleep[" in next(death.line for death in node.pool().deaths if death.verdict == "timeout")
+    os.kill(node.process.pid, signal.SIGTERM)
+    node.process.wait(30)
+    assert node.lines("oomsafe failed in") == []
+    late = [line for line in node.log().partition("Warm shutdown")[2].splitlines() if "(slot " in line]
+    assert late == []  # children that end with their node end in order
