@@ -19,6 +19,10 @@ class ScoreboardError(OomsafeError):
     """A scoreboard can't be created, opened or trusted."""
 
 
+class KernelLogError(OomsafeError):
+    """A kernel log can't be read: the message says why, and which permission or other way would help."""
+
+
 class SoftMemoryLimitExceeded(OomsafeError):
     """Raised inside a task that uses more than its soft limit: catch it, release memory, end. Its args: (task, used, limit), in bytes."""
 

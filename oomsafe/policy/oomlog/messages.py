@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -255,6 +256,7 @@ def _usage(text: str) -> Fact | None:
     return Fact(field, Charge(usage=int(match[2]) << 10, limit=None if limit >= NO_LIMIT else limit << 10))
 
 
+@lru_cache(maxsize=4)  # one kernel prints one header
 def _header(text: str) -> Header | None:
     if (match := _HEADER.search(text)) is None:
         return None

@@ -220,6 +220,8 @@ def _stamped(text: str, match: re.Match[str], head: str) -> Line:
     """A message behind the kernel's own stamp: ``[ 1740.788324]``, with the printing thread if it was built so (CONFIG_PRINTK_CALLER)."""
     message = text[match.end() :]
     uptime, caller = float(match[1]), match[2] or ""
+    if not head and not caller and " kernel: " not in message[:280]:  # the commonest
+        return Line(message, match[0].rstrip(" :"), None, uptime, None, "dmesg ")
     if " kernel: " in message[:280] and (tag := _TAG.match(message)):  # journalctl -o short-monotonic
         return Line(message[tag.end() :], match[0].strip(), None, uptime, tag[1], f"monotonic {caller}")
     head = head.strip()
