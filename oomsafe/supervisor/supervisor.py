@@ -20,7 +20,7 @@ from oomsafe.kernel.cgroup import find_cgroup
 from oomsafe.kernel.kept_sizes import KeptSizes
 from oomsafe.kernel.oom_score import read_score, write_score
 from oomsafe.kernel.process import anonymous_of, descendants_of, is_alive, start_time
-from oomsafe.kernel.systemd import oom_policy, service_of
+from oomsafe.kernel.systemd import OomPolicy, service_of
 from oomsafe.log import attempt, log, said
 from oomsafe.policy.boot_line import called, dry, limits_in_force
 from oomsafe.policy.last_words import Present, Worker
@@ -119,6 +119,7 @@ class Supervisor:
         self._exporter: Exporter | None = None
         self._server = server
         self._dies_whole = False
+        self._oom_policy: OomPolicy | None = None
         self._last_words: LastWords | None = None
         self._begin(workers, server, fleet)
         self._set_own_score()
@@ -317,6 +318,8 @@ class Supervisor:
                 self._budget.tick(self.policy, self.reading, shares, now)
             if self._shedding is not None and self.policy.shed:
                 self._shedding.tick(self.policy, now)
+            if self._oom_policy is not None:
+                attempt("systemd's OOMPolicy", "the server", self._say_oom_policy)
             if self._last_words is not None and self._last_words.wanted:
                 attempt("last words", "the server", partial(self._leave_words, self._last_words, now))
             if now >= self._look_at:
@@ -503,10 +506,22 @@ class Supervisor:
                 folder,
             )
         service = None if cgroup is None or folder is not None else service_of(cgroup)
-        if service is not None and oom_policy(service) == "stop":
+        try:
+            self._oom_policy = None if service is None else OomPolicy(service)
+        except OSError:
+            return  # there is no systemctl here
+
+    def _say_oom_policy(self) -> None:
+        """What systemd would do, once systemctl has said it."""
+        asked = self._oom_policy
+        answer = None if asked is None else asked.answer()
+        if asked is None or answer is None:
+            return
+        self._oom_policy = None
+        if answer == "stop":
             log.info(
                 "%s has OOMPolicy=stop, systemd's default: when the kernel kills one of its processes, systemd stops the whole service; "
-                "set OOMPolicy=continue, and only a worker is lost", printable(service),
+                "set OOMPolicy=continue, and only a worker is lost", printable(asked.service),
             )  # fmt: skip
 
     def _set_own_score(self) -> None:

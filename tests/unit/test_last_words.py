@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -179,9 +180,28 @@ def test_the_service(monkeypatch: pytest.MonkeyPatch, path: str, service: str | 
 
 
 def test_without_systemctl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is known."""
+    """Whoever asks is told so."""
     monkeypatch.setattr(systemd, "SYSTEMCTL", "/nowhere/systemctl")
-    assert systemd.oom_policy("shop.service") is None
+    with pytest.raises(OSError, match="nowhere"):
+        systemd.OomPolicy("shop.service")
+
+
+@pytest.mark.parametrize(
+    ("says", "patience", "answer"),
+    [("echo stop", 30.0, "stop"), ("exit 1", 30.0, ""), ("sleep 0.3; echo continue", 30.0, "continue"), ("exec sleep 60", 0.3, "")],
+)
+def test_nobody_waits_for_systemctl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: str, patience: float, answer: str) -> None:
+    """It is asked, and looked at now and then; one that hangs is ended."""
+    program = tmp_path / "systemctl"
+    program.write_text(f"#!/bin/sh\n{says}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(systemd, "SYSTEMCTL", str(program))
+    monkeypatch.setattr(systemd, "PATIENCE", patience)
+    asked = systemd.OomPolicy("shop.service")
+    until = time.monotonic() + 30
+    while (found := asked.answer()) is None and time.monotonic() < until:
+        time.sleep(0.01)
+    assert found == answer
 
 
 @pytest.mark.parametrize("given", ["shop", "shop:", ":f", "a b:c", 3, "a:b()"])

@@ -7,7 +7,7 @@ def run(vm):
     """Debian's defaults: OOMPolicy=stop, no journal or kernel log for the service's own user."""
     stops = vm.gunicorn("stops", MemoryMax="300M", StateDirectory="stops", Restart="always", RestartSec="1")
     stops.pool()
-    said = stops.lines("OOMPolicy=stop")
+    said = stops.wait_for("OOMPolicy=stop")
     vm.holds("a line at boot says what OOMPolicy=stop means", said, said)
     supervisor = stops.pid
     stops.get("/hog")
