@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from oomsafe.gunicorn.reaping import Reaping
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.process import held_of, rss_of
 from oomsafe.log import attempt, log
@@ -72,8 +73,8 @@ class DirtyPool:
     def __init__(self, arbiter: Any, policy: Policy, http_workers: int, wake: Wake, name: str) -> None:
         self.pid = os.getpid()
         self._arbiter = arbiter
-        # its own score is the master's, which is set already, and the master's metrics show this pool, too
-        self._policy = replace(policy, supervisor_oom_score_adj=None, metrics=None)
+        # its own score is the master's, which is set already; the master's metrics show this pool, too; and the termination log is its
+        self._policy = replace(policy, supervisor_oom_score_adj=None, metrics=None, termination_log=None)
         self._wake = wake
         # gunicorn 25.1 introduced both: a number of workers that can change, and workers that end without removing the arbiter's socket
         self._recycles = hasattr(arbiter, "num_workers")
@@ -84,6 +85,7 @@ class DirtyPool:
         atexit.register(self._supervisor.close)
         if not self._recycles:
             log.warning("before gunicorn 25.1 a dirty worker that ends removes its arbiter's socket: they are measured, but not recycled")
+        self._reaping = attempt("how workers end", "gunicorn", partial(Reaping, arbiter))
         self._exchange: Exchange | None = None
         self._booting: set[int] = set()
         self._leaving: set[int] = set()
@@ -148,7 +150,9 @@ class DirtyPool:
 
     def exited(self, worker: Any) -> None:
         """Called when a worker has been reaped and not been replaced yet."""
-        self._supervisor.release(_slot(worker))
+        reaping = self._reaping
+        ended = None if reaping is None else attempt("how a worker ended", "gunicorn", lambda: reaping.ended(worker))
+        self._supervisor.release(_slot(worker), ended)
         if worker.pid not in self._leaving:
             self._died_at = time.monotonic()
         self._booting.discard(worker.pid)

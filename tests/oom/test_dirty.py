@@ -38,11 +38,15 @@ def test_the_kernel_kills_the_dirty_worker(cgroup, serve):
         asking.join()
         assert sandbox.cgroup.oom_kills() >= kill
         until(lambda: [worker.state for worker in dirty_pool(gunicorn).workers] == ["serving"], "another serves")
+        gunicorn.wait_for(f"dirty pool: worker {victim} (slot ")
         assert gunicorn.get("/")[0] == 200
 
     # while a victim's memory is still charged, for some 20 ms, the kernel may take a second one
     assert len(http_workers - set(gunicorn.workers())) <= 1
     assert arbiter in gunicorn.workers()
+    told = [line for line in gunicorn.lines("was killed by the kernel's OOM killer (confirmed: ") if "dirty pool: " in line]
+    assert len(told) == dirty_pool(gunicorn).ends["oom_confirmed"] == 5
+    assert [line for line in told if ".hog (" not in line] == []
 
 
 def _hog(gunicorn) -> None:
