@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -132,8 +132,7 @@ class TaskMemory:
                 self._meter.measure()
                 self._refused = max(0, self._meter.without_files - self._before)
                 self._tell(name, error, self._refused)
-            for one in _chain(error):
-                let_go(one)
+            let_go(error)
         except Exception as failure:
             failed("a task that was refused memory", "Celery", failure)
         return MemoryLimitExceeded(printable(name), self._refused or 0, self._most)
@@ -183,12 +182,3 @@ class TaskMemory:
 def is_refusal(error: BaseException) -> bool:
     """Whether this error says that there is no memory. Some calls say so by their errno: mmap, fork."""
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that it came from or while they were handled."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__

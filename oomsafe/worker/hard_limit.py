@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -185,9 +186,20 @@ def _frames(error: BaseException) -> Iterator[TracebackType]:
         trace = trace.tb_next
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and those that it came from or while they were handled."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def where_of(error: BaseException) -> str:
-    """`` in export (shop/views.py:42)``: the innermost frame; empty if there is none."""
-    for trace in (*_frames(error),)[-1:]:
+    """`` in export (shop/views.py:42)``: the innermost frame of the first MemoryError, which others may have come from: whoever reports one
+    needs memory, too. Empty if there is none."""
+    first = [error, *(one for one in _chain(error) if isinstance(one, MemoryError))][-1]
+    for trace in (*_frames(first),)[-1:]:
         code = trace.tb_frame.f_code
         file = "/".join(code.co_filename.split("/")[-2:])
         return f" in {printable(code.co_name)} ({printable(file)}:{trace.tb_lineno})"
@@ -195,9 +207,15 @@ def where_of(error: BaseException) -> str:
 
 
 def let_go(error: BaseException) -> None:
-    """Empty the frames that have ended with this error: they hold what the request has allocated, and must not until it is logged."""
-    for trace in _frames(error):
-        try:
-            trace.tb_frame.clear()
-        except RuntimeError:  # it still runs: it is one of ours, or of the server's
-            continue
+    """Empty the frames that have ended with this error, or with one that it came from: they hold what the request has allocated, and must
+    not until it is logged."""
+    for one in _chain(error):
+        for trace in _frames(one):
+            try:
+                trace.tb_frame.clear()
+            except RuntimeError:  # it still runs: it is one of ours, or of the server's
+                continue
+            if sys.version_info < (3, 13):
+                # Who reports errors with the values of variables has read this, and the frame keeps a copy, which clear() leaves.
+                # Reading it again updates the copy: nothing is left in it. Newer Pythons keep none (PEP 667).
+                trace.tb_frame.f_locals  # noqa: B018

@@ -107,6 +107,15 @@ def test_who_catches_it_goes_on(serve: Callable[..., Any]) -> None:
     assert server.lines(REFUSED) == []
 
 
+def test_what_an_error_tracker_has_read_is_let_go(serve: Callable[..., Any]) -> None:
+    """Before Python 3.13 each frame keeps a copy of what it has read."""
+    server = serve("sync", 1, app="limited_apps:wsgi", **LIMITS).serving(1)
+
+    is_refused(server, "/reported")
+
+    goes_on(server)
+
+
 def test_an_upload_that_is_read_at_once(serve_uvicorn: Callable[..., Any]) -> None:
     """A GiB in one body."""
     server = serve_uvicorn(workers=1, app="limited_apps:asgi", **LIMITS).serving(1)

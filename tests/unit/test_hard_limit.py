@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from oomsafe.kernel import rlimit
 from oomsafe.kernel.rlimit import Enforcement, Reading
 from oomsafe.policy.limits import Capacity
 from oomsafe.worker import exemptions, hard_limit
+from oomsafe.worker.hard_limit import let_go, where_of
 from oomsafe.wsgi import MemoryMiddleware as WSGI
 
 BODY = TOO_LARGE.body("GET")
@@ -101,6 +103,51 @@ def guarded(memory: Mapped, recycle: Callable[[], None] | None = None, **policy:
     """With a hard limit."""
     limits: dict[str, Any] = {"hard_limit": "300MiB", "soft_limit": "200MiB", "draining_oom_score_adj": 0, **policy}
     return Guard(Policy(**limits), recycle=recycle, unit="requests", capacity=Capacity(1000 * MIB, CGROUP), memory=memory)
+
+
+class Big:
+    """What a request has allocated."""
+
+
+@pytest.mark.parametrize("reported", [False, True])
+def test_what_an_error_holds_is_let_go(reported: bool) -> None:
+    """Also by the one that it came from, and where somebody has read its variables; the place is where memory ran out first."""
+    held: list[weakref.ref[Big]] = []
+
+    def balloon() -> None:
+        kept, inner = Big(), Big()
+        held.extend([weakref.ref(kept), weakref.ref(inner)])
+
+        def read() -> Big:
+            return inner
+
+        raise MemoryError(bool(kept and read()))
+
+    def handler() -> None:
+        kept = Big()
+        held.append(weakref.ref(kept))
+        try:
+            balloon()
+        except MemoryError as error:
+            trace = error.__traceback__
+            while reported and trace is not None:
+                assert trace.tb_frame.f_locals
+                trace = trace.tb_next
+            [][bool(kept)]
+
+    def framework() -> None:
+        try:
+            handler()
+        except IndexError:
+            raise MemoryError from None
+
+    try:
+        framework()
+    except MemoryError as error:
+        assert where_of(error).startswith(" in balloon (unit/test_hard_limit.py:")
+        assert [one() is not None for one in held] == [True] * 3
+        let_go(error)
+        assert [one() for one in held] == [None] * 3
 
 
 def test_it_is_set_and_followed(memory: Mapped) -> None:
