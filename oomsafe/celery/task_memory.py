@@ -13,10 +13,11 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from billiard.exceptions import SoftTimeLimitExceeded
 from celery import current_app
 from celery.app import trace
 
-from oomsafe.errors import MemoryLimitExceeded
+from oomsafe.errors import MemoryLimitExceeded, SoftMemoryLimitExceeded
 from oomsafe.kernel.process import PAGE
 from oomsafe.kernel.rlimit import DataLimit
 from oomsafe.log import failed, log, once
@@ -92,7 +93,10 @@ class TaskMemory:
         limit.confine(most)
 
     def follow(self) -> None:
-        """In the task: measure again what it has left. Memory that was only mapped, and not touched yet, does not count from now on."""
+        """In the task: measure again what it has left. Memory that was only mapped, and not touched yet, does not count from now on.
+
+        Raises what another signal tells the task meanwhile.
+        """
         limit = self._limit
         if not self._task_id or not self._most or self._refused is not None or limit is None:
             return
@@ -103,6 +107,8 @@ class TaskMemory:
                 before = self._statm.split(b" ", 3)
                 grown = resident - shared - (int(before[1]) - int(before[2])) * PAGE
                 limit.confine(data + max(0, self._most - max(0, grown)))
+        except (SoftMemoryLimitExceeded, SoftTimeLimitExceeded):
+            raise
         except Exception as error:
             failed("following a task's memory", "Celery", error)
 
@@ -126,13 +132,15 @@ class TaskMemory:
         self._limit.release()  # the first thing, for even a call of ours may find no memory
         try:
             if self._refused is None:
+                self._at_refusal(RESERVE)  # from here on TELL raises nothing
                 self._refused = 0
                 self._limit.grant(RESERVE)
-                self._at_refusal(RESERVE)
                 self._meter.measure()
                 self._refused = max(0, self._meter.without_files - self._before)
                 self._tell(name, error, self._refused)
             let_go(error)
+        except SoftMemoryLimitExceeded:  # TELL was a moment earlier, and comes no second time: the task fails already
+            return self.instead_of(name, error)
         except Exception as failure:
             failed("a task that was refused memory", "Celery", failure)
         return MemoryLimitExceeded(printable(name), self._refused or 0, self._most)

@@ -127,6 +127,8 @@ class DataLimit:
         """Bytes of Reading.data that the work in hand may reach; None: no work has such a limit."""
         self._put: int | None = None
         """The soft value that was set last from here; any other is somebody else's."""
+        self._putting: int | None = None
+        """The soft value that is being set from here: if a signal handler raises there, it may be in force, or the one before."""
         self._known: tuple[int, int] | None = None
         """The values that the process has, if nobody else has set any since. None: not known, or they are for now only."""
         self._outside = UNLIMITED
@@ -317,7 +319,9 @@ class DataLimit:
     def _apply(self, slack: int = 1) -> int | None:
         """Set what is due now, if it differs from what is set by at least `slack` bytes. Returns what follow() returns."""
         soft, hard = _limits()
-        if soft != self._put:
+        if soft == self._putting:
+            self._put = soft
+        elif soft != self._put:
             self._theirs = soft
         ceiling = min(self._theirs, hard)
         value, due = ceiling, self._due
@@ -325,8 +329,10 @@ class DataLimit:
         if due is not None and not self._suspended:
             value = min(due + self._beyond + self._granted, ceiling)
         if abs(value - soft) >= slack:
+            self._putting = value
             resource.setrlimit(resource.RLIMIT_DATA, (_raw(value), _raw(hard)))
             self._put = soft = value
+        self._putting = self._put
         self._known = None if self._suspended or self._granted else (_raw(soft), _raw(hard))
         if self._wanted is None or self._wanted <= ceiling or ceiling == self._reported:
             return None
@@ -336,10 +342,11 @@ class DataLimit:
     def _switch(self, value: int) -> None:
         """The same as _apply(), which would set `value`, in one system call. Called once for each task, and twice."""
         known = self._known
-        if known is None:
+        if known is None or self._putting != self._put:
             self._apply()
             return
         new = (value if value < UNLIMITED else -1, known[1])
+        self._putting = value
         try:
             found = resource.prlimit(0, resource.RLIMIT_DATA, new)
         except (OSError, ValueError):  # the application has lowered the hard value

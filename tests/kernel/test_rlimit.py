@@ -673,6 +673,61 @@ def test_work_is_confined_beside_the_limit_and_without_one() -> None:
     assert [round(room / MIB) for room in (alone, lower, higher)] == [40, 32, 62]  # 2 MiB are mapped again as its reserve
 
 
+@pytest.mark.parametrize("done", [True, False])
+@pytest.mark.parametrize("act", ["confine", "free", "suspend", "grant", "follow"])
+def test_a_signal_handler_that_raises_where_it_is_set(act: str, done: bool) -> None:
+    """Right after the value was set, or just before: it is not taken for the application's, and what is due later is set."""
+
+    class Told(Exception):
+        """What the handler raises."""
+
+    def run() -> tuple[bool, list[int]]:
+        limit = limited()
+        outside, most, told = soft(), statm()[5] + 32 * MIB, []
+        if act == "free":
+            limit.confine(most)
+
+        def interrupted(theirs: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any) -> Any:
+                if done:
+                    theirs(*args)
+                told.append(1)
+                raise Told
+
+            return call
+
+        with pytest.MonkeyPatch.context() as here:
+            for name in ("setrlimit", "prlimit"):
+                here.setattr(resource, name, interrupted(getattr(resource, name)))
+            with pytest.raises(Told):
+                {
+                    "confine": lambda: limit.confine(most),
+                    "free": limit.free,
+                    "suspend": limit.suspend,
+                    "grant": lambda: limit.grant(8 * MIB),
+                    "follow": lambda: limit.follow(reading(statm()[5], 100 * MIB)),
+                }[act]()
+        if act == "suspend":
+            limit.resume()
+        elif act == "grant":
+            limit.withdraw(8 * MIB)
+        seen = []
+        for _ in range(2):
+            limit.confine(most)
+            seen.append(soft() - most)
+            limit.free()
+        limit.follow(reading(statm()[5], 200 * MIB))
+        seen.append(soft() - statm()[5] - 200 * MIB)
+        limit.lift()
+        return outside < UNLIMITED and len(told) == 1, [*seen, soft()]
+
+    once, seen = in_child(run)
+    assert once
+    assert seen[:2] == [0, 0]
+    assert abs(seen[2]) < MIB
+    assert seen[3] == resource.RLIM_INFINITY
+
+
 def test_confined_work_is_refused_more() -> None:
     """By the kernel."""
 

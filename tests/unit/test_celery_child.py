@@ -13,12 +13,14 @@ from celery import Celery
 from celery.backends.base import BaseBackend, DisabledBackend
 from celery.backends.cache import CacheBackend
 from celery.backends.filesystem import FilesystemBackend
+from needs import need
 from unit.children import in_child
 
 from oomsafe.celery.child import GuardedWorker, drops_meta
 from oomsafe.celery.notes import Notes
 from oomsafe.celery.task_loop import _Contained
-from oomsafe.errors import SoftMemoryLimitExceeded
+from oomsafe.celery.task_memory import TaskMemory
+from oomsafe.errors import MemoryLimitExceeded, SoftMemoryLimitExceeded
 from oomsafe.policy.settings import Policy
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.supervisor.watcher import TELL
@@ -77,9 +79,9 @@ class Child(GuardedWorker, Billiard):
         self._is_late = {"proj.late": True}
         signal.signal(TELL, self._told)
 
-    def run(self, function: Any) -> Any:
+    def run(self, function: Any, growth: int | None = None) -> Any:
         """As billiard does."""
-        return _Contained(function, "proj.late", self, 7, "an-id")("proj.late", "an-id", {})
+        return _Contained(function, "proj.late", self, 7, "an-id", growth)("proj.late", "an-id", {})
 
     def told(self) -> None:
         """MainProcess finds the task over its soft limit, and says so."""
@@ -155,6 +157,35 @@ def test_told_while_it_is_taken_up(notes: Path) -> None:
         return "told", child.board.in_hand(), noted(notes)
 
     assert in_child(run) == ("told", [], 0)
+
+
+@pytest.mark.parametrize(
+    ("where", "becomes"), [("confine", SoftMemoryLimitExceeded), ("_runs_out", MemoryLimitExceeded), ("grant", MemoryLimitExceeded)]
+)
+def test_told_in_our_own_code(notes: Path, caplog: pytest.LogCaptureFixture, where: str, becomes: type[Exception]) -> None:
+    """While it is measured at an earlier signal, or just as it is refused memory: it ends with one of the two, which is not our failure."""
+    need(sys.platform.startswith("linux"), "only Linux enforces RLIMIT_DATA")
+
+    def run() -> tuple[str, list[Any], list[str]]:
+        child = Child()
+        assert child._guard is not None
+        child._memory = TaskMemory(child._guard, child._runs_out)
+
+        def task(*_: Any) -> str:
+            sys.settrace(at_the_call_of(where, child.told))
+            if where == "confine":
+                os.kill(os.getpid(), TELL)
+            else:
+                raise MemoryError
+            return "its result"
+
+        try:
+            result = child.run(task, 100 * MIB)
+        except Exception as error:
+            result = type(error).__name__
+        return result, child.board.in_hand(), [line for line in caplog.messages if "oomsafe failed" in line]
+
+    assert in_child(run) == (becomes.__name__, [], [])
 
 
 def test_a_fork_of_a_task_puts_nothing_down(notes: Path) -> None:
