@@ -32,9 +32,9 @@ def _linux() -> None:
 
 
 def room() -> int:
-    """How many MiB may be mapped; -1: no limit."""
+    """How many MiB may be mapped, to the next five, because Python maps an arena of its allocator whenever it likes; -1: no limit."""
     soft = resource.getrlimit(resource.RLIMIT_DATA)[0]
-    return -1 if soft < 0 else round((soft - int(Path("/proc/self/statm").read_text().split()[5]) * PAGE) / MIB)
+    return -1 if soft < 0 else 5 * round((soft - int(Path("/proc/self/statm").read_text().split()[5]) * PAGE) / (5 * MIB))
 
 
 def made(refused: list[int] | None = None) -> TaskMemory:
@@ -79,8 +79,7 @@ def test_it_measures_again() -> None:
 
     first, again, touched, after = in_child(run)
 
-    assert (first, again, after) == (40, 100, -1)
-    assert 68 <= touched <= 72
+    assert (first, again, touched, after) == (40, 100, 70, -1)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ def test_what_becomes_of_an_error(error: Exception, becomes: bool) -> None:
     if becomes:
         assert first == second
         assert (first[0], first[2], refused) == ("proj.task", 100 * MIB, 1)
-        assert inside >= 106
+        assert inside >= 105
     else:
         assert (first, second, refused, inside) == (None, None, 0, 100)
 
