@@ -9,8 +9,10 @@ import gunicorn
 import pytest
 import starlette
 import starlette.routing
+import uvicorn
 from celery.app.defaults import NAMESPACES
 from gunicorn.arbiter import Arbiter
+from gunicorn.config import Config
 from gunicorn.workers import SUPPORTED_WORKERS
 
 #: The first gunicorn whose gthread worker, when it ends, still answers what comes on a kept-alive connection.
@@ -28,10 +30,19 @@ def has_class(worker_class: str) -> None:
     provided(worker_class != "asgi" or "asgi" in SUPPORTED_WORKERS, f"gunicorn {gunicorn.__version__} has no asgi worker")
 
 
+def no_control_socket() -> list[str]:
+    """The option that turns gunicorn's control socket off: all of a user's gunicorns share one, where they have one."""
+    return ["--no-control-socket"] if "control_socket_disable" in Config().settings else []
+
+
+def keeps(worker_class: str) -> bool:
+    """Whether a worker that ends answers all that came to it; see loses_none()."""
+    return worker_class != "gthread" or gunicorn.version_info >= GTHREAD_KEEPS
+
+
 def loses_none(worker_class: str) -> None:
     """An older gthread worker that ends closes connections that were promised to be kept alive, and does not wait for the rest."""
-    keeps = worker_class != "gthread" or gunicorn.version_info >= GTHREAD_KEEPS
-    provided(keeps, f"gunicorn {gunicorn.__version__}'s gthread worker drops connections when it ends")
+    provided(keeps(worker_class), f"gunicorn {gunicorn.__version__}'s gthread worker drops connections when it ends")
 
 
 def serves_streams_at_once() -> None:
@@ -46,6 +57,11 @@ def serves_streams_at_once() -> None:
 def reaps_later() -> None:
     """Before 24, a dead worker is reaped inside a signal's handler, at once."""
     provided(hasattr(Arbiter, "signal_chld"), f"gunicorn {gunicorn.__version__} leaves no dead worker unreaped")
+
+
+def loads_first() -> bool:
+    """Whether uvicorn loads the app of a single process before it takes the signals' handlers."""
+    return "load_app" in inspect.getsource(uvicorn.run)
 
 
 def names_routes() -> None:

@@ -35,7 +35,7 @@ def machine(tmp_path: Path, celery: Start) -> Iterator[Callable[..., CeleryWorke
         boot = tmp_path / f"boot-{name}"
         boot.write_text(f"{name * 8}\n")
         conf = {
-            "imports": ["holding"], "worker_prefetch_multiplier": 1,
+            "imports": ["holding", "impatient"], "worker_prefetch_multiplier": 1,
             "broker_transport_options": {"visibility_timeout": VISIBLE, "unacked_restore_interval": 1},
         }  # fmt: skip
 

@@ -7,12 +7,13 @@ import signal
 import pytest
 from celerying import Start
 from serving import APPS, conf, until
+from versions import no_control_socket
 
 #: An app with an environment of its own, as python-dotenv's load_dotenv() makes it.
 LATE = "import os\nos.environ['OOMSAFE_SOFT_LIMIT'] = '77MiB'\nos.environ['OOMSAFE_JITTER'] = '0'\nfrom {} import {} as app"
 TOO_LATE = "OOMSAFE_SOFT_LIMIT does nothing: it was set by the app, which is loaded after the pool's policy has been read; give it to "
 GIVEN = ("-e", "OOMSAFE_SOFT_LIMIT=80MiB")
-NO_FILE = ("-c", "python:oomsafe.gunicorn.conf", "-b", "127.0.0.1:0", "--workers", "2", "--no-control-socket", *GIVEN)
+NO_FILE = ("-c", "python:oomsafe.gunicorn.conf", "-b", "127.0.0.1:0", "--workers", "2", *no_control_socket(), *GIVEN)
 
 
 def test_gunicorn_s_e_without_a_file(serve):

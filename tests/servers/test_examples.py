@@ -8,17 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gunicorn.config import Config
 from serving import ENDING_WITH_US, Gunicorn, Server, until
 from uvicorning import Uvicorn
-from versions import names_routes
+from versions import names_routes, no_control_socket
 
 from oomsafe.scoreboard.places import board_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-#: All of a user's gunicorns share one, where they have one.
-NO_CONTROL_SOCKET = ["--no-control-socket"] if "control_socket_disable" in Config().settings else []
 
 
 @pytest.fixture
@@ -30,7 +26,7 @@ def example(serve: Callable[..., Gunicorn], serve_uvicorn: Callable[..., Uvicorn
             env = dict(variable.split("=") for variable in command.split())
             return serve_uvicorn("--app-dir", str(folder), *more, app=app, env=env).serving()
         argv = ["-c", str(folder / "oomsafe.conf.py"), "--chdir", str(folder), "-b", "127.0.0.1:0"]
-        return serve(argv=[*argv, *NO_CONTROL_SOCKET, *more], app=app).serving()
+        return serve(argv=[*argv, *no_control_socket(), *more], app=app).serving()
 
     return start
 

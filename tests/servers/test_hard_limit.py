@@ -132,7 +132,7 @@ def test_an_upload_that_is_read_at_once(serve_uvicorn: Callable[..., Any]) -> No
 
 def test_neighbours_in_threads(serve: Callable[..., Any]) -> None:
     """While one request after the other balloons in big pieces, those beside it in the same worker are answered."""
-    server = serve("gthread", 1, settings="threads = 8", app="limited_apps:wsgi", **LIMITS).serving(1)
+    server = serve("gthread", 1, settings="threads = 8", app="limited_apps:wsgi", min_lifetime="10m", **LIMITS).serving(1)
     failed: list[Any] = []
     ended = threading.Event()
 

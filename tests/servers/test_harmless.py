@@ -9,6 +9,7 @@ import pytest
 from clients import Load
 from serving import until
 from surging import big, states, waiting
+from versions import keeps
 
 STAYS = "stays, whatever it holds and however long it has served: its supervisor is gone, or has stood"
 
@@ -84,7 +85,7 @@ def test_a_supervisor_that_stands_still_recycles_nobody(serve):
 @pytest.mark.parametrize("surge", [True, False])
 def test_gunicorn_outlives_forks_that_fail(serve, surge):
     """Who is over its limit stays, or is missing for a while; the master and the others serve on, and then all is as it was."""
-    gunicorn = big(serve, "gthread", settings=FORKS, surge=surge)
+    gunicorn = big(serve, "gthread" if keeps("gthread") else "sync", settings=FORKS, surge=surge)
     (gunicorn.folder / "full").touch()
     with Load(gunicorn, "/leak?kib=0&s=0.02", clients=2) as load:
         if surge:

@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 from clients import Load
 from serving import ENDING_WITH_US, Gunicorn, Server, conf, memory_of, until
-from versions import provided
+from versions import no_control_socket, provided
 
 from oomsafe.run.environment import PATH
 from oomsafe.scoreboard import layout
@@ -33,7 +33,8 @@ import apps
 class Own(BaseApplication):
     def load_config(self):
         for name, value in {"bind": "127.0.0.1:0", "workers": 2, "control_socket_disable": True, "graceful_timeout": 5}.items():
-            self.cfg.set(name, value)
+            if name in self.cfg.settings:
+                self.cfg.set(name, value)
 
     def load(self):
         return apps.wsgi
@@ -123,7 +124,7 @@ def under(started: Any) -> Callable[..., Under]:
     return lambda *command, **more: started(lambda folder: Under(folder, *command, **more))
 
 
-GUNICORN = ("-w", "2", "-b", "127.0.0.1:0", "--no-control-socket", "--keep-alive", "30", "--graceful-timeout", "5", "apps:wsgi")
+GUNICORN = ("-w", "2", "-b", "127.0.0.1:0", *no_control_socket(), "--keep-alive", "30", "--graceful-timeout", "5", "apps:wsgi")
 WAYS = {
     "gunicorn": ((sys.executable, "-m", "gunicorn", *GUNICORN), "Listening at: ", {}),
     "base-application": ((sys.executable, "own.py"), "Listening at: ", {"own.py": BASE_APPLICATION}),
