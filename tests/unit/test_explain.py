@@ -124,7 +124,8 @@ def test_a_file_of_another_user(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("")
     path.chmod(0o600)
-    code = f"import os; from oomsafe.cli.explain import explain; os.setuid(65534); explain([{str(path)!r}])"
+    # locale first, which is imported late by some Pythons, from where that user may not read
+    code = f"import locale, os; from oomsafe.cli.explain import explain; os.setuid(65534); explain([{str(path)!r}])"
 
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
