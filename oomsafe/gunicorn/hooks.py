@@ -16,6 +16,7 @@ from oomsafe.gunicorn import workers
 from oomsafe.gunicorn.chain import chain
 from oomsafe.gunicorn.fleet import GunicornFleet
 from oomsafe.gunicorn.reaping import Reaping
+from oomsafe.gunicorn.waiting import watch_with
 from oomsafe.kernel.net import migrates_requests
 from oomsafe.log import attempt, failed, log, log_with, say_off
 from oomsafe.policy.settings import PREFIX, Policy, came_too_late, is_off, load_policy, set_in
@@ -137,6 +138,7 @@ class Plugin:
             log.warning("reuse_port: connections queued at a worker that is recycled are lost; set sysctl net.ipv4.tcp_migrate_req=1")
         self._tick_with(server)
         self._reaping = attempt("how workers end", "gunicorn", partial(Reaping, server))
+        attempt("caps", "gunicorn", partial(watch_with, server, self._supervisor.watch))
         self._outlive_failed_forks(server)
         self._has_loaded(server)
 

@@ -102,6 +102,20 @@ class KeptSizes:
         # the sizes are read first, so that a new process that got this pid meanwhile is not taken for the other
         return sizes if known or sizes is None or self._runs(pid, started) else None
 
+    def mapped_if(self, pid: int, started: int) -> tuple[int, int, int] | None:
+        """(data, rss, anon) of a kept process with this start_time() that runs; None for any other, and if it can't be read. Bytes.
+
+        `data` is what RLIMIT_DATA counts: the sixth field of its statm. Each call reads.
+        """
+        kept = self._kept.get(pid)
+        if kept is None or kept.started != started or kept.fd < 0 or not self._lock.acquire(blocking=False):
+            return None
+        try:
+            sizes = self._read(pid, kept)
+            return None if sizes is None or kept.statm is None else (int(kept.statm.split()[5]) * PAGE, *sizes)
+        finally:
+            self._lock.release()
+
     def held(self, pid: int) -> int | None:
         """The second of sizes()."""
         sizes = self.sizes(pid)

@@ -97,6 +97,19 @@ class Reading(NamedTuple):
     """What the process may still get: its hard limit less what it holds by the metric of its limits. Negative above the limit."""
 
 
+class Outside(NamedTuple):
+    """What a supervisor has done to this process's limit from outside."""
+
+    most: int | None
+    """What the process may have mapped at most now, in bytes; None: whatever its own limit is."""
+    values: tuple[int, ...]
+    """The soft values that it has set: they are not the application's."""
+
+
+#: Without a supervisor that does so.
+NOBODY = Outside(None, ())
+
+
 class DataLimit:
     """This process's hard limit: RLIMIT_DATA's soft value, kept at what is mapped plus what may still become resident.
 
@@ -111,9 +124,13 @@ class DataLimit:
     """Makes room for RESERVE bytes, by unmapping that much: the first thing to call in `except MemoryError`. A later tick maps it again,
     when there is room. It is a built-in function that allocates nothing, does nothing the second time, and never raises."""
 
-    def __init__(self, measure: Callable[[], Reading | None]) -> None:
-        """Not in force until follow(). Raises OSError if the reserve can't be mapped."""
+    def __init__(self, measure: Callable[[], Reading | None], outside: Callable[[], Outside] = lambda: NOBODY) -> None:
+        """Not in force until follow(). Raises OSError if the reserve can't be mapped.
+
+        `outside` returns what a supervisor has done to the limit from outside, if there is one.
+        """
         self._measure = measure
+        self._by_supervisor = outside
         self._reserve = self._map_reserve()
         self._lock = RLock()
         self._last: Reading | None = None
@@ -262,9 +279,10 @@ class DataLimit:
     def _due(self) -> int | None:
         """The soft value that is due now, without grants; None: no limit is in force."""
         wanted, most = self._wanted, self._most
-        if wanted is None or most is None:
-            return most if wanted is None else wanted
-        return min(wanted, most)
+        if wanted is None:
+            return most
+        capped = self._by_supervisor().most
+        return min(value for value in (wanted, most, capped) if value is not None)
 
     @property
     def soft(self) -> int | None:
@@ -321,7 +339,7 @@ class DataLimit:
         soft, hard = _limits()
         if soft == self._putting:
             self._put = soft
-        elif soft != self._put:
+        elif soft != self._put and soft not in self._by_supervisor().values:
             self._theirs = soft
         ceiling = min(self._theirs, hard)
         value, due = ceiling, self._due
@@ -378,6 +396,30 @@ def enforcement(data: int | None, modules: str = "/sys/module") -> Enforcement:
         return _trial(data)
     except (OSError, ValueError) as error:
         return Enforcement(None, f"it could not be tried: {error}")
+
+
+def soft_of(pid: int) -> int | None:
+    """The soft value of another process's RLIMIT_DATA, in bytes, at most UNLIMITED; None if the process is gone.
+
+    Raises PermissionError if that is another user's and this process has no CAP_SYS_RESOURCE (prlimit(2)), AttributeError where there is no
+    such call.
+    """
+    try:
+        soft, _ = resource.prlimit(pid, resource.RLIMIT_DATA)
+    except ProcessLookupError:
+        return None
+    return soft if soft >= 0 else UNLIMITED
+
+
+def put_soft(pid: int, value: int) -> int | None:
+    """Set the soft value of another process's RLIMIT_DATA, in bytes; return what it was. None, and so on: as soft_of()."""
+    try:
+        _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
+        ceiling = hard if hard >= 0 else UNLIMITED
+        before, _ = resource.prlimit(pid, resource.RLIMIT_DATA, (_raw(min(value, ceiling)), hard))
+    except ProcessLookupError:
+        return None
+    return before if before >= 0 else UNLIMITED
 
 
 def thread_size() -> int:

@@ -46,6 +46,8 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
           6040  f64 when the supervisor measured a worker that publishes nothing, seconds since 1970 · i64 rss · anon · what the soft
                limit is compared with (written by the supervisor)
           6072  u32 1: the worker has served for its lifetime
+          6080  a cap that the supervisor has put on it: i64 what it may have mapped (RLIMIT_DATA) · i64 the value before · i64 what
+               was left up to the pool's limit · f64 until when it holds, on the machine's monotonic clock (written by the supervisor)
 
     counters 0  u64 work done · reclaims · bytes reclaimed · recycles by reason (8 of them) · aborts by reason (4 of them)
            120  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets
@@ -55,8 +57,9 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
             24  name, 103 bytes as they came from outside: readers must make them printable
            127  u8 1 while in use: written last
 
-Each slot has one writer, its worker, except for the order and the fields at 144 and 6040. The header and the totals have one writer, the
-supervisor (except the fields at 20, 22, 128 and 5984, which the workers write under the lock, and 6496, where all write the same).
+Each slot has one writer, its worker, except for the order and the fields at 144, 6040 and 6080. The header and the totals have one
+writer, the supervisor (except the fields at 20, 22, 128 and 5984, which the workers write under the lock, and 6496, where all write
+the same).
 A reader takes a copy, and copies again if a sequence was odd or has changed in the meantime.
 
 Every worker can write every byte, and may run as a different user than its supervisor. So the supervisor only writes what it knows by
@@ -118,6 +121,7 @@ CELL_SIZE, CELLS = 128, 16
 MORE_AT, MORE = 6016, struct.Struct("<3q")
 SEEN_AT, SEEN = 6040, struct.Struct("<d3q")
 AGED_AT, AGED = 6072, struct.Struct("<I")
+CAP_AT, CAP = 6080, struct.Struct("<3qd")
 CELL_NAME = 103
 CELL = struct.Struct(f"<xB6xdq{CELL_NAME}sB")
 #: The offset in a cell of its rss, which the worker corrects while several pieces of work are in flight.
@@ -150,7 +154,7 @@ HEAD = 28
 REASONS = ("soft_limit", "hard_limit", "replaced", "max_lifetime", "killed", "budget")
 
 #: Work that was aborted is counted by reason, in this order; append new reasons at the end.
-ABORTS = ("hard_limit", "shed")
+ABORTS = ("hard_limit", "shed", "pool")
 
 _TALLY = struct.Struct("<15Q")
 _ROUTE = struct.Struct(f"<{ROUTE_NAME}s{1 + BUCKETS}Q")
@@ -183,7 +187,8 @@ assert DIED_AT + DIED.size <= DEATHS_AT <= HEADER_SIZE - DEATHS * DEATH.size
 assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size
-assert SEEN_AT + SEEN.size <= AGED_AT <= SLOT_SIZE - AGED.size
+assert SEEN_AT + SEEN.size <= AGED_AT <= CAP_AT - AGED.size
+assert CAP_AT + CAP.size <= SLOT_SIZE
 assert FIGURES_AT + FIGURES.size == PUBLISHED_AT + PUBLISHED.size
 assert CELL.size == CELL_SIZE
 assert len(REASONS) <= 8

@@ -14,7 +14,7 @@ from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.header import Header
 from oomsafe.scoreboard.layout import optional, stored
 from oomsafe.scoreboard.live import brought_forward
-from oomsafe.scoreboard.slot import Slot, order_of
+from oomsafe.scoreboard.slot import Cap, Slot, order_of
 from oomsafe.scoreboard.tenants import Tenants
 
 #: From ORDER_AT on: the order, then of the figures baseline, soft and hard limit and when they were published, and the two paces.
@@ -151,6 +151,11 @@ class Roll:
         """In the supervisor: order this worker to drain, now or once it is over its limit."""
         if self._tenants.is_of(number, generation):
             layout.write(self._memory, layout.slot_at(number) + layout.ORDER_AT, layout.ORDER, order)
+
+    def cap(self, number: int, generation: int, cap: Cap) -> None:
+        """In the supervisor: tell this worker what it may have mapped at most for now."""
+        if self._tenants.is_of(number, generation):
+            layout.write(self._memory, layout.slot_at(number) + layout.CAP_AT, layout.CAP, *cap)
 
     def _entry(self, number: int, generation: int, state: State) -> Entry:
         at = layout.slot_at(number)

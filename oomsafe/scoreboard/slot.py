@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from oomsafe.kernel.process import COMM_LENGTH, start_time
 from oomsafe.policy.readers import SCORE_MAX
@@ -22,6 +23,9 @@ from oomsafe.scoreboard.layout import Counters, optional, stored
 _NO_SCORE = -32768
 
 _ORDERS = frozenset(Order)
+
+#: The most seconds for which a cap holds, unless it is put again: a supervisor that has ended lifts none.
+CAPPED_FOR = 0.5
 
 _pack_hand = layout.HAND.pack
 _EMPTY_HAND = _pack_hand(0, 0)
@@ -65,6 +69,23 @@ class Figures:
             baseline=optional(baseline), soft=optional(soft), hard=optional(hard),
             oom_score_adj=score if abs(score) <= SCORE_MAX else None, in_flight=optional(in_flight) or 0, file_dirty=optional(dirty),
         )  # fmt: skip
+
+
+class Cap(NamedTuple):
+    """What the supervisor allows a worker at most for now, because its pool's memory is about to run out. Bytes."""
+
+    most: int
+    """What it may have mapped, as RLIMIT_DATA counts it."""
+    before: int
+    """The soft value of RLIMIT_DATA that the supervisor found, and puts back."""
+    room: int
+    """What was left up to the pool's limit."""
+    until: float = 0.0
+    """When it ends, on the machine's monotonic clock."""
+
+    def holds(self, now: float, after: float = 0.0) -> bool:
+        """Whether it is in force, or ended no more than `after` seconds ago."""
+        return self.most > 0 and now < self.until + after and self.until <= now + CAPPED_FOR
 
 
 class Slot:
@@ -131,6 +152,11 @@ class Slot:
     def order(self) -> Order:
         """The supervisor's order to this worker."""
         return order_of(layout.ORDER.unpack_from(self._memory, self._at + layout.ORDER_AT)[0])
+
+    @property
+    def cap(self) -> Cap:
+        """The last cap that the supervisor has put on this worker, whether or not it is in force."""
+        return Cap(*layout.CAP.unpack_from(self._memory, self._at + layout.CAP_AT))
 
     def need(self, used: int | None, growth: Growth, aged: bool = False) -> None:
         """Publish what this worker holds, as its soft limit counts it, how fast it grows, and whether it has served for its lifetime."""

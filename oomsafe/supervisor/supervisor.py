@@ -42,6 +42,7 @@ from oomsafe.scoreboard.usage import Usage, reads_processes
 from oomsafe.supervisor.announce import Announcer
 from oomsafe.supervisor.backstop import Backstop, in_flight
 from oomsafe.supervisor.budget import Budget
+from oomsafe.supervisor.caps import Caps
 from oomsafe.supervisor.deaths import Deaths, Ended
 from oomsafe.supervisor.exporter import Exporter
 from oomsafe.supervisor.last_words import LastWords
@@ -112,6 +113,7 @@ class Supervisor:
         self._shedding: SheddingLine | None = None
         self.says_others = True
         """Whether to log that the kernel has killed other processes of this cgroup: an adapter may know more of them."""
+        self._caps: Caps | None = None
         self._look_at = 0.0
         self._refused = self._full = False
         self._gone: deque[tuple[Slot, Ended | None]] = deque()
@@ -140,6 +142,7 @@ class Supervisor:
             self.backstop = Backstop(self.board, self._sizes.sizes_if)
             self._budget = None if fleet is None else Budget(self.board, self._sizes.sizes_if, fleet.may_surge)
             self._shedding = SheddingLine(self.board)
+            self._caps = Caps(self.board, self._sizes)
             # for spawned processes, and for `oomsafe status` started by one of them
             os.environ.pop("OOMSAFE_SCOREBOARD", None)
             if self.board.path:
@@ -298,13 +301,25 @@ class Supervisor:
         finally:
             self._sizes.end()
 
+    def watch(self) -> float:
+        """Between two ticks: keep workers that grow at once from taking more than the pool has left. Never raises.
+
+        Returns the seconds after which a server's loop should call it again, if it can; inf: not before the next tick.
+        """
+        if self._caps is None or os.getpid() != self.pid:
+            return math.inf
+        pause = attempt("caps", "the server", self._caps.watch)
+        return math.inf if pause is None else pause
+
     def _do_what_is_due(self, now: float) -> None:
         with self._alone():
-            if now >= self._follow_at:
+            if now >= self._follow_at or (self._caps is not None and self._caps.others_serve()):
                 self._follow_at = now + FOLLOW_EVERY
                 attempt("descriptors of the workers", "the server", self._keep)
                 attempt("the look at the memory limit", "the server", self._follow)
                 attempt("the kernel's count of OOM kills", "the server", self._follow_kills)
+                if self._caps is not None:
+                    attempt("caps", "the server", partial(self._caps.follow, self.policy, self._hard_limit(), self.capacity))
             if self._exporter is not None:
                 attempt("metrics", "the server", partial(self._exporter.tick, now))
             if self._onlooker is not None:
@@ -424,7 +439,7 @@ class Supervisor:
         return None if budget is None else max(0, budget - (fresh or 0))
 
     def _hard_limit(self) -> int | None:
-        return resolve_limits(self.policy, self.capacity)[0].hard
+        return None if self.policy.hard_limit is None else resolve_limits(self.policy, self.capacity)[0].hard
 
     def _is_within_budget(self) -> bool:
         """Whether the pool is within its budget; also True if that is not known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import time
 from collections.abc import Callable
@@ -28,6 +29,8 @@ class GuardedProcess(Process):
 
     tick: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
     """In the supervisor, which sets it: what goes on while uvicorn waits for a worker's answer."""
+    watch: ClassVar[Callable[[], float]] = staticmethod(lambda: math.inf)
+    """Likewise: what goes on between two ticks; returns the seconds until it is due again."""
     enrol: ClassVar[Callable[[GuardedProcess], Seat]]
     """In the supervisor, which sets it: registers a process, and returns its seat."""
 
@@ -84,10 +87,14 @@ class GuardedProcess(Process):
         deadline = time.monotonic() + timeout
         try:
             self.parent_conn.send(b"ping")
-            while not self.parent_conn.poll(max(0.0, min(TICK_EVERY, deadline - time.monotonic()))):
-                if time.monotonic() >= deadline:
+            tick_at = time.monotonic() + TICK_EVERY
+            while not self.parent_conn.poll(max(0.0, min(type(self).watch(), min(tick_at, deadline) - time.monotonic()))):
+                now = time.monotonic()
+                if now >= deadline:
                     return False
-                type(self).tick()
+                if now >= tick_at:
+                    tick_at = now + TICK_EVERY
+                    type(self).tick()
             self.parent_conn.recv()
         except (OSError, EOFError, pickle.UnpicklingError):
             return False

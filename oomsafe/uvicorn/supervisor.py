@@ -41,7 +41,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
 
         super().__init__(config, *arguments, **more)
         log_with_uvicorn()
-        self.should_exit = Ticking(self._tick)
+        self.should_exit = Ticking(self._tick, self._watch_room)
         self._policy, warnings = read_policy(self.keywords)
         for warning in warnings:
             log.warning("%s", warning)
@@ -52,7 +52,7 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
         self._retiring: dict[GuardedProcess, float] = {}
         """Workers that uvicorn no longer knows, and until when they may drain."""
         # uvicorn looks this name up wherever it creates a process; it stays a class, because other code may patch it or call isinstance()
-        GuardedProcess.enrol, GuardedProcess.tick = self._enrol, self._tick_while_asking
+        GuardedProcess.enrol, GuardedProcess.tick, GuardedProcess.watch = self._enrol, self._tick_while_asking, self._watch_room
         multiprocess.Process = GuardedProcess  # type: ignore[misc]
 
     def run(self) -> None:
@@ -152,6 +152,10 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
             self._supervisor.born_seat(process.seat.number, process.seat.generation, process.process.pid)
         self._supervisor.tick()
 
+    def _watch_room(self) -> float:
+        """Between two ticks; returns the seconds until this is due again."""
+        return self._supervisor.watch()
+
     def _update(self) -> None:
         if self._supervisor.capacity.workers != self.processes_num:  # SIGTTIN, SIGTTOU
             self._supervisor.change(self.processes_num)
@@ -203,17 +207,23 @@ class GuardedMultiprocess(multiprocess.Multiprocess):
 
 
 class Ticking(threading.Event):
-    """An event that ticks while it waits: uvicorn's loop waits on it."""
+    """An event that ticks while it waits: uvicorn's loop waits on it. `watch` is called in between, as often as it returns seconds."""
 
-    def __init__(self, tick: Callable[[], None]) -> None:
+    def __init__(self, tick: Callable[[], None], watch: Callable[[], float]) -> None:
         super().__init__()
         self._tick = tick
+        self._watch = watch
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for at most `timeout` seconds, and tick meanwhile."""
         deadline = time.monotonic() + (timeout or 0)
         while not self.is_set() and (left := deadline - time.monotonic()) > 0:
-            super().wait(min(TICK_EVERY, left))
+            self._wait(min(TICK_EVERY, left))
             if not self.is_set():
                 self._tick()
         return self.is_set()
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self.is_set() and (left := until - time.monotonic()) > 0:
+            super().wait(min(left, self._watch()))

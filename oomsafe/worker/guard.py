@@ -111,7 +111,7 @@ class Guard:
         self._history = History(ready_at=time.monotonic())
         self._trend = Trend()
         self._suspects = Suspects(self.meter)
-        self.hard_limit = HardLimit(self.meter, str(self))
+        self.hard_limit = HardLimit(self.meter, str(self), self.slot)
         self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self._neighbours.view)
         self._door = Door(self._pressure, self._neighbours, self.policy.shed and board is not None)
         self._cadence = Cadence(self.meter, self._trend, self._thresholds, self._neighbours, self._door)

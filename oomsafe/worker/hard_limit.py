@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -15,10 +16,11 @@ from oomsafe.log import attempt, log, once
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import MIB, format_size
 from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.slot import Slot
 from oomsafe.worker.meter import Meter, Work
 
 if TYPE_CHECKING:
-    from oomsafe.kernel.rlimit import DataLimit, Reading
+    from oomsafe.kernel.rlimit import DataLimit, Outside, Reading
 
 #: A worker that was refused memory is spent if what it may still map is less than this share of what that was after boot.
 SPENT = 0.5
@@ -26,14 +28,18 @@ SPENT = 0.5
 #: Bytes that a worker may map beyond its limit while it answers for a request that was refused memory.
 RESERVE = 8 * MIB
 
+#: Seconds for which a MemoryError is put down to a cap of the supervisor's that has ended: giving memory back takes time.
+CAPPED_LATELY = 1.0
+
 
 class HardLimit:
     """The hard limit of one worker. Its guard calls follow(), and adapters call refuses() for a MemoryError that comes out of the app."""
 
-    def __init__(self, meter: Meter, name: str) -> None:
-        """`name` is the worker's, for the log."""
+    def __init__(self, meter: Meter, name: str, slot: Slot | None = None) -> None:
+        """`name` is the worker's, for the log; `slot` is where its supervisor puts a cap, None: nobody does."""
         self._meter = meter
         self._name = name
+        self._slot = slot
         self._size: int | None = None
         """The limit in force in bytes; None: there is none."""
         self._limit: DataLimit | None = None
@@ -106,7 +112,7 @@ class HardLimit:
             )  # fmt: skip
             once("rlimit", logging.WARNING, "%s: the kernel does not refuse memory beyond it (%s): %s", what, found.reason, then)
             return False
-        limit = DataLimit(lambda: self._reading(self._size or 0))
+        limit = DataLimit(lambda: self._reading(self._size or 0), self._outside)
         missing = install(limit)
         if missing:
             log.warning("what these start has this worker's hard limit, too: %s could not be exempt from it", ", ".join(missing))
@@ -122,6 +128,25 @@ class HardLimit:
             return None
         resident, shared, data = found
         return Reading(data, resident - shared, size - self._meter.held_of(resident, shared))
+
+    def _outside(self) -> Outside:
+        """What the supervisor has done to the limit."""
+        from oomsafe.kernel.rlimit import NOBODY, Outside
+
+        if self._slot is None:
+            return NOBODY
+        cap = self._slot.cap
+        if not cap.most:
+            return NOBODY
+        return Outside(cap.most if cap.holds(time.monotonic()) else None, (cap.most, cap.before))
+
+    def _room_of_pool(self) -> int | None:
+        """What was left up to the pool's limit when the supervisor has capped this worker, a moment ago; None: it has not.
+
+        Bytes.
+        """
+        cap, soft = None if self._slot is None else self._slot.cap, None if self._limit is None else self._limit.soft
+        return cap.room if cap is not None and soft is not None and cap.most < soft and cap.holds(time.monotonic(), CAPPED_LATELY) else None
 
     def refuses(self, work: Work | None, error: BaseException, answer: str) -> bool:
         """Whether this error of the app is the hard limit's doing. If so: give back what the request holds, log a line, and count it.
@@ -143,7 +168,7 @@ class HardLimit:
         meter = self._meter
         name = "work" if work is None else printable(work.name)
         grown = 0 if work is None else work.grown()
-        held, where, peak = meter.held, where_of(error), peak_rss_of(os.getpid())
+        held, where, peak, room = meter.held, where_of(error), peak_rss_of(os.getpid()), self._room_of_pool()
         # before and after memory is given back: what stays mapped can be taken again without the kernel being asked
         self._follow(self._size)
         let_go(error)
@@ -151,13 +176,17 @@ class HardLimit:
         meter.measure()
         self.spent = True  # until it is seen that it is not
         self._follow(self._size)
-        meter.counters.aborts[layout.ABORTS.index("hard_limit")] += 1
+        meter.counters.aborts[layout.ABORTS.index("hard_limit" if room is None else "pool")] += 1
         # a framework that answers the error itself has let go of most by now: then only the peak tells how much it was
         most = "" if peak is None else f" (rss {format_size(peak)} at its peak since its start)"
+        leaves, then = f"its hard limit {format_size(self._size)} leaves", "raise hard_limit"
+        if room is not None:
+            leaves = f"its pool has left ({format_size(room)} up to the limit, and this worker held most of those that grew)"
+            then = "lower hard_limit, have fewer workers, or more memory"
         log.error(
-            "%s: %s has asked for more memory than its hard limit %s leaves%s: it had grown by %s, and the worker held %s%s; %s; have it "
-            "take less at a time, or raise hard_limit",
-            self._name, name, format_size(self._size), where, format_size(max(0, grown)), format_size(held), most, answer,
+            "%s: %s has asked for more memory than %s%s: it had grown by %s, and the worker held %s%s; %s; have it take less at a time, "
+            "or %s",
+            self._name, name, leaves, where, format_size(max(0, grown)), format_size(held), most, answer, then,
         )  # fmt: skip
 
     def lift(self) -> None:

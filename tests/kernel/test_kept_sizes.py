@@ -98,6 +98,11 @@ def test_the_same_figures_as_by_path(kept: KeptSizes) -> None:
             heard(child)
 
             assert kept.sizes(child.pid) == sizes_of(child.pid), kind
+            with open(f"/proc/{child.pid}/statm") as statm:
+                data = int(statm.read().split()[5]) * PAGE
+            started = start_time(child.pid) or 0
+            assert kept.mapped_if(child.pid, started) == (data, *(sizes_of(child.pid) or ())), kind
+            assert kept.mapped_if(child.pid, started + 1) is None
             assert len(descriptors(child.pid)) == 1
 
 

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from needs import need
 from starting import until_refused
-from unit.children import in_child
+from unit.children import Child, in_child
 
 from oomsafe.kernel import rlimit
 from oomsafe.kernel.malloc import trim
@@ -334,6 +334,59 @@ def test_the_applications_own_lower_value_stays_and_is_told_once() -> None:
     assert told["second"] == ([told["lowest"], None], told["lowest"])
     assert told["higher"] == ([None, None], 100 * MIB)
     assert told["left"] == OWN
+
+
+def test_what_the_supervisor_sets_is_not_the_applications() -> None:
+    """It holds while it is said to, also where the limit is set anew, and leaves no trace."""
+
+    def run() -> dict[str, Any]:
+        outside = [rlimit.NOBODY]
+        data = statm()[5]
+        limit = DataLimit(lambda: reading(statm()[5], 100 * MIB), lambda: outside[0])
+        told: dict[str, Any] = {"data": data, "before": (limit.follow(reading(data, 100 * MIB)), soft())}
+        cap = data + 10 * MIB
+        outside[0] = rlimit.Outside(cap, (cap, soft()))
+        set_soft(cap)
+        told["capped"] = [limit.follow(reading(data, 100 * MIB)), soft() - cap]
+        limit.suspend()
+        told["suspended"] = soft()
+        limit.resume()
+        told["resumed"] = soft() - cap
+        limit.grant(5 * MIB)
+        told["granted"] = soft() - cap
+        limit.withdraw(5 * MIB)
+        outside[0] = rlimit.Outside(None, outside[0].values)
+        told["afterwards"] = limit.follow(reading(data, 100 * MIB)), soft()
+        limit.lift()
+        told["left"] = soft()
+        return told
+
+    told = in_child(run)
+    assert told["capped"] == [None, 0]
+    assert told["suspended"] == told["left"] == -1
+    assert told["resumed"] == 0
+    assert told["granted"] == 5 * MIB
+    assert told["afterwards"] == told["before"] == (None, told["data"] + 100 * MIB)
+
+
+def test_another_processs_limit() -> None:
+    """Its soft value is read and set from outside, never above its hard one; that of a process that is gone is None."""
+
+    def hear(line: Any) -> None:
+        while line.hear():
+            line.say(resource.getrlimit(resource.RLIMIT_DATA))
+
+    with Child(hear) as child:
+        before = rlimit.soft_of(child.pid)
+        assert rlimit.put_soft(child.pid, 123 * MIB) == before
+        assert rlimit.soft_of(child.pid) == 123 * MIB
+        child.say("now")
+        assert child.hear() == (123 * MIB, resource.getrlimit(resource.RLIMIT_DATA)[1])
+        resource.prlimit(child.pid, resource.RLIMIT_DATA, (100 * MIB, 200 * MIB))
+        assert rlimit.put_soft(child.pid, UNLIMITED) == 100 * MIB
+        assert rlimit.soft_of(child.pid) == 200 * MIB
+    assert rlimit.soft_of(child.pid) is None
+    assert rlimit.put_soft(child.pid, 1) is None
 
 
 def test_a_lower_hard_value_is_the_ceiling() -> None:

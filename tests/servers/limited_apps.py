@@ -26,6 +26,8 @@ def balloon(kind):
         return bytearray(1024 * MIB)
     if kind == "text":
         return json.loads("[" + "[1,2,3,4]," * 5_000_000 + "0]")
+    if kind == "fits":
+        return [bytearray(MIB) for _ in range(200)]
     if kind == "list":
         return [[number] for number in range(12_000_000)]
     if kind == "dict":
@@ -62,6 +64,8 @@ def answer(name):
     """The body for a path."""
     if name == "peak":
         return peak()
+    if name == "pid":
+        return str(os.getpid())
     if name == "limit":
         return subprocess.run(["sh", "-c", "ulimit -d"], capture_output=True, text=True, check=True).stdout.strip()
     if name == "caught":

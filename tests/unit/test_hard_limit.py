@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -15,8 +16,10 @@ from oomsafe import Guard, Policy
 from oomsafe.asgi import MemoryMiddleware as ASGI
 from oomsafe.http.refusal import REFUSED, TOO_LARGE, mark
 from oomsafe.kernel import rlimit
-from oomsafe.kernel.rlimit import Enforcement, Reading
+from oomsafe.kernel.rlimit import NOBODY, Enforcement, Outside, Reading
 from oomsafe.policy.limits import Capacity
+from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.slot import Cap
 from oomsafe.worker import exemptions, hard_limit
 from oomsafe.worker.hard_limit import let_go, where_of
 from oomsafe.wsgi import MemoryMiddleware as WSGI
@@ -31,8 +34,9 @@ class Limit:
 
     theirs: int | None = None
 
-    def __init__(self, measure: Callable[[], Reading | None]) -> None:
+    def __init__(self, measure: Callable[[], Reading | None], outside: Callable[[], Outside]) -> None:
         self.measure = measure
+        self.outside = outside
         self.told: list[Any] = []
         made.append(self)
 
@@ -290,6 +294,32 @@ def test_a_refused_request(memory: Mapped, caplog: pytest.LogCaptureFixture) -> 
         assert "kept" not in trace.tb_frame.f_locals
         trace = trace.tb_next
     assert made[0].told[1:] == ["released", "+8", 250 * MIB, 250 * MIB, "-8"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "most", "reason"),
+    [
+        pytest.param(0.4, 60 * MIB, "pool", id="it is in force"),
+        pytest.param(-0.5, 60 * MIB, "pool", id="it has just ended"),
+        pytest.param(-1.5, 60 * MIB, "hard_limit", id="it has ended long ago"),
+        pytest.param(0.4, 900 * MIB, "hard_limit", id="the worker's own limit is lower"),
+    ],
+)
+def test_refused_because_of_others(memory: Mapped, caplog: pytest.LogCaptureFixture, ends: float, most: int, reason: str) -> None:
+    """The supervisor has capped this worker, because the pool's memory was about to run out: that is what is said and counted."""
+    guard = guarded(memory)
+    assert made[0].outside() == NOBODY
+    cap = Cap(most, 333 * MIB, 40 * MIB, time.monotonic() + ends)
+    layout.write(guard.slot._memory, layout.CAP_AT, layout.CAP, *cap)
+    assert made[0].outside() == Outside(most if ends > 0 else None, (most, 333 * MIB))
+
+    server = Server().run(WSGI(raising(MemoryError()), guard=guard))
+
+    assert (server.status, server.sent) == ("503 Service Unavailable", [BODY])
+    assert guard.meter.counters.aborts_by_reason[reason] == 1
+    why = "its pool has left (40.0 MiB up to the limit, and this worker held most of those that grew)"
+    assert (f"GET /x has asked for more memory than {why} in app (" in caplog.text) is (reason == "pool")
+    assert ("or lower hard_limit, have fewer workers, or more memory" in caplog.text) is (reason == "pool")
 
 
 @pytest.mark.parametrize(("leaves", "spent"), [(120 * MIB, True), (130 * MIB, False)])

@@ -1,0 +1,105 @@
+"""Which workers of a pool may take no more memory for now, because together they would take more than is left. Pure.
+
+A hard limit holds one worker. Two that grow at once, each within its own hard limit, may still be more than the pool has. Then the one
+that holds most gets no more: its request is refused, as at its hard limit, before the kernel would kill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from oomsafe.policy.units import MIB
+
+#: What is kept for workers that do not grow: this share of the limit, at least and at most so many bytes.
+KEPT, KEPT_AT_LEAST, KEPT_AT_MOST = 0.04, 8 * MIB, 64 * MIB
+
+#: Seconds by which growth is looked ahead, at least; twice the time between two checks, if that is more.
+AHEAD = 0.03
+
+#: The share of what it holds that a worker may ask for at once: a dict or a list that has no more room takes a new table beside the old.
+JUMPS = 0.3
+
+#: A worker that grows by less than this many bytes a second does not fill the memory: other means are fast enough.
+FAST = 16 * MIB
+
+#: Bytes a second that a pool is assumed to be able to take, as long as nobody grows.
+FASTEST = 8192 * MIB
+
+#: Seconds between two checks: at least, at least while nobody grows, and at most.
+SHORTEST, CALM, LONGEST = 0.005, 0.02, 0.1
+
+#: Seconds after which a pace counts for half: a worker that does not grow now may have had no processor, or be refused memory.
+HALVES_IN = 0.1
+
+#: Seconds for which a worker is capped at least, unless it has given back this share of what it held: it is to notice.
+HOLDS_FOR, GIVES_BACK = 0.2, 0.2
+
+
+class Grower(NamedTuple):
+    """One worker, as it was just measured from outside. Bytes."""
+
+    generation: int
+    held: int
+    """What its hard limit counts."""
+    granted: int
+    """What it has mapped and not touched yet: the kernel will not be asked again for that."""
+    pace: float
+    """Bytes a second: its growth since the last check, or shortly before."""
+
+    def takes(self, hard: int, ahead: float, capped: bool = False) -> int:
+        """What it may still take within `ahead` seconds, with a hard limit of `hard` bytes; `capped`: the kernel grants it no more."""
+        more = 0 if capped else int(self.pace * ahead + self.held * JUMPS)
+        return max(0, min(hard - self.held, self.granted + more))
+
+
+def applies(hard: int, workers: int, supervisor: int, room: int | None) -> bool:
+    """Whether workers that are all at their hard limit would be more than the pool may hold, `room` (None: not known)."""
+    return room is not None and workers > 1 and hard * workers + supervisor > room
+
+
+def share_of(room: int, supervisor: int, workers: int) -> int:
+    """What each worker may hold whatever the others do: if all hold no more, the pool is within `room`."""
+    return max(0, room - supervisor) // max(1, workers)
+
+
+def kept_of(limit: int) -> int:
+    """What is kept of a limit for workers that do not grow."""
+    return min(max(KEPT_AT_LEAST, int(limit * KEPT)), KEPT_AT_MOST)
+
+
+def growers(workers: Sequence[Grower], share: int) -> list[Grower]:
+    """Those that may fill the memory, the largest first: they grow fast, and hold more than their share."""
+    return sorted((one for one in workers if one.held > share and one.pace >= FAST), key=lambda one: one.held, reverse=True)
+
+
+def to_cap(growing: Sequence[Grower], left: int, hard: int, since: float) -> list[Grower]:
+    """Those of `growing` that get no more for now, so that the others find what they may take meanwhile.
+
+    `left`: bytes up to the limit, less what is kept; `since`: seconds since the last check.
+    """
+    ahead = max(AHEAD, 2 * since)
+    left -= sum(one.takes(hard, ahead) for one in growing)
+    found = []
+    for one in growing:
+        if left >= 0:
+            break
+        found.append(one)
+        left += one.takes(hard, ahead) - one.takes(hard, ahead, capped=True)
+    return found
+
+
+def pause(growing: Sequence[Grower], left: int) -> float:
+    """Seconds until the next check: half of the time in which what is left may be filled."""
+    pace = max(FASTEST / 8, 2 * sum(one.pace for one in growing)) if growing else FASTEST
+    return min(LONGEST, max(SHORTEST if growing else CALM, left / pace / 2))
+
+
+def next_pace(before: float, grown: int, seconds: float) -> float:
+    """The pace of a worker that has grown by `grown` bytes within the last `seconds`, and had the pace `before` until then."""
+    return max(grown / seconds, before * 0.5 ** (seconds / HALVES_IN)) if seconds > 0 else before
+
+
+def ends(held_then: int, held: int, seconds: float) -> bool:
+    """Whether a cap that has lasted for `seconds` may end, if it is not needed any more; `held_then`: when it began."""
+    return seconds >= HOLDS_FOR or held <= held_then * (1 - GIVES_BACK)

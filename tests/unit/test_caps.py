@@ -1,0 +1,354 @@
+"""Which workers get no more memory while several grow at once; and that it is put on them, and taken off, in real processes."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.children import Child, Line
+from unit.scripted import CGROUP, Clock
+
+from oomsafe.kernel.kept_sizes import KeptSizes
+from oomsafe.kernel.process import held_of, start_time
+from oomsafe.kernel.rlimit import UNLIMITED, soft_of
+from oomsafe.policy.caps import AHEAD, FAST, Grower, applies, ends, growers, kept_of, next_pace, pause, share_of, to_cap
+from oomsafe.policy.limits import Capacity
+from oomsafe.policy.settings import Policy
+from oomsafe.policy.state import State
+from oomsafe.scoreboard.board import Scoreboard
+from oomsafe.scoreboard.layout import Counters
+from oomsafe.scoreboard.slot import CAPPED_FOR, Cap, Figures, Slot
+from oomsafe.supervisor import caps
+from oomsafe.supervisor.caps import Caps
+
+MIB = 1 << 20
+HARD = 300 * MIB
+
+
+def grower(generation: int, held: int, pace: int = 1000, granted: int = 0) -> Grower:
+    """In MiB, and MiB/s."""
+    return Grower(generation, held * MIB, granted * MIB, float(pace * MIB))
+
+
+@pytest.mark.parametrize(
+    ("workers", "left", "expected"),
+    [
+        pytest.param([grower(1, 100)], 200, [], id="one, and what it may take is there"),
+        pytest.param([grower(1, 299)], 2, [], id="one right below its hard limit"),
+        pytest.param([grower(1, 100), grower(2, 120)], 150, [], id="two, and there is room"),
+        pytest.param([grower(1, 130), grower(2, 140)], 100, [2], id="two, and there is not: the larger"),
+        pytest.param([grower(1, 130), grower(2, 140)], 50, [2, 1], id="not even for one"),
+        pytest.param([grower(1, 120), grower(2, 140, granted=100)], 150, [2, 1], id="what is granted will be taken"),
+        pytest.param([grower(1, 30), grower(2, 140)], 20, [2], id="never one within its share"),
+        pytest.param([grower(1, 130, 1), grower(2, 120, 1)], -10, [], id="nobody grows fast: that is for others"),
+    ],
+)
+def test_who_is_capped(workers: list[Grower], left: int, expected: list[int]) -> None:
+    """One row a situation; each may hold 100 MiB less one byte whatever the others do."""
+    growing = growers(workers, 100 * MIB - 1)
+    assert [one.generation for one in to_cap(growing, left * MIB, HARD, 0.01)] == expected
+
+
+workers_of_any_kind = st.lists(
+    st.builds(Grower, st.integers(), st.integers(0, HARD), st.integers(0, HARD), st.floats(0, 1e11)), max_size=6
+)  # fmt: skip
+
+
+@given(workers_of_any_kind, st.integers(-HARD, 4 * HARD), st.integers(0, HARD), st.floats(0, 1))
+def test_the_others_find_what_they_may_take(workers: list[Grower], left: int, share: int, since: float) -> None:
+    """Laws: nobody within its share or slow is capped; and either the rest fits, or all that grow are."""
+    growing = growers(workers, share)
+    capped = to_cap(growing, left, HARD, since)
+
+    assert all(one.held > share and one.pace >= FAST for one in capped)
+    assert capped == growing[: len(capped)]
+    ahead = max(AHEAD, 2 * since)
+    rest = sum(one.takes(HARD, ahead) for one in growing[len(capped) :]) + sum(one.takes(HARD, ahead, capped=True) for one in capped)
+    assert rest <= left or len(capped) == len(growing)
+
+
+@given(st.integers(1, 1 << 44), st.integers(0, 1 << 40), st.lists(st.integers(0, 1 << 44), min_size=1, max_size=9))
+def test_where_memory_is_short_somebody_is_above_the_share(room: int, supervisor: int, held: list[int]) -> None:
+    """Law: while all are within their share, they are within the room."""
+    share = share_of(room, supervisor, len(held))
+    assert any(one > share for one in held) or sum(held) <= max(0, room - supervisor)
+
+
+@given(workers_of_any_kind, st.integers(-HARD, 1 << 44))
+def test_how_often(workers: list[Grower], left: int) -> None:
+    """Law: never more than 200 times a second, 50 while nobody grows, and at least ten times."""
+    assert 0.02 <= pause([], left) <= 0.1
+    assert 0.005 <= pause(workers, left) <= 0.1
+
+
+def test_figures() -> None:
+    """Where it applies, what is kept, how a pace fades, and when a cap may end."""
+    assert applies(HARD, 2, 30 * MIB, 512 * MIB)
+    assert not applies(HARD, 2, 30 * MIB, 630 * MIB)
+    assert not applies(HARD, 1, 30 * MIB, 100 * MIB)
+    assert not applies(HARD, 4, 30 * MIB, None)
+    assert [kept_of(size * MIB) // MIB for size in (100, 500, 4000)] == [8, 20, 64]
+    assert next_pace(100.0, 0, 0.1) == 50.0
+    assert next_pace(100.0, 30, 0.1) == 300.0
+    assert next_pace(100.0, 30, 0.0) == 100.0
+    assert [ends(100, 100, 0.1), ends(100, 100, 0.2), ends(100, 80, 0.1)] == [False, True, True]
+
+
+# --- in real processes
+
+
+class Worker:
+    """A process on a scoreboard that grows by as many MiB as it is told, and may map whatever it wants."""
+
+    def __init__(self, board: Scoreboard, hard: int | None = HARD) -> None:
+        slot = board.reserve()
+        assert slot is not None
+        self.slot: Slot = slot
+        self.child = Child(self._serve)
+        slot.publish(Figures(hard=hard), Counters())
+        slot.set_state(State.SERVING)
+        self.pid, self.started = self.child.pid, start_time(self.child.pid) or 0
+        board.born(slot.number, slot.generation, self.pid)
+
+    @staticmethod
+    def _serve(line: Line) -> None:
+        kept: list[bytes] = []
+        with open("/proc/self/statm") as statm:
+            data = int(statm.read().split()[5]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_DATA, (data + HARD, resource.RLIM_INFINITY))
+        while True:
+            mib = line.hear()
+            try:
+                kept = [] if mib < 0 else [*kept, b"x" * (mib * MIB)]
+                line.say("has")
+            except MemoryError:
+                line.say("refused")
+
+    def grow(self, mib: int) -> str:
+        """By so much; less than 0: give all of it back."""
+        self.child.say(mib)
+        return str(self.child.hear())
+
+
+class Pool:
+    """Workers that are watched, in a room that a test sets."""
+
+    def __init__(self, board: Scoreboard, kept: KeptSizes, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.board = board
+        self.kept = kept
+        self.clock = Clock()
+        self.room = 400
+        self.caps = Caps(board, kept)
+        self.hard = (held_of() or 0) + HARD
+        """A worker here is a fork of this process."""
+        self.workers: list[Worker] = []
+        monkeypatch.setattr(caps.time, "monotonic", self.clock)
+        monkeypatch.setattr(caps, "read_capacity", lambda **_: self.capacity)
+
+    @property
+    def capacity(self) -> Capacity:
+        """What the kernel says."""
+        limit = 500 * MIB
+        return Capacity(limit, CGROUP, limit - self.room * MIB, 0, max(1, len(self.workers)), others=0)
+
+    def follow(self, **policy: Any) -> None:
+        """A second has passed."""
+        self.kept.follow([(one.pid, one.started) for one in self.workers])
+        self.caps.follow(Policy(hard_limit="300MiB", soft_limit="200MiB", **policy), self.hard, self.capacity)
+
+    def watch(self, room: int, seconds: float = 0.01) -> float:
+        """Once more, with so many MiB left."""
+        self.clock.go(seconds)
+        self.room = room
+        return self.caps.watch()
+
+    def softs(self) -> list[int]:
+        """The workers' limits."""
+        return [soft_of(one.pid) or 0 for one in self.workers]
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pool]]:
+    """pool(workers): one that is watched."""
+    board, kept = Scoreboard.private(8), KeptSizes()
+    made: list[Worker] = []
+
+    def make(*hards: int | None) -> Pool:
+        found = Pool(board, kept, monkeypatch)
+        for hard in hards:
+            made.append(Worker(board, hard))
+            found.workers.append(made[-1])
+            made[-1].grow(0)
+        return found
+
+    yield make
+    kept.close()
+    for one in made:
+        one.child.__exit__()
+
+
+def test_the_larger_gets_no_more_until_there_is_room(pool: Callable[..., Pool]) -> None:
+    """Its limit comes down to what it has mapped, it reads so on its slot, and gets back what it had."""
+    watched = pool(HARD, HARD, HARD)
+    watched.follow()
+    watched.watch(400)
+    before = watched.softs()
+    larger, smaller, _ = watched.workers
+    assert (larger.grow(200), smaller.grow(190)) == ("has", "has")
+
+    assert watched.watch(150) == 0.005
+
+    first, *others = watched.softs()
+    cap = larger.slot.cap
+    assert (first, others) == (cap.most, before[1:])
+    assert cap.before == before[0]
+    assert cap.room == 150 * MIB
+    assert cap.holds(watched.clock.now)
+    assert not cap.holds(watched.clock.now + CAPPED_FOR)
+    assert (larger.grow(40), smaller.grow(5)) == ("refused", "has")
+    assert larger.grow(-1) == "has"
+
+    watched.watch(240)
+
+    assert watched.softs() == before
+    assert not larger.slot.cap.holds(watched.clock.now)
+    assert larger.grow(40) == "has"
+
+
+def test_what_the_worker_has_set_since_stays(pool: Callable[..., Pool]) -> None:
+    """When the cap ends."""
+    watched = pool(HARD, HARD)
+    watched.follow()
+    watched.watch(400)
+    larger = watched.workers[0]
+    larger.grow(250)
+    watched.watch(20)
+    assert larger.slot.cap.most == watched.softs()[0]
+    resource.prlimit(larger.pid, resource.RLIMIT_DATA, (123 * MIB, resource.RLIM_INFINITY))
+
+    watched.watch(300, seconds=0.3)
+
+    assert watched.softs()[0] == 123 * MIB
+
+
+def test_a_cap_lasts_until_the_worker_has_noticed(pool: Callable[..., Pool]) -> None:
+    """It may have had no processor."""
+    watched = pool(HARD, HARD)
+    watched.follow()
+    watched.watch(400)
+    watched.workers[0].grow(250)
+    watched.watch(20)
+    capped = watched.softs()
+
+    watched.watch(300)
+    assert watched.softs() == capped
+    watched.watch(300, seconds=0.2)
+    assert watched.softs() != capped
+
+
+@pytest.mark.parametrize("value", [UNLIMITED, 20 * MIB])
+def test_a_limit_that_is_not_the_workers_own_is_left_alone(pool: Callable[..., Pool], value: int) -> None:
+    """While it starts a process, that would inherit the cap; and what is lower stays."""
+    watched = pool(HARD, HARD)
+    watched.follow()
+    watched.watch(400)
+    larger = watched.workers[0]
+    larger.grow(250)
+    raw = value if value < UNLIMITED else resource.RLIM_INFINITY
+    resource.prlimit(larger.pid, resource.RLIMIT_DATA, (raw, resource.RLIM_INFINITY))
+
+    watched.watch(20)
+
+    assert watched.softs()[0] == value
+    assert larger.slot.cap.most == 0
+
+
+@pytest.mark.parametrize(
+    ("hards", "policy"),
+    [
+        pytest.param([HARD], {}, id="one worker"),
+        pytest.param([HARD, HARD], {"dry_run": True}, id="a dry run"),
+        pytest.param([None, None], {}, id="workers that have refused it"),
+    ],
+)
+def test_where_nothing_is_watched(pool: Callable[..., Pool], hards: list[int | None], policy: dict[str, Any]) -> None:
+    """And so costs nothing."""
+    watched = pool(*hards)
+    watched.follow(**policy)
+    assert watched.watch(1) == math.inf
+
+
+def test_what_is_watched_no_more_is_let_go(pool: Callable[..., Pool]) -> None:
+    """The policy has changed."""
+    watched = pool(HARD, HARD)
+    watched.follow()
+    watched.watch(400)
+    before = watched.softs()
+    watched.workers[0].grow(250)
+    watched.watch(20)
+    assert watched.softs() != before
+
+    watched.follow(dry_run=True)
+
+    assert watched.softs() == before
+    assert not watched.caps.others_serve()
+
+
+def test_a_reload_without_a_hard_limit(pool: Callable[..., Pool]) -> None:
+    """Nothing is watched any more, and who was capped is not."""
+    watched = pool(HARD, HARD)
+    assert not watched.caps.others_serve()
+    watched.follow()
+    assert not watched.caps.others_serve()
+    watched.workers[0].slot.set_state(State.WAITING)
+    assert watched.caps.others_serve()
+    watched.watch(400)
+    before = watched.softs()
+    watched.workers[0].grow(250)
+    watched.watch(20)
+
+    watched.caps.follow(Policy(), None, watched.capacity)
+
+    assert (watched.softs(), watched.watch(20), watched.caps.others_serve()) == (before, math.inf, False)
+
+
+def test_workers_of_another_user(pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]) -> None:
+    """It is said once, and tried no more."""
+    watched = pool(HARD, HARD)
+
+    def refuse(pid: int) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(caps, "soft_of", refuse)
+    watched.follow()
+    watched.follow()
+
+    assert watched.watch(1) == math.inf
+    assert [line for line in said() if "may not change its workers' limits" in line] != []
+
+
+def test_a_worker_that_is_gone(pool: Callable[..., Pool]) -> None:
+    """Nobody else is capped in its place."""
+    watched = pool(HARD, HARD)
+    watched.follow()
+    watched.watch(400)
+    watched.workers[0].grow(250)
+    watched.watch(20)
+    watched.workers[0].child.kill()
+
+    assert watched.watch(5, seconds=0.3) > 0
+
+
+def test_a_cap_from_a_torn_or_forged_slot_ends() -> None:
+    """What is further away than a supervisor puts it is not in force."""
+    assert Cap(1, 2, 3, 10.0).holds(9.9)
+    assert not Cap(1, 2, 3, 10.0).holds(9.0)
+    assert not Cap(1, 2, 3, 10.0).holds(10.1)
+    assert Cap(1, 2, 3, 10.0).holds(10.1, after=1.0)
+    assert not Cap(0, 2, 3, 10.0).holds(9.9)
+    assert not Cap(1, 2, 3, math.nan).holds(9.9)
