@@ -118,6 +118,29 @@ class Cgroup(NamedTuple):
         return folders
 
 
+def highs_of(folder: str) -> int | None:
+    """How often a v2 cgroup has passed its memory.high, it and not one below it; None if that can't be read (v1 has no memory.high).
+
+    memory.events.local is there since Linux 5.2; before, memory.events counts what happens below, too.
+    """
+    return next(
+        (count for name in ("memory.events.local", "memory.events") if (count := read_keyed(f"{folder}/{name}").get("high")) is not None),
+        None,
+    )
+
+
+def stalled_of(folder: str) -> int | None:
+    """Microseconds in which some process of a v2 cgroup has waited for memory since it was made (PSI, memory.pressure).
+
+    None if that can't be read: a v1 cgroup has no such file, and a kernel may have PSI off.
+    """
+    found = _STALLED.search(read_text(f"{folder}/memory.pressure") or "")
+    return None if found is None else int(found[1])
+
+
+#: The total of the line that counts the time in which at least one process waited (Documentation/accounting/psi.rst).
+_STALLED = re.compile(r"^some .*\btotal=(\d{1,18})$", re.MULTILINE)
+
 #: By path of a /proc/PID/cgroup file: its text, and the cgroup that was found for it. mountinfo may be long, so it is only read
 #: again when the text changes.
 _found: dict[str, tuple[str, Cgroup | None]] = {}

@@ -50,6 +50,7 @@ from oomsafe.supervisor.onlooker import Onlooker
 from oomsafe.supervisor.preload import Preload
 from oomsafe.supervisor.replacements import Fleet, Reading, Replacements, fresh_of
 from oomsafe.supervisor.shedding import SheddingLine
+from oomsafe.supervisor.throttling import ThrottlingLine
 
 #: Seconds between two checks of the workers' scores, which depend on the supervisor's size.
 RESCORE_EVERY = 5.0
@@ -114,6 +115,7 @@ class Supervisor:
         self.says_others = True
         """Whether to log that the kernel has killed other processes of this cgroup: an adapter may know more of them."""
         self._caps: Caps | None = None
+        self._throttling = ThrottlingLine()
         self._look_at = 0.0
         self._refused = self._full = False
         self._gone: deque[tuple[Slot, Ended | None]] = deque()
@@ -315,11 +317,7 @@ class Supervisor:
         with self._alone():
             if now >= self._follow_at or (self._caps is not None and self._caps.others_serve()):
                 self._follow_at = now + FOLLOW_EVERY
-                attempt("descriptors of the workers", "the server", self._keep)
-                attempt("the look at the memory limit", "the server", self._follow)
-                attempt("the kernel's count of OOM kills", "the server", self._follow_kills)
-                if self._caps is not None:
-                    attempt("caps", "the server", partial(self._caps.follow, self.policy, self._hard_limit(), self.capacity))
+                self._follow_all(now)
             if self._exporter is not None:
                 attempt("metrics", "the server", partial(self._exporter.tick, now))
             if self._onlooker is not None:
@@ -343,6 +341,15 @@ class Supervisor:
                     attempt("the scoreboard's file", "the server", self.board.mend)
                 if not self.policy.dry_run:
                     self._rescore_all()
+
+    def _follow_all(self, now: float) -> None:
+        """Measure what is measured once a second."""
+        attempt("descriptors of the workers", "the server", self._keep)
+        attempt("the look at the memory limit", "the server", self._follow)
+        attempt("the kernel's count of OOM kills", "the server", self._follow_kills)
+        attempt("throttling", "the server", partial(self._throttling.tick, self.capacity.levels, now))
+        if self._caps is not None:
+            attempt("caps", "the server", partial(self._caps.follow, self.policy, self._hard_limit(), self.capacity))
 
     def _follow_kills(self) -> None:
         """Note when the kernel kills, so that a kill of another process explains no later death of a worker."""
