@@ -49,7 +49,10 @@ class Gauge:
             self._dirty = 0
         elif now >= self._dirty_at:
             self._dirty_at = now + SAMPLE_EVERY
-            self._dirty = file_dirty_of() or 0
+            try:
+                self._dirty = file_dirty_of() or 0
+            except MemoryError:
+                pass  # at its hard limit: smaps takes more memory than it has, and its limit must be measured all the same
         return self._dirty
 
     def forget(self) -> None:

@@ -119,6 +119,8 @@ class Guard:
         self._ages_at: float = sys.maxsize
         """When this worker will have served for its lifetime, on the monotonic clock; sys.maxsize: never."""
         self._call_at = 0.0
+        self._starved = False
+        """It could not be measured for lack of memory. Said once there is some again, because a line takes memory, too."""
         self._ready = False
         if board is None:
             self.ready()
@@ -206,6 +208,8 @@ class Guard:
         if now >= self.meter.publish_at:
             try:
                 self._look(now)
+            except MemoryError:
+                self._starved = True
             except Exception as error:
                 failed("tick", "the server", error)
 
@@ -298,9 +302,14 @@ class Guard:
             self._take_limits()
             self._report.need(now, self._used(now), now >= self._ages_at)
             self.hard_limit.follow(self.limits.hard if self.policy.refuses_memory else None)
+        except MemoryError:
+            self._starved = True
         except Exception as error:
             failed("tick", "the server", error)
         self._report.publish(now)
+        if self._starved:
+            self._starved = False
+            once("starved", logging.WARNING, "%s had no memory left for a moment, not even to measure itself: it does that again", self)
 
     def _consider(self, now: float) -> bool:
         """Decide and act. Returns False if the rest happens in the background, which then releases the lock."""

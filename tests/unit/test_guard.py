@@ -369,6 +369,52 @@ def test_dirty_file_pages_count(
     assert expected == recycled
 
 
+def test_without_memory_for_it(
+    guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At its hard limit, smaps takes more memory than a worker has: the rest is measured all the same, and the last figure stays."""
+
+    def starve() -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(gauge, "file_dirty_of", starve)
+    monkeypatch.setattr(gauge, "awaits_writing", lambda: 200 * MIB)
+    guard, memory = guarded()
+    memory.clean = 10 * MIB
+
+    do(guard, memory, 150 * MIB, clock)
+    clock.go(1.0)
+    guard.tick()
+
+    assert recycled == ["now"]
+    assert "failed" not in caplog.text
+
+
+def test_a_tick_without_memory(guarded: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """It does nothing, and another does it later; that is said once, when there is memory for a line."""
+    guard, _ = guarded()
+    plain, starved = guard.meter.measure, [True]
+
+    def measure() -> None:
+        if starved[0]:
+            raise MemoryError
+        plain()
+
+    monkeypatch.setattr(guard.meter, "measure", measure)
+    monkeypatch.setattr(guard._report, "publish", lambda now: measure())
+    line = f"{guard} had no memory left for a moment, not even to measure itself: it does that again"
+    for _ in range(2):
+        clock.go(1.0)
+        guard.tick()
+    assert caplog.messages == []
+
+    for now in (False, True, False):
+        starved[0] = now
+        clock.go(1.0)
+        guard.tick()
+    assert caplog.messages == [line]
+
+
 def test_a_private_figure_counts_dirty_file_pages_once(
     guarded: Any, clock: Clock, recycled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
