@@ -14,19 +14,23 @@ from oomsafe.policy.units import MIB
 #: What is kept for workers that do not grow: this share of the limit, at least and at most so many bytes.
 KEPT, KEPT_AT_LEAST, KEPT_AT_MOST = 0.04, 8 * MIB, 64 * MIB
 
+#: The share of a pool's room that is divided among its workers: what a worker within its part asks for at once must fit beside that.
+SHARED = 0.9
+
 #: Seconds by which growth is looked ahead, at least; twice the time between two checks, if that is more.
 AHEAD = 0.03
 
-#: The share of what it holds that a worker may ask for at once: a dict or a list that has no more room takes a new table beside the old.
-JUMPS = 0.3
+#: The share of its growth that a worker may ask for at once: a dict or a list that has no more room takes a new table beside the old.
+JUMPS = 0.4
 
-#: A worker that grows by less than this many bytes a second does not fill the memory: other means are fast enough.
-FAST = 16 * MIB
+#: A worker that grows by less than this many bytes a second does not fill the memory: other means are fast enough. Nor does one that has
+#: grown by less than this many bytes since it was at rest: many small requests take as much for a moment.
+FAST, MUCH = 16 * MIB, 16 * MIB
 
 #: Bytes a second that a pool is assumed to be able to take, as long as nobody grows.
-FASTEST = 8192 * MIB
+FASTEST = 4096 * MIB
 
-#: Seconds between two checks: at least, at least while nobody grows, and at most.
+#: Seconds between two checks: at least, at least while nobody grows fast, and at most.
 SHORTEST, CALM, LONGEST = 0.005, 0.02, 0.1
 
 #: Seconds after which a pace counts for half: a worker that does not grow now may have had no processor, or be refused memory.
@@ -35,6 +39,9 @@ HALVES_IN = 0.1
 #: Seconds for which a worker is capped at least, unless it has given back this share of what it held: it is to notice.
 HOLDS_FOR, GIVES_BACK = 0.2, 0.2
 
+#: Seconds for which one that is capped counts as one that grows, though it does not: so long the cap lasts, where there is no room for it.
+LATELY = 3.0
+
 
 class Grower(NamedTuple):
     """One worker, as it was just measured from outside. Bytes."""
@@ -42,14 +49,18 @@ class Grower(NamedTuple):
     generation: int
     held: int
     """What its hard limit counts."""
+    grown: int
+    """By how much that is more than the least that it ever held."""
     granted: int
     """What it has mapped and not touched yet: the kernel will not be asked again for that."""
     pace: float
     """Bytes a second: its growth since the last check, or shortly before."""
+    capped: bool = False
+    """Whether it has been capped lately: it does not grow for that, or has had no processor to notice."""
 
     def takes(self, hard: int, ahead: float, capped: bool = False) -> int:
         """What it may still take within `ahead` seconds, with a hard limit of `hard` bytes; `capped`: the kernel grants it no more."""
-        more = 0 if capped else int(self.pace * ahead + self.held * JUMPS)
+        more = 0 if capped else int(self.pace * ahead + self.grown * JUMPS)
         return max(0, min(hard - self.held, self.granted + more))
 
 
@@ -59,8 +70,8 @@ def applies(hard: int, workers: int, supervisor: int, room: int | None) -> bool:
 
 
 def share_of(room: int, supervisor: int, workers: int) -> int:
-    """What each worker may hold whatever the others do: if all hold no more, the pool is within `room`."""
-    return max(0, room - supervisor) // max(1, workers)
+    """What each worker may hold whatever the others do: if all hold no more, the pool is within SHARED of its `room`."""
+    return max(0, int(room * SHARED) - supervisor) // max(1, workers)
 
 
 def kept_of(limit: int) -> int:
@@ -68,20 +79,21 @@ def kept_of(limit: int) -> int:
     return min(max(KEPT_AT_LEAST, int(limit * KEPT)), KEPT_AT_MOST)
 
 
-def growers(workers: Sequence[Grower], share: int) -> list[Grower]:
-    """Those that may fill the memory, the largest first: they grow fast, and hold more than their share."""
-    return sorted((one for one in workers if one.held > share and one.pace >= FAST), key=lambda one: one.held, reverse=True)
+def growers(workers: Sequence[Grower]) -> list[Grower]:
+    """Those that may fill the memory, the largest first: they grow fast, and have grown by much."""
+    found = [one for one in workers if one.grown >= MUCH and (one.pace >= FAST or one.capped)]
+    return sorted(found, key=lambda one: one.held, reverse=True)
 
 
-def to_cap(growing: Sequence[Grower], left: int, hard: int, since: float) -> list[Grower]:
-    """Those of `growing` that get no more for now, so that the others find what they may take meanwhile.
+def to_cap(growing: Sequence[Grower], share: int, left: int, hard: int, since: float) -> list[Grower]:
+    """Those of `growing` that get no more for now, so that the others find what they may take meanwhile: none that is within its share.
 
     `left`: bytes up to the limit, less what is kept; `since`: seconds since the last check.
     """
     ahead = max(AHEAD, 2 * since)
     left -= sum(one.takes(hard, ahead) for one in growing)
     found = []
-    for one in growing:
+    for one in (one for one in growing if one.held > share):
         if left >= 0:
             break
         found.append(one)
@@ -89,10 +101,10 @@ def to_cap(growing: Sequence[Grower], left: int, hard: int, since: float) -> lis
     return found
 
 
-def pause(growing: Sequence[Grower], left: int) -> float:
-    """Seconds until the next check: half of the time in which what is left may be filled."""
-    pace = max(FASTEST / 8, 2 * sum(one.pace for one in growing)) if growing else FASTEST
-    return min(LONGEST, max(SHORTEST if growing else CALM, left / pace / 2))
+def pause(workers: Sequence[Grower], left: int) -> float:
+    """Seconds until the next check: half of the time in which what is left may be filled, if they grow twice as fast as now."""
+    pace = 2 * sum(one.pace for one in workers if one.pace >= FAST)
+    return min(LONGEST, max(SHORTEST if pace else CALM, left / max(FASTEST, pace) / 2))
 
 
 def next_pace(before: float, grown: int, seconds: float) -> float:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.kept_sizes import KeptSizes
 from oomsafe.kernel.process import stat_of
-from oomsafe.kernel.rlimit import put_soft, soft_of, thread_size
+from oomsafe.kernel.rlimit import SLACK, put_soft, soft_of, thread_size
 from oomsafe.log import once
-from oomsafe.policy.caps import Grower, applies, ends, growers, kept_of, next_pace, pause, share_of, to_cap
+from oomsafe.policy.caps import LATELY, Grower, applies, ends, growers, kept_of, next_pace, pause, share_of, to_cap
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.settings import Policy
@@ -45,6 +45,8 @@ class _Worker:
     """When it was last measured; 0: never."""
     data: int = 0
     held: int = 0
+    least: int | None = None
+    """The least that it ever held."""
     gap: int | None = None
     """What it has mapped and will not touch: the least that it ever had, and the stacks of the threads that it has started since."""
     threads: int = 0
@@ -60,7 +62,9 @@ class _Worker:
     def grower(self) -> Grower:
         """As the policy sees it."""
         untouched = max(0, self.data - self.held)
-        return Grower(self.generation, self.held, max(0, untouched - (self.gap or 0)), self.pace)
+        grown = self.held - (self.held if self.least is None else self.least)
+        capped = self.cap is not None and self.at - self.capped_at < LATELY
+        return Grower(self.generation, self.held, grown, max(0, untouched - (self.gap or 0)), self.pace, capped)
 
 
 class Caps:
@@ -135,19 +139,19 @@ class Caps:
         for one in self._workers.values():
             self._measure(one)
         seen = [one.grower for one in self._workers.values()]
-        growing = growers(seen, self._share)
+        growing = growers(seen)
         if growing or any(one.cap for one in self._workers.values()):
             self._took(read_capacity(held=lambda: 0))
         left = self._room - (sum(one.held for one in seen) - self._held_then) - kept_of(self._limit)
-        chosen = {one.generation for one in to_cap(growing, left, self._hard, since)}
+        chosen = {one.generation for one in to_cap(growing, self._share, left, self._hard, since)}
         for one in self._workers.values():
             if one.generation in chosen:
                 self._cap(one, now)
             elif one.cap is not None and ends(one.held_then, one.held, now - one.capped_at):
                 self._release(one)
             elif one.cap is not None:
-                self._cap(one, now)
-        return pause(growing, left)
+                self._renew(one, now)
+        return pause(seen, left)
 
     def _took(self, capacity: Capacity) -> None:
         if capacity.limit is not None and capacity.undroppable is not None:
@@ -164,24 +168,33 @@ class Caps:
         seconds = now - one.at
         one.pace = next_pace(one.pace, max(0, held - one.held), seconds) if one.at else 0.0
         one.at, one.data, one.held = now, data, held
+        one.least = held if one.least is None else min(one.least, held)
         one.gap = max(0, data - held) if one.gap is None else min(one.gap, max(0, data - held))
 
     def _cap(self, one: _Worker, now: float) -> None:
-        until = now + CAPPED_FOR
         if one.cap is not None:
-            one.cap = one.cap._replace(until=until, room=min(one.cap.room, max(0, self._room)))
-            self._board.cap(one.number, one.generation, one.cap)
+            # what it gives back meanwhile, as an old table once the new one is filled, it does not get again
+            if one.data < one.cap.most - SLACK and soft_of(one.pid) == one.cap.most:
+                one.cap = one.cap._replace(most=one.data)
+                self._board.cap(one.number, one.generation, one.cap)
+                put_soft(one.pid, one.data)
+            self._renew(one, now)
             return
         # its descriptor has just been read, so it is that process, and its parent has not reaped it since
         soft = soft_of(one.pid)
         if soft is None or not one.data < soft <= one.data + self._hard + STARTS:
             return
-        cap = Cap(one.data, soft, max(0, self._room), until)
+        cap = Cap(one.data, soft, max(0, self._room), now + CAPPED_FOR)
         one.capped_at, one.held_then = now, one.held
         self._board.cap(one.number, one.generation, cap)
         before = put_soft(one.pid, cap.most)
         one.cap = cap if before is None else cap._replace(before=before)
         self._board.cap(one.number, one.generation, one.cap)
+
+    def _renew(self, one: _Worker, now: float) -> None:
+        if one.cap is not None:
+            one.cap = one.cap._replace(until=now + CAPPED_FOR, room=min(one.cap.room, max(0, self._room)))
+            self._board.cap(one.number, one.generation, one.cap)
 
     def _release(self, one: _Worker) -> None:
         cap, one.cap = one.cap, None
