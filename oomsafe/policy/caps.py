@@ -17,8 +17,8 @@ KEPT, KEPT_AT_LEAST, KEPT_AT_MOST = 0.04, 8 * MIB, 64 * MIB
 #: The share of a pool's room that is divided among its workers: what a worker within its part asks for at once must fit beside that.
 SHARED = 0.9
 
-#: Seconds by which growth is looked ahead, at least; twice the time between two checks, if that is more.
-AHEAD = 0.03
+#: Seconds by which growth is looked ahead, at least and at most; in between, twice the time between two checks.
+AHEAD, AHEAD_AT_MOST = 0.03, 0.1
 
 #: The share of its growth that a worker may ask for at once: a dict or a list that has no more room takes a new table beside the old.
 JUMPS = 0.4
@@ -58,9 +58,12 @@ class Grower(NamedTuple):
     capped: bool = False
     """Whether it has been capped lately: it does not grow for that, or has had no processor to notice."""
 
-    def takes(self, hard: int, ahead: float, capped: bool = False) -> int:
-        """What it may still take within `ahead` seconds, with a hard limit of `hard` bytes; `capped`: the kernel grants it no more."""
-        more = 0 if capped else int(self.pace * ahead + self.grown * JUMPS)
+    def takes(self, hard: int, ahead: float, jumps: float = JUMPS, capped: bool = False) -> int:
+        """What it may still take within `ahead` seconds, and by a jump of this share of its growth, with a hard limit of `hard` bytes.
+
+        `capped`: the kernel grants it no more.
+        """
+        more = 0 if capped else int(self.pace * ahead + self.grown * jumps)
         return max(0, min(hard - self.held, self.granted + more))
 
 
@@ -90,14 +93,15 @@ def to_cap(growing: Sequence[Grower], share: int, left: int, hard: int, since: f
 
     `left`: bytes up to the limit, less what is kept; `since`: seconds since the last check.
     """
-    ahead = max(AHEAD, 2 * since)
-    left -= sum(one.takes(hard, ahead) for one in growing)
+    # the one that grows alone is to have what there is: it is refused only where memory is about to run out
+    ahead, jumps = min(AHEAD_AT_MOST, max(AHEAD, 2 * since)), JUMPS if len(growing) > 1 else 0.0
+    left -= sum(one.takes(hard, ahead, jumps) for one in growing)
     found = []
     for one in (one for one in growing if one.held > share):
         if left >= 0:
             break
         found.append(one)
-        left += one.takes(hard, ahead) - one.takes(hard, ahead, capped=True)
+        left += one.takes(hard, ahead, jumps) - one.takes(hard, ahead, capped=True)
     return found
 
 
@@ -108,7 +112,12 @@ def pause(workers: Sequence[Grower], left: int) -> float:
 
 
 def next_pace(before: float, grown: int, seconds: float) -> float:
-    """The pace of a worker that has grown by `grown` bytes within the last `seconds`, and had the pace `before` until then."""
+    """The pace of a worker that has grown by `grown` bytes within the last `seconds`, and had the pace `before` until then.
+
+    0 if it gives memory back (`grown` is negative): its request is over.
+    """
+    if grown < -MUCH // 4:
+        return 0.0
     return max(grown / seconds, before * 0.5 ** (seconds / HALVES_IN)) if seconds > 0 else before
 
 

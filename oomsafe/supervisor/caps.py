@@ -166,7 +166,7 @@ class Caps:
         data, rss, anonymous = found
         held = rss if self._counts_clean else anonymous
         seconds = now - one.at
-        one.pace = next_pace(one.pace, max(0, held - one.held), seconds) if one.at else 0.0
+        one.pace = next_pace(one.pace, held - one.held, seconds) if one.at else 0.0
         one.at, one.data, one.held = now, data, held
         one.least = held if one.least is None else min(one.least, held)
         one.gap = max(0, data - held) if one.gap is None else min(one.gap, max(0, data - held))

@@ -16,7 +16,23 @@ from unit.scripted import CGROUP, Clock
 from oomsafe.kernel.kept_sizes import KeptSizes
 from oomsafe.kernel.process import held_of, start_time
 from oomsafe.kernel.rlimit import UNLIMITED, soft_of
-from oomsafe.policy.caps import AHEAD, FAST, MUCH, SHARED, Grower, applies, ends, growers, kept_of, next_pace, pause, share_of, to_cap
+from oomsafe.policy.caps import (
+    AHEAD,
+    AHEAD_AT_MOST,
+    FAST,
+    JUMPS,
+    MUCH,
+    SHARED,
+    Grower,
+    applies,
+    ends,
+    growers,
+    kept_of,
+    next_pace,
+    pause,
+    share_of,
+    to_cap,
+)
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
@@ -40,6 +56,8 @@ def grower(generation: int, held: int, pace: int = 1000, granted: int = 0) -> Gr
     [
         pytest.param([grower(1, 100)], 200, [], id="one, and what it may take is there"),
         pytest.param([grower(1, 299)], 2, [], id="one right below its hard limit"),
+        pytest.param([grower(1, 240)], 31, [], id="one, and there is as much as it takes until it is measured again"),
+        pytest.param([grower(1, 240)], 29, [1], id="one, and there is not"),
         pytest.param([grower(1, 100), grower(2, 120)], 150, [], id="two, and there is room"),
         pytest.param([grower(1, 130), grower(2, 140)], 100, [2], id="two, and there is not: the larger"),
         pytest.param([grower(1, 130), grower(2, 140)], 50, [2, 1], id="not even for one"),
@@ -69,8 +87,10 @@ def test_the_others_find_what_they_may_take(workers: list[Grower], left: int, sh
 
     assert all(one.grown >= MUCH and (one.pace >= FAST or one.capped) for one in capped)
     assert capped == may[: len(capped)]
-    ahead, rest = max(AHEAD, 2 * since), [one for one in growing if one not in capped]
-    takes = sum(one.takes(HARD, ahead) for one in rest) + sum(one.takes(HARD, ahead, capped=True) for one in capped)
+    ahead, rest = min(AHEAD_AT_MOST, max(AHEAD, 2 * since)), [one for one in growing if one not in capped]
+    takes = sum(one.takes(HARD, ahead, JUMPS if len(growing) > 1 else 0.0) for one in rest) + sum(
+        one.takes(HARD, ahead, capped=True) for one in capped
+    )
     assert takes <= left or len(capped) == len(may)
 
 
@@ -98,6 +118,8 @@ def test_figures() -> None:
     assert next_pace(100.0, 0, 0.1) == 50.0
     assert next_pace(100.0, 30, 0.1) == 300.0
     assert next_pace(100.0, 30, 0.0) == 100.0
+    assert next_pace(100.0, -1, 0.1) == 50.0
+    assert next_pace(100.0, -5 * MIB, 0.1) == 0.0
     assert [ends(100, 100, 0.1), ends(100, 100, 0.2), ends(100, 80, 0.1)] == [False, True, True]
 
 
@@ -233,7 +255,7 @@ def test_what_it_gives_back_it_does_not_get_again(pool: Callable[..., Pool]) -> 
     first = larger.slot.cap
     larger.grow(-1)
     larger.grow(210)
-    watched.watch(20)
+    watched.watch(5)
 
     assert larger.slot.cap.most < first.most - 20 * MIB
     assert watched.softs()[0] == larger.slot.cap.most
