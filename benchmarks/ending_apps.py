@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
 
@@ -12,6 +13,7 @@ def _end(path: str) -> None:
         os._exit(7)
     if path == "/hang":
         os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(60)  # another thread may take the signal, and this one go on for a moment
     held = []
     while path == "/hog":
         held.append(b"x" * (1 << 20))

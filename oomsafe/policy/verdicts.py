@@ -26,6 +26,8 @@ class Count(NamedTuple):
     """By how much it rose while they died; None: there is no counter."""
     own: bool
     """It is the counter of the workers' own cgroup; False: the whole machine's."""
+    doubtful: int = 0
+    """How many of these rises may have been for deaths before."""
 
 
 def verdict(deaths: int, kills: int | None, own: bool) -> Verdict:
@@ -51,6 +53,8 @@ def verdicts(named: Sequence[bool], dying: int, count: Count) -> list[tuple[Verd
     rises = None if count.rises is None else max(0, count.rises - sum(named))
     # whoever the log does not name, while it names as many as were counted, was not killed by the kernel
     found = verdict(left, rises, count.own)
+    if found is Verdict.CONFIRMED and (rises or 0) - count.doubtful < left:
+        found = Verdict.LIKELY
     return [sure if one else (found, _evidence(found, count, left, rises)) for one in named]
 
 

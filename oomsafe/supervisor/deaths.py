@@ -51,6 +51,8 @@ class OomCounter:
         kills = read()
         self._count = kills.total if kills is not None else 0
         self._rises: list[float] = []
+        self._doubtful = 0
+        """How many of them, the first ones, may have been those of deaths that were settled as likely."""
         self._others = 0
 
     def read(self) -> Kills | None:
@@ -58,7 +60,9 @@ class OomCounter:
         kills, now = self._read(), self._clock()
         if kills is not None:
             fresh = [rise for rise in self._rises if now - rise < FRESH]
-            self._others += len(self._rises) - len(fresh)
+            old = len(self._rises) - len(fresh)
+            self._others += max(0, old - self._doubtful)
+            self._doubtful = max(0, self._doubtful - old)
             self._rises = fresh + [now] * max(0, kills.total - self._count)
             self._count = kills.total
         return kills
@@ -76,11 +80,17 @@ class OomCounter:
     def count(self) -> Count:
         """By how much it has risen within FRESH for deaths that are not settled yet."""
         kills = self.read()
-        return Count(None if kills is None else len(self._rises), kills is not None and kills.own)
+        return Count(None if kills is None else len(self._rises), kills is not None and kills.own, self._doubtful)
 
-    def settle(self, deaths: int) -> None:
-        """As many rises are explained by `deaths` of workers."""
+    def settle(self, deaths: int, likely: int = 0, dying: int = 0) -> None:
+        """As many rises are explained by `deaths` of workers, and perhaps by `likely` more.
+
+        While others are still `dying`, the rises that these may have had are kept for them, and explain none of them for certain.
+        """
         del self._rises[:deaths]
+        if not dying:
+            del self._rises[:likely]
+        self._doubtful = len(self._rises) if likely and dying else min(self._doubtful, len(self._rises))
 
 
 class Ended(NamedTuple):
@@ -224,6 +234,8 @@ class Deaths:
         self._oomd = oomd_kills()
         self._recorded: dict[int, Death] = {}
         self._unsettled: list[Death] = []
+        self._still_dying = 0
+        """How many more workers were about to die when the last ones were judged."""
 
     def read(self, number: int | None, generation: int | None, ended: Ended) -> Death:
         """What the worker of this slot has left in it. Call it once, before the slot is released; `number` None: the worker had no slot."""
@@ -269,9 +281,10 @@ class Deaths:
         if all(death.verdict is not None for death in kills):
             return
         count = self.counter.count()
-        log_of = self._victims(time.monotonic() - LOGGED) if count.rises != 0 else None
+        log_of = self._victims(time.monotonic() - LOGGED) if kills else None
         named = [_victim(death, log_of) for death in kills]
-        told = verdicts([one is not None for one in named], self._dying(), count)
+        self._still_dying = self._dying()
+        told = verdicts([one is not None for one in named], self._still_dying, count)
         complete = log_of is not None and log_of.complete and sees_initial_pids()
         for death, one, (found, evidence) in zip(kills, named, told, strict=True):
             death.died_with = None if one is None else one.held
@@ -294,7 +307,8 @@ class Deaths:
             return
         self.judge()
         settled, self._unsettled = self._unsettled, []
-        self.counter.settle(sum(death.verdict in KERNELS for death in settled))
+        sure, likely = (sum(death.verdict is one for death in settled) for one in KERNELS)
+        self.counter.settle(sure, likely, self._still_dying)
         killers: tuple[str, ...] | None = None
         for death in settled:
             death.end = end_of(death.facts, death.verdict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,7 +71,8 @@ def test_a_kill_in_a_cgroup(kernel_log: None, cgroup: Any) -> None:
         assert (event["outcome"], event["scope"], cgroup_of["memory_limit"]) == ("killed", "cgroup", 100 * MIB)
         assert 90 * MIB < cgroup_of["memory_usage"] <= 100 * MIB
         assert (victim["uid"], victim["oom_score_adj"], victim["slot"]) == (0, 0, None)
-        assert abs(victim["anon"] + victim["file"] + victim["shmem"] - usage.ru_maxrss * 1024) < 2 * MIB
+        # of a child it begins at what its parent held at most, which may be more
+        assert 80 * MIB < victim["anon"] + victim["file"] + victim["shmem"] < usage.ru_maxrss * 1024 + 2 * MIB
         rows = {row["pid"]: row for row in event["processes"]}
         assert set(rows) == {hog.pid, small.pid}
         assert rows[small.pid]["oom_score_adj"] == 200
@@ -87,13 +89,15 @@ def test_a_worker_that_the_kernel_kills(kernel_log: None, cgroup: Any, serve: An
     gunicorn.serving(2)
     with Load(gunicorn, "/leak?kib=4096", clients=2):
         gunicorn.wait_for("SIGKILL", seconds=60)
-    path = f"/{sandbox.cgroup.path.rsplit('/', 1)[1]}"
+    pids = {int(pid) for line in gunicorn.lines("was sent SIGKILL") for pid in re.findall(r"pid:(\d+)", line)}
 
-    events = [event for event in explained("--dmesg") if event["cgroup"] and path in (event["cgroup"]["path"] or "")]
+    events = [event for event in explained("--dmesg") if event["victim"] and event["victim"]["pid"] in pids]
 
     assert events
-    assert all(event["victim"]["slot"] in (0, 1) for event in events)
-    assert all(any("worker" in sentence or "process" in sentence for sentence in event["advice"]) for event in events)
+    assert all(event["victim"]["slot"] is not None for event in events)
+    # after ten reports in 5 s the kernel prints only the last line of one
+    whole = [event for event in events if event["processes"]]
+    assert all(any("worker" in sentence or "process" in sentence for sentence in event["advice"]) for event in whole)
     dmesg = subprocess.run(["dmesg"], capture_output=True, check=True).stdout
     text = subprocess.run(EXPLAIN, input=dmesg, capture_output=True, check=True, timeout=60).stdout.decode()
     assert f"a worker of oomsafe's (slot {events[-1]['victim']['slot']})" in " ".join(text.split())

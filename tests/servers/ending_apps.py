@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import time
 from typing import Any
 
 
@@ -22,6 +23,7 @@ def _end(path: str) -> None:
             held.append(b"x" * (1 << 20))
     if path == "/hang":
         os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(60)  # another thread may take the signal, and this one go on for a moment
 
 
 def wsgi(environ: dict[str, Any], start_response: Any) -> list[bytes]:

@@ -11,7 +11,7 @@ import pytest
 from unit.scripted import CGROUP
 
 from oomsafe.kernel.oom_kills import Kills
-from oomsafe.kernel.oom_victims import Victims
+from oomsafe.kernel.oom_victims import Victim, Victims
 from oomsafe.policy.ends import By, End
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.verdicts import Verdict
@@ -171,6 +171,35 @@ def test_a_death_that_is_explained_uses_up_no_kill(kernel: Kernel, death: Death)
     deaths.settle()
 
     assert (death.verdict, other.verdict) == (None, Verdict.CONFIRMED)
+
+
+def test_a_rise_that_may_be_one_of_those_that_still_die_is_kept_for_them(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two die by hand while the kernel's victim, which holds much, still exits: which of the three it was is not known."""
+    deaths = kernel.deaths()
+    kernel.total = 1
+    monkeypatch.setattr(deaths, "_dying", lambda: 1)
+    for pid in (11, 12):
+        deaths.record(Death(pid=pid, exitcode=-9))
+    deaths.settle()
+    monkeypatch.setattr(deaths, "_dying", lambda: 0)
+    deaths.record(Death(pid=13, exitcode=-9))
+    deaths.settle()
+    deaths.record(Death(pid=14, exitcode=-9))
+    deaths.settle()
+
+    assert [death.verdict for pid in (11, 12, 13, 14) if (death := deaths.of(pid))] == [*[Verdict.LIKELY] * 3, Verdict.NOT_THE_KERNEL]
+    assert deaths.counter.others() == 0
+
+
+def test_the_log_is_asked_also_where_the_count_is_used_up(kernel: Kernel) -> None:
+    """It names the victim, whatever has been made of the count before."""
+    deaths = kernel.deaths()
+    kernel.log = Victims((Victim(13, b"oomsafe-w1-0001", 400 * MIB),), complete=False)
+    death = Death(pid=13, exitcode=-9, comm=b"oomsafe-w1-0001")
+    deaths.record(death)
+    deaths.settle()
+
+    assert (death.verdict, death.died_with) == (Verdict.CONFIRMED, 400 * MIB)
 
 
 def test_what_is_remembered_is_bounded_once_it_is_judged(kernel: Kernel) -> None:

@@ -245,7 +245,7 @@ def test_each_rise_explains_one_death() -> None:
     kernel = Counter(7)
 
     def judged(deaths: int) -> Verdict:
-        rises, own = kernel.counter.count()
+        rises, own, _ = kernel.counter.count()
         return verdict(deaths, rises, own)
 
     assert judged(1) is Verdict.NOT_THE_KERNEL
