@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from rich.text import Text
 
+from oomsafe.cli.columns import GAP, Column, cells_of, line_of, that_fit
 from oomsafe.policy.kill_advice import advice, reasons
 from oomsafe.policy.oomlog.record import Killed
 from oomsafe.policy.text import printable
@@ -17,20 +17,11 @@ from oomsafe.policy.why_killed import Account, Holder, Outcome, Scope, ram
 #: The processes that are shown: those with the most points, and always the killed one.
 SHOWN = 8
 
-#: The cells of a label before its text, and between two columns of the table.
-LABEL, GAP = 8, 2
+#: The cells of a label before its text.
+LABEL = 8
 
 #: The narrowest text: a terminal that is narrower breaks it by itself.
 NARROWEST = 24
-
-
-@dataclass(frozen=True)
-class _Column:
-    title: str
-    cell: Callable[[Holder], str]
-    left_out: int = 0
-    """If there is not enough room, the column with the highest number is left out first; 0: never."""
-    right: bool = True
 
 
 def event_text(account: Account, width: int, *, ascii_only: bool = False) -> Text:
@@ -147,11 +138,16 @@ def _table(account: Account, width: int, arrow: str) -> list[Text]:
     other = account.without_scores
     first += [one for one in account.holders[SHOWN:] if one is account.victim or one is other]
     columns = _columns(arrow, killed)
-    rows = [[column.cell(holder) for column in columns] for holder in first]
-    kept = _that_fit(columns, rows, width)
-    widths = {at: max(len(columns[at].title), *(len(row[at]) for row in rows)) for at in kept}
-    lines = [_line([column.title for column in columns], columns, kept, widths, "bold")]
-    lines += [_line(row, columns, kept, widths, "red" if one.pid in killed else "") for row, one in zip(rows, first, strict=True)]
+    rows = [cells_of(columns, holder) for holder in first]
+    kept, widths = that_fit(columns, rows, width)
+
+    def line(cells: Sequence[Text], style: str) -> Text:
+        found = line_of([cells[at] for at in kept], [columns[at] for at in kept], widths)[GAP:]
+        found.stylize(style)
+        return found
+
+    lines = [line([Text(column.title) for column in columns], "bold")]
+    lines += [line(row, "red" if one.pid in killed else "") for row, one in zip(rows, first, strict=True)]
     more = len(account.holders) - len(first) + account.event.rows_left_out
     if more:
         shown = {one.pid for one in first}
@@ -166,7 +162,7 @@ def _table(account: Account, width: int, arrow: str) -> list[Text]:
     return lines
 
 
-def _columns(arrow: str, killed: set[int]) -> list[_Column]:
+def _columns(arrow: str, killed: set[int]) -> list[Column[Holder]]:
     def adj(holder: Holder) -> str:
         return "?" if holder.oom_score_adj is None else str(holder.oom_score_adj)
 
@@ -177,29 +173,13 @@ def _columns(arrow: str, killed: set[int]) -> list[_Column]:
         return "?" if value is None else format_size(value)
 
     return [
-        _Column("", lambda holder: arrow if holder.pid in killed else "", right=False),
-        _Column("pid", lambda holder: str(holder.pid)),
-        _Column("name", lambda holder: printable(holder.comm, 15), right=False),
-        _Column("resident", lambda holder: size(holder.rss)),
-        _Column("swap", lambda holder: size(holder.swap), left_out=2),
-        _Column("page tables", lambda holder: size(holder.pgtables), left_out=3),
-        _Column("adj", adj),
-        _Column("points", points, left_out=1),
-        _Column("uid", lambda holder: "?" if holder.uid is None else str(holder.uid), left_out=4),
+        Column("", lambda holder: arrow if holder.pid in killed else "", right=False),
+        Column("pid", lambda holder: str(holder.pid)),
+        Column("name", lambda holder: printable(holder.comm, 15), right=False),
+        Column("resident", lambda holder: size(holder.rss)),
+        Column("swap", lambda holder: size(holder.swap), left_out=2),
+        Column("page tables", lambda holder: size(holder.pgtables), left_out=3),
+        Column("adj", adj),
+        Column("points", points, left_out=1),
+        Column("uid", lambda holder: "?" if holder.uid is None else str(holder.uid), left_out=4),
     ]
-
-
-def _that_fit(columns: Sequence[_Column], rows: Sequence[Sequence[str]], width: int) -> list[int]:
-    widths = [max(len(column.title), *(len(row[at]) for row in rows)) for at, column in enumerate(columns)]
-    kept = list(range(len(columns)))
-    while sum(widths[at] + GAP for at in kept) > width:
-        least = max(kept, key=lambda at: columns[at].left_out)
-        if not columns[least].left_out:
-            break
-        kept.remove(least)
-    return kept
-
-
-def _line(row: Sequence[str], columns: Sequence[_Column], kept: Sequence[int], widths: dict[int, int], style: str) -> Text:
-    cells = [f"{row[at]:>{widths[at]}}" if columns[at].right else f"{row[at]:{widths[at]}}" for at in kept]
-    return Text((" " * GAP).join(cells).rstrip(), style=style)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from oomsafe.cli.bars import memory_bar
+from oomsafe.cli.columns import Column, cells_of, line_of, that_fit
 from oomsafe.kernel.process import parent_of
 from oomsafe.policy.ends import End
 from oomsafe.policy.text import printable
@@ -22,23 +22,11 @@ OLD = 3.0
 #: The most pieces of work that are shown for one worker, the oldest first.
 SHOWN = 3
 
-#: The cells between two columns, and before the work in flight.
-GAP, INDENT = 2, 8
+#: The cells before the work in flight.
+INDENT = 8
 
 #: The width of the bar in cells, if there is room for it.
 BAR = 12
-
-
-@dataclass(frozen=True)
-class Column:
-    """One figure of each worker."""
-
-    title: str
-    cell: Callable[[WorkerView], str | Text]
-    left_out: int = 0
-    """If there is not enough room, the column with the highest number is left out first; 0: never."""
-    right: bool = True
-    """Whether its cells are aligned to the right."""
 
 
 def pool_text(pool: PoolView, width: int, now: float | None = None, *, ascii_only: bool = False) -> Text:
@@ -78,8 +66,7 @@ def _totals(pool: PoolView) -> list[str]:
     totals = pool.totals
     recycles = ", ".join(f"{count} for {reason}" for reason, count in totals.by_reason.items() if count)
     aborts = ", ".join(f"{count} for {reason}" for reason, count in totals.aborts_by_reason.items() if count)
-    in_order = (End.RECYCLED.value, End.SERVER.value)
-    deaths = ", ".join(f"{count} {verdict}" for verdict, count in pool.ends.items() if count and verdict not in in_order)
+    deaths = ", ".join(f"{count} {verdict}" for verdict, count in pool.ends.items() if count and not End(verdict).in_order)
     parts = [
         f"{counted(totals.work, _unit(pool))} since the start",
         f"recycles: {recycles or 'none'}",
@@ -143,16 +130,16 @@ def _workers(pool: PoolView, width: int, now: float, ascii_only: bool) -> list[T
     if not pool.workers:
         return [Text("  no worker")]
     columns = _columns(_unit(pool), now, any(_age(worker, now) for worker in pool.workers), ascii_only)
-    rows = [[_as_text(column.cell(worker)) for column in columns] for worker in pool.workers]
-    kept, widths = _that_fit(columns, rows, width)
-    lines = [_line([Text(columns[at].title, style="bold") for at in kept], [columns[at] for at in kept], widths)]
+    rows = [cells_of(columns, worker) for worker in pool.workers]
+    kept, widths = that_fit(columns, rows, width)
+    lines = [line_of([Text(columns[at].title, style="bold") for at in kept], [columns[at] for at in kept], widths)]
     for worker, row in zip(pool.workers, rows, strict=True):
-        lines.append(_line([row[at] for at in kept], [columns[at] for at in kept], widths))
+        lines.append(line_of([row[at] for at in kept], [columns[at] for at in kept], widths))
         lines += [Text(" " * INDENT + line) for line in _doing(worker, max(20, width - INDENT), now)]
     return lines
 
 
-def _columns(unit: str, now: float, some_are_old: bool, ascii_only: bool) -> list[Column]:
+def _columns(unit: str, now: float, some_are_old: bool, ascii_only: bool) -> list[Column[WorkerView]]:
     def soft(worker: WorkerView) -> str:
         return "none" if worker.figures.soft is None else format_size(worker.figures.soft)
 
@@ -176,31 +163,6 @@ def _columns(unit: str, now: float, some_are_old: bool, ascii_only: bool) -> lis
         Column("rss", lambda worker: format_size(worker.figures.rss), left_out=6),
     ]
     return found if some_are_old else [column for column in found if column.cell is not age]
-
-
-def _as_text(cell: str | Text) -> Text:
-    return Text(cell) if isinstance(cell, str) else cell
-
-
-def _that_fit(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: int) -> tuple[list[int], list[int]]:
-    """The indices of the columns for which there is room, and their widths."""
-    widths = [max(len(column.title), *(row[at].cell_len for row in rows)) for at, column in enumerate(columns)]
-    kept = list(range(len(columns)))
-    while sum(widths[at] + GAP for at in kept) > width:
-        least = max(kept, key=lambda at: columns[at].left_out)
-        if not columns[least].left_out:
-            break
-        kept.remove(least)
-    return kept, [widths[at] for at in kept]
-
-
-def _line(cells: Sequence[Text], columns: Sequence[Column], widths: Sequence[int]) -> Text:
-    line = Text()
-    for cell, column, width in zip(cells, columns, widths, strict=True):
-        padding = " " * (width - cell.cell_len)
-        line.append(" " * GAP + padding * column.right).append_text(cell).append(padding * (not column.right))
-    line.rstrip()
-    return line
 
 
 def _age(worker: WorkerView, now: float) -> float | None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from oomsafe.gunicorn.reaping import Reaping
+from oomsafe.gunicorn.reaping import Reaping, ended_by
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.process import held_of, rss_of
 from oomsafe.log import attempt, log
@@ -150,9 +150,7 @@ class DirtyPool:
 
     def exited(self, worker: Any) -> None:
         """Called when a worker has been reaped and not been replaced yet."""
-        reaping = self._reaping
-        ended = None if reaping is None else attempt("how a worker ended", "gunicorn", lambda: reaping.ended(worker))
-        self._supervisor.release(_slot(worker), ended)
+        self._supervisor.release(_slot(worker), ended_by(self._reaping, worker))
         if worker.pid not in self._leaving:
             self._died_at = time.monotonic()
         self._booting.discard(worker.pid)

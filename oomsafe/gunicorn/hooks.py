@@ -15,7 +15,7 @@ from oomsafe.errors import ConfigError
 from oomsafe.gunicorn import workers
 from oomsafe.gunicorn.chain import chain
 from oomsafe.gunicorn.fleet import GunicornFleet
-from oomsafe.gunicorn.reaping import Reaping
+from oomsafe.gunicorn.reaping import Reaping, ended_by
 from oomsafe.gunicorn.waiting import watch_with
 from oomsafe.kernel.net import migrates_requests
 from oomsafe.log import attempt, failed, log, log_with, say_off
@@ -259,9 +259,7 @@ class Plugin:
     def child_exit(self, server: Any, worker: Any) -> None:
         """In the arbiter, after it has reaped a worker."""
         if self._supervisor is not None:
-            reaping = self._reaping
-            ended = None if reaping is None else attempt("how a worker ended", "gunicorn", lambda: reaping.ended(worker))
-            self._supervisor.release(_slot(worker), ended)
+            self._supervisor.release(_slot(worker), ended_by(self._reaping, worker))
 
     def on_exit(self, server: Any) -> None:
         """In the arbiter, at its end; its process may run another arbiter afterwards."""

@@ -6,6 +6,7 @@ import os
 import signal
 from typing import Any
 
+from oomsafe.log import attempt
 from oomsafe.policy.ends import By
 from oomsafe.supervisor.deaths import Ended
 
@@ -69,6 +70,11 @@ class Reaping:
                     os.waitpid = waitpid
 
         server.reap_workers = reaping
+
+
+def ended_by(reaping: Reaping | None, worker: Any) -> Ended | None:
+    """How this worker ended; None: that can't be found out here, because gunicorn's methods could not be wrapped."""
+    return None if reaping is None else attempt("how a worker ended", "gunicorn", lambda: reaping.ended(worker))
 
 
 def _trim(known: dict[int, Any]) -> None:

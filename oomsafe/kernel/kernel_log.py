@@ -10,11 +10,7 @@ import time
 from collections.abc import Generator, Sequence
 
 from oomsafe.errors import KernelLogError
-
-KMSG = "/dev/kmsg"
-
-#: A record of /dev/kmsg has 1 KiB of text, escaped, and its fields (PRINTK_MESSAGE_MAX is 2048; 8192 before Linux 6.4).
-RECORD = 16 << 10
+from oomsafe.kernel.kmsg import KMSG, open_log, records_of
 
 #: Seconds without any output after which a program that reads a log is given up.
 PATIENCE = 30.0
@@ -29,7 +25,7 @@ def ring_buffer(path: str = KMSG) -> Generator[bytes, None, None]:
     Raises KernelLogError.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_log(path)
     except OSError as error:
         if isinstance(error, PermissionError) or shutil.which(DMESG[0]) is None:
             raise KernelLogError(_refused(path, error)) from None
@@ -42,20 +38,12 @@ def ring_buffer(path: str = KMSG) -> Generator[bytes, None, None]:
 
 
 def _records(fd: int, path: str) -> Generator[bytes, None, None]:
-    while True:
-        try:
-            record = os.read(fd, RECORD)
-        except BlockingIOError:
-            return
-        except BrokenPipeError:  # the oldest records were overwritten meanwhile; the next read goes on behind them
-            yield b"** some printk messages dropped **\n"
-            continue
-        except OSError as error:
-            raise KernelLogError(_refused(path, error)) from None
-        if not record:
-            return
-        # lines that begin with a space are metadata of the record
-        yield record.partition(b"\n")[0] + b"\n"
+    try:
+        for record in records_of(fd):
+            # lines that begin with a space are metadata of the record
+            yield b"** some printk messages dropped **\n" if record is None else record.partition(b"\n")[0] + b"\n"
+    except OSError as error:
+        raise KernelLogError(_refused(path, error)) from None
 
 
 def journal() -> Generator[bytes, None, None]:

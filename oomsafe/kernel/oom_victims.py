@@ -7,14 +7,10 @@ import re
 import time
 from typing import NamedTuple
 
-#: The log of all printk() messages (Documentation/ABI/testing/dev-kmsg): each read() returns one record.
-KMSG = "/dev/kmsg"
+from oomsafe.kernel.kmsg import KMSG, open_log, records_of
 
 #: The most records that are read, and seconds that may be spent: the log may be large, and grow meanwhile.
 MOST, LONGEST = 50_000, 0.25
-
-#: The longest record (PRINTKRB_RECORD_MAX and CONSOLE_EXT_LOG_MAX in the kernel: 8192).
-RECORD = 8192
 
 #: The first number of a record that a program wrote is this or above: facility 1.
 KERNEL = 8
@@ -51,34 +47,25 @@ class Victims(NamedTuple):
 
 
 def oom_victims(since: float, path: str = KMSG) -> Victims | None:
-    """Whom the kernel has killed since `since`, on the clock of time.monotonic(). None: the log can't be read here.
+    """Whom the kernel has killed since `since`, on the clock of time.monotonic(). None: the log can't be read here (kmsg.open_log()).
 
-    Reading needs root or CAP_SYSLOG where kernel.dmesg_restrict is set, and a /dev/kmsg, which containers do not have. The line about a
-    kill is not rate limited, unlike the report before it (mm/oom_kill.c, __oom_kill_process()).
+    The line about a kill is not rate limited, unlike the report before it (mm/oom_kill.c, __oom_kill_process()).
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_log(path)
     except OSError:
         return None
     killed: list[Victim] = []
     first = None
     until = time.monotonic() + LONGEST
-    read_all = False
+    read_all = True
     try:
-        for number in range(MOST):
-            if not number % 256 and time.monotonic() > until:
+        for number, record in enumerate(records_of(fd)):
+            if number >= MOST or (not number % 256 and time.monotonic() > until):
+                read_all = False
                 break
-            try:
-                record = os.read(fd, RECORD)
-            except BrokenPipeError:
-                continue  # this record was overwritten: the next read returns the oldest that is left
-            except BlockingIOError:
-                record = b""
-            if not record:
-                read_all = True
-                break
-            head = _HEAD.match(record) if first is None or b"Killed process" in record else None
-            if head is None:
+            head = None if record is None or (first is not None and b"Killed process" not in record) else _HEAD.match(record)
+            if record is None or head is None:
                 continue
             at = int(head[2]) / 1e6
             first = at if first is None else first

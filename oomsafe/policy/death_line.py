@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,7 +94,7 @@ def line_of(death: DeathRecord) -> str:
     who = f"worker {death.pid}" + ("" if death.slot is None else f" (slot {death.slot})")
     parts = [f"{who} {what_happened(death)}"]
     if not death.end.in_order:
-        parts += [part for part in (_held(death), _doing(death), _beside(death), _limit(death)) if part]
+        parts += [part for part in (_held(death), "" if death.booting else doing(death.in_flight), _beside(death), _limit(death)) if part]
     what_to_do = advice(death)
     return "; ".join(parts) + (f". {what_to_do}" if what_to_do else "")
 
@@ -131,13 +132,12 @@ def _held(death: DeathRecord) -> str:
     return f"it held {format_size(death.held)} when it was measured last{of}{most}"
 
 
-def _doing(death: DeathRecord) -> str:
-    if death.booting:
-        return ""
-    if not death.in_flight:
+def doing(flights: Sequence[Flight]) -> str:
+    """``in flight: GET /export (4.2 s, +310 MiB)``, the first NAMED of them."""
+    if not flights:
         return "nothing was in flight"
-    shown = ", ".join(_flight(flight) for flight in death.in_flight[:NAMED])
-    more = len(death.in_flight) - NAMED
+    shown = ", ".join(_flight(flight) for flight in flights[:NAMED])
+    more = len(flights) - NAMED
     return f"in flight: {shown}{f' and {more} more' if more > 0 else ''}"
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from oomsafe.kernel.process import sizes_of
 from oomsafe.log import attempt, log
 from oomsafe.policy.backstop import Over, follow, is_due, line_of
+from oomsafe.policy.death_line import Flight, doing
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.units import format_size
@@ -19,9 +20,6 @@ from oomsafe.supervisor.watcher import Stopped, kill_if
 
 #: Seconds between two checks.
 LOOK_EVERY = 0.5
-
-#: At most this many pieces of work that were in flight are named.
-NAMED = 3
 
 #: Why a worker that the backstop has killed counts as recycled.
 KILLED = "killed"
@@ -103,14 +101,13 @@ class Backstop:
         return in_flight(worker, time.time())
 
 
+def flights_of(worker: WorkerView, now: float) -> list[Flight]:
+    """What it has in flight by its own record, the oldest first; `now` in seconds since 1970."""
+    return [
+        Flight(work.name, now - work.began, worker.grown(work), work.rss) for work in sorted(worker.in_flight, key=lambda one: one.began)
+    ]
+
+
 def in_flight(worker: WorkerView | None, now: float) -> str:
     """``in flight: GET /export (4.2 s, +310 MiB)``; `now` in seconds since 1970."""
-    work = sorted(worker.in_flight, key=lambda one: one.began) if worker is not None else []
-    if worker is None or not work:
-        return "nothing was in flight"
-    shown = []
-    for one in work[:NAMED]:
-        grown = worker.grown(one)
-        more = "" if grown is None or grown <= 0 else f", +{format_size(grown)}"
-        shown.append(f"{one.name} ({max(0.0, now - one.began):.1f} s{more})")
-    return f"in flight: {', '.join(shown)}{f' and {len(work) - NAMED} more' if len(work) > NAMED else ''}"
+    return doing([] if worker is None else flights_of(worker, now))

@@ -21,6 +21,7 @@ from oomsafe.policy.verdicts import Count, Verdict, verdicts
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.slot import comm_of
 from oomsafe.scoreboard.view import WorkerView, view_alone
+from oomsafe.supervisor.backstop import flights_of
 from oomsafe.supervisor.watcher import Stopped, Watcher
 
 #: Seconds for which a rise of the counter may explain a death: a killed process may take that long to exit.
@@ -225,8 +226,6 @@ class Deaths:
         """The last LAST deaths for memory, the latest first."""
         self.lines: tuple[str, ...] = ()
         """The lines about the last LAST ends that were not in order, the latest first."""
-        self.died = 0
-        """How many such ends there have been."""
         self.told = told
         self._board = board
         self._capacity = capacity
@@ -260,6 +259,11 @@ class Deaths:
         # for a worker without work, the published figure is newer, because the watcher measures only workers that have work
         death.rss = (measured or before or published) if death.ticket else (published or measured)
         return death
+
+    @property
+    def died(self) -> int:
+        """How many ends were not in order."""
+        return sum(count for end, count in self.counts.items() if not end.in_order)
 
     def _beside(self, generation: int, capacity: Capacity) -> Beside:
         others = [entry for entry in self._board.roll() if entry.generation != generation] if self._board is not None else []
@@ -326,7 +330,7 @@ class Deaths:
             self._board.header.note_death(record.end, None if record.end.in_order else record.line, record.at)
         if record.end.in_order:
             return
-        self.lines, self.died = (record.line, *self.lines)[:LAST], self.died + 1
+        self.lines = (record.line, *self.lines)[:LAST]
         if record.end is not End.LIMIT:  # whoever killed it has logged it
             log.log(logging.ERROR if record.end.for_memory else logging.WARNING, "%s", record.line)
         self.told(record)
@@ -343,8 +347,7 @@ def _take_over(death: Death, worker: WorkerView) -> None:
         figures.hard,
     )
     death.recycled = sum(worker.counters.recycles) > 0
-    flights = [Flight(work.name, death.at - work.began, worker.grown(work), work.rss) for work in worker.in_flight]
-    death.flights = tuple(sorted(flights, key=lambda flight: -(flight.grown or 0)))
+    death.flights = tuple(sorted(flights_of(worker, death.at), key=lambda flight: -(flight.grown or 0)))
 
 
 def _victim(death: Death, log_of: Victims | None) -> Victim | None:
