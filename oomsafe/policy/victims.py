@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from oomsafe.policy.readers import SCORE_MAX, SCORE_MIN
 
 #: A worker's score is raised by at least this.
@@ -10,16 +13,61 @@ LEAST_STEP = 300
 #: How far above its supervisor a fresh worker must rank, in thousandths of the limit (mm/oom_kill.c counts in those).
 MARGIN = 100
 
+#: The unit in which the kernel counts, on x86 and nearly every arm64 system.
+PAGE_SIZE = 4096
 
-def badness(rss: int, oom_score_adj: int, total: int) -> float:
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A process that the kernel may kill. Sizes in bytes."""
+
+    pid: int
+    name: str
+    """As ps shows it: at most 15 bytes, printable."""
+    held: int
+    """Resident memory, swap and page tables together: what the kernel counts."""
+    oom_score_adj: int
+    protected: bool = False
+    """The kernel never takes it whatever its score: the first process of the machine."""
+
+    def points(self, total: int, page: int = PAGE_SIZE) -> float:
+        """badness() of it."""
+        return float("-inf") if self.protected else badness(self.held, self.oom_score_adj, total, page)
+
+
+def badness(held: int, oom_score_adj: int, total: int, page: int = PAGE_SIZE) -> float:
     """The kernel's points for a process, in bytes: the process with the most is killed (mm/oom_kill.c, oom_badness, since 4.17).
 
-    `rss` stands for resident memory, swap and page tables together; `total` is the limit of the
-    cgroup that ran out, or the machine's memory. -1000 exempts.
+    `held` is resident memory, swap and page tables together; `total` is the limit of the cgroup that ran out, with the swap that it
+    may use, or the machine's memory and swap. A thousandth of it is cut to whole pages, as the kernel's integers do. -1000 exempts.
     """
     if oom_score_adj <= SCORE_MIN:
         return float("-inf")
-    return rss + oom_score_adj * (total / 1000)
+    return held + oom_score_adj * thousandth(total, page)
+
+
+def thousandth(total: int, page: int = PAGE_SIZE) -> int:
+    """What one point of a score is worth, in bytes."""
+    return total // page // 1000 * page
+
+
+def ranked(candidates: Iterable[Candidate], total: int, page: int = PAGE_SIZE) -> list[Candidate]:
+    """Those that the kernel may kill, first the one that it takes first. `total` as for badness()."""
+    scored = [(each.points(total, page), each) for each in candidates]
+    return [each for points, each in sorted(scored, key=lambda pair: (-pair[0], pair[1].pid)) if points > float("-inf")]
+
+
+def supervisor_margin(supervisor: Candidate, workers: Iterable[Candidate], total: int, page: int = PAGE_SIZE) -> float | None:
+    """By how many points, in bytes, the worker that ranks lowest is above the supervisor; None without a worker.
+
+    Positive: the kernel kills every worker before the supervisor. Not positive: it may take the supervisor while a worker is left.
+    Infinite if the kernel never takes the supervisor.
+    """
+    lowest = min((worker.points(total, page) for worker in workers), default=None)
+    if lowest is None:
+        return None
+    own = supervisor.points(total, page)
+    return float("inf") if own == float("-inf") else lowest - own
 
 
 def clamp_score(score: int) -> int:
@@ -35,7 +83,8 @@ def auto_step(supervisor_rss: int | None, limit: int | None) -> int:
     The smallest limit needs the biggest step, so a step that suffices in the pool's own cgroup also suffices
     in its ancestors and machine-wide. If a figure is None it is +300.
     """
-    if not supervisor_rss or not limit:
+    point = thousandth(limit or 0)
+    if not supervisor_rss or not point:
         return LEAST_STEP
     # -(-a // b) rounds up: a step that is too small by one may cost the supervisor
-    return max(LEAST_STEP, -(-supervisor_rss * 1000 // limit) + MARGIN)
+    return max(LEAST_STEP, -(-supervisor_rss // point) + MARGIN)
