@@ -6,6 +6,7 @@ import click
 
 from oomsafe import __version__
 from oomsafe.cli.demo import demo
+from oomsafe.cli.doctor import doctor
 from oomsafe.cli.explain import explain
 from oomsafe.cli.status import status
 
@@ -26,5 +27,6 @@ def run(arguments: tuple[str, ...]) -> None:
 
 
 cli.add_command(demo)
+cli.add_command(doctor)
 cli.add_command(explain)
 cli.add_command(status)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from oomsafe.cli.columns import GAP, Column, cells_of, line_of, that_fit
+from oomsafe.cli.labelled import NARROWEST, labelled, wrapped
 from oomsafe.policy.kill_advice import advice, reasons
 from oomsafe.policy.oomlog.record import Killed
 from oomsafe.policy.text import printable
@@ -17,39 +18,20 @@ from oomsafe.policy.why_killed import Account, Holder, Outcome, Scope, ram
 #: The processes that are shown: those with the most points, and always the killed one.
 SHOWN = 8
 
-#: The cells of a label before its text.
-LABEL = 8
-
-#: The narrowest text: a terminal that is narrower breaks it by itself.
-NARROWEST = 24
-
 
 def event_text(account: Account, width: int, *, ascii_only: bool = False) -> Text:
     """One event. A figure is never cut; text from the log is made printable."""
     width = max(NARROWEST, width)
-    lines = [Text(line, style="bold") for line in _wrapped(_headline(account), width)]
-    lines += [Text(line, style="dim") for line in _wrapped(_time(account), width)]
+    lines = [Text(line, style="bold") for line in wrapped(_headline(account), width)]
+    lines += [Text(line, style="dim") for line in wrapped(_time(account), width)]
     for label, text in (("limit", _limit(account)), ("killed", _killed(account)), ("asked", _asked(account))):
         if text:
-            lines += _labelled(label, text, width)
+            lines += labelled(label, text, width)
     lines += _table(account, width, "*" if ascii_only else "→")
     for label, sentences, style in (("why", reasons(account), ""), ("do", advice(account), "green")):
         for number, sentence in enumerate(sentences):
-            lines += _labelled("" if number else label, sentence, width, style)
+            lines += labelled("" if number else label, sentence, width, style)
     return Text("\n").join(lines)
-
-
-def _labelled(label: str, text: str, width: int, style: str = "") -> list[Text]:
-    indent = LABEL if width >= 2 * NARROWEST else 2
-    wrapped = _wrapped(text, width - indent)
-    if indent < LABEL and label:
-        return [Text(f"{label}:", style="bold"), *(Text(" " * indent + line, style=style) for line in wrapped)]
-    firsts = [f"{label:{indent}}", *[" " * indent] * len(wrapped)]
-    return [Text.assemble((first, "bold"), (line, style)) for first, line in zip(firsts, wrapped, strict=False)]
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, break_on_hyphens=False)
 
 
 def _headline(account: Account) -> str:
@@ -158,7 +140,7 @@ def _table(account: Account, width: int, arrow: str) -> list[Text]:
             for line in textwrap.wrap(f"and {more} more, which hold {least}{rest}", width - GAP, initial_indent="  ")
         ]
     if account.page_size_is_assumed:
-        lines += [Text("  " + line, style="dim") for line in _wrapped("(pages of 4 KiB assumed)", width - GAP)]
+        lines += [Text("  " + line, style="dim") for line in wrapped("(pages of 4 KiB assumed)", width - GAP)]
     return lines
 
 

@@ -34,7 +34,7 @@ def status(as_json: bool, path: str | None) -> None:
 
     Shows the pools of the user who runs it; for root, those of all users. Exits with 1 if there is none.
     """
-    pools = _pools([path] if path else living_boards())
+    pools = read_pools([path] if path else living_boards())
     if as_json:
         print(json.dumps({"pools": [as_record(pool) for pool in pools]}, allow_nan=False))
     elif pools:
@@ -68,7 +68,7 @@ def show(pools: list[PoolView], console: Console) -> None:
         console.print(pool_text(pool, console.width, ascii_only=ascii_only), soft_wrap=True)
 
 
-def _pools(paths: list[str]) -> list[PoolView]:
+def read_pools(paths: list[str]) -> list[PoolView]:
     """The pools that can be read. If a user has filled his folder with boards that take long to read, the rest of them is skipped."""
     pools: list[PoolView] = []
     for folder, in_folder in groupby(paths, os.path.dirname):

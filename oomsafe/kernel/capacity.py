@@ -38,12 +38,12 @@ def read_capacity(
     )  # fmt: skip
 
 
-def read_levels(proc: str = "/proc") -> tuple[Level, ...]:
-    """Every level that may limit this process, the nearest first and the machine last, each with its use.
+def read_levels(proc: str = "/proc", pid: int | str = "self") -> tuple[Level, ...]:
+    """Every level that may limit a process, the nearest first and the machine last, each with its use.
 
     Unlike in a capacity's `levels`, the use is read at levels without a limit, too.
     """
-    cgroup = find_cgroup(proc=proc)
+    cgroup = find_cgroup(pid, proc)
     return (*(cgroup.levels(unlimited=True) if cgroup is not None else ()), _machine(proc))
 
 

@@ -110,6 +110,11 @@ class Cgroup(NamedTuple):
         """The nearest cgroup, this or an ancestor, that the kernel kills as a whole (memory.oom.group, v2 since Linux 4.19); None: none."""
         return next((folder for folder in self.ancestry() if read_int(f"{folder}/memory.oom.group") == 1), None)
 
+    def kills_nobody(self) -> str | None:
+        """The nearest v1 cgroup, this or an ancestor, in which the OOM killer is off (oom_kill_disable): there whoever asks for memory
+        waits. None: none."""
+        return next((folder for folder in self.ancestry() if read_keyed(f"{folder}/memory.oom_control").get("oom_kill_disable") == 1), None)
+
     def ancestry(self) -> list[str]:
         """Its folder and the folders above it up to the mount, nearest first."""
         folders = [self.path]

@@ -226,7 +226,7 @@ def children_of(pid: int, proc: str = "/proc") -> list[int]:
     # None: that thread has ended, and its children belong to another by now
     listed = [found for thread in threads if (found := read_bytes(f"{proc}/{pid}/task/{thread}/children")) is not None]
     if listed:
-        return list(dict.fromkeys(int(child) for found in listed for child in found.split()))
+        return list(dict.fromkeys(int(child) for found in listed for child in found.split() if child.isdigit()))
     import psutil  # imported here, so that only a kernel without the list, or a host without /proc, pays for it
 
     try:

@@ -22,10 +22,10 @@ SYSTEMCTL = "/usr/bin/systemctl"
 _SERVICE = re.compile(r"[A-Za-z0-9:_.\\@-]+\.service")
 
 
-def service_of(cgroup: Cgroup) -> str | None:
+def service_of(cgroup: Cgroup, root: str = "") -> str | None:
     """The system service in whose cgroup this is; None: in none, or in one of a user's own systemd."""
     parts = cgroup.path.split("/")
-    if any(part.startswith("user@") for part in parts) or not os.path.isdir("/run/systemd/system"):
+    if any(part.startswith("user@") for part in parts) or not os.path.isdir(f"{root}/run/systemd/system"):
         return None
     return next((part for part in reversed(parts) if _SERVICE.fullmatch(part)), None)
 

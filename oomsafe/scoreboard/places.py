@@ -130,10 +130,15 @@ def board_of(supervisor: int) -> str | None:
     return next((path for path in living_boards() if os.path.basename(path).startswith(f"{supervisor}-")), None)
 
 
+def supervisor_of(path: str) -> int:
+    """The pid of the supervisor whose scoreboard lies there: one of living_boards()."""
+    return int(os.path.basename(path).partition("-")[0])
+
+
 def boards_beside(supervisor: int) -> list[str]:
     """The scoreboards of the pools whose supervisors are children of `supervisor`."""
     children = set(children_of(supervisor))
-    return [path for path in living_boards() if int(os.path.basename(path).partition("-")[0]) in children]
+    return [path for path in living_boards() if supervisor_of(path) in children]
 
 
 def hold(fd: int, shared: bool = False) -> None:

@@ -32,7 +32,7 @@ PACKAGES = ("systemd", "systemd-sysv", "dbus", "udev", "python3", "iproute2", "p
 KERNEL = "linux-image-cloud-amd64"
 
 #: What the scenarios drive beside oomsafe.
-EXTRAS = ("gunicorn", "uvicorn", "celery")
+EXTRAS = ("gunicorn", "uvicorn", "celery", "cli")
 
 #: Files of the root, beside Debian's. The second disk has oomsafe and the scenarios.
 FILES = {

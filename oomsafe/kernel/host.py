@@ -1,0 +1,160 @@
+"""The machine or the container: what its owner has set for the kernel, what kind it is, what runs on it that kills."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+from oomsafe.kernel.cgroup import find_cgroup
+from oomsafe.kernel.files import read_bytes, read_int, read_keyed, read_text
+from oomsafe.kernel.kmsg import KMSG
+from oomsafe.kernel.net import migrates_requests
+from oomsafe.kernel.oom_score import read_score
+from oomsafe.kernel.process import KILLERS
+from oomsafe.policy.doctor.facts import Container, Settings
+
+#: The bit of CAP_SYS_RESOURCE in a set of capabilities (include/uapi/linux/capability.h).
+SYS_RESOURCE = 1 << 24
+
+#: What a service account's token in a pod lies in.
+POD = "/var/run/secrets/kubernetes.io"
+
+
+def settings_of(root: str = "") -> Settings:
+    """What the machine's owner has set for the kernel (sysctl, transparent huge pages)."""
+    vm = f"{root}/proc/sys/vm"
+    chosen = (read_text(f"{root}/sys/kernel/mm/transparent_hugepage/enabled") or "").partition("[")[2].partition("]")[0]
+    return Settings(
+        panic_on_oom=read_int(f"{vm}/panic_on_oom"),
+        oom_kill_allocating_task=read_int(f"{vm}/oom_kill_allocating_task"),
+        overcommit_memory=read_int(f"{vm}/overcommit_memory"),
+        swappiness=read_int(f"{vm}/swappiness"),
+        huge_pages=chosen or None,
+        migrates_requests=migrates_requests(f"{root}/proc"),
+    )
+
+
+def container_of(root: str = "", environment: dict[str, str] | None = None) -> Container:
+    """What kind of machine this is, by the files that each kind is known by. `environment`: None is this process's own."""
+    environment = dict(os.environ) if environment is None else environment
+    said = environment.get("container", "") or (read_text(f"{root}/run/systemd/container") or "").strip() or _first_s(root)
+    if "KUBERNETES_SERVICE_HOST" in environment or os.path.isdir(f"{root}{POD}"):
+        return Container.KUBERNETES
+    if os.path.exists(f"{root}/run/.containerenv") or said == "podman":
+        return Container.PODMAN
+    if os.path.exists(f"{root}/.dockerenv") or said == "docker":
+        return Container.DOCKER
+    if said.startswith("lxc") or os.path.exists(f"{root}/dev/lxd") or os.path.exists(f"{root}/dev/.lxc"):
+        return Container.LXC
+    if said == "systemd-nspawn":
+        return Container.NSPAWN
+    if "microsoft" in (read_text(f"{root}/proc/sys/kernel/osrelease") or "").lower():
+        return Container.WSL
+    return Container.OTHER if said and said not in ("none", "wsl") else Container.NONE
+
+
+def _first_s(root: str) -> str:
+    """The variable ``container`` of the first process (systemd.io/CONTAINER_INTERFACE); empty: it has none, or may not be read."""
+    for entry in (read_bytes(f"{root}/proc/1/environ") or b"").split(b"\0"):
+        if entry.startswith(b"container="):
+            return entry.partition(b"=")[2].decode("ascii", "replace")
+    return ""
+
+
+def swap_of(root: str = "") -> tuple[int | None, int | None]:
+    """(all swap, free swap) in bytes; None: not shown."""
+    table = read_keyed(f"{root}/proc/meminfo", factor=1024)
+    return table.get("SwapTotal"), table.get("SwapFree")
+
+
+def first_score(root: str = "") -> int | None:
+    """oom_score_adj of the first process: a container's own, which the kubelet sets by its QoS class."""
+    return read_score(1, f"{root}/proc")
+
+
+def lowers_scores(root: str = "") -> bool | None:
+    """Whether this process may lower an oom_score_adj (CAP_SYS_RESOURCE, CapEff in status); None: not known."""
+    for line in (read_text(f"{root}/proc/self/status") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            try:
+                return bool(int(value, 16) & SYS_RESOURCE)
+            except ValueError:
+                return None
+    return None
+
+
+def can_read_kernel_log(root: str = "") -> bool:
+    """Whether /dev/kmsg can be opened and read (kernel.dmesg_restrict, CAP_SYSLOG)."""
+    try:
+        fd = os.open(f"{root}{KMSG}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.read(fd, 8192)
+    except BlockingIOError:
+        return True  # there is no record yet
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def measures_pressure(root: str = "") -> bool:
+    """Whether the kernel measures pressure (PSI, Linux 4.20)."""
+    return read_bytes(f"{root}/proc/pressure/memory") is not None
+
+
+def shm_of(root: str = "") -> tuple[int | None, int | None]:
+    """(size, used) of /dev/shm in bytes; None: there is none."""
+    try:
+        found = os.statvfs(f"{root}/dev/shm")  # noqa: S108
+    except OSError:
+        return None, None
+    return found.f_frsize * found.f_blocks, found.f_frsize * (found.f_blocks - found.f_bfree)
+
+
+def killers_of(root: str = "") -> tuple[str, ...]:
+    """The programs here that kill when memory is short, by their names, which any program may choose."""
+    found = set()
+    try:
+        pids = [name for name in os.listdir(f"{root}/proc") if name.isdecimal()]
+    except OSError:
+        return ()
+    for pid in pids:
+        name = (read_text(f"{root}/proc/{pid}/comm") or "").strip()
+        if name in KILLERS:
+            found.add(name)
+    return tuple(sorted(found))
+
+
+def cpus_of(pid: int | str = "self", root: str = "") -> float | None:
+    """How many processors a process may use: those of its affinity, and of its v2 cgroup's and its ancestors' cpu.max; None: not known."""
+    allowed = _affinity(pid, root)
+    cgroup = find_cgroup(pid, f"{root}/proc")
+    if cgroup is None or cgroup.version != 2:
+        return allowed
+    shares = []
+    for folder in cgroup.ancestry():
+        words = (read_text(f"{folder}/cpu.max") or "").split()
+        if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal() and int(words[1]):
+            shares.append(int(words[0]) / int(words[1]))
+    return min([*([] if allowed is None else [allowed]), *shares], default=None)
+
+
+def _affinity(pid: int | str, root: str) -> float | None:
+    """The processors in status' Cpus_allowed, a mask in hexadecimal."""
+    for line in (read_text(f"{root}/proc/{pid}/status") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name == "Cpus_allowed":
+            try:
+                return float(bin(int(value.strip().replace(",", ""), 16)).count("1"))
+            except ValueError:
+                return None
+    return None
+
+
+def release_of(root: str = "") -> str:
+    """The kernel's version; empty: not Linux, or not shown."""
+    return (read_text(f"{root}/proc/sys/kernel/osrelease") or "").strip() or (platform.release() if not root else "")
