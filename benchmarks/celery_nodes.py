@@ -16,10 +16,10 @@ from typing import Any
 
 import common
 import redis
+from brokers import RabbitMQ, Redis, rabbitmq_binary, redis_binary
 from celery import Celery
 from kombu import Queue
 
-from oomsafe.demo.brokers import RabbitMQ, Redis, rabbitmq_binary, redis_binary
 from oomsafe.demo.server_process import ENDING_WITH_US, ServerProcess
 
 BROKERS = ("redis", "rabbitmq", "filesystem")

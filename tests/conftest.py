@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from brokers import RabbitMQ, Redis, rabbitmq_binary, redis_binary
 from celerying import CeleryWorker, Start
 from certificates import Certificate
 from needs import need
 from serving import Gunicorn, Server, app_for, conf
 from uvicorning import Uvicorn
 from versions import has_class
-
-from oomsafe.demo.brokers import RabbitMQ, Redis, rabbitmq_binary, redis_binary
 
 Serve = Callable[..., Gunicorn]
 Started = Callable[[Callable[[Path], Server]], Any]

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from brokers import Redis
 from celerying import Start
 from hogs import ENOUGH, LIMIT, MIB, come_to_an_end, noted, runs
 from needs import need
 from redis import Redis as Backend
 from serving import until
-
-from oomsafe.demo.brokers import Redis
 
 pytestmark = pytest.mark.xdist_group("oom")
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from brokers import Redis
 from celerying import CeleryWorker, Start
 from hogs import LIMIT, MIB, kill_elsewhere, noted, runs
 from relay import Relay
 from serving import until
-
-from oomsafe.demo.brokers import Redis
 
 RABBITMQ = pytest.param("rabbitmq", marks=pytest.mark.xdist_group("rabbitmq"))
 BROKERS = ("redis", RABBITMQ)

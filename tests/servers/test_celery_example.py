@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from brokers import Redis
 from needs import a_cgroup_can_be_made, need
 from versions import takes_commands_of_others
 
-from oomsafe.demo.brokers import Redis
 from oomsafe.demo.server_process import ENDING_WITH_US, ServerProcess
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "celery_redis"

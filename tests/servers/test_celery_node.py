@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from brokers import Redis
 from celerying import CeleryWorker, Start
 from needs import need
 from serving import until
 
-from oomsafe.demo.brokers import Redis
 from oomsafe.kernel.sandbox import Sandbox
 
 RABBITMQ = pytest.param("rabbitmq", marks=pytest.mark.xdist_group("rabbitmq"))
