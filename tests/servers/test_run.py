@@ -388,9 +388,9 @@ def test_development_servers_are_left_alone_and_say_so(under, tmp_path):
     assert flask.lines("oomsafe run: Werkzeug's server: a development server; it is left alone")
 
     command = (sys.executable, "own.py", "runserver", "--noreload", "127.0.0.1:0")
-    django = under(*command, listens="Starting development server at ", files={"own.py": DJANGO})
+    django = under(*command, listens=" development server at ", files={"own.py": DJANGO})
     django.wait_for("oomsafe run: Django's runserver: a development server; it is left alone")
-    django.wait_for("Starting development server")
+    django.wait_for(" development server at ")
     assert django.lines("oomsafe guards") == flask.lines("oomsafe guards") == []
 
 
