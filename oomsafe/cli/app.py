@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from oomsafe import __version__
+from oomsafe.cli.advise import advise_command
 from oomsafe.cli.demo import demo
 from oomsafe.cli.doctor import doctor
 from oomsafe.cli.explain import explain
@@ -26,6 +27,7 @@ def run(arguments: tuple[str, ...]) -> None:
     run(arguments)
 
 
+cli.add_command(advise_command)
 cli.add_command(demo)
 cli.add_command(doctor)
 cli.add_command(explain)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oomsafe.policy.limits import MACHINE, Capacity, Limits, resolve_limits
 from oomsafe.policy.recycle import within_reach
 from oomsafe.policy.settings import Policy
-from oomsafe.policy.sizing.advice import Bound, TooSmall, advise, holds, would_do
+from oomsafe.policy.sizing.advice import Bound, TooSmall, advise, holds, leaks_fast, would_do
 from oomsafe.policy.sizing.facts import Facts, Style, preloaded
 from oomsafe.policy.units import GIB, KIB, MIB
 
@@ -50,7 +50,7 @@ def test_an_example_by_hand() -> None:
     advice = advise(SHOP)
 
     assert (advice.workers, advice.bound, advice.by_cpu, advice.by_memory) == (5, Bound.CPU, 5, 5)
-    assert (advice.budget, advice.soft // MIB, advice.hard // MIB, advice.metric) == (int(2 * GIB * 0.9), 320, 527, "anon")
+    assert (advice.budget, advice.soft // MIB, (advice.hard or 0) // MIB, advice.metric) == (int(2 * GIB * 0.9), 320, 527, "anon")
     # (304 - 180 - 0.12) MiB at 10 requests of 40 KiB a second
     assert advice.life == pytest.approx(317, abs=1)
     assert advice.recycles == pytest.approx(5 * 3600 / 317, rel=0.01)
@@ -66,10 +66,12 @@ def test_what_is_advised_fits(of: Facts) -> None:
     beside = of.parent + advice.headroom
 
     assert advice.workers * advice.soft + beside <= advice.budget <= of.room
-    assert (advice.workers - 1) * advice.soft + (advice.hard - of.common) + beside <= of.room
-    assert advice.least_soft <= advice.soft < advice.hard <= of.limit
-    if advice.balloon_fits:
-        assert advice.hard - of.common >= advice.soft + (of.balloon or 0) - MIB
+    assert advice.soft >= advice.least_soft
+    assert (advice.hard is None) == (of.balloon is None or leaks_fast(of, advice.workers))
+    if advice.hard is not None:
+        assert (advice.workers - 1) * advice.soft + (advice.hard - of.common) + beside <= of.room
+        assert advice.soft < advice.hard <= of.limit
+        assert advice.balloon_fits == (advice.hard - of.common > advice.soft + (of.balloon or 0) - MIB)
 
 
 @given(facts(), st.floats(0, 1))
@@ -140,10 +142,21 @@ def test_what_is_not_known_is_not_made_up(of: Facts) -> None:
     assert (advice.recycles is None) == (of.pace is None)
     assert (advice.life is None) == (of.pace is None)
     assert (advice.by_cpu is None) == (of.cpus is None)
-    assert (advice.balloon_fits is None) == (of.balloon is None)
+    assert (advice.balloon_fits is None) == (advice.hard is None)
     assert (advice.saved is None) == (not of.preloads)
     if of.pace == 0:
-        assert (advice.recycles, advice.life) == (0, math.inf)
+        assert (advice.recycles, advice.life, advice.min_lifetime) == (0, math.inf, None)
+
+
+@given(facts())
+def test_a_worker_may_leave_long_before_it_is_over_its_limit(of: Facts) -> None:
+    """min_lifetime, the default or what is advised, is a third of its life at most, unless that is about as long as a boot."""
+    of = roomy(of)
+    advice = advise(of)
+    young = 10 if advice.min_lifetime is None else advice.min_lifetime
+
+    assert advice.life is None or young <= max(1.0, advice.life / 3 + 0.5)
+    assert Policy(min_lifetime=young).min_lifetime == young
 
 
 @given(facts(), st.floats(0, MIB), st.floats(0, 1000), st.floats(1, 4))

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from oomsafe.policy.caps import FAST
 from oomsafe.policy.limits import MACHINE, Capacity, resolve_limits
 from oomsafe.policy.readers import MOST_WORKERS, Metric
 from oomsafe.policy.recycle import BOOTS_LATE, ENDS_WITHIN, replaced_within
@@ -27,6 +28,14 @@ LEAST_ROOM, LEAST_BYTES = 0.5, 32 * MIB
 
 #: A worker that lives shorter than this is booted too often: seconds, and times a boot.
 LIVES, BOOTS = 300.0, 20
+
+#: Where workers live shorter than so many times min_lifetime, min_lifetime is lowered to that share of their life; seconds at least: then
+#: workers boot as fast as they can.
+YOUNG, SHORTEST = 3, 1.0
+
+#: How many times as fast as in the mean a pool grows at a moment, because work comes in bursts. Measured: with 5 MiB/s in each worker, one
+#: request of 256 KiB in some 600 was refused, with 2 MiB/s none.
+BURSTS = 8
 
 #: Instances are sized in steps of this: below 1 GiB, and above.
 STEP_BELOW, STEP_ABOVE = 64 * MIB, 256 * MIB
@@ -63,7 +72,11 @@ class Advice:
     """How many workers this memory holds."""
     budget: int
     soft: int
-    hard: int
+    hard: int | None
+    """None: none is advised: what the largest work may need is not known, or its workers leak so fast that each request would look like
+    one that takes everything (policy/caps.py)."""
+    min_lifetime: float | None
+    """What oomsafe's setting of this name should be; None: its default will do, or how fast workers grow is not known."""
     metric: Metric
     """What the soft limit is compared with."""
     least_soft: int
@@ -83,11 +96,6 @@ class Advice:
     would_do_for: int
     """How many workers these are."""
 
-    @property
-    def most(self) -> int:
-        """What one worker may hold beyond its soft limit while all others are at theirs."""
-        return self.hard - self.soft
-
     should_live: float
     """How long it should live at least, or the pool boots too often."""
 
@@ -105,7 +113,7 @@ def advise(facts: Facts, workers: int | None = None) -> Advice:
     number = workers or min(by_memory, by_cpu or by_memory)
     bound = Bound.GIVEN if workers else Bound.CPU if by_cpu is not None and by_cpu <= by_memory else Bound.MEMORY
     budget, soft = _budget(facts), _soft(facts, number)
-    hard = _hard(facts, number, soft)
+    hard = None if facts.balloon is None or leaks_fast(facts, number) else _hard(facts, number, soft)
     life = _life(facts, number, soft)
     present = facts.workers or number
     return Advice(
@@ -116,10 +124,13 @@ def advise(facts: Facts, workers: int | None = None) -> Advice:
         budget=budget,
         soft=soft,
         hard=hard,
+        min_lifetime=_min_lifetime(life),
         metric=metric_of(facts),
         least_soft=least_soft(facts),
         headroom=headroom(facts),
-        balloon_fits=None if facts.balloon is None else _holds_balloon(facts, number, soft),
+        balloon_fits=None
+        if facts.balloon is None or hard is None
+        else soft + facts.common + (facts.balloon or 0) < hard + MIB,  # both are rounded down
         life=life,
         should_live=should_live(facts),
         recycles=None if life is None else number * 3600 / life,
@@ -138,6 +149,11 @@ def by_processors(facts: Facts) -> int | None:
         return None
     most = 2 * facts.cpus + 1 if facts.style is Style.BLOCKING else math.ceil(facts.cpus)
     return max(1, min(int(most), MOST_WORKERS))
+
+
+def leaks_fast(facts: Facts, workers: int) -> bool:
+    """Whether so many workers leak so fast that, where hard limits add up to more than the pool has, requests are refused for it."""
+    return (facts.pace or 0.0) / workers >= FAST / BURSTS
 
 
 def metric_of(facts: Facts) -> Metric:
@@ -217,11 +233,6 @@ def _hard(facts: Facts, workers: int, soft: int) -> int:
     return (auto - headroom(facts) + facts.common) // MIB * MIB
 
 
-def _holds_balloon(facts: Facts, workers: int, soft: int) -> bool:
-    # both are rounded down
-    return soft + facts.common + (facts.balloon or 0) <= _hard(facts, workers, soft) + MIB
-
-
 def _life(facts: Facts, workers: int, soft: int) -> float | None:
     """Seconds from a worker's boot to the end of its service, at this pool's growth; None: not known."""
     if facts.pace is None:
@@ -231,7 +242,14 @@ def _life(facts: Facts, workers: int, soft: int) -> float | None:
         return math.inf
     # in the mean, half of the jitter lowers a soft limit; a worker asks a boot and BOOTS_LATE before it is there
     gains = soft * (1 - DEFAULTS.jitter / 2) - facts.own - speed * BOOTS_LATE
-    return max(gains / speed, DEFAULTS.min_lifetime)
+    return max(gains / speed, SHORTEST)
+
+
+def _min_lifetime(life: float | None) -> float | None:
+    """A share of the life of a worker that grows so fast that the default would keep it for long after it is over its limit."""
+    if life is None or life >= YOUNG * DEFAULTS.min_lifetime:
+        return None
+    return max(SHORTEST, float(round(life / YOUNG)))
 
 
 def _soft_for(facts: Facts, workers: int, lives: float) -> int:
