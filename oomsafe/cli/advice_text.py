@@ -151,7 +151,7 @@ def _recycles(facts: Facts, advice: Advice) -> str:
 def _preload(facts: Facts, advice: Advice) -> str:
     if advice.saved is None:
         why = "nothing much is shared now" if facts.shared is not None else "what workers share is not known"
-        return f"{why}: run the pool with preload_app = True and advise again, or say what would be shared: --preload 100MiB"
+        return f"{why}: with gunicorn, run the pool with preload_app = True and advise again; or say what would be shared: --preload 100MiB"
     shared = f"{format_size(advice.saved)}: {advice.workers} workers share {_mib(facts.common)}, which the supervisor holds once"
     return f"{shared}. That is with gc.freeze (freeze_preload, the default); without it, workers copy it bit by bit, down to nothing saved"
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -22,6 +23,7 @@ from oomsafe.cli.paste import FILES
 from oomsafe.cli.paste.deployment import APP, Deployment
 from oomsafe.cli.pool_facts import facts_of
 from oomsafe.errors import ConfigError, ScoreboardError
+from oomsafe.kernel.process import is_alive
 from oomsafe.policy.sizing.advice import Advice, TooSmall, advise
 from oomsafe.policy.sizing.facts import Facts
 from oomsafe.policy.text import printable, without_controls
@@ -35,8 +37,8 @@ from oomsafe.scoreboard.view import PoolView
 #: Of what --json prints.
 VERSION = 1
 
-#: Seconds for reading a board again while it is being written.
-PATIENCE = 0.25
+#: Seconds for reading one board again while it is being written; and all of them while their workers have not served yet, each so many.
+PATIENCE, NEWS, EACH = 0.25, 2.0, 0.1
 
 SERVERS = ("gunicorn", "uvicorn", "celery")
 
@@ -162,10 +164,10 @@ def _say(error: Exception) -> None:
 def _pools(name: str | None, path: str | None) -> list[PoolView]:
     """The pools that were asked for, at least one. Raises ConfigError, ScoreboardError."""
     found = []
+    until = time.monotonic() + NEWS
     for board in [path] if path else living_boards():
         try:
-            with Scoreboard.open(board) as opened:
-                found.append(live(opened.read(patience=PATIENCE)))
+            found.append(_read(board, until))
         except ScoreboardError:
             if path:
                 raise
@@ -180,6 +182,18 @@ def _pools(name: str | None, path: str | None) -> list[PoolView]:
         "no pool of this user is guarded by oomsafe now, and no figures are given; "
         "a correct example: oomsafe advise --memory 2GiB --worker 180MiB"
     )
+
+
+def _read(path: str, until: float) -> PoolView:
+    """The pool, if possible with workers that have served: all of them may have been replaced a moment ago. Raises ScoreboardError."""
+    with Scoreboard.open(path) as board:
+        while True:
+            left = until - time.monotonic()
+            pool = board.read(patience=min(PATIENCE, max(0.0, left)))
+            has_served = any(worker.figures.baseline for worker in pool.workers)
+            if has_served or left <= 0 or not is_alive(pool.supervisor, pool.supervisor_started):
+                return live(pool)
+            time.sleep(EACH)
 
 
 def _one(facts: Facts, given: Given, pool: PoolView | None = None) -> Advised:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.cpus import cpus_of
 from oomsafe.kernel.process import descendants_of, held_of, is_alive, shared_out
+from oomsafe.policy.ends import End
 from oomsafe.policy.sizing.facts import Facts, Style
 from oomsafe.policy.text import printable
 from oomsafe.scoreboard import layout
@@ -37,10 +38,10 @@ def facts_of(pool: PoolView, limit: int | None = None, fresh: int | None = None)
     limit = pool.limit if limit is None else limit
     if limit is None:
         raise ScoreboardError(f"{name} could read no memory limit: give one, such as --memory 2GiB")
+    if fresh is None and not any(worker.figures.baseline for worker in pool.workers):
+        raise ScoreboardError(f"{name} has no figures yet: no worker has served; try again in some seconds, or give --worker 180MiB")
     shared = _shared(pool.workers)
     fresh = _fresh(pool, shared or 0) if fresh is None else fresh
-    if fresh is None:
-        raise ScoreboardError(f"{name} has no figures yet: no worker has served; try again in some seconds, or give --worker 180MiB")
     return Facts(
         limit=limit,
         source=pool.source or "its limit",
@@ -50,7 +51,7 @@ def facts_of(pool: PoolView, limit: int | None = None, fresh: int | None = None)
         fresh=fresh,
         shared=shared,
         supervisor=0 if pool.is_alone else _supervisor(pool),
-        growth=_growth(pool.workers),
+        growth=_growth(pool),
         balloon=_balloon(pool, fresh),
         rate=_rate(pool),
         workers=pool.workers_wanted or len(pool.workers),
@@ -63,11 +64,9 @@ def called(pool: PoolView) -> str:
     return f"pool {printable(pool.name or pool.server)} (supervisor {pool.supervisor})"
 
 
-def _fresh(pool: PoolView, shared: int) -> int | None:
-    """What a typical worker held right after boot, with what it shares, in bytes; None: none has served yet."""
+def _fresh(pool: PoolView, shared: int) -> int:
+    """What a typical worker held right after boot, with what it shares, in bytes; at least one has served."""
     found = [worker.figures.baseline for worker in pool.workers if worker.figures.baseline]
-    if not found:
-        return None
     without_shared = pool.metric in ("private", "uss")
     return int(statistics.median(found)) + (shared if without_shared else 0)
 
@@ -95,15 +94,28 @@ def _supervisor(pool: PoolView) -> int | None:
     return held
 
 
-def _growth(workers: Iterable[WorkerView]) -> float | None:
-    """Bytes that its living workers have kept of each piece of work since their boot; None: they have not done enough."""
+def _growth(pool: PoolView) -> float | None:
+    """Bytes that workers have kept of each piece of work; None: too little has been done.
+
+    The living ones tell what they have grown by since their boot. Those that are gone for their soft limit had grown up to that; of others
+    it is not known, and then only the living ones count.
+    """
     measured = [
         (worker.used - worker.figures.baseline, worker.counters.work)
-        for worker in workers
+        for worker in pool.workers
         if worker.used is not None and worker.figures.baseline is not None and worker.counters.work
     ]
-    work = sum(done for _, done in measured)
-    return max(0, sum(grown for grown, _ in measured)) / work if work >= ENOUGH else None
+    grown, work = max(0, sum(each for each, _ in measured)), sum(done for _, done in measured)
+    up_to = [
+        worker.figures.soft - worker.figures.baseline
+        for worker in pool.workers
+        if worker.figures.soft is not None and worker.figures.baseline is not None and worker.figures.soft > worker.figures.baseline
+    ]
+    over, ended = pool.totals.by_reason["soft_limit"], sum(pool.totals.recycles)
+    died = sum(count for kind, count in pool.ends.items() if not End(kind).in_order)
+    if over and ended == over and not died and up_to:
+        grown, work = grown + over * int(statistics.mean(up_to)), pool.totals.work
+    return grown / work if work >= ENOUGH else None
 
 
 def _rate(pool: PoolView) -> float | None:

@@ -57,9 +57,9 @@ from the given figures
   recycles       57 an hour  50 requests a second x 40.0 KiB = 2.0 MiB/s; a
                              worker gains 124 MiB until it is recycled, and
                              lives 5.29 min, if it goes on like that
-  preload           unknown  what workers share is not known: run the pool with
-                             preload_app = True and advise again, or say what
-                             would be shared: --preload 100MiB
+  preload           unknown  what workers share is not known: with gunicorn, run
+                             the pool with preload_app = True and advise again;
+                             or say what would be shared: --preload 100MiB
   would do          2.0 GiB  the smallest memory for these workers (5), each of
                              which lives 5 min at least, with room for a
                              replacement
