@@ -22,6 +22,7 @@ from oomsafe.cli.advice_text import advice_text
 from oomsafe.cli.paste import FILES
 from oomsafe.cli.paste.deployment import APP, Deployment
 from oomsafe.cli.pool_facts import facts_of
+from oomsafe.cli.status import read_pools
 from oomsafe.errors import ConfigError, ScoreboardError
 from oomsafe.kernel.process import is_alive
 from oomsafe.policy.sizing.advice import Advice, TooSmall, advise
@@ -31,13 +32,13 @@ from oomsafe.policy.units import MIB, format_size, refused
 from oomsafe.policy.victims import auto_step
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.live import live
-from oomsafe.scoreboard.places import living_boards
+from oomsafe.scoreboard.places import board_of, living_boards
 from oomsafe.scoreboard.view import PoolView
 
 #: Of what --json prints.
 VERSION = 1
 
-#: Seconds for reading one board again while it is being written; and all of them while their workers have not served yet, each so many.
+#: Seconds for reading a board again while it is being written; for all of them while their workers have not served yet, each so many.
 PATIENCE, NEWS, EACH = 0.25, 2.0, 0.1
 
 SERVERS = ("gunicorn", "uvicorn", "celery")
@@ -163,17 +164,11 @@ def _say(error: Exception) -> None:
 
 def _pools(name: str | None, path: str | None) -> list[PoolView]:
     """The pools that were asked for, at least one. Raises ConfigError, ScoreboardError."""
-    found = []
-    until = time.monotonic() + NEWS
-    for board in [path] if path else living_boards():
-        try:
-            found.append(_read(board, until))
-        except ScoreboardError:
-            if path:
-                raise
+    found = read_pools(living_boards()) if path is None else [_read(path)]
     named = [pool for pool in found if name in (None, pool.name, str(pool.supervisor))]
     if named:
-        return named
+        until = time.monotonic() + NEWS
+        return [_once_it_serves(pool, path, until) for pool in named]
     if found:
         names = ", ".join(printable(pool.name or str(pool.supervisor)) for pool in found)
         example = printable(found[0].name or str(found[0].supervisor))
@@ -184,16 +179,21 @@ def _pools(name: str | None, path: str | None) -> list[PoolView]:
     )
 
 
-def _read(path: str, until: float) -> PoolView:
-    """The pool, if possible with workers that have served: all of them may have been replaced a moment ago. Raises ScoreboardError."""
+def _read(path: str) -> PoolView:
+    """Raises ScoreboardError."""
     with Scoreboard.open(path) as board:
-        while True:
-            left = until - time.monotonic()
-            pool = board.read(patience=min(PATIENCE, max(0.0, left)))
-            has_served = any(worker.figures.baseline for worker in pool.workers)
-            if has_served or left <= 0 or not is_alive(pool.supervisor, pool.supervisor_started):
-                return live(pool)
-            time.sleep(EACH)
+        return live(board.read(patience=PATIENCE))
+
+
+def _once_it_serves(pool: PoolView, path: str | None, until: float) -> PoolView:
+    """`pool`, or what it is a moment later: all its workers may just have been replaced. Raises ScoreboardError."""
+    while not any(worker.figures.baseline for worker in pool.workers) and time.monotonic() < until:
+        board = path or board_of(pool.supervisor)
+        if board is None or not is_alive(pool.supervisor, pool.supervisor_started):
+            break
+        time.sleep(EACH)
+        pool = _read(board)
+    return pool
 
 
 def _one(facts: Facts, given: Given, pool: PoolView | None = None) -> Advised:
