@@ -11,7 +11,7 @@ from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.cpus import cpus_of
 from oomsafe.policy.readers import MOST_WORKERS
 from oomsafe.policy.sizing.facts import Facts, Style, preloaded
-from oomsafe.policy.units import GIB, KIB, LARGEST, MIB, parse_duration, parse_size, refused
+from oomsafe.policy.units import GIB, KIB, LARGEST, MIB, format_duration, parse_duration, parse_size, refused
 
 _SMALL = re.compile(r"(\d{1,20}(?:\.\d{1,9})?)\s*(b|kib|mib|gib)", re.IGNORECASE | re.ASCII)
 _FACTORS = {"b": 1, "kib": KIB, "mib": MIB, "gib": GIB}
@@ -31,11 +31,13 @@ class Given:
     balloon: int | None = None
     rate: float | None = None
     boot: float | None = None
+    over: float | None = None
+    """The time over which growth and rate are measured."""
     workers: int | None = None
     preload: int | None = None
     server: str | None = None
 
-    def over(self, facts: Facts) -> Facts:
+    def on(self, facts: Facts) -> Facts:
         """`facts`, with what was given in place of what was measured."""
         changed = {
             "limit": self.memory,
@@ -65,7 +67,7 @@ class Given:
         if limit is None:
             raise refused("--memory", "", "is not given, and no memory limit can be read here", "2GiB")
         source, others = ("given", 0) if capacity is None else (capacity.source, capacity.others)
-        return self.over(Facts(limit=limit, source=source, others=others, fresh=self.worker, cpus=cpus_of()))
+        return self.on(Facts(limit=limit, source=source, others=others, fresh=self.worker, cpus=cpus_of()))
 
 
 def style_of(server: str) -> Style:
@@ -94,8 +96,8 @@ def read_amount(field: str, text: str | None, example: str) -> float | None:
     return min(float(match[1]) * _FACTORS[match[2].lower()], float(LARGEST))
 
 
-def read_number(field: str, text: str | None, example: str, *, positive: bool) -> float | None:
-    """A number, 0 or more, or above 0 if it must be `positive`. Raises ConfigError."""
+def read_number(field: str, text: str | None, example: str, *, positive: bool = False, most: float = math.inf) -> float | None:
+    """A number of 0 or more, above 0 if it must be `positive`, of `most` at most. Raises ConfigError."""
     if text is None:
         return None
     if not _NUMBER.fullmatch(text.strip()):
@@ -103,6 +105,8 @@ def read_number(field: str, text: str | None, example: str, *, positive: bool) -
     number = float(text)
     if positive and not number > 0:
         raise refused(field, text, "is not above zero", example)
+    if number > most:
+        raise refused(field, text, f"is more than {most:g}", example)
     return number
 
 
@@ -116,13 +120,15 @@ def read_workers(field: str, text: str | None) -> int | None:
     return int(number)
 
 
-def read_boot(field: str, text: str | None) -> float | None:
-    """Seconds, as text with a unit. Raises ConfigError."""
+def read_time(field: str, text: str | None, example: str, most: float = math.inf) -> float | None:
+    """Seconds above 0, as text with a unit, `most` at most. Raises ConfigError."""
     if text is None:
         return None
     seconds = parse_duration(text)
-    if seconds is None or not math.isfinite(seconds):
-        raise refused(field, text, "is not a duration with a unit (s, m, h or d)", "5s")
+    if seconds is None or not 0 < seconds < math.inf:
+        raise refused(field, text, "is not a duration above zero with a unit (s, m, h or d)", example)
+    if seconds > most:
+        raise refused(field, text, f"is longer than {format_duration(most)}", example)
     return seconds
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from oomsafe.cli.advice_options import Given, read_amount, read_app, read_boot, read_number, read_size, read_workers
+from oomsafe.cli.advice_options import Given, read_amount, read_app, read_number, read_size, read_time, read_workers
 from oomsafe.cli.advice_text import advice_text
 from oomsafe.cli.paste import FILES
 from oomsafe.cli.paste.deployment import APP, Deployment
@@ -47,6 +47,12 @@ SERVERS = ("gunicorn", "uvicorn", "celery")
 APPS = {"celery": "proj"}
 
 FAILED = 2
+
+#: Seconds that --over may be at most.
+LONGEST = 24 * 3600.0
+
+#: More than any machine has.
+MOST_CPUS = 65536
 
 #: Below this a supervisor would be exempt together with whatever it starts, or nearly.
 LEAST_SCORE = -900
@@ -82,6 +88,7 @@ class Advised:
 @click.option("--preload", metavar="SIZE", help="What if the supervisor loaded so much of each worker before it forks?")
 @click.option("--server", type=click.Choice(SERVERS), help="The server.  [default: the pool's, else gunicorn]")
 @click.option("--app", metavar="MODULE:NAME", help="The app, for files.  [default: the pool's]")
+@click.option("--over", metavar="TIME", help="Measure growth and rate over this time, such as 60s.  [default: since the pool's start]")
 @click.option("--pool", "name", metavar="NAME", help="Only the pool with this name, or whose supervisor has this pid.")
 @click.option("--scoreboard", "path", type=click.Path(), envvar="OOMSAFE_SCOREBOARD", help="Only the pool with this scoreboard.")
 @click.option("--file", "file", type=click.Choice(list(FILES)), help="Print this file, and nothing else.")
@@ -123,13 +130,14 @@ def _given(figures: dict[str, str | None], file: str | None) -> Given:
     return Given(
         memory=read_size("--memory", figures["memory"], "2GiB"),
         others=None if others is None else int(others),
-        cpus=read_number("--cpus", figures["cpus"], "2", positive=True),
+        cpus=read_number("--cpus", figures["cpus"], "2", positive=True, most=MOST_CPUS),
         worker=read_size("--worker", figures["worker"], "180MiB"),
         supervisor=read_size("--supervisor", figures["supervisor"], "60MiB"),
         growth=read_amount("--growth", figures["growth"], "40KiB"),
         balloon=None if balloon is None else int(balloon),
-        rate=read_number("--rate", figures["rate"], "50", positive=False),
-        boot=read_boot("--boot", figures["boot"]),
+        rate=read_number("--rate", figures["rate"], "50"),
+        boot=read_time("--boot", figures["boot"], "5s"),
+        over=read_time("--over", figures["over"], "60s", most=LONGEST),
         workers=read_workers("--workers", figures["workers"]),
         preload=read_size("--preload", figures["preload"], "100MiB"),
         server=figures["server"] or (file if file in SERVERS and figures["worker"] else None),
@@ -139,16 +147,24 @@ def _given(figures: dict[str, str | None], file: str | None) -> Given:
 def _advised(given: Given, name: str | None, path: str | None, one: bool) -> list[Advised]:
     """For given figures, or for each pool that was asked for; `one`: there must be exactly one. Raises ConfigError, ScoreboardError."""
     if given.worker is not None and name is None and path is None:
+        if given.over is not None:
+            raise ConfigError("--over measures a live pool, and with --worker none is asked; a correct example: --pool NAME --over 60s")
         return [_one(given.alone(), given)]
     pools = _pools(name, path)
     if one and len(pools) > 1:
         names = ", ".join(printable(f"{pool.name or pool.server} ({pool.supervisor})") for pool in pools)
         raise ConfigError(f"--file is for one pool, and there are {len(pools)}: {names}; a correct example: --pool={pools[0].supervisor}")
+    earlier: dict[int, tuple[PoolView, float]] = {}
+    if given.over:
+        earlier = {pool.supervisor: (pool, given.over) for pool in pools}
+        time.sleep(given.over)
+        pools = _pools(name, path)
     found: list[Advised] = []
     failed: list[ConfigError | ScoreboardError] = []
     for pool in pools:
         try:
-            found.append(_one(given.over(facts_of(pool, given.memory, given.worker)), given, pool))
+            facts = facts_of(pool, given.memory, given.worker, earlier.get(pool.supervisor))
+            found.append(_one(given.on(facts), given, pool))
         except (ConfigError, ScoreboardError) as error:
             failed.append(error)
     if not found:
@@ -265,7 +281,7 @@ def _deployment(advised: Advised, given: Given, file: str, app: str | None) -> D
         metric=advice.metric,
         preload=facts.preloads and server == "gunicorn",
         memory=facts.room,
-        cpus=facts.cpus,
+        cpus=None if facts.cpus is None else max(0.01, round(facts.cpus, 2)),
         score=max(LEAST_SCORE, -auto_step(facts.parent, facts.room)),
         directory=_directory(),
         folder=_programs(),

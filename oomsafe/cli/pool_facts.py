@@ -25,8 +25,10 @@ BLOCKING = frozenset({"gunicorn sync", "gunicorn gthread"})
 DIRTY = "gunicorn dirty"
 
 
-def facts_of(pool: PoolView, limit: int | None = None, fresh: int | None = None) -> Facts:
+def facts_of(pool: PoolView, limit: int | None = None, fresh: int | None = None, before: tuple[PoolView, float] | None = None) -> Facts:
     """The facts of this pool; `limit` and `fresh`, in bytes, where they are given and need not be known.
+
+    `before` is the pool as it was so many seconds ago: growth and rate are then those of this time, else those since the start.
 
     Raises ScoreboardError if it has not what an advice needs: it is dead, or has no figures yet.
     """
@@ -51,9 +53,9 @@ def facts_of(pool: PoolView, limit: int | None = None, fresh: int | None = None)
         fresh=fresh,
         shared=shared,
         supervisor=0 if pool.is_alone else _supervisor(pool),
-        growth=_growth(pool),
+        growth=_growth(pool) if before is None else _growth_since(before[0], pool),
         balloon=_balloon(pool, fresh),
-        rate=_rate(pool),
+        rate=_rate(pool) if before is None else max(0, pool.totals.work - before[0].totals.work) / before[1],
         workers=pool.workers_wanted or len(pool.workers),
         unit=pool.unit or "requests",
     )
@@ -116,6 +118,19 @@ def _growth(pool: PoolView) -> float | None:
     if over and ended == over and not died and up_to:
         grown, work = grown + over * int(statistics.mean(up_to)), pool.totals.work
     return grown / work if work >= ENOUGH else None
+
+
+def _growth_since(before: PoolView, pool: PoolView) -> float | None:
+    """Bytes that workers have kept of each piece of work since then, those that have lived all the while; None: too little was done."""
+    then = {worker.generation: worker for worker in before.workers}
+    grown = work = 0
+    for worker in pool.workers:
+        was = then.get(worker.generation)
+        # a worker that had done nothing yet was to import modules and fill caches
+        if was is not None and was.counters.work and worker.used is not None and was.used is not None:
+            grown += worker.used - was.used
+            work += max(0, worker.counters.work - was.counters.work)
+    return max(0, grown) / work if work >= ENOUGH else None
 
 
 def _rate(pool: PoolView) -> float | None:

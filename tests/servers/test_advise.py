@@ -78,6 +78,8 @@ def test_of_a_live_pool(serve: Callable[..., Gunicorn], serve_uvicorn: Callable[
     assert facts["shared"] < 32 * MIB
     assert advised["workers"] == (5 if kind == "sync" else 2)
     assert advised["recycles"] > 0
+    still = advice("--pool", str(server.pid), "--over", "0.5s")
+    assert (still["facts"]["growth"], still["facts"]["rate"]) == (None, 0)
     text = run("--pool", str(server.pid)).stdout
     assert f"supervisor {server.pid}" in text
     assert max(map(len, text.splitlines())) <= 80 or "/sys/fs/cgroup" in text

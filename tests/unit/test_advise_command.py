@@ -161,11 +161,15 @@ def test_preloading_as_a_what_if() -> None:
         (["--worker", "80MiB", "--growth", "1%"], "--growth='1%' is a share"),
         (["--worker", "80MiB", "--growth", "x" * 500], "--growth='xxx"),
         (["--worker", "80MiB", "--cpus", "0"], "--cpus='0' is not above zero; a correct example: --cpus=2"),
+        (["--worker", "80MiB", "--cpus", "100000"], "--cpus='100000' is more than 65536; a correct example: --cpus=2"),
+        (["--worker", "80MiB", "--over", "60s"], "--over measures a live pool, and with --worker none is asked; a correct example: --pool"),
+        (["--worker", "80MiB", "--over", "3d"], "--over='3d' is longer than 24 h; a correct example: --over=\"60s\""),
+        (["--worker", "80MiB", "--over", "0s"], "--over='0s' is not a duration above zero"),
         (["--worker", "80MiB", "--cpus", "nan"], "--cpus='nan' is not a number"),
         (["--worker", "80MiB", "--rate", "-5"], "--rate='-5' is not a number"),
         (["--worker", "80MiB", "--workers", "1.5"], "--workers='1.5' is not a number of workers"),
         (["--worker", "80MiB", "--workers", "0"], "--workers='0' is not above zero"),
-        (["--worker", "80MiB", "--boot", "5"], "--boot='5' is not a duration with a unit"),
+        (["--worker", "80MiB", "--boot", "5"], "--boot='5' is not a duration above zero with a unit"),
         (["--worker", "80MiB", "--app", "-c evil"], "--app='-c evil' is not a module and a name in it"),
         (["--worker", "80MiB", "--app", "a:b\n\x1b[2J"], "--app='a:b\\n\\x1b[2J' is not"),
         (["--worker", "80MiB", "--json", "--file", "gunicorn"], "--file and --json"),
@@ -232,9 +236,8 @@ def test_an_app_that_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_figures_beyond_any_machine() -> None:
     """They don't overflow."""
-    ended = run(
-        "--memory", "65536TiB", "--worker", "65536TiB", "--growth", "9999999999GiB", "--rate", "999999999999", "--cpus", "999999999999"
-    )
+    most = "999999999999"
+    ended = run("--memory=65536TiB", "--worker=65536TiB", "--growth=9999999999GiB", f"--rate={most}", f"--boot={most}d")
 
     assert ended.exit_code == 2
     assert "is less than one worker and its replacement need" in ended.stderr

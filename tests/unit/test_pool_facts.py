@@ -119,6 +119,20 @@ def test_the_largest_growth_in_one_piece_of_work(at: int | None, peak: int, gone
     assert facts_of(pool(worker(55 * MIB, peak=peak * MIB), totals=totals)).balloon == balloon
 
 
+def test_growth_and_rate_of_the_last_minute() -> None:
+    """Of workers that have lived all the while, and had done something before: what they did first does not count."""
+    before = pool(worker(90 * MIB, work=50), worker(50 * MIB, work=0), totals=Counters(work=1000))
+    after = pool(worker(100 * MIB, work=300), worker(190 * MIB, work=200), totals=Counters(work=1600))
+    for view in (before, after):
+        for number, each in enumerate(view.workers):
+            object.__setattr__(each, "generation", number)
+
+    found = facts_of(after, before=(before, 60.0))
+
+    assert (found.growth, found.rate) == (10 * MIB / 250, 10)
+    assert facts_of(before, before=(before, 60.0)).growth is None
+
+
 def test_a_private_metric_leaves_out_what_is_shared() -> None:
     """So that is added for the fresh size."""
     assert facts_of(pool(worker(60 * MIB), metric="private")).fresh == 60 * MIB
@@ -168,7 +182,7 @@ def test_nothing_on_a_scoreboard_can_hurt(data: st.DataObject) -> None:
     )  # fmt: skip
     given_figures = Given(boot=2.0)
     try:
-        advised: Advised = _one(given_figures.over(facts_of(view)), given_figures, view)
+        advised: Advised = _one(given_figures.on(facts_of(view)), given_figures, view)
     except (ScoreboardError, ConfigError) as error:
         assert str(error)
         event("one line")
