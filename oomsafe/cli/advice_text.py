@@ -39,13 +39,13 @@ def advice_text(title: str, facts: Facts, advice: Advice, width: int) -> Text:
 
 def rows_of(facts: Facts, advice: Advice) -> list[Row]:
     """Each figure, with its arithmetic in MiB."""
-    beside = f"{_mib(facts.parent)} supervisor - {_mib(advice.headroom)} headroom"
+    beside = (f"{_mib(facts.parent)} supervisor - " if facts.parent else "") + f"{_mib(advice.headroom)} headroom"
     others = f" - {_mib(facts.others)} of others" if facts.others else ""
     return [
         Row("workers", str(advice.workers), _workers(facts, advice)),
         Row("soft limit", _limit(advice.soft), _soft(facts, advice, beside)),
         Row("hard limit", "none" if advice.hard is None else _limit(advice.hard), _hard(facts, advice, beside, others)),
-        Row("budget", _limit(advice.budget), f"{DEFAULTS.budget} of {_mib(facts.limit)}{others} ({facts.source})"),
+        Row("budget", _mib(advice.budget), f"{DEFAULTS.budget} of {_mib(facts.limit)}{others} ({facts.source})"),
         Row("headroom", _mib(advice.headroom), _headroom(facts, advice)),
         Row("recycles", _recycles_figure(advice), _recycles(facts, advice)),
         Row("preload", "saves" if advice.saved is not None else "unknown", _preload(facts, advice)),

@@ -243,7 +243,8 @@ def _show(found: Iterable[Advised]) -> None:
 def _title(pool: PoolView | None) -> str:
     if pool is None:
         return "from the given figures"
-    return printable(", ".join(filter(None, [pool.name, pool.server, f"supervisor {pool.supervisor}"])), 200)
+    who = "pid" if pool.is_alone else "supervisor"
+    return printable(", ".join(filter(None, [pool.name, pool.server, f"{who} {pool.supervisor}"])), 200)
 
 
 def _record(advised: Advised) -> dict[str, Any]:

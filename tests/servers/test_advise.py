@@ -126,9 +126,10 @@ def test_pools_that_can_not_be_advised(serve: Callable[..., Gunicorn]) -> None:
     assert given.returncode == 0
     assert "now 2" in " ".join(given.stdout.split())
     assert (unknown.returncode, unknown.stdout) == (2, "")
-    assert "--pool='no-such-pool' is none of the pools here: " in unknown.stderr
+    # other pools may end while they are read, which has a line too
+    assert unknown.stderr.splitlines()[-1].startswith("oomsafe advise: --pool='no-such-pool' is none of the pools here: ")
     assert (dead.returncode, dead.stdout) == (2, "")
-    assert [ended.stderr.count("\n") for ended in (young, unknown, dead)] == [1, 1, 1]
+    assert [ended.stderr.count("\n") for ended in (young, dead)] == [1, 1]
 
 
 def test_a_name_that_would_be_more_than_a_name(serve: Callable[..., Gunicorn], tmp_path: Path) -> None:
