@@ -11,6 +11,7 @@ from oomsafe.cli.found_pools import servers
 from oomsafe.kernel import host
 from oomsafe.kernel.capacity import read_levels
 from oomsafe.kernel.cgroup import find_cgroup
+from oomsafe.kernel.cpus import cpus_of
 from oomsafe.kernel.files import read_keyed
 from oomsafe.kernel.oom_candidates import candidate_of, candidates_of, field_of, total_of
 from oomsafe.kernel.process import PAGE
@@ -104,7 +105,7 @@ def _pool(
         never_killed=None if cgroup is None else cgroup.kills_nobody(),
         unit=None if cgroup is None else unit_of(cgroup, root, ask),
         program=program_of(pid, proc), in_swap=_in_swap((supervisor, *workers), proc),
-        cpus=host.cpus_of(pid, root), guarded=guarded, reckoned=known,
+        cpus=cpus_of(pid, proc), guarded=guarded, reckoned=known,
     )  # fmt: skip
     where = [level for level in (pool.own_limit, levels[-1]) if level is not None]
     return replace(pool, rankings=tuple(found for level in where if (found := _ranking(level, proc, rankings)) is not None))

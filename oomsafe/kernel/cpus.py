@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 
 from oomsafe.kernel.files import read_int, read_text
+
+#: The processors of a process's affinity, a mask in hexadecimal (status, proc(5)).
+_MASK = re.compile(r"^Cpus_allowed:\s+([0-9a-f,]+)$", re.MULTILINE)
 
 
 def cpus_of(pid: int | None = None, proc: str = "/proc") -> float | None:
@@ -14,10 +18,13 @@ def cpus_of(pid: int | None = None, proc: str = "/proc") -> float | None:
     it: cpu.max with v2, cpu.cfs_quota_us with v1 (Documentation/admin-guide/cgroup-v2.rst, scheduler/sched-bwc.rst).
     """
     quotas = [quota for folder in _folders(pid, proc) if (quota := _quota(folder)) is not None]
-    return min([*quotas, *_runs_on(pid)], default=None)
+    return min([*quotas, *_runs_on(pid, proc)], default=None)
 
 
-def _runs_on(pid: int | None) -> list[float]:
+def _runs_on(pid: int | None, proc: str) -> list[float]:
+    found = _MASK.search(read_text(f"{proc}/{pid or 'self'}/status") or "")
+    if found is not None:
+        return [float(bin(int(found[1].replace(",", ""), 16)).count("1"))]
     try:
         return [float(len(os.sched_getaffinity(pid or 0)))]
     except OSError:  # it is gone

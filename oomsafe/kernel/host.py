@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 
-from oomsafe.kernel.cgroup import find_cgroup
 from oomsafe.kernel.files import read_bytes, read_int, read_keyed, read_text
 from oomsafe.kernel.kmsg import KMSG
 from oomsafe.kernel.net import migrates_requests
@@ -127,32 +126,6 @@ def killers_of(root: str = "") -> tuple[str, ...]:
         if name in KILLERS:
             found.add(name)
     return tuple(sorted(found))
-
-
-def cpus_of(pid: int | str = "self", root: str = "") -> float | None:
-    """How many processors a process may use: those of its affinity, and of its v2 cgroup's and its ancestors' cpu.max; None: not known."""
-    allowed = _affinity(pid, root)
-    cgroup = find_cgroup(pid, f"{root}/proc")
-    if cgroup is None or cgroup.version != 2:
-        return allowed
-    shares = []
-    for folder in cgroup.ancestry():
-        words = (read_text(f"{folder}/cpu.max") or "").split()
-        if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal() and int(words[1]):
-            shares.append(int(words[0]) / int(words[1]))
-    return min([*([] if allowed is None else [allowed]), *shares], default=None)
-
-
-def _affinity(pid: int | str, root: str) -> float | None:
-    """The processors in status' Cpus_allowed, a mask in hexadecimal."""
-    for line in (read_text(f"{root}/proc/{pid}/status") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name == "Cpus_allowed":
-            try:
-                return float(bin(int(value.strip().replace(",", ""), 16)).count("1"))
-            except ValueError:
-                return None
-    return None
 
 
 def release_of(root: str = "") -> str:
