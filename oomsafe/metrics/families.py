@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from oomsafe.errors import ScoreboardError
 from oomsafe.policy.state import State
 from oomsafe.scoreboard.board import Scoreboard
-from oomsafe.scoreboard.layout import BOUNDS
+from oomsafe.scoreboard.layout import BOUNDS, REFUSABLE
 from oomsafe.scoreboard.live import live
 from oomsafe.scoreboard.places import boards_beside
 from oomsafe.scoreboard.view import PoolView
@@ -62,12 +62,13 @@ def _beside(pool: PoolView) -> dict[str, PoolView]:
 
 def _workers(pools: dict[str, PoolView]) -> Iterator[Family]:
     memory, limits = [], []
-    for name, worker in ((name, worker) for name, pool in pools.items() for worker in pool.workers):
+    for name, of, worker in ((name, pool, worker) for name, pool in pools.items() for worker in pool.workers):
         seen, slot = worker.figures, f"{name}-{worker.slot}" if name else str(worker.slot)
         sizes = {"rss": seen.rss, "anon": seen.anon, "private": seen.private, "pss": seen.pss, "uss": seen.uss}
-        memory += _kinds(slot, {**sizes, "peak_rss": seen.peak_rss, "baseline": seen.baseline, "used": worker.used})
+        compared = {"used": worker.used, "held": of.held_by(worker)}
+        memory += _kinds(slot, {**sizes, "peak_rss": seen.peak_rss, "baseline": seen.baseline, **compared})
         limits += _kinds(slot, {"soft": seen.soft, "hard": seen.hard})
-    text = "Memory of one worker, by slot; used is what its soft limit is compared with."
+    text = "Memory of one worker, by slot; used is what its soft limit is compared with, held what its hard limit is."
     yield Family("oomsafe_worker_memory_bytes", "gauge", text, memory)
     yield Family("oomsafe_worker_limit_bytes", "gauge", "Limits of one worker, jitter included.", limits)
 
@@ -83,6 +84,9 @@ def _pool(pool: PoolView) -> Iterator[Family]:
     yield Family("oomsafe_pool_info", "gauge", "What the pool is called and what serves it; always 1.", info)
     states = {state.value: sum(worker.state is state for worker in pool.workers) for state in tuple(State)[1:]}
     yield Family("oomsafe_workers", "gauge", "Living workers by state.", [Sample("", {"state": s}, n) for s, n in states.items()])
+    yield _gauge("oomsafe_workers_wanted", "How many workers the pool is meant to have.", pool.workers_wanted)
+    refused = [Sample("", {"limit": limit}, int(limit in pool.refused)) for limit in REFUSABLE]
+    yield Family("oomsafe_limit_refused", "gauge", "1: a worker has refused this limit, which is below what it needs.", refused)
     yield _gauge("oomsafe_inflight", "Requests in flight.", sum(worker.figures.in_flight for worker in pool.workers))
     sizes = {
         "oomsafe_pool_limit_bytes": (
@@ -96,6 +100,9 @@ def _pool(pool: PoolView) -> Iterator[Family]:
     for name, (text, size) in sizes.items():
         if size is not None:
             yield _gauge(name, text, size)
+    if pool.held is not None:
+        text = "Page cache among what the pool holds, which the kernel drops before it kills."
+        yield _gauge("oomsafe_pool_droppable_bytes", text, pool.droppable)
 
 
 def _counters(pool: PoolView, beside: dict[str, PoolView]) -> Iterator[Family]:
@@ -110,6 +117,8 @@ def _counters(pool: PoolView, beside: dict[str, PoolView]) -> Iterator[Family]:
     yield Family("oomsafe_aborts", "counter", "Requests that were aborted, by the limit that they would have passed.", aborts)
     ends = [Sample("_total", {"verdict": verdict}, count) for verdict, count in pool.ends.items()]
     yield Family("oomsafe_deaths", "counter", "Workers that have ended, by how; recycled and server are in order.", ends)
+    culprits = [Sample("_total", {"route": route}, count) for route, count in pool.culprits.items()]
+    yield Family("oomsafe_culprits", "counter", "Recycled workers whose growth was put down to this route with certainty.", culprits)
     if beside:
         done = [Sample("_total", {"pool": name}, other.totals.work) for name, other in beside.items()]
         yield Family("oomsafe_beside_work", "counter", "Work that has ended in a pool beside this one.", done)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import mmap
 import os
+import time
 from contextlib import suppress
 
 from oomsafe.policy.limits import Capacity, Limits
@@ -61,3 +62,5 @@ class Alone:
             path, self._path = self._path, None
             with suppress(OSError):  # another process has removed it
                 os.unlink(path)
+            with suppress(ValueError):  # its memory is closed
+                self.header.ended = time.time()

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -178,6 +180,9 @@ class Scoreboard:
     def remove(self) -> None:
         """Remove the file, in the supervisor only; processes that have the mapping keep it."""
         if self.path and os.getpid() == self._owner:
+            with suppress(ValueError):  # its memory is closed
+                # for who has it open, and can't tell an end in order from a kill otherwise
+                self.header.ended = time.time()
             try:
                 os.unlink(self.path)
             except OSError:

@@ -72,6 +72,10 @@ class Header:
     """What soft limits are compared with. Written by the supervisor."""
     name = _Text(layout.NAME_AT, layout.NAME)
     """What the pool is called; empty: nothing. Written by the supervisor."""
+    droppable: _Field[int] = _Field(layout.DROPPABLE_AT, layout.DROPPABLE)
+    """The bytes of `held` that are page cache, which the kernel drops before it kills. Written by the supervisor."""
+    ended: _Field[float] = _Field(layout.ENDED_AT, layout.ENDED)
+    """When the supervisor ended in order, seconds since 1970; 0: it has not. A supervisor that is killed leaves 0."""
     unit = _Text(layout.UNIT_AT, layout.UNIT)
     """What the workers count, in the plural; empty: none has said it. Written by each of them."""
 
@@ -135,14 +139,26 @@ class Header:
     def unserved(self, unserved: tuple[float, float]) -> None:
         layout.write(self.memory, layout.UNSERVED_AT, layout.UNSERVED, *unserved)
 
-    def note_recycle(self, line: str) -> None:
-        """A worker has just logged this line about its end. Without the lock, which another worker has, the older line stays."""
+    def note_recycle(self, line: str, culprit: str | None = None) -> None:
+        """A worker has just logged this line about its end; `culprit` is the route that made it grow, None: not known.
+
+        Without the lock, which another worker has, the older line stays, and the culprit is not counted.
+        """
         if self._lock.try_acquire():
             try:
                 text = shortened(line, layout.RECYCLED.size).encode("utf-8", "replace")  # what is too long is cut by the field
                 layout.write(self.memory, layout.RECYCLED_AT, layout.RECYCLED, time.time(), text)
+                if culprit is not None:
+                    self._count_culprit(layout.route_name(culprit))
             finally:
                 self._lock.release()
+
+    def _count_culprit(self, route: str) -> None:
+        known = self._names()
+        counts = [*layout.CULPRITS.unpack_from(self.memory, layout.CULPRITS_AT)]
+        place = known.index(route) if route in known else layout.ROUTES
+        counts[place] = layout.count(counts[place] + 1)
+        layout.write(self.memory, layout.CULPRITS_AT, layout.CULPRITS, *counts)
 
     def note_death(self, end: End, line: str | None, at: float) -> None:
         """The supervisor counts the end of a worker; `line` None: it was in order, and is not shown. `at` in seconds since 1970."""

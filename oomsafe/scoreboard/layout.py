@@ -26,6 +26,9 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
           6496  what workers count, 16 bytes of text: requests, tasks
           6512  u64 how many workers have ended, by kind (16 of them, in the order of policy.ends.End)
           6640  u64 how many of them were not in order
+          7168  i64 what of the pool's memory is page cache, which the kernel drops before it kills
+          7176  f64 when the supervisor ended in order, seconds since 1970, 0: it has not
+          7184  24 u64 how often each of the routes at 128 was found to have made a recycled worker grow · u64 how often another one was
           8192  8 deaths of 1024, the one that was the nth at n % 8: f64 when, seconds since 1970, 0: none was · u32 its kind
                · its line in the log, 1012 bytes of text
 
@@ -58,8 +61,8 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
            127  u8 1 while in use: written last
 
 Each slot has one writer, its worker, except for the order and the fields at 144, 6040 and 6080. The header and the totals have one
-writer, the supervisor (except the fields at 20, 22, 128 and 5984, which the workers write under the lock, and 6496, where all write
-the same).
+writer, the supervisor (except the fields at 20, 22, 128, 5984 and 7184, which the workers write under the lock, and 6496, where all
+write the same).
 A reader takes a copy, and copies again if a sequence was odd or has changed in the meantime.
 
 Every worker can write every byte, and may run as a different user than its supervisor. So the supervisor only writes what it knows by
@@ -104,6 +107,9 @@ DEATHS_AT, DEATH, DEATHS = 8192, struct.Struct("<dI1012s"), 8
 #: The bytes of a death before its text.
 DEATH_HEAD = 12
 DIED_AT, DIED = 6640, struct.Struct("<Q")
+DROPPABLE_AT, DROPPABLE = 7168, struct.Struct("<q")
+ENDED_AT, ENDED = 7176, struct.Struct("<d")
+CULPRITS_AT = 7184
 
 STATE = struct.Struct("<I")
 ORDER_AT, ORDER = 4, struct.Struct("<I")
@@ -148,6 +154,7 @@ BUCKETS = len(BOUNDS) + 1
 #: The largest figure that a signed 64-bit field can hold.
 LARGEST = (1 << 63) - 1
 ROUTES, ROUTE_NAME = 24, 64
+CULPRITS = struct.Struct(f"<{ROUTES + 1}Q")
 #: How many bytes of a name that is too long come before its missing middle.
 HEAD = 28
 #: Recycles are counted by reason, in this order; append new reasons at the end.
@@ -162,6 +169,8 @@ COUNTERS_SIZE = _TALLY.size + ROUTES * _ROUTE.size
 
 #: Bits for the limits that a worker has refused, or stays above.
 REFUSES_SOFT, REFUSES_HARD, STAYS_ABOVE, REFUSES_LIFETIME = 1, 2, 4, 8
+#: The limits that a worker can refuse, by their settings' names.
+REFUSABLE = {"soft_limit": REFUSES_SOFT, "hard_limit": REFUSES_HARD, "max_lifetime": REFUSES_LIFETIME}
 #: Another of these bits: what workers have right after boot, and what that leaves, has been logged.
 SAID_ROOM = 16
 #: And another: new work is being shed. The supervisor takes it back when that is over.
@@ -183,7 +192,8 @@ assert ALLOWED_AT + ALLOWED.size <= HELD_AT <= SOURCE_AT - HELD.size
 assert SOURCE_AT + SOURCE.size <= METRIC_AT <= NAME_AT - METRIC.size
 assert NAME_AT + NAME.size <= RECYCLED_AT <= UNIT_AT - RECYCLED.size
 assert UNIT_AT + UNIT.size <= ENDS_AT <= DIED_AT - ENDS.size
-assert DIED_AT + DIED.size <= DEATHS_AT <= HEADER_SIZE - DEATHS * DEATH.size
+assert DIED_AT + DIED.size <= DROPPABLE_AT <= ENDED_AT - DROPPABLE.size <= CULPRITS_AT - DROPPABLE.size - ENDED.size
+assert CULPRITS_AT + CULPRITS.size <= DEATHS_AT <= HEADER_SIZE - DEATHS * DEATH.size
 assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size

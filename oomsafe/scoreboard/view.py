@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from oomsafe.kernel.process import is_alive
 from oomsafe.policy.ends import End
+from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.state import State
 from oomsafe.policy.text import printable, without_controls
 from oomsafe.scoreboard import layout
@@ -134,6 +135,18 @@ class PoolView:
     """How many workers have ended, by kind: the values of policy.ends.End."""
     deaths: list[DeathView] = field(default_factory=list)
     """The last ends that were not in order, the latest first."""
+    refused: list[str] = field(default_factory=list)
+    """The limits that a worker has refused, by their settings' names (layout.REFUSABLE): workers do without them."""
+    droppable: int = 0
+    """The bytes of `held` that are page cache, which the kernel drops before it kills."""
+    ended: float | None = None
+    """When the supervisor ended in order, seconds since 1970; None: it lives, or was killed."""
+    culprits: dict[str, int] = field(default_factory=dict)
+    """How often each known route was found to have made a recycled worker grow; layout.OTHER: any route beside these. Printable."""
+
+    def held_by(self, worker: WorkerView) -> int | None:
+        """What this worker's hard limit is compared with, in bytes; None: not known."""
+        return worker.figures.rss if self.metric in COUNT_CLEAN else worker.figures.anon
 
     @property
     def is_alone(self) -> bool:
@@ -189,6 +202,10 @@ def _read_once(fetch: Fetch, slots: int, known: Known | None, until: float) -> P
         last_recycle=_recycled(header),
         ends=dict(zip(_ENDS, layout.ENDS.unpack_from(header, layout.ENDS_AT), strict=False)),
         deaths=_deaths(header),
+        refused=_refused(header),
+        droppable=max(0, layout.DROPPABLE.unpack_from(header, layout.DROPPABLE_AT)[0]),
+        ended=layout.seconds(layout.ENDED.unpack_from(header, layout.ENDED_AT)[0]) or None,
+        culprits=_culprits(header),
     )  # fmt: skip
 
 
@@ -215,6 +232,22 @@ def _deaths(header: bytes) -> list[DeathView]:
         if at and end < len(_ENDS):
             found.append(DeathView(at, _ENDS[end], printable(as_text(line), layout.DEATH.size)))
     return sorted(found, key=lambda death: -death.at)
+
+
+def _refused(header: bytes) -> list[str]:
+    (bits,) = layout.REFUSED.unpack_from(header, layout.REFUSED_AT)
+    return [name for name, bit in layout.REFUSABLE.items() if bits & bit]
+
+
+def _culprits(header: bytes) -> dict[str, int]:
+    *counts, others = layout.CULPRITS.unpack_from(header, layout.CULPRITS_AT)
+    found = {layout.OTHER: others}
+    for number, count in enumerate(counts):
+        at = layout.NAMES_AT + number * layout.ROUTE_NAME
+        name = without_controls(as_text(header[at : at + layout.ROUTE_NAME]))
+        if name:  # a worker may have written one name twice
+            found[name] = min(found.get(name, 0) + count, layout.COUNT_MAX)
+    return found
 
 
 def _text(header: bytes, at: int, form: struct.Struct) -> str:

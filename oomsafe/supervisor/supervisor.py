@@ -437,6 +437,7 @@ class Supervisor:
             used = self._usage.of(self.policy, self.capacity, bound, self._pids, time.monotonic())
             if self.board is not None:
                 self.board.header.held = used
+                self.board.header.droppable = self.capacity.droppable if used is not None and used == self.capacity.held else 0
             self._reading = Reading(self.capacity, budget, used)
         return self._reading
 

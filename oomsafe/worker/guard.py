@@ -39,7 +39,7 @@ from oomsafe.worker.neighbours import Neighbours
 from oomsafe.worker.pressure import SHORT_EVERY, Pressure
 from oomsafe.worker.recycle_line import say_it_stays, why
 from oomsafe.worker.report import Report
-from oomsafe.worker.suspects import Suspects
+from oomsafe.worker.suspects import Blame, Suspects
 from oomsafe.worker.thresholds import Thresholds
 
 if TYPE_CHECKING:
@@ -428,11 +428,12 @@ class Guard:
         self.should_recycle = not self.policy.dry_run
         self.meter.counters.recycles[layout.REASONS.index(reason.value)] += 1
         self._report.publish(now)
-        line = self._line(reason, now, used)
+        blame = self._blame(reason, now)
+        line = self._line(reason, now, used, blame.text)
         log.log(logging.INFO if self._recycle or self.policy.dry_run else logging.WARNING, "%s", line)
         header = self._header
         if header is not None:
-            attempt("the line about a recycle", "the server", lambda: header.note_recycle(line))
+            attempt("the line about a recycle", "the server", lambda: header.note_recycle(line, blame.route))
         if not self._decided:
             self._thresholds.outlive()  # that it is past its lifetime is logged once; its memory is still watched
             self._take_limits()
@@ -446,14 +447,16 @@ class Guard:
         self._report.wake_supervisor()  # what is in flight may take long, and the replacement need not wait for that
         self._recycle()
 
-    def _line(self, reason: Reason, now: float, used: int | None) -> str:
+    def _blame(self, reason: Reason, now: float) -> Blame:
+        if reason is Reason.LIFETIME:
+            return Blame()
+        return attempt("looking for who made it grow", "the server", partial(self._suspects.blame, now)) or Blame()
+
+    def _line(self, reason: Reason, now: float, used: int | None, blamed: str) -> str:
         dry, here = self.policy.dry_run, self._recycle is not None
         doing = "would be recycled (dry run)" if dry else "recycling" if here else "should be recycled, and nothing here can"
         told = why(self.limits, reason, used, self.meter.held, self._history, self._report.asks, now)
-        who = (
-            None if reason is Reason.LIFETIME else attempt("looking for who made it grow", "the server", partial(self._suspects.line, now))
-        )
-        return f"{self} {doing}: {told}, after {counted(self.meter.counters.work, self._unit)}{who or ''}"
+        return f"{self} {doing}: {told}, after {counted(self.meter.counters.work, self._unit)}{blamed}"
 
     def _take_limits(self) -> None:
         if self._alone is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from oomsafe.policy.culprit import EXPLAINS, LEAST_GROWTH, Moments
 from oomsafe.policy.text import printable
@@ -20,6 +20,15 @@ BALLOONING, LEAST_BALLOONING = 0.6, 4 << 20
 
 #: The parts of a path that vary within a route: numbers, and long hexadecimal ids.
 _IDS: Final = re.compile(rb"(?<=/)(?:\d+|[0-9a-fA-F-]{16,})(?=/|$)")
+
+
+class Blame(NamedTuple):
+    """What made a worker grow."""
+
+    text: str = ""
+    """For the line about its end; empty: not known."""
+    route: str | None = None
+    """The route that kept most of it with its calls; None: none is certain."""
 
 
 class Suspects:
@@ -47,22 +56,22 @@ class Suspects:
         self._moments.add(now, meter.held, self._calls(), known - self._apart)
         self._apart = known
 
-    def line(self, now: float) -> str:
-        """For the line about the worker's end: ``; GET /leak keeps about 300 KiB a call: 92 % of its growth``; empty: not known."""
+    def blame(self, now: float) -> Blame:
+        """Its text is ``; GET /leak keeps about 300 KiB a call: 92 % of its growth``, for the line about the worker's end."""
         self.follow(now)  # a worker that grows fast has done half of its work since it was last measured
         meter = self._meter
         grown = meter.held - (self._ready_with or meter.held)
         background = meter.clock.background - self._booted
         if grown >= LEAST_GROWTH and background >= grown * EXPLAINS:
-            return f"; {format_change(background)} of it while nothing was in flight"
+            return Blame(f"; {format_change(background)} of it while nothing was in flight")
         culprit = self._moments.culprit()
         if culprit is not None:
             each, share = format_size(culprit.each), round(100 * culprit.share)
-            return f"; {printable(culprit.route)} keeps about {each} a call: {share} % of its growth"
+            return Blame(f"; {printable(culprit.route)} keeps about {each} a call: {share} % of its growth", culprit.route)
         for (growth, name), what in ((meter.largest, "largest growth in one of them"), (meter.first, "first of its kind here")):
             if growth and growth >= grown * BALLOON:
-                return f"; {what}: {printable(name)} ({format_change(growth)})"
-        return ""
+                return Blame(f"; {what}: {printable(name)} ({format_change(growth)})")
+        return Blame()
 
     def _ballooning(self) -> int:
         """The bytes of growth that are set apart because whoever caused them is still in flight."""

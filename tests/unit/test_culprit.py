@@ -131,7 +131,7 @@ def test_the_first_of_a_route_is_told_apart(clock: Clock) -> None:
         suspects.follow(clock.now)
 
     assert (meter.first, meter.warm_up) == ((45 * MIB, b"GET /a"), 45 * MIB)
-    assert suspects.line(clock.now) == "; first of its kind here: GET /a (+45.0 MiB)"
+    assert suspects.blame(clock.now).text == "; first of its kind here: GET /a (+45.0 MiB)"
 
 
 def test_paths_without_a_route_are_told_apart(clock: Clock) -> None:
@@ -146,7 +146,7 @@ def test_paths_without_a_route_are_told_apart(clock: Clock) -> None:
         work(meter, memory, "GET /files/0123456789abcdef01", 0)
         suspects.follow(clock.now)
 
-    assert suspects.line(clock.now).startswith("; GET /items/* keeps about ")
+    assert suspects.blame(clock.now).text.startswith("; GET /items/* keeps about ")
     assert len(meter.names) <= MOST_NAMES
 
 
@@ -167,9 +167,9 @@ def test_a_balloon_in_flight_is_not_put_down_to_others(clock: Clock) -> None:
             work(meter, memory, "GET /page", 0, "/page")
         suspects.follow(clock.now)
 
-    assert suspects.line(clock.now) == ""
+    assert suspects.blame(clock.now).text == ""
     balloon.end()
-    assert suspects.line(clock.now).startswith("; largest growth in one of them: GET /balloon (+")
+    assert suspects.blame(clock.now).text.startswith("; largest growth in one of them: GET /balloon (+")
 
 
 def test_work_that_waits_beside_a_leak_does_not_hide_it(clock: Clock) -> None:
@@ -191,7 +191,7 @@ def test_work_that_waits_beside_a_leak_does_not_hide_it(clock: Clock) -> None:
             waiting.pop(0).end()
         suspects.follow(clock.now)
 
-    assert suspects.line(clock.now).startswith("; /leak keeps about ")
+    assert suspects.blame(clock.now).text.startswith("; /leak keeps about ")
 
 
 def test_what_grows_while_nothing_is_in_flight_is_no_calls(clock: Clock) -> None:
@@ -205,7 +205,7 @@ def test_what_grows_while_nothing_is_in_flight_is_no_calls(clock: Clock) -> None
         work(meter, memory, "GET /health", 0)
         suspects.follow(clock.now)
 
-    assert suspects.line(clock.now) == "; +40.0 MiB of it while nothing was in flight"
+    assert suspects.blame(clock.now).text == "; +40.0 MiB of it while nothing was in flight"
 
 
 def test_what_a_worker_has_loaded_before_it_serves_is_no_part_of_its_growth(clock: Clock) -> None:
@@ -221,7 +221,7 @@ def test_what_a_worker_has_loaded_before_it_serves_is_no_part_of_its_growth(cloc
         work(meter, memory, "GET /leak", MIB)
         suspects.follow(clock.now)
 
-    assert suspects.line(clock.now).startswith("; GET /leak keeps about ")
+    assert suspects.blame(clock.now).text.startswith("; GET /leak keeps about ")
 
 
 def test_a_hostile_name_is_printable(clock: Clock) -> None:
@@ -233,5 +233,5 @@ def test_a_hostile_name_is_printable(clock: Clock) -> None:
         work(meter, memory, "GET /\x1b[2J\n\u202e", MIB)
         suspects.follow(clock.now)
 
-    assert suspects.line(clock.now).isprintable()
-    assert " keeps about " in suspects.line(clock.now)
+    assert suspects.blame(clock.now).text.isprintable()
+    assert " keeps about " in suspects.blame(clock.now).text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +31,21 @@ def pool() -> PoolView:
     totals.work, totals.routes = 12, ROUTES
     worker = WorkerView(3, 1, 1, 1, State.SERVING, figures, published=1.0, measured=1.0, used=90 << 20, counters=Counters(), in_flight=[])
     return PoolView("test", 0, 0, 1.0, 2, 1, 1 << 30, 900 << 20, [worker], totals, 1.5, 200 << 20, 7, "memory.max", 'the "shop"\n')
+
+
+def test_what_the_alerts_need() -> None:
+    """The limits that are refused, what each hard limit is compared with, how many workers there should be, and who was found out."""
+    counted = replace(pool(), metric="rss", refused=["hard_limit"], droppable=5, culprits={"other": 0, "GET /a": 3})
+
+    samples = {(family.name, *sample.labels.values()): sample.value for family in families_of(counted) for sample in family.samples}
+
+    assert {limit: samples["oomsafe_limit_refused", limit] for limit in ("soft_limit", "hard_limit", "max_lifetime")} == {
+        "soft_limit": 0, "hard_limit": 1, "max_lifetime": 0
+    }  # fmt: skip
+    assert samples["oomsafe_worker_memory_bytes", "3", "held"] == samples["oomsafe_worker_memory_bytes", "3", "rss"]
+    assert samples["oomsafe_workers_wanted",] == 2
+    assert samples["oomsafe_pool_droppable_bytes",] == 5
+    assert (samples["oomsafe_culprits", "GET /a"], samples["oomsafe_culprits", "other"]) == (3, 0)
 
 
 def test_it_says_what_prometheus_client_would() -> None:

@@ -47,6 +47,11 @@ def boards(draw: st.DrawFn) -> bytes:
     _counters(draw, raw, layout.TOTALS_AT)
     layout.NAME.pack_into(raw, layout.NAME_AT, draw(names))
     layout.RECYCLED.pack_into(raw, layout.RECYCLED_AT, draw(floats), draw(names))
+    layout.REFUSED.pack_into(raw, layout.REFUSED_AT, draw(st.integers(0, 0xFFFF)))
+    layout.ENDED.pack_into(raw, layout.ENDED_AT, draw(floats))
+    struct.pack_into("<26Q", raw, layout.DROPPABLE_AT, *(draw(words) for _ in range(26)))
+    for number in range(2):
+        struct.pack_into("<64s", raw, layout.NAMES_AT + number * layout.ROUTE_NAME, draw(names))
     for at in range(layout.HEADER_SIZE, len(raw), layout.SLOT_SIZE):
         layout.STATE.pack_into(raw, at, draw(st.integers(0, 8) | st.just(0xFFFFFFFF)))
         layout.OWNER.pack_into(raw, at + layout.OWNER_AT, os.getpid(), start_time() or 0, draw(words), draw(floats))

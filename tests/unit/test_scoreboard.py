@@ -678,3 +678,34 @@ def test_names_in_the_kernels_report(supervisor: int, number: int, generation: i
 
 def _slot(number: int, generation: int) -> Slot:
     return Slot(memoryview(bytearray(layout.SLOT_SIZE)), 0, number, generation)
+
+
+def test_culprits_are_counted_by_route(board: Scoreboard) -> None:
+    """A known route has its own count, from 0 on; a path, or a route too many, is counted as other."""
+    board.header.admit("GET /a")
+    board.header.admit("GET /b")
+    board.header.note_recycle("without")
+    for culprit in ("GET /a", "GET /paths/*", "GET /a", "x" * 100):
+        board.header.note_recycle("with", culprit)
+
+    assert board.read().culprits == {"other": 2, "GET /a": 2, "GET /b": 0}
+
+
+def test_a_reader_sees_which_limits_are_refused(board: Scoreboard) -> None:
+    """By the names of the settings; other bits of that field are no limits."""
+    for which in (layout.REFUSES_SOFT, layout.REFUSES_LIFETIME, layout.STAYS_ABOVE, layout.SAID_ROOM):
+        board.header.first_to_refuse(which)
+
+    assert board.read().refused == ["soft_limit", "max_lifetime"]
+
+
+def test_an_end_in_order_can_be_told_from_a_kill(board: Scoreboard) -> None:
+    """By a process that has the scoreboard open, when its file is gone."""
+    board.header.droppable = 5
+    with Scoreboard.open(str(board.path)) as opened:
+        before = opened.read()
+        board.remove()
+        after = opened.read()
+
+    assert (before.ended, before.droppable) == (None, 5)
+    assert after.ended == pytest.approx(time.time(), abs=60)
