@@ -10,6 +10,7 @@ from oomsafe.policy.state import State
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.layout import BOUNDS, REFUSABLE
 from oomsafe.scoreboard.live import live
+from oomsafe.scoreboard.margin import margin_of
 from oomsafe.scoreboard.places import boards_beside
 from oomsafe.scoreboard.view import PoolView
 
@@ -100,6 +101,10 @@ def _pool(pool: PoolView) -> Iterator[Family]:
     for name, (text, size) in sizes.items():
         if size is not None:
             yield _gauge(name, text, size)
+    margin = margin_of(pool)
+    if margin is not None:
+        text = "By how many of the kernel's OOM points its lowest-ranked worker is above the supervisor; negative: it may die first."
+        yield _gauge("oomsafe_supervisor_margin_bytes", text, margin)
     if pool.held is not None:
         text = "Page cache among what the pool holds, which the kernel drops before it kills."
         yield _gauge("oomsafe_pool_droppable_bytes", text, pool.droppable)

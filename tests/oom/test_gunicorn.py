@@ -17,6 +17,7 @@ from oomsafe.kernel.process import held_of
 from oomsafe.kernel.sandbox import Sandbox
 from oomsafe.policy.victims import badness
 from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.margin import margin_of
 from oomsafe.scoreboard.view import view_alone
 
 # they take the machine's memory cgroups, kernel log and processors: one after the other
@@ -80,6 +81,8 @@ def test_without_a_raised_score_the_master_dies(pool, ballast):
     """The same pool with worker_oom_score_adj=0: so the test above can tell."""
     gunicorn, sandbox = pool(ballast, soft_limit="280MiB", worker_oom_score_adj=0)
     gunicorn.serving(3)
+    margin = margin_of(gunicorn.pool())
+    assert margin is not None and margin < -100 * MIB
     hog(gunicorn)
     assert gunicorn.ended() == -signal.SIGKILL
     assert sandbox.cgroup.oom_kills() > 0
@@ -102,6 +105,7 @@ def test_a_fresh_worker_ranks_above_the_biggest_master(pool):
     master = points.pop(gunicorn.pid)
     assert resident(gunicorn.pid) > 2 * max(map(resident, points))
     assert min(points.values()) > master
+    assert margin_of(gunicorn.pool()) == pytest.approx(min(points.values()) - master, abs=8 * MIB)
 
 
 GROWING = """
