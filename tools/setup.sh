@@ -17,15 +17,15 @@ apt_install() {
 }
 
 # without root or apt, the tests that drive them say that they are missing
-brokers=
-for broker in redis-server rabbitmq-server; do command -v $broker >/dev/null || brokers="$brokers $broker"; done
+servers=
+for server in redis-server rabbitmq-server prometheus; do command -v $server >/dev/null || servers="$servers $server"; done
 # it reads the units that oomsafe advise writes
-command -v systemd-analyze >/dev/null || brokers="$brokers systemd"
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ -n "$brokers" ]; then
-    # their packages would start servers of their own
+command -v systemd-analyze >/dev/null || servers="$servers systemd"
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ -n "$servers" ]; then
+    # their packages would start services of their own
     [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d && ours=1; }
     # shellcheck disable=SC2086  one word each
-    apt_install $brokers
+    apt_install $servers
     [ -z "${ours:-}" ] || rm /usr/sbin/policy-rc.d
 fi
 "$python" -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
