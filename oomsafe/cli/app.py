@@ -10,6 +10,7 @@ from oomsafe.cli.demo import demo
 from oomsafe.cli.doctor import doctor
 from oomsafe.cli.explain import explain
 from oomsafe.cli.status import status
+from oomsafe.cli.watch import watch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,3 +33,4 @@ cli.add_command(demo)
 cli.add_command(doctor)
 cli.add_command(explain)
 cli.add_command(status)
+cli.add_command(watch)

@@ -97,6 +97,8 @@ class PoolKey(NamedTuple):
     supervisor: int
     started: int
     """The supervisor's start time in clock ticks since boot."""
+    board: str = ""
+    """The path of its scoreboard."""
 
     def __str__(self) -> str:
         return f"{self.name or self.server} (supervisor {self.supervisor})"

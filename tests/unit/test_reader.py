@@ -18,10 +18,13 @@ from rich.console import Console
 from unit.children import in_child
 
 from oomsafe.celery.remote import pool_told
+from oomsafe.cli.pools import key_of, reading_of
 from oomsafe.cli.status import as_record, show
+from oomsafe.cli.watch import record_of
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import start_time
 from oomsafe.metrics.prometheus import MemoryCollector
+from oomsafe.policy.alerts import Watch
 from oomsafe.policy.state import State
 from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.board import Scoreboard
@@ -94,6 +97,11 @@ def test_whatever_stands_there(place: Path, raw: bytes) -> None:
     show([pool], Console(file=shown, width=200, force_terminal=False))
     assert all(char.isprintable() or char == "\n" for char in shown.getvalue())
     json.loads(json.dumps([as_record(pool), pool_told(pool)], allow_nan=False), parse_constant=_not_json)
+    watch, key = Watch(), key_of(str(place), pool)
+    events = [event for at in (0.0, 500.0) for event in watch.read(key, reading_of(pool), at, new=True)]
+    for event in [*events, *watch.ended(key, 501.0, in_order=False, orphans=1)]:
+        assert event.text.isprintable() and str(event.pool).isprintable()
+        json.loads(json.dumps(record_of(event, 501.0), allow_nan=False), parse_constant=_not_json)
     assert sum(1 for _ in MemoryCollector(lambda: pool).collect()) > 5
     assert all((figure or 0) >= 0 for worker in pool.workers for figure in (worker.figures.rss, worker.figures.in_flight))
 
