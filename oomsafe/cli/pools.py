@@ -37,7 +37,8 @@ class Gone(NamedTuple):
     """A pool whose supervisor has ended since the last look."""
 
     key: PoolKey
-    in_order: bool
+    in_order: bool | None
+    """None: not known. A single process ends without a word also where its server ends it in order, by a signal of its own (uvicorn)."""
     orphans: int
     """How many of its workers live on."""
 
@@ -133,7 +134,7 @@ class Pools:
         lives = is_alive(known.key.supervisor, known.key.started)
         if lives and left.ended is None and not os.path.lexists(path):
             self._say(f"{path} is gone, and supervisor {known.key.supervisor} lives: its pool can't be watched")
-        in_order = lives or left.ended is not None
+        in_order = True if lives or left.ended is not None else None if left.is_alone else False
         return Gone(known.key, in_order, 0 if in_order else len(left.workers))
 
     def _say_once(self, text: str) -> None:

@@ -69,8 +69,8 @@ def watch(command: list[str] | None, interval: float, path: str | None, as_json:
     """Tell when a pool needs you: the alerts of the Prometheus rules, without Prometheus.
 
     Each event is an alert that begins to fire or is over. The command gets it as one JSON object on stdin; without one, a line is
-    printed. Watches the pools of the user who runs it; for root, those of all users. With --scoreboard it ends with that pool: with 0 if
-    the pool ended in order, with 1 if it was killed.
+    printed. Watches the pools of the user who runs it; for root, those of all users. With --scoreboard it ends with that pool: with 1 if
+    the pool was killed, else with 0.
     """
     alert_command = AlertCommand(command, say) if command is not None else None
     printer = Printer(as_json) if as_json or command is None else None
@@ -97,13 +97,17 @@ class Loop:
         while not self._signals.ended:
             began = time.monotonic()
             gone, seen = self._look()
-            events = [event for pool in gone for event in self._watch.ended(pool.key, began, in_order=pool.in_order, orphans=pool.orphans)]
+            events = [
+                event
+                for pool in gone
+                for event in self._watch.ended(pool.key, began, in_order=pool.in_order is not False, orphans=pool.orphans)
+            ]
             for pool in seen:
                 events += self._watch.read(pool.key, reading_of(pool.view), began, new=pool.new)
             for event in events:
                 self._pass_on(event, began)
             if once and gone:
-                return 0 if gone[0].in_order else 1
+                return int(gone[0].in_order is False)
             if first and not seen:
                 unseen = "" if can_hold_boards() else ", and no folder here is writable, so that a scoreboard is in memory only"
                 say(f"no pool of this user is guarded by oomsafe now{unseen}: waiting for one (root sees those of all users)")

@@ -11,8 +11,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from serving import Gunicorn, until
+from celerying import CeleryWorker
+from dirtying import dirty, dirty_pool
+from serving import APPS, Gunicorn, until
+from uvicorning import Uvicorn
 from watching import WATCH, Watching, events_in, script, wait_until_followed
+
+from oomsafe.demo.server_process import ServerProcess, environment
+from oomsafe.scoreboard.places import board_of
 
 Serve = Callable[..., Gunicorn]
 Watcher = Callable[..., Watching]
@@ -61,6 +67,61 @@ def test_a_pool_that_ends_in_order_is_no_event(serve: Serve, watching: Watcher) 
     assert gunicorn.stop() == 0
 
     assert watch.process.wait(20) == 0
+    assert watch.log() == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_however_gunicorn_is_ended(serve: Serve, watching: Watcher, number: int) -> None:
+    """Also at once, by SIGINT and SIGQUIT; and so are its dirty workers, which are a pool of their own."""
+    gunicorn = dirty(serve, soft_limit="1GiB")
+    watch = watching("--json").follows(gunicorn.pid)
+    arbiter = dirty_pool(gunicorn).supervisor
+    watch.follows(arbiter)
+
+    gunicorn.signal(number)
+    gunicorn.ended()
+
+    stopped = serve("sync", 1, soft_limit="1GiB").serving(1)
+    watch.follows(stopped.pid)  # so it has looked twice since
+    assert [event for pid in (gunicorn.pid, arbiter) for event in events_in(watch.log(), pid)] == []
+
+
+def test_however_uvicorn_is_ended(serve_uvicorn: Callable[..., Uvicorn], watching: Watcher) -> None:
+    """Its parent ends itself by the signal that it has got."""
+    uvicorn = serve_uvicorn(soft_limit="1GiB").serving()
+    watch = watching("--scoreboard", uvicorn.pool_path()).follows(uvicorn.pid)
+
+    uvicorn.signal(signal.SIGTERM)
+
+    assert watch.process.wait(20) == 0
+    assert watch.log() == ""
+
+
+def test_however_celery_is_ended(celery: Callable[..., CeleryWorker], watching: Watcher) -> None:
+    """Warmly."""
+    node = celery(soft_limit="1GiB").ready()
+    path = until(lambda: board_of(node.pid), "it has a scoreboard")
+    watch = watching("--scoreboard", path).follows(node.pid)
+
+    node.process.terminate()
+
+    assert watch.process.wait(30) == 0
+    assert watch.log() == ""
+
+
+def test_the_end_of_a_single_process_is_not_known(watching: Watcher, tmp_path: Path) -> None:
+    """uvicorn ends itself by the signal that it has got, without its atexit functions: that is no event."""
+    (tmp_path / "single.py").write_text("import apps\nfrom oomsafe.asgi import MemoryMiddleware\napp = MemoryMiddleware(apps.asgi)\n")
+    with ServerProcess(
+        [sys.executable, "-m", "uvicorn", "single:app", "--port", "0"], tmp_path, environment(path=[APPS, tmp_path])
+    ) as server:
+        server.wait_for("Uvicorn running on")
+        path = until(lambda: board_of(server.pid), "it has a scoreboard")
+        watch = watching("--scoreboard", path).follows(server.pid)
+
+        server.process.terminate()
+
+        assert watch.process.wait(20) == 0
     assert watch.log() == ""
 
 
