@@ -133,6 +133,12 @@ def _counters(pool: PoolView, beside: dict[str, PoolView]) -> Iterator[Family]:
             for reason, count in other.totals.by_reason.items()
         ]
         yield Family("oomsafe_beside_recycles", "counter", "Workers recycled there.", others)
+        ends = [
+            Sample("_total", {"pool": name, "verdict": verdict}, count)
+            for name, other in beside.items()
+            for verdict, count in other.ends.items()
+        ]
+        yield Family("oomsafe_beside_deaths", "counter", "Workers that have ended there, by how.", ends)
 
 
 def _growth(pool: PoolView) -> Family:

@@ -136,6 +136,7 @@ def test_a_rule_with_a_wrong_name_is_found(served: dict[str, dict[str, set[str]]
 def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, set[str]]]:
     """By the name of each sample of a pool of which everything is known, its labels, and their values."""
     monkeypatch.setattr(families, "margin_of", lambda pool: 5.0)
+    monkeypatch.setattr(families, "_beside", lambda pool: {"dirty": replace(pool, supervisor=0)})
     figures = Figures(rss=9, anon=8, private=7, pss=7, uss=6, peak_rss=9, baseline=3, soft=10, hard=20)
     worker = WorkerView(
         slot=0, pid=1, started=1, generation=1, state=State.SERVING, figures=figures, published=1.0, measured=1.0, used=7,

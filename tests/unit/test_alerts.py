@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from oomsafe.policy.alerts import CALM, LOST_FOR, PARTS, TERMS, Alert, Event, Key, PoolKey, Reading, Rise, Track, Watch, Worker, breaches
 from oomsafe.policy.units import GIB, MIB
 
+PAGE = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text()
 POOL = PoolKey("shop", "gunicorn sync", 4711, 99)
 KILLED: Key = (Alert.KERNEL_KILL, "oom_confirmed")
 QUIET = Reading(limit=GIB, others=0, held=500 * MIB, budget=900 * MIB, margin=50 * MIB, wanted=2, serving=2, counts={KILLED: 7})
@@ -284,3 +287,23 @@ def test_what_is_not_known_is_no_condition() -> None:
 def test_rules_names() -> None:
     """As Prometheus writes them."""
     assert Alert.WORKER_NEAR_HARD_LIMIT.rule == "OomsafeWorkerNearHardLimit"
+
+
+def test_the_figures_are_documented() -> None:
+    """On the page, in each alert's section."""
+    watch = Watch()
+    fired = {}
+    counts = {
+        (alert, name): 0 for alert in (Alert.RECYCLE_STORM, Alert.KERNEL_KILL, Alert.SHEDDING, Alert.CULPRIT_FOUND) for name in ("x",)
+    }
+    for at in range(0, 1000, 5):
+        all_of_it = {"workers": [worker(1000 * MIB)], "held": 1000 * MIB, "margin": -1.0, "serving": 0, "refused": ["soft_limit"]}
+        reading = Reading(**{**vars(QUIET), **all_of_it, "counts": dict.fromkeys(counts, at)})
+        fired |= {event.alert: event.figures for event in watch.read(POOL, reading, float(at))}
+    fired |= {event.alert: event.figures for event in watch.ended(POOL, 1000.0, in_order=False) if event.firing}
+
+    assert set(fired) == set(Alert)
+    for alert, figures in fired.items():
+        section = PAGE.partition(f"\n### {alert}\n")[2].partition("\n### ")[0]
+        documented = set(re.findall(r"`(\w+)`", section.partition("\n`figures`: ")[2]))
+        assert documented == set(figures), alert
