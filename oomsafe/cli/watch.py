@@ -90,6 +90,8 @@ class Loop:
     def __init__(self, pools: Pools, printer: Printer | None, command: AlertCommand | None, signals: Signals) -> None:
         self._pools, self._printer, self._command, self._signals = pools, printer, command, signals
         self._watch = Watch()
+        self._failed = ""
+        """Why the last look failed; empty: it did not."""
 
     def run(self, interval: float, *, once: bool) -> int | None:
         """Until a signal ends it: then None. `once`: until the first pool has ended; returns 0 if that was in order, else 1."""
@@ -118,10 +120,13 @@ class Loop:
         return None
 
     def _look(self) -> tuple[list[Gone], list[Seen]]:
+        failed, self._failed = self._failed, ""
         try:
             return self._pools.look()
         except OSError as error:  # no descriptor is left, say
-            say(f"the pools can't be looked at now: {error}")
+            self._failed = str(error)
+            if failed != self._failed:
+                say(f"the pools can't be looked at now: {error}")
             return [], []
 
     def _pass_on(self, event: Event, now: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from oomsafe.policy.units import counted, format_duration, format_size
@@ -205,7 +206,7 @@ class Rise:
 class Track(NamedTuple):
     """How one alert of one pool stands. Seconds on the clock of `now`."""
 
-    since: Mapping[str, float] = {}
+    since: Mapping[str, float] = MappingProxyType({})
     """Since when each subject has been so."""
     fires_since: float | None = None
     """When what it fires for began; None: it does not fire."""
@@ -369,7 +370,7 @@ def _not_safe(reading: Reading) -> Breach | None:
     if reading.margin is None or reading.margin >= TERMS[Alert.SUPERVISOR_NOT_SAFE].threshold:
         return None
     below = round(-reading.margin)
-    text = f"the kernel may kill the supervisor while a worker is left: that one has {format_size(below)} of the kernel's points less"
+    text = f"the kernel may kill the supervisor first: a worker is {format_size(below)} of the kernel's OOM points below it"
     return Breach(text, {"margin": -below})
 
 
@@ -392,7 +393,7 @@ def _above_budget(reading: Reading) -> Breach | None:
 def _refused(reading: Reading) -> Breach | None:
     if not reading.refused:
         return None
-    text = f"{' and '.join(reading.refused)} {'is' if len(reading.refused) == 1 else 'are'} not used: what a worker needs is above"
+    text = f"{' and '.join(reading.refused)} {'is' if len(reading.refused) == 1 else 'are'} not used: below what a worker needs"
     return Breach(text, {"limits": list(reading.refused)}, frozenset(reading.refused))
 
 
