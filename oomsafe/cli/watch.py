@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from oomsafe.cli.alert_command import AlertCommand, Message
-from oomsafe.cli.pools import Gone, Pools, Seen, reading_of
+from oomsafe.cli.watched_pools import Gone, Pools, Seen, reading_of
 from oomsafe.policy.alerts import TERMS, Event, Watch
 from oomsafe.policy.text import without_controls
 from oomsafe.scoreboard.places import can_hold_boards
@@ -33,7 +33,7 @@ VERSION = 1
 #: Seconds that running commands have when the watch is ended by a signal; a second signal kills them at once.
 GRACE = 5.0
 
-#: The least seconds between the end of one look and the begin of the next.
+#: The least seconds between the end of one reading and the begin of the next.
 BREATH = 0.05
 
 
@@ -61,7 +61,7 @@ def _command(_context: click.Context, _parameter: click.Parameter, value: str | 
 @click.command()
 @click.option("--on-alert", "command", metavar="CMD", callback=_command, help="Run this for each event, without a shell.")
 @click.option(
-    "--interval", type=click.FloatRange(0.1, 60), default=5.0, show_default=True, callback=_seconds, help="Seconds between two looks."
+    "--interval", type=click.FloatRange(0.1, 60), default=5.0, show_default=True, callback=_seconds, help="Seconds between two readings."
 )
 @click.option("--scoreboard", "path", type=click.Path(), envvar="OOMSAFE_SCOREBOARD", help="Watch only the pool with this scoreboard.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each event, also with --on-alert.")
@@ -91,14 +91,14 @@ class Loop:
         self._pools, self._printer, self._command, self._signals = pools, printer, command, signals
         self._watch = Watch()
         self._failed = ""
-        """Why the last look failed; empty: it did not."""
+        """Why the last reading failed; empty: it did not."""
 
     def run(self, interval: float, *, once: bool) -> int | None:
         """Until a signal ends it: then None. `once`: until the first pool has ended; returns 0 if that was in order, else 1."""
         first = True
         while not self._signals.ended:
             began = time.monotonic()
-            gone, seen = self._look()
+            gone, seen = self._read()
             events = [
                 event
                 for pool in gone
@@ -119,14 +119,14 @@ class Loop:
             self._rest(max(began + interval, time.monotonic() + BREATH))
         return None
 
-    def _look(self) -> tuple[list[Gone], list[Seen]]:
+    def _read(self) -> tuple[list[Gone], list[Seen]]:
         failed, self._failed = self._failed, ""
         try:
-            return self._pools.look()
+            return self._pools.read()
         except OSError as error:  # no descriptor is left, say
             self._failed = str(error)
             if failed != self._failed:
-                say(f"the pools can't be looked at now: {error}")
+                say(f"the pools can't be read now: {error}")
             return [], []
 
     def _pass_on(self, event: Event, now: float) -> None:

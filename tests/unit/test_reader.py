@@ -18,9 +18,9 @@ from rich.console import Console
 from unit.children import in_child
 
 from oomsafe.celery.remote import pool_told
-from oomsafe.cli.pools import key_of, reading_of
 from oomsafe.cli.status import as_record, show
 from oomsafe.cli.watch import record_of
+from oomsafe.cli.watched_pools import key_of, reading_of
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import start_time
 from oomsafe.metrics.prometheus import MemoryCollector

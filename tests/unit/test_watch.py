@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from oomsafe.cli.pools import Pools
 from oomsafe.cli.watch import Loop, Printer, Signals, record_of
+from oomsafe.cli.watched_pools import Pools
 from oomsafe.policy.alerts import Alert, Event, PoolKey
 from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.board import Scoreboard
@@ -45,13 +45,13 @@ def test_a_look_that_fails_is_said_once_and_not_the_end(monkeypatch: pytest.Monk
         looks += 1
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(Pools, "look", look)
+    monkeypatch.setattr(Pools, "read", look)
 
     assert Loop(Pools(None, print), Printer(True), None, Scripted(60)).run(0.1, once=False) is None
 
     assert looks > 2
     said = capsys.readouterr().err.splitlines()
-    assert [line for line in said if "Too many" in line] == ["oomsafe: the pools can't be looked at now: [Errno 24] Too many open files"]
+    assert [line for line in said if "Too many" in line] == ["oomsafe: the pools can't be read now: [Errno 24] Too many open files"]
 
 
 def test_a_limit_that_is_refused_fires_after_its_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from unit.children import Child, Line
 
-from oomsafe.cli import pools as module
-from oomsafe.cli.pools import Gone, Pools, key_of, reading_of
+from oomsafe.cli import watched_pools as module
+from oomsafe.cli.watched_pools import Gone, Pools, key_of, reading_of
 from oomsafe.policy.alerts import Alert
 from oomsafe.policy.ends import End
 from oomsafe.scoreboard import layout
@@ -38,25 +38,25 @@ def lines() -> list[str]:
 def test_a_pool_begins_and_ends_in_order(lines: list[str]) -> None:
     """It is new only if it has begun since the last look."""
     pools = Pools(None, lines.append)
-    assert pools.look() == ([], [])
+    assert pools.read() == ([], [])
     board, _ = Scoreboard.create(2, "test")
 
-    (seen,) = pools.look()[1]
-    (again,) = pools.look()[1]
+    (seen,) = pools.read()[1]
+    (again,) = pools.read()[1]
     board.remove()
-    gone = pools.look()
+    gone = pools.read()
 
-    assert (seen.new, again.new, Pools(None, lines.append).look()[1]) == (True, False, [])
+    assert (seen.new, again.new, Pools(None, lines.append).read()[1]) == (True, False, [])
     assert seen.key == again.key == key_of(seen.key.board, seen.view)
     assert gone == ([Gone(seen.key, True, 0)], [])
-    assert pools.look() == ([], [])
+    assert pools.read() == ([], [])
     assert lines == []
     board.close()
 
 
 def test_one_that_was_there_before_is_not_new(board: Scoreboard, lines: list[str]) -> None:
     """What it has counted happened before it was watched."""
-    (seen,) = Pools(None, lines.append).look()[1]
+    (seen,) = Pools(None, lines.append).read()[1]
 
     assert not seen.new
 
@@ -67,12 +67,12 @@ def test_a_supervisor_that_was_killed_has_left_its_file(lines: list[str]) -> Non
         pools = Pools(None, lines.append)
         with Child(_create) as child:
             child.hear()
-            (seen,) = pools.look()[1]
+            (seen,) = pools.read()[1]
             child.kill()
         if swept:
             Scoreboard.create(1, "another")[0].remove()
             assert not os.path.exists(seen.key.board)
-        gone, _ = pools.look()
+        gone, _ = pools.read()
 
         assert gone == [Gone(seen.key, False, 0)]
         pools.close()
@@ -81,10 +81,10 @@ def test_a_supervisor_that_was_killed_has_left_its_file(lines: list[str]) -> Non
 def test_one_whose_file_is_removed_lives_on_and_that_is_said(board: Scoreboard, lines: list[str]) -> None:
     """It can't be watched, and it is not gone."""
     pools = Pools(None, lines.append)
-    pools.look()
+    pools.read()
     os.unlink(str(board.path))
 
-    (gone,), seen = pools.look()
+    (gone,), seen = pools.read()
 
     assert (gone.in_order, seen) == (True, [])
     assert lines == [f"{board.path} is gone, and supervisor {os.getpid()} lives: its pool can't be watched"]
@@ -97,39 +97,39 @@ def test_what_can_not_be_read_is_said_once(board: Scoreboard, lines: list[str]) 
     path.write_bytes(b"no scoreboard")
     pools = Pools(None, lines.append)
 
-    assert pools.look() == pools.look() == ([], [])
+    assert pools.read() == pools.read() == ([], [])
     assert lines == [f"{path} is not a scoreboard of version {layout.VERSION}"]
     path.write_bytes(bytes_before)
-    assert len(pools.look()[1]) == 1
+    assert len(pools.read()[1]) == 1
 
 
 def test_too_many_are_not_watched(board: Scoreboard, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each takes a descriptor."""
     monkeypatch.setattr(module, "MOST", 0)
 
-    assert Pools(None, lines.append).look() == ([], [])
+    assert Pools(None, lines.append).read() == ([], [])
     assert lines == [f"{board.path} is not watched: 0 pools are already"]
 
 
 def test_only_one_pool(board: Scoreboard, lines: list[str], tmp_path: Path) -> None:
     """By its path; until it is there, that is said once."""
     missing = Pools(str(tmp_path / "missing"), lines.append)
-    assert missing.look() == missing.look() == ([], [])
+    assert missing.read() == missing.read() == ([], [])
     pools = Pools(str(board.path), lines.append)
-    (seen,) = pools.look()[1]
+    (seen,) = pools.read()[1]
     board.remove()
 
-    assert pools.look() == ([Gone(seen.key, True, 0)], [])
+    assert pools.read() == ([Gone(seen.key, True, 0)], [])
     assert lines == [f"{tmp_path}/missing: No such file or directory"]
 
 
 def test_descriptors_are_closed(board: Scoreboard, lines: list[str]) -> None:
     """One is open for each pool, however often one looks."""
     pools = Pools(None, lines.append)
-    pools.look()
+    pools.read()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        pools.look()
+        pools.read()
 
     assert len(os.listdir("/proc/self/fd")) == before
     pools.close()

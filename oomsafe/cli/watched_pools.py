@@ -30,11 +30,11 @@ class Seen(NamedTuple):
     key: PoolKey
     view: PoolView
     new: bool
-    """Whether it has begun since the last look."""
+    """Whether it has begun since the last reading."""
 
 
 class Gone(NamedTuple):
-    """A pool whose supervisor has ended since the last look."""
+    """A pool whose supervisor has ended since the last reading."""
 
     key: PoolKey
     in_order: bool | None
@@ -59,11 +59,11 @@ class Pools:
         self._path, self._say = path, say
         self._known: dict[str, _Known] = {}
         self._said: set[str] = set()
-        self._looked: float | None = None
-        """When the last look was, seconds since 1970."""
+        self._read_at: float | None = None
+        """When they were last read, seconds since 1970."""
 
-    def look(self) -> tuple[list[Gone], list[Seen]]:
-        """Those that have ended since the last look, and those that live."""
+    def read(self) -> tuple[list[Gone], list[Seen]]:
+        """Those that have ended since the last reading, and those that live."""
         began = time.time()
         paths = [self._path] if self._path else living_boards()
         gone = [] if self._path else [self._ended(path) for path in list(self._known) if path not in set(paths)]
@@ -74,7 +74,7 @@ class Pools:
                 left = until - time.monotonic()
                 if left > 0:  # else its owner has filled the folder with boards that take long to read
                     self._read(path, min(EACH, left), gone, seen)
-        self._looked = began
+        self._read_at = began
         return gone, seen
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class Pools:
             known = None
         if known is None:
             known = _Known(key_of(path, view), reader, view.created)
-            new = self._looked is not None and view.created >= self._looked - 1.0
+            new = self._read_at is not None and view.created >= self._read_at - 1.0
         else:
             known.reader.close()
             known.reader, new = reader, False
