@@ -11,11 +11,12 @@ from kombu.utils.json import dumps
 
 
 class Channel(filesystem.Channel):
-    """Writes under a name that is no queue's, then gives the file its own."""
+    """Writes under a name that is no queue's, then gives the file its own. older kombus find a queue's name anywhere in a file's."""
 
     def _put(self, queue, payload, **kwargs):
-        name = f"{round(time.monotonic() * 1000)}_{uuid.uuid4()}.{queue}.msg"
-        partly, wholly = (os.path.join(self.data_folder_out, file) for file in (f"{name}.part", name))
+        unique = uuid.uuid4()
+        names = f"{unique}.part", f"{round(time.monotonic() * 1000)}_{unique}.{queue}.msg"
+        partly, wholly = (os.path.join(self.data_folder_out, name) for name in names)
         with open(partly, "w") as file:
             file.write(dumps(payload))
         os.rename(partly, wholly)

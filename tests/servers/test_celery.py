@@ -25,14 +25,14 @@ result = [r.get(timeout=60) for r in results]
 
 @pytest.mark.parametrize("broker", BROKERS)
 def test_leaking_children_are_recycled_between_tasks(celery: Start, broker: str) -> None:
-    """Five recycles or more, each task's own result comes back, and the scoreboard tells the same as the log."""
+    """Three recycles or more, each task's own result comes back, and the scoreboard tells the same as the log."""
     node = celery(broker, soft_limit="120MiB", min_lifetime=0).ready()
 
     results = node.ask(LEAKING.format(tasks=400, kib=1280), seconds=120)
 
     assert results == list(range(400))
     recycled = node.lines(" recycling: ")
-    assert len(recycled) >= 5
+    assert len(recycled) >= 3
     assert [line for line in recycled if not RECYCLING.search(line)] == []
     until(lambda: [worker.state for worker in node.pool().workers] == ["serving"] * 2, "two children serve again")
     # two children that meet at the list of names have one count its task under another, this once
