@@ -9,6 +9,7 @@ from oomsafe.cli.advise import advise_command
 from oomsafe.cli.demo import demo
 from oomsafe.cli.doctor import doctor
 from oomsafe.cli.explain import explain
+from oomsafe.cli.recycle import recycle
 from oomsafe.cli.status import status
 from oomsafe.cli.watch import watch
 
@@ -32,5 +33,6 @@ cli.add_command(advise_command)
 cli.add_command(demo)
 cli.add_command(doctor)
 cli.add_command(explain)
+cli.add_command(recycle)
 cli.add_command(status)
 cli.add_command(watch)

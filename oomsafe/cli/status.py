@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import time
 from dataclasses import asdict
-from itertools import groupby
 from typing import Any
 
 import click
 from rich.console import Console
 
 from oomsafe.cli.pool_text import pool_text
-from oomsafe.errors import ScoreboardError
+from oomsafe.cli.pools import find_pools, none_found
 from oomsafe.kernel.process import parent_of
-from oomsafe.policy.text import without_controls
-from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.live import live
-from oomsafe.scoreboard.places import can_hold_boards, living_boards
+from oomsafe.scoreboard.places import living_boards
 from oomsafe.scoreboard.view import PoolView
-
-#: The most seconds for reading the boards of one folder, and for reading one board again while it is being written.
-PATIENCE, EACH = 2.0, 0.25
 
 
 @click.command()
@@ -40,8 +32,7 @@ def status(as_json: bool, path: str | None) -> None:
     elif pools:
         show(pools, Console())
     else:
-        unseen = "" if can_hold_boards() else ", or its scoreboard is in memory only: no folder here is writable"
-        print(f"no pool of this user is guarded by oomsafe now{unseen} (root sees those of all users)", file=sys.stderr)
+        print(none_found(), file=sys.stderr)
     raise SystemExit(0 if pools else 1)
 
 
@@ -69,19 +60,5 @@ def show(pools: list[PoolView], console: Console) -> None:
 
 
 def read_pools(paths: list[str]) -> list[PoolView]:
-    """The pools that can be read. If a user has filled his folder with boards that take long to read, the rest of them is skipped."""
-    pools: list[PoolView] = []
-    for folder, in_folder in groupby(paths, os.path.dirname):
-        until, left_out = time.monotonic() + PATIENCE, 0
-        for path in in_folder:
-            if time.monotonic() >= until:
-                left_out += 1
-                continue
-            try:
-                with Scoreboard.open(path) as board:
-                    pools.append(live(board.read(patience=min(EACH, until - time.monotonic()))))
-            except ScoreboardError as error:
-                print(f"oomsafe: {without_controls(str(error))}", file=sys.stderr)
-        if left_out:
-            print(f"oomsafe: {folder}: {left_out} more pools are skipped: they can't be read within {PATIENCE:.0f} s", file=sys.stderr)
-    return pools
+    """The pools that can be read, with what each worker holds now; what is wrong with the others is said on stderr."""
+    return [live(found.pool) for found in find_pools(paths)]

@@ -92,6 +92,11 @@ class Reason(Enum):
     REPLACED = "replaced"
     LIFETIME = "max_lifetime"
     BUDGET = "budget"
+    OPERATOR = "operator"
+
+
+#: Reasons that are no matter of memory: they can wait, until a replacement serves or until others are back.
+PATIENT = (Reason.LIFETIME, Reason.OPERATOR)
 
 
 class Pool(NamedTuple):
@@ -163,6 +168,8 @@ class History:
     """What it held when it began to serve, in the limits' metric, in bytes."""
     spent: bool = False
     """It was refused memory by its hard limit, and little of the room that it had after boot has come back."""
+    ordered: bool = False
+    """An operator has ordered it to be recycled."""
 
 
 class Decision(NamedTuple):
@@ -175,11 +182,15 @@ class Decision(NamedTuple):
 def decide(policy: Policy, limits: Limits, snapshot: Snapshot, history: History, pool: Pool, now: float) -> Decision:
     """What a worker with these figures should do at `now`. Pure: call it again after each new measurement."""
     decision = _unless_abandoned(_by_memory(policy, limits, snapshot, history, pool, now), pool)
-    if not has_served_its_time(limits, history, now) or _is_young(policy, history, now):
+    if history.ordered:
+        reason = Reason.OPERATOR  # despite min_lifetime, which keeps limits from recycling one worker after the other
+    elif has_served_its_time(limits, history, now) and not _is_young(policy, history, now):
+        reason = Reason.LIFETIME
+    else:
         return decision
-    by_age = _unless_abandoned(_leave(Reason.LIFETIME, pool, at_once=False), pool)
+    patient = _unless_abandoned(_leave(reason, pool, at_once=False), pool)
     # the stronger of the two: a worker that leaves for its age need not reclaim first
-    return max(decision, by_age, key=lambda each: (_MILDEST_FIRST.index(each.action), each.reason is Reason.ABANDONED))
+    return max(decision, patient, key=lambda each: (_MILDEST_FIRST.index(each.action), each.reason is Reason.ABANDONED))
 
 
 def _unless_abandoned(decision: Decision, pool: Pool) -> Decision:
@@ -237,6 +248,8 @@ def _is_young(policy: Policy, history: History, now: float) -> bool:
 
 def _why_it_asked(limits: Limits, history: History, now: float) -> Reason:
     """Why a worker that is below its limits has been ordered to go."""
+    if history.ordered:
+        return Reason.OPERATOR
     if has_served_its_time(limits, history, now):
         return Reason.LIFETIME
     asked = history.asked_at is not None and now - history.asked_at <= ANSWERED_WITHIN
@@ -253,7 +266,7 @@ def _leave(reason: Reason, pool: Pool, at_once: bool) -> Decision:
     if pool.supervised:
         return Decision(Action.RECYCLE if pool.order is not Order.NONE or at_once else Action.ASK, reason)
     # Celery may take five seconds to notice that a child is gone and to start another: age can wait for that, memory can't
-    away = pool.away + pool.missing if reason is Reason.LIFETIME else pool.away
+    away = pool.away + pool.missing if reason in PATIENT else pool.away
     return Decision(Action.RECYCLE, reason) if away < pool.turns else Decision(Action.SERVE, Reason.TURN)
 
 

@@ -169,6 +169,14 @@ def open_to_read(path: str) -> tuple[int, int]:
     return memory, _slots(size)
 
 
+def open_to_order(path: str) -> int:
+    """The descriptor of another process's scoreboard, for writing to its mailbox. Never map it. Raises ScoreboardError."""
+    file, memory, _ = _open(path, os.O_RDWR)
+    if memory != file:
+        os.close(file)
+    return memory
+
+
 def slots_of(fd: int, path: str) -> int:
     """How many slots the scoreboard has that is open under `fd`. Raises ScoreboardError, which names `path`, when it is none."""
     try:

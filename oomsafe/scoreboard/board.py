@@ -55,11 +55,11 @@ class Scoreboard:
         self.header = Header(self._memory, self._lock)
         self._tenants = tenants = Tenants(self._memory, self.header, partial(_enlarge, self._named or self._file), supervisor)
         self.reserve, self.born, self.release, self.slot = tenants.reserve, tenants.born, tenants.release, tenants.slot
-        self.process, self.count_recycle = tenants.process, tenants.count_recycle
+        self.process, self.identity, self.count_recycle = tenants.process, tenants.identity, tenants.count_recycle
         roll = Roll(self._memory, self.header, tenants)
         self.roll, self.marks, self.all_serve, self.others = roll.call, roll.marks, roll.all_serve, roll.others
         self.silent, self.saw, self.give_order, self.quiet_for = roll.silent, roll.saw, roll.give_order, roll.quiet_for
-        self.cap = roll.cap
+        self.cap, self.pass_on = roll.cap, roll.pass_on
         tickets = Tickets(self._memory, tenants)
         self.in_hand, self.hand = tickets.in_hand, tickets.hand
         self.tell_of_limit, self.has_heeded = tickets.tell_of_limit, tickets.has_heeded

@@ -1,4 +1,4 @@
-"""The bytes of a scoreboard. Version 11, little-endian; sizes in bytes; -1 in a figure is None, never 0.
+"""The bytes of a scoreboard. Version 12, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
 A scoreboard is one header of 16384 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
 SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
@@ -26,6 +26,9 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
           6496  what workers count, 16 bytes of text: requests, tasks
           6512  u64 how many workers have ended, by kind (16 of them, in the order of policy.ends.End)
           6640  u64 how many of them were not in order
+          6656  an operator's order to recycle a worker (written by his tool): u64 sequence, written last, 0: none · u64 slot · u64 pid
+               · u64 start time · u64 generation · f64 when, seconds since 1970
+          6704  the supervisor's answer: u64 the order's sequence · u32 what became of it (mailbox.Answer)
           7168  i64 what of the pool's memory is page cache, which the kernel drops before it kills
           7176  f64 when the supervisor ended in order, seconds since 1970, 0: it has not
           7184  24 u64 how often each of the routes at 128 was found to have made a recycled worker grow · u64 how often another one was
@@ -48,7 +51,8 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
           6016  i64 anon · private · pages of files that can't be dropped yet, which are part of anon
           6040  f64 when the supervisor measured a worker that publishes nothing, seconds since 1970 · i64 rss · anon · what the soft
                limit is compared with (written by the supervisor)
-          6072  u32 1: the worker has served for its lifetime
+          6072  u32 1: the worker has served for its lifetime, or an operator has ordered it to be recycled
+          6076  u32 1: an operator has ordered it to be recycled (written by the supervisor)
           6080  a cap that the supervisor has put on it: i64 what it may have mapped (RLIMIT_DATA) · i64 the value before · i64 what
                was left up to the pool's limit · f64 until when it holds, on the machine's monotonic clock (written by the supervisor)
 
@@ -60,9 +64,9 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
             24  name, 103 bytes as they came from outside: readers must make them printable
            127  u8 1 while in use: written last
 
-Each slot has one writer, its worker, except for the order and the fields at 144, 6040 and 6080. The header and the totals have one
-writer, the supervisor (except the fields at 20, 22, 128, 5984 and 7184, which the workers write under the lock, and 6496, where all
-write the same).
+Each slot has one writer, its worker, except for the order and the fields at 144, 6040, 6076 and 6080. The header and the totals have
+one writer, the supervisor (except the fields at 20, 22, 128, 5984 and 7184, which the workers write under the lock, 6496, where all
+write the same, and 6656, which a process outside the pool writes).
 A reader takes a copy, and copies again if a sequence was odd or has changed in the meantime.
 
 Every worker can write every byte, and may run as a different user than its supervisor. So the supervisor only writes what it knows by
@@ -81,7 +85,7 @@ from oomsafe.policy.state import State
 from oomsafe.policy.text import without_controls
 
 MAGIC = b"oomsafe\0"
-VERSION = 11
+VERSION = 12
 
 HEADER_SIZE = 16384
 SLOT_SIZE = 6144
@@ -107,6 +111,8 @@ DEATHS_AT, DEATH, DEATHS = 8192, struct.Struct("<dI1012s"), 8
 #: The bytes of a death before its text.
 DEATH_HEAD = 12
 DIED_AT, DIED = 6640, struct.Struct("<Q")
+MAILBOX_AT, MAILBOX = 6656, struct.Struct("<5Qd")
+ANSWER_AT, ANSWER = 6704, struct.Struct("<QI")
 DROPPABLE_AT, DROPPABLE = 7168, struct.Struct("<q")
 ENDED_AT, ENDED = 7176, struct.Struct("<d")
 CULPRITS_AT = 7184
@@ -127,6 +133,7 @@ CELL_SIZE, CELLS = 128, 16
 MORE_AT, MORE = 6016, struct.Struct("<3q")
 SEEN_AT, SEEN = 6040, struct.Struct("<d3q")
 AGED_AT, AGED = 6072, struct.Struct("<I")
+OPERATOR_AT, OPERATOR = 6076, struct.Struct("<I")
 CAP_AT, CAP = 6080, struct.Struct("<3qd")
 CELL_NAME = 103
 CELL = struct.Struct(f"<xB6xdq{CELL_NAME}sB")
@@ -158,7 +165,7 @@ CULPRITS = struct.Struct(f"<{ROUTES + 1}Q")
 #: How many bytes of a name that is too long come before its missing middle.
 HEAD = 28
 #: Recycles are counted by reason, in this order; append new reasons at the end.
-REASONS = ("soft_limit", "hard_limit", "replaced", "max_lifetime", "killed", "budget")
+REASONS = ("soft_limit", "hard_limit", "replaced", "max_lifetime", "killed", "budget", "operator")
 
 #: Work that was aborted is counted by reason, in this order; append new reasons at the end.
 ABORTS = ("hard_limit", "shed", "pool")
@@ -192,12 +199,14 @@ assert ALLOWED_AT + ALLOWED.size <= HELD_AT <= SOURCE_AT - HELD.size
 assert SOURCE_AT + SOURCE.size <= METRIC_AT <= NAME_AT - METRIC.size
 assert NAME_AT + NAME.size <= RECYCLED_AT <= UNIT_AT - RECYCLED.size
 assert UNIT_AT + UNIT.size <= ENDS_AT <= DIED_AT - ENDS.size
-assert DIED_AT + DIED.size <= DROPPABLE_AT <= ENDED_AT - DROPPABLE.size <= CULPRITS_AT - DROPPABLE.size - ENDED.size
+assert DIED_AT + DIED.size <= MAILBOX_AT <= ANSWER_AT - MAILBOX.size
+assert ANSWER_AT + ANSWER.size <= DROPPABLE_AT <= ENDED_AT - DROPPABLE.size <= CULPRITS_AT - DROPPABLE.size - ENDED.size
 assert CULPRITS_AT + CULPRITS.size <= DEATHS_AT <= HEADER_SIZE - DEATHS * DEATH.size
 assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size
-assert SEEN_AT + SEEN.size <= AGED_AT <= CAP_AT - AGED.size
+assert SEEN_AT + SEEN.size <= AGED_AT <= OPERATOR_AT - AGED.size
+assert OPERATOR_AT + OPERATOR.size <= CAP_AT
 assert CAP_AT + CAP.size <= SLOT_SIZE
 assert FIGURES_AT + FIGURES.size == PUBLISHED_AT + PUBLISHED.size
 assert CELL.size == CELL_SIZE

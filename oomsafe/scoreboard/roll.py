@@ -43,7 +43,7 @@ class Entry(NamedTuple):
     growth: Growth
     order: Order
     aged: bool = False
-    """Whether it has served for its lifetime, as the worker has published it."""
+    """Whether it has served for its lifetime, or an operator has ordered it to be recycled, as the worker has published it."""
 
 
 class Others(NamedTuple):
@@ -151,6 +151,11 @@ class Roll:
         """In the supervisor: order this worker to drain, now or once it is over its limit."""
         if self._tenants.is_of(number, generation):
             layout.write(self._memory, layout.slot_at(number) + layout.ORDER_AT, layout.ORDER, order)
+
+    def pass_on(self, number: int, generation: int) -> None:
+        """In the supervisor: tell this worker that an operator has ordered it to be recycled."""
+        if self._tenants.is_of(number, generation):
+            layout.write(self._memory, layout.slot_at(number) + layout.OPERATOR_AT, layout.OPERATOR, 1)
 
     def cap(self, number: int, generation: int, cap: Cap) -> None:
         """In the supervisor: tell this worker what it may have mapped at most for now."""

@@ -154,12 +154,20 @@ class Slot:
         return order_of(layout.ORDER.unpack_from(self._memory, self._at + layout.ORDER_AT)[0])
 
     @property
+    def operator_orders(self) -> bool:
+        """Whether an operator has ordered this worker to be recycled; its supervisor passes that on here."""
+        return bool(layout.OPERATOR.unpack_from(self._memory, self._at + layout.OPERATOR_AT)[0])
+
+    @property
     def cap(self) -> Cap:
         """The last cap that the supervisor has put on this worker, whether or not it is in force."""
         return Cap(*layout.CAP.unpack_from(self._memory, self._at + layout.CAP_AT))
 
     def need(self, used: int | None, growth: Growth, aged: bool = False) -> None:
-        """Publish what this worker holds, as its soft limit counts it, how fast it grows, and whether it has served for its lifetime."""
+        """Publish what this worker holds, as its soft limit counts it, and how fast it grows.
+
+        `aged`: it has served for its lifetime, or an operator has ordered it to be recycled.
+        """
         layout.write(self._memory, self._at + layout.AGED_AT, layout.AGED, aged)
         paces = (min(int(pace), layout.LARGEST) for pace in growth)
         layout.write(self._memory, self._at + layout.NEED_AT, layout.NEED, stored(used), *paces)

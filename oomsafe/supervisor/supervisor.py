@@ -47,6 +47,7 @@ from oomsafe.supervisor.deaths import Deaths, Ended
 from oomsafe.supervisor.exporter import Exporter
 from oomsafe.supervisor.last_words import LastWords
 from oomsafe.supervisor.onlooker import Onlooker
+from oomsafe.supervisor.orders import Orders
 from oomsafe.supervisor.preload import Preload
 from oomsafe.supervisor.replacements import Fleet, Reading, Replacements, fresh_of
 from oomsafe.supervisor.shedding import SheddingLine
@@ -109,6 +110,7 @@ class Supervisor:
         """`capacity` is what it reckons with now; `_told` is what it last published for its workers."""
         self._replacements: Replacements | None = None
         self._onlooker: Onlooker | None = None
+        self._orders: Orders | None = None
         self.backstop: Backstop | None = None
         self._budget: Budget | None = None
         self._shedding: SheddingLine | None = None
@@ -141,6 +143,7 @@ class Supervisor:
                 log.warning("%s", warning)
             self._replacements = None if fleet is None else Replacements(self.board, fleet)
             self._onlooker = Onlooker(self.board, self._sizes.sizes_if)
+            self._orders = Orders(self.board)
             self.backstop = Backstop(self.board, self._sizes.sizes_if)
             self._budget = None if fleet is None else Budget(self.board, self._sizes.sizes_if, fleet.may_surge)
             self._shedding = SheddingLine(self.board)
@@ -324,6 +327,7 @@ class Supervisor:
                 self._onlooker.tick(self.policy, now)
             if self.backstop is not None:
                 self.backstop.tick(self.policy, self._hard_limit, self._is_within_budget, now)
+            attempt("an operator's order", "the server", self._heed_operator)
             if self._replacements is not None:
                 self._replacements.tick(self.policy, self.reading, now)
             if self._budget is not None:
@@ -341,6 +345,10 @@ class Supervisor:
                     attempt("the scoreboard's file", "the server", self.board.mend)
                 if not self.policy.dry_run:
                     self._rescore_all()
+
+    def _heed_operator(self) -> None:
+        if self._orders is not None:
+            self._orders.tick(self.policy)
 
     def _follow_all(self, now: float) -> None:
         """Measure what is measured once a second."""

@@ -20,7 +20,20 @@ from oomsafe.log import attempt, failed, log, once
 from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.reclaim import futile_after
-from oomsafe.policy.recycle import Action, Decision, History, Order, Reason, Snapshot, decide, has_settled, note_breach, outruns, within
+from oomsafe.policy.recycle import (
+    PATIENT,
+    Action,
+    Decision,
+    History,
+    Order,
+    Reason,
+    Snapshot,
+    decide,
+    has_settled,
+    note_breach,
+    outruns,
+    within,
+)
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.policy.trend import Growth, Trend
@@ -283,7 +296,7 @@ class Guard:
                 if self._report.asks:
                     self._report.wake_supervisor()  # again: it may have been asleep, or had no worker to spare
             due = self.meter.held > self.meter.alert or self._report.asks or self.meter.crowded or self._history.breached_since is not None
-            due = due or now >= self._ages_at or self.hard_limit.spent
+            due = due or now >= self._ages_at or self.hard_limit.spent or self.slot.operator_orders
             if not self._decided and (due or self.slot.order is not Order.NONE):
                 release = self._consider(now)
         finally:
@@ -300,7 +313,7 @@ class Guard:
             self._trend.add(now, self.meter.held)
             self._suspects.follow(now)
             self._take_limits()
-            self._report.need(now, self._used(now), now >= self._ages_at)
+            self._report.need(now, self._used(now), self._need_not_stay(now))
             self.hard_limit.follow(self.limits.hard if self.policy.refuses_memory else None)
         except MemoryError:
             self._starved = True
@@ -315,7 +328,7 @@ class Guard:
         """Decide and act. Returns False if the rest happens in the background, which then releases the lock."""
         self.meter.look_at = now + LOOK_AGAIN
         used = self._used(now)
-        self._history = replace(self._history, spent=self.hard_limit.spent)
+        self._history = replace(self._history, spent=self.hard_limit.spent, ordered=self._is_ordered())
         self._history = note_breach(self._history, self.limits, used, *self._trend.step(now, self.meter.held), now)
         self._trend.add(now, self.meter.held)
         decision = self._decide(now, used)
@@ -388,7 +401,7 @@ class Guard:
             leaves = decision.action is Action.RECYCLE and not self.policy.dry_run and self._recycle is not None
             if leaves:
                 settled = has_settled(self.policy, self.limits, used, self._history, now)
-                self._neighbours.leaves(None if decision.reason is Reason.LIFETIME else settled)
+                self._neighbours.leaves(None if decision.reason in PATIENT else settled)
                 self.slot.set_state(State.DRAINING)
         if decision.reason is Reason.SETTLED and used is not None:
             self._thresholds.stay(used, now)
@@ -400,8 +413,20 @@ class Guard:
         if not leaves:
             asks = decision.action is Action.ASK
             self._history = replace(self._history, asked_at=now) if asks else self._history
-            self._report.ask(asks, now, used, now >= self._ages_at)
+            self._report.ask(asks, now, used, self._need_not_stay(now))
         return decision
+
+    def _need_not_stay(self, now: float) -> bool:
+        """Whether it has served for its lifetime, or an operator has ordered it to be recycled: not for its memory."""
+        return now >= self._ages_at or self._history.ordered
+
+    def _is_ordered(self) -> bool:
+        """Whether an operator has ordered it to be recycled, and it can be."""
+        if not self.slot.operator_orders:
+            return False
+        if self._recycle is None:
+            once("operator", logging.WARNING, "%s should be recycled by an operator's order, and nothing here can", self)
+        return self._recycle is not None
 
     def _reclaim(self, over: int) -> bool:
         """Give memory back, and decide again. `over`: bytes above the limit. Returns False if that happens in the background."""

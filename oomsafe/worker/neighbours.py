@@ -102,7 +102,7 @@ class Neighbours:
             self._locked = False
 
     def leaves(self, settled: bool | None) -> None:
-        """Inside look(): this worker leaves. Whether it had settled above its limit; None: it leaves for its age, which tells nothing."""
+        """Inside look(): this worker leaves. Whether it had settled above its limit; None: it leaves for another reason."""
         self._leaves = True
         if settled is not None and self._locked and self._board is not None:
             self._board.header.settled = min(self._board.header.settled + 1, 0xFFFF) if settled else 0

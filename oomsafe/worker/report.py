@@ -41,7 +41,7 @@ class Report:
     def ask(self, asks: bool, now: float, used: int | None, aged: bool) -> None:
         """Set whether it asks to be replaced, and publish `used`, what it holds in its soft limit's metric.
 
-        `aged`: it has served for its lifetime.
+        `aged`: it has served for its lifetime, or an operator has ordered it to be recycled.
         """
         if asks is self.asks:
             return
@@ -53,7 +53,7 @@ class Report:
             self.wake_supervisor()
 
     def need(self, now: float, used: int | None, aged: bool) -> None:
-        """Publish what it holds in its soft limit's metric, how fast it grows, and whether it has served for its lifetime."""
+        """Publish what it holds in its soft limit's metric, how fast it grows, and whether it is `aged`, as in ask()."""
         self._slot.need(used, self._trend.growth(now, self._meter.held), aged)
 
     def publish(self, now: float) -> None:

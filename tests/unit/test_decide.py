@@ -47,6 +47,8 @@ SERVE, RECLAIM, ASK, RECYCLE = Action
 AGED = Limits(soft=100 * MIB, hard=200 * MIB, early=90 * MIB, max_lifetime=60, lifetime=55)
 NO_FIGURES = Snapshot(None, None)
 
+ORDERED = replace(OLD, ordered=True)
+
 #: It came over its limit in one step, five seconds ago, and has stayed there.
 STEPPED = replace(OLD, breached_with=101 * MIB, breached_by_step=True, climbed=False)
 
@@ -193,6 +195,18 @@ def at(used: int | None, rss: int | None = None, speed: float = 0) -> Snapshot:
         pytest.param(
             {}, AGED, at(99), replace(OLD, reclaimed_at=None), Pool(abandoned=True), RECLAIM, Reason.SOFT, id="it reclaims all the same"
         ),
+        # an operator's order
+        pytest.param({}, LIMITS, at(50), ORDERED, SUPERVISED, ASK, Reason.OPERATOR, id="ordered, so it asks"),
+        pytest.param({}, LIMITS, at(50), ORDERED, GO, RECYCLE, Reason.OPERATOR, id="ordered, and its replacement serves"),
+        pytest.param({}, LIMITS, at(50), ORDERED, PERMIT, RECYCLE, Reason.OPERATOR, id="ordered, and it may go"),
+        pytest.param({}, LIMITS, NO_FIGURES, ORDERED, GO, RECYCLE, Reason.OPERATOR, id="ordered, without figures"),
+        pytest.param({}, LIMITS, at(99), ORDERED, GO, RECYCLE, Reason.SOFT, id="ordered, and over its limit"),
+        pytest.param({}, AGED, at(50), ORDERED, GO, RECYCLE, Reason.OPERATOR, id="ordered beats its time"),
+        pytest.param({}, LIMITS, at(50), replace(ORDERED, ready_at=NOW), SUPERVISED, ASK, Reason.OPERATOR, id="ordered right after boot"),
+        pytest.param({}, LIMITS, at(50), ORDERED, Pool(), RECYCLE, Reason.OPERATOR, id="ordered, its turn"),
+        pytest.param({}, LIMITS, at(50), ORDERED, Pool(1), SERVE, Reason.WITHIN, id="ordered, another is away"),
+        pytest.param({}, LIMITS, at(50), ORDERED, Pool(missing=1), SERVE, Reason.WITHIN, id="ordered, another is to be brought up yet"),
+        pytest.param({}, LIMITS, at(50), ORDERED, Pool(abandoned=True), SERVE, Reason.ABANDONED, id="ordered, nobody would replace it"),
         pytest.param({}, Limits(soft=None), at(999), OLD, Pool(), SERVE, Reason.UNKNOWN, id="no-limits"),
         pytest.param({}, Limits(soft=None, hard=200 * MIB), at(201), OLD, Pool(), RECYCLE, Reason.HARD, id="only-a-hard-limit"),
     ],
@@ -285,6 +299,21 @@ def test_an_older_worker_never_has_a_milder_action(
 
     assert order.index(mild.action) <= order.index(hard.action)
     assert mild.reason is not Reason.LIFETIME or pool.order is Order.GO or NOW - younger >= policy.min_lifetime
+
+
+@given(policies, limits, st.none() | memory, histories, pools, st.booleans())
+def test_an_operator_s_order_only_adds(
+    policy: Policy, limits: Limits, used: int | None, history: History, pool: Pool, abandoned: bool
+) -> None:
+    """Law: with an order the action is never milder, and a supervised worker that is not told to go keeps serving."""
+    seen, order, pool = Snapshot(used, used), list(Action), pool._replace(abandoned=abandoned)
+    without = decide(policy, limits, seen, replace(history, ordered=False), pool, NOW)
+
+    with_it = decide(policy, limits, seen, replace(history, ordered=True), pool, NOW)
+
+    assert order.index(without.action) <= order.index(with_it.action)
+    if pool.supervised and pool.order is Order.NONE and without.action is not RECYCLE:
+        assert with_it.action is not RECYCLE
 
 
 @given(policies, limits, st.none() | memory, histories, pools, st.booleans())

@@ -20,6 +20,7 @@ from oomsafe.policy.reclaim import RECLAIM_EVERY
 from oomsafe.policy.recycle import SETTLED_FOR, SETTLED_WORKERS, Order
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
+from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.slot import Slot
 from oomsafe.worker import door, gauge, neighbours, pressure, reclaim, report
@@ -1227,3 +1228,41 @@ def test_a_lifetime_says_nothing_of_what_a_worker_needs(guarded: Any, clock: Clo
     guard.tick()
 
     assert (guard.should_recycle, board.header.settled) == (True, 2)
+
+
+def order(guard: Any) -> None:
+    """As its supervisor passes on what an operator has ordered."""
+    layout.write(guard.slot._memory, guard.slot._at + layout.OPERATOR_AT, layout.OPERATOR, 1)
+
+
+def test_an_operator_s_order(guarded: Any, clock: Clock, recycled: list[str], said: Said) -> None:
+    """An idle worker goes at its next tick, below its limits and before its min_lifetime, and counts it."""
+    guard, _ = guarded(min_lifetime=3600)
+    clock.go(1)
+    guard.tick()
+    assert recycled == []
+
+    order(guard)
+    for _ in range(3):
+        clock.go(1)
+        guard.tick()
+
+    assert (recycled, guard.should_recycle, guard.meter.counters.by_reason["operator"]) == (["now"], True, 1)
+    (line,) = of_workers(said)
+    assert "recycling: by an operator's order: anon " in line
+
+
+def test_an_operator_s_order_where_nothing_recycles(guarded: Any, clock: Clock, said: Said) -> None:
+    """It is said once, and the process serves on, with its memory watched as before."""
+    guard, memory = guarded(alone=True)
+    order(guard)
+    for _ in range(3):
+        clock.go(1)
+        guard.tick()
+    assert not guard.should_recycle
+
+    do(guard, memory, 200 * MIB, clock)
+
+    by_order, by_memory = of_workers(said)
+    assert "should be recycled by an operator's order, and nothing here can" in by_order
+    assert "should be recycled, and nothing here can: anon 200 MiB > soft limit 100 MiB" in by_memory
