@@ -16,16 +16,16 @@ apt_install() {
     fi
 }
 
-# without root or apt, the tests that drive them say that they are missing
-servers=
-for server in redis-server rabbitmq-server prometheus; do command -v $server >/dev/null || servers="$servers $server"; done
+# without root or apt, the tests that drive them say that they are missing; tmux is the terminal of oomsafe top's
+missing=
+for tool in redis-server rabbitmq-server prometheus tmux; do command -v $tool >/dev/null || missing="$missing $tool"; done
 # it reads the units that oomsafe advise writes
-command -v systemd-analyze >/dev/null || servers="$servers systemd"
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ -n "$servers" ]; then
+command -v systemd-analyze >/dev/null || missing="$missing systemd"
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ -n "$missing" ]; then
     # their packages would start services of their own
     [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d && ours=1; }
     # shellcheck disable=SC2086  one word each
-    apt_install $servers
+    apt_install $missing
     [ -z "${ours:-}" ] || rm /usr/sbin/policy-rc.d
 fi
 "$python" -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv

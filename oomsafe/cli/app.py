@@ -11,6 +11,7 @@ from oomsafe.cli.doctor import doctor
 from oomsafe.cli.explain import explain
 from oomsafe.cli.recycle import recycle
 from oomsafe.cli.status import status
+from oomsafe.cli.top import top
 from oomsafe.cli.watch import watch
 
 
@@ -35,4 +36,5 @@ cli.add_command(doctor)
 cli.add_command(explain)
 cli.add_command(recycle)
 cli.add_command(status)
+cli.add_command(top)
 cli.add_command(watch)

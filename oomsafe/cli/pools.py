@@ -31,9 +31,9 @@ def on_stderr(problem: str) -> None:
     print(f"oomsafe: {problem}", file=sys.stderr)
 
 
-def find_pools(paths: list[str], say: Callable[[str], None] = on_stderr) -> list[Found]:
+def find_pools(paths: list[str], say: Callable[[str], None] = on_stderr, *, routes: bool = True) -> list[Found]:
     """The pools that can be read; `say` gets one line for each other. If a user has filled his folder with boards that take long to read,
-    the rest of them is skipped."""
+    the rest of them is skipped. Without `routes`, the counters of each route are left out."""
     pools: list[Found] = []
     for folder, in_folder in groupby(paths, os.path.dirname):
         until, left_out = time.monotonic() + PATIENCE, 0
@@ -43,7 +43,7 @@ def find_pools(paths: list[str], say: Callable[[str], None] = on_stderr) -> list
                 continue
             try:
                 with Scoreboard.open(path) as board:
-                    pools.append(Found(path, board.read(patience=min(EACH, until - time.monotonic()))))
+                    pools.append(Found(path, board.read(patience=min(EACH, until - time.monotonic()), routes=routes)))
             except ScoreboardError as error:
                 say(without_controls(str(error)))
         if left_out:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-from oomsafe.cli.status import EACH, PATIENCE
+from oomsafe.cli.pools import EACH, PATIENCE
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import is_alive
 from oomsafe.policy.alerts import ASKED_FOR, KILLS, Alert, Key, PoolKey, Reading, Worker

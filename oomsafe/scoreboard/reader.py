@@ -29,12 +29,15 @@ class Reader:
         reader._slots = backing.slots_of(fd, reader.path)
         return reader
 
-    def read(self, patience: float = PATIENCE) -> PoolView:
-        """A consistent copy of the whole pool; after `patience` seconds, it is returned as it is. Raises ScoreboardError."""
+    def read(self, patience: float = PATIENCE, *, routes: bool = True) -> PoolView:
+        """A consistent copy of the whole pool; after `patience` seconds, it is returned as it is. Raises ScoreboardError.
+
+        Without `routes`, the counters of each route are left out: that is several times as fast.
+        """
         slots = layout.IDENTITY.unpack(self._fetch(0, layout.IDENTITY.size))[2]  # the pool may have grown
         there = (min(os.fstat(self._fd).st_size, layout.SIZE_MAX) - layout.HEADER_SIZE) // layout.SLOT_SIZE
         self._slots = max(self._slots, min(slots, there))
-        return read_pool(self._fetch, self._slots, patience=patience)
+        return read_pool(self._fetch, self._slots, patience=patience, routes=routes)
 
     def close(self) -> None:
         """Close the descriptor."""
