@@ -98,4 +98,4 @@ def dirty_workers(gunicorn: Server) -> list[int]:
 def dirty_pool(gunicorn: Server) -> PoolView:
     """The dirty pool, as its scoreboard shows it."""
     arbiter = dirty_arbiter(gunicorn)
-    return Scoreboard.look(until(lambda: board_of(arbiter), "the dirty pool has a scoreboard"))
+    return Scoreboard.snapshot(until(lambda: board_of(arbiter), "the dirty pool has a scoreboard"))

@@ -70,7 +70,7 @@ class GuardedWorker:
     def _be_guarded(self, seat: Seat, board: Scoreboard | None, slot: Slot | None) -> None:
         self._slot = slot
         # billiard has reset all signals by now
-        signal.signal(TELL, self._told)
+        signal.signal(TELL, self._warned)
         # nothing needs to be called when the child should end, because it checks that before each task
         self._guard = self._loop.guard = attempt("guard", "Celery", lambda: Guard.of_seat(seat, board, slot, unit="tasks", recycle=nothing))
         if self._guard is not None:
@@ -153,7 +153,7 @@ class GuardedWorker:
             (self._notes.ended_well if of_its_own else self._notes.ended)(self._late)
             self._late = ""
 
-    def _told(self, *_: object) -> None:
+    def _warned(self, *_: object) -> None:
         """Handle the supervisor's signal: raise in the current task if it is still the one that is over its soft limit.
 
         Otherwise the task has grown, and what it may still get is measured again.

@@ -13,7 +13,7 @@ from celery.worker.consumer.tasks import Tasks
 from oomsafe.celery.pool import TaskPool
 from oomsafe.celery.pool_guard import PoolGuard
 from oomsafe.celery.redelivery import Turn
-from oomsafe.celery.remote import brief, node_told, pool_told
+from oomsafe.celery.remote import brief, node_record, pool_record
 from oomsafe.log import attempt, failed, log
 from oomsafe.policy.limits import resolve_limits
 from oomsafe.policy.shedding import RESUME_AT, Child, Intake, shed
@@ -67,7 +67,7 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, consumer: Any) -> None:
         """Called at each connection to the broker."""
         self._timer = consumer.timer.call_repeatedly(
-            MEASURE_EVERY, lambda: attempt("the look at the node", "Celery", lambda: self._tick(consumer))
+            MEASURE_EVERY, lambda: attempt("the check of the node", "Celery", lambda: self._tick(consumer))
         )
 
     def stop(self, consumer: Any) -> None:
@@ -94,7 +94,7 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
         events, now = consumer.event_dispatcher, time.monotonic()
         if events and events.enabled and now >= self._send_at:
             self._send_at = now + SEND_EVERY
-            events.send("worker-memory", **brief({**pool_told(live(pool)), **node_told(consumer)}))
+            events.send("worker-memory", **brief({**pool_record(live(pool)), **node_record(consumer)}))
 
     def _keep_to_budget(self, supervisor: Supervisor, pool: PoolView) -> None:
         now, workers = time.monotonic(), pool.workers
@@ -136,7 +136,7 @@ class Node(bootsteps.StartStopStep):  # type: ignore[misc]
     def _child(self, worker: WorkerView, metric: str) -> Child:
         held, serves = worker.figures.anon or 0, worker.state is State.SERVING
         if serves and held:
-            # a child's first task may have taken its memory before this node has looked at the child at all
+            # a child's first task may have taken its memory before this node has measured the child at all
             at_boot = worker.figures.baseline if metric in COMPARABLE else None
             self._fresh[worker.generation] = min(held, self._fresh.get(worker.generation, held), at_boot or held)
         return Child(worker.generation, held, self._fresh.get(worker.generation, held), serves, not worker.in_flight)

@@ -49,6 +49,6 @@ def in_words(name: str, error: BaseException) -> TaskMemoryError:
 
 def heed(slot: Slot | None, ticket: int, name: str) -> None:
     """In the handler of TELL: raise SoftMemoryLimitExceeded if the task with this ticket (0: no task) is the one that is over its limit."""
-    told = slot.heed_limit(ticket) if slot is not None else None
-    if told is not None:
-        raise SoftMemoryLimitExceeded(printable(name), *told)
+    limit = slot.heed_limit(ticket) if slot is not None else None
+    if limit is not None:
+        raise SoftMemoryLimitExceeded(printable(name), *limit)

@@ -34,10 +34,10 @@ def memory(state: Any) -> dict[str, Any]:
     from oomsafe.scoreboard.live import live
 
     if guard is not None:
-        return {**pool_told(live(guard.pool())), **node_told(state.consumer)}
+        return {**pool_record(live(guard.pool())), **node_record(state.consumer)}
     if supervisor is None or supervisor.board is None:
         return UNGUARDED if supervisor is None else UNSEEN
-    return {**pool_told(live(supervisor.board.read())), **node_told(state.consumer)}
+    return {**pool_record(live(supervisor.board.read())), **node_record(state.consumer)}
 
 
 @control_command()  # type: ignore[untyped-decorator]
@@ -70,7 +70,7 @@ def _guard_of(consumer: Any) -> PoolGuard | None:
     return found if isinstance(found, PoolGuard) else None
 
 
-def pool_told(pool: PoolView) -> dict[str, Any]:
+def pool_record(pool: PoolView) -> dict[str, Any]:
     """The pool's children, its limits, its totals. Bytes and seconds; None is not known."""
     children = sorted((_child(worker) for worker in pool.workers), key=lambda child: -(child["rss"] or 0))
     return {
@@ -86,7 +86,7 @@ def pool_told(pool: PoolView) -> dict[str, Any]:
     }
 
 
-def node_told(consumer: Any) -> dict[str, Any]:
+def node_record(consumer: Any) -> dict[str, Any]:
     """What the whole node holds, in bytes, and whether it has paused; None: not measured yet. Which children have died for memory."""
     node, guard = getattr(consumer, "oomsafe_node", None), _guard_of(consumer)
     return {
@@ -97,11 +97,11 @@ def node_told(consumer: Any) -> dict[str, Any]:
     }
 
 
-def brief(told: dict[str, Any]) -> dict[str, Any]:
+def brief(record: dict[str, Any]) -> dict[str, Any]:
     """The same in a shorter form, because it is sent every few seconds."""
     kept = ("pid", "state", "tasks", "rss", "soft", "in_flight")
-    short = {name: figure for name, figure in told.items() if name != "last_deaths"}
-    return {**short, "children": [{name: child[name] for name in kept} for child in told["children"]]}
+    short = {name: figure for name, figure in record.items() if name != "last_deaths"}
+    return {**short, "children": [{name: child[name] for name in kept} for child in record["children"]]}
 
 
 def _death(death: Death) -> dict[str, Any]:

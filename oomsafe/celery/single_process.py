@@ -212,7 +212,7 @@ class SoftLimits:
         def on_apply(target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any) -> Any:
             """Run `target`, Celery's tracer; `args` are (name, id, the message's headers, ...)."""
 
-            def told(*given: Any, **named: Any) -> Any:
+            def measured(*given: Any, **named: Any) -> Any:
                 try:
                     try:
                         name, _, headers = task_of(given)
@@ -223,7 +223,7 @@ class SoftLimits:
                 except SoftMemoryLimitExceeded as error:  # it was raised in the tracer's code, before or after the task's
                     return 1, info_of(error), 0.0
 
-            return apply(told, args, kwargs, **options)
+            return apply(measured, args, kwargs, **options)
 
         return on_apply
 
@@ -254,15 +254,15 @@ class SoftLimits:
             tell(work)
             return
         with self._setting:
-            told = self._slot.heed_limit(work.ticket) if work.ticket == self._ticket else None
-            if told is not None:
-                self._set = _raise_in(self._thread, _made_of(printable(self._name), *told))
+            limit = self._slot.heed_limit(work.ticket) if work.ticket == self._ticket else None
+            if limit is not None:
+                self._set = _raise_in(self._thread, _made_of(printable(self._name), *limit))
 
 
 def _made_of(name: str, used: int, limit: int) -> type[SoftMemoryLimitExceeded]:
     """A class with these figures built in, because CPython creates the exception that is set in a thread without arguments."""
 
-    class Told(SoftMemoryLimitExceeded):
+    class Warned(SoftMemoryLimitExceeded):
         def __init__(self, *args: Any) -> None:
             super().__init__(*(args or (name, used, limit)))
 
@@ -270,8 +270,8 @@ def _made_of(name: str, used: int, limit: int) -> type[SoftMemoryLimitExceeded]:
             return SoftMemoryLimitExceeded, self.args
 
     for field in ("__name__", "__qualname__", "__module__", "__doc__"):
-        setattr(Told, field, getattr(SoftMemoryLimitExceeded, field))
-    return Told
+        setattr(Warned, field, getattr(SoftMemoryLimitExceeded, field))
+    return Warned
 
 
 def _raise_in(thread: int | None, error: type[Exception] | None) -> bool:

@@ -18,7 +18,7 @@ from oomsafe.scoreboard.view import PoolView, WorkerView
 #: Exit statuses: the order was not given or not taken; nobody answered it, or its worker is still there.
 NOT_ORDERED, UNANSWERED = 1, 3
 
-_LOOK_EVERY = 0.2
+_CHECK_EVERY = 0.2
 
 
 class Outcome(NamedTuple):
@@ -108,4 +108,4 @@ def _wait_for(found: Found, worker: WorkerView, seconds: float) -> Outcome:
             return Outcome(0, f"{who} is gone")
         if time.monotonic() >= until:
             return Outcome(UNANSWERED, f"{who} has been ordered to leave, and is still there after {seconds:g} s")
-        time.sleep(_LOOK_EVERY)
+        time.sleep(_CHECK_EVERY)

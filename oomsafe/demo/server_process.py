@@ -106,7 +106,7 @@ class ServerProcess:
         """Its pool, as the scoreboard shows it now; None if there is no scoreboard."""
         path = board_of(self.pid)
         with suppress(ScoreboardError):  # it has been removed meanwhile
-            return None if path is None else Scoreboard.look(path)
+            return None if path is None else Scoreboard.snapshot(path)
         return None
 
     def pool(self) -> PoolView:

@@ -48,7 +48,7 @@ class Descendants:
         self._proc = proc
         self._least: dict[tuple[int, int], int] = {}
 
-    def look(self) -> list[Program]:
+    def measure(self) -> list[Program]:
         """Measure them now.
 
         A program counts in full. A fork that has not called exec shares its parent's pages, so only its growth since it was first

@@ -175,10 +175,10 @@ class DataLimit:
             if goal < least:
                 goal = least if self._wanted is None else max(goal, min(self._wanted, least))
             self._wanted = goal
-            told = self._apply(SLACK)
+            applied = self._apply(SLACK)
             if self._reserve.closed and goal >= now.data + 2 * RESERVE:
                 self._reserve = self._map_reserve()
-            return told
+            return applied
 
     def confine(self, most: int) -> None:
         """Until free(), refuse what would take Reading.data beyond `most` bytes, beside the limit of follow(). One system call.

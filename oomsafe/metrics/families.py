@@ -52,7 +52,7 @@ def _beside(pool: PoolView) -> dict[str, PoolView]:
         return found
     for path in paths:
         try:
-            other = live(Scoreboard.look(path))
+            other = live(Scoreboard.snapshot(path))
         except ScoreboardError:  # that pool has ended in the meantime
             continue
         if other.is_alone:

@@ -22,7 +22,7 @@ try:
 except ImportError as error:
     raise ImportError("oomsafe.metrics.prometheus needs prometheus-client: pip install 'oomsafe[prometheus]'") from error
 
-Look = Callable[[], PoolView | None]
+Read = Callable[[], PoolView | None]
 
 
 def this_pool() -> PoolView | None:
@@ -31,14 +31,14 @@ def this_pool() -> PoolView | None:
     if guard is not None:
         return guard.pool()
     path = os.environ.get("OOMSAFE_SCOREBOARD")
-    return Scoreboard.look(path) if path else None
+    return Scoreboard.snapshot(path) if path else None
 
 
 class MemoryCollector(Collector):
     """Register it where your metrics are: ``REGISTRY.register(MemoryCollector())``. In each worker, or in none."""
 
-    def __init__(self, look: Look = this_pool) -> None:
-        self._look = look
+    def __init__(self, read: Read = this_pool) -> None:
+        self._read = read
 
     def describe(self) -> Iterable[Metric]:
         """Empty, because there may be no pool yet when the collector is registered."""
@@ -46,7 +46,7 @@ class MemoryCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Every metric of the pool, from one consistent copy."""
-        pool = self._look()
+        pool = self._read()
         if pool is None:
             return
         for family in families_of(pool):
@@ -59,9 +59,9 @@ class MemoryCollector(Collector):
 class MetricsApp:
     """An app that answers with the pool's metrics: a WSGI app when called with two arguments, ASGI with three."""
 
-    def __init__(self, look: Look = this_pool) -> None:
+    def __init__(self, read: Read = this_pool) -> None:
         registry = CollectorRegistry()
-        registry.register(MemoryCollector(look))
+        registry.register(MemoryCollector(read))
         self._wsgi = make_wsgi_app(registry)
         self._asgi = make_asgi_app(registry)
 

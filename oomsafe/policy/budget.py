@@ -37,7 +37,7 @@ KNOWN_AFTER = 2.0
 #: A worker has stopped growing if it has gained less than this share of its growth since it was half as old, or younger.
 LEVEL = 0.25
 
-#: Seconds between two looks, at most and at least.
+#: Seconds between two checks, at most and at least.
 SELDOM, OFTEN = 1.0, 0.1
 
 
@@ -111,8 +111,8 @@ class Plan(NamedTuple):
     """What the pool would hold if all its workers were fresh, in bytes; None: not known."""
 
 
-def looks_again(pool: Pool, pace: float) -> float:
-    """Seconds until a pool that grows by `pace` bytes a second is looked at again: half of what it needs to be above its budget."""
+def next_check(pool: Pool, pace: float) -> float:
+    """Seconds until a pool that grows by `pace` bytes a second is checked again: half of what it needs to be above its budget."""
     if pool.used is None or pool.budget is None or pace <= 0:
         return SELDOM
     return min(SELDOM, max(OFTEN, (pool.budget - pool.used - pool.ahead) / pace / 2))

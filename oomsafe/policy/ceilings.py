@@ -39,7 +39,7 @@ class Step(Enum):
     STOP = "stop"
 
 
-class Look(NamedTuple):
+class Ruling(NamedTuple):
     """The result of one check: what to do with the work."""
 
     step: Step
@@ -51,7 +51,7 @@ class Look(NamedTuple):
     """Seconds until the next check."""
 
 
-def judge(ceiling: Ceiling, before: int, held: int, speed: float, warned: bool) -> Look:
+def judge(ceiling: Ceiling, before: int, held: int, speed: float, warned: bool) -> Ruling:
     """Check work that began when its process held `before` bytes; the process now holds `held` bytes.
 
     `speed` is its growth since the last check in bytes a second; `warned` is whether it was already warned about its soft limit.
@@ -59,14 +59,14 @@ def judge(ceiling: Ceiling, before: int, held: int, speed: float, warned: bool) 
     used = held if ceiling.absolute else max(0, held - before)
     stop_at = None if ceiling.hard is None else ceiling.hard + ceiling.spare
     if stop_at is not None and used > stop_at:
-        return Look(Step.STOP, used, ceiling.hard, OFTEN)
+        return Ruling(Step.STOP, used, ceiling.hard, OFTEN)
     if ceiling.soft is not None and used > ceiling.soft and not warned:
-        return Look(Step.TELL, used, ceiling.soft, OFTEN)
+        return Ruling(Step.TELL, used, ceiling.soft, OFTEN)
     ahead = [limit - used for limit in (ceiling.soft, stop_at) if limit is not None and limit >= used]
-    return Look(Step.LEAVE, used, None, next_look(min(ahead), speed) if ahead else SELDOM)
+    return Ruling(Step.LEAVE, used, None, next_check(min(ahead), speed) if ahead else SELDOM)
 
 
-def next_look(headroom: int, speed: float) -> float:
+def next_check(headroom: int, speed: float) -> float:
     """Seconds until the next check of work that has `headroom` bytes left and grows by `speed` bytes a second.
 
     This is half the time that it would need at twice its speed, because nothing makes up for a check that comes too late.

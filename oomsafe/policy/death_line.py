@@ -151,9 +151,9 @@ def _beside(death: DeathRecord) -> str:
     if death.beside is None or death.end in (End.EXITED, End.CRASHED, End.TIMEOUT):
         return ""
     workers, held, supervisor = death.beside
-    told = [f"{workers} other worker{'s' * (workers != 1)} held {format_size(held)}"] if workers and held is not None else []
-    told += [] if supervisor is None else [f"{'the' if told else 'its'} supervisor {'' if told else 'held '}{format_size(supervisor)}"]
-    return ", ".join(told)
+    parts = [f"{workers} other worker{'s' * (workers != 1)} held {format_size(held)}"] if workers and held is not None else []
+    parts += [] if supervisor is None else [f"{'the' if parts else 'its'} supervisor {'' if parts else 'held '}{format_size(supervisor)}"]
+    return ", ".join(parts)
 
 
 def _limit(death: DeathRecord) -> str:

@@ -19,7 +19,7 @@ RESTS_FOR = 10.0
 
 #: A worker checks the remaining room after it has grown by this share of its part of it, or by this many bytes, whichever is less:
 #: touching these bytes takes the kernel twenty times as long as the check.
-LOOKS_AFTER, AT_THE_LATEST = 0.5, 16 * MIB
+CHECKS_AFTER, AT_THE_LATEST = 0.5, 16 * MIB
 
 #: The most bytes that a worker takes while it ends: servers' own shutdown code was measured to take 5 to 6 MiB.
 ENDING_TAKES = 8 * MIB
@@ -124,6 +124,6 @@ def next_shedding(shedding: Shedding, waits: bool, crowd: Crowd, growth: Growth,
     return shedding._replace(growth=growth, helped_at=helped_at)
 
 
-def looks_from(held: int, room: int | None, workers: int) -> int | None:
+def checks_from(held: int, room: int | None, workers: int) -> int | None:
     """Bytes held at which a worker checks its pool's `room` again, given that it holds `held` now; None if `room` is not known."""
-    return None if room is None else held + min(AT_THE_LATEST, int(max(0, room) * LOOKS_AFTER / max(1, workers)))
+    return None if room is None else held + min(AT_THE_LATEST, int(max(0, room) * CHECKS_AFTER / max(1, workers)))

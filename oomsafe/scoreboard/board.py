@@ -104,7 +104,7 @@ class Scoreboard:
         return Reader(path)
 
     @staticmethod
-    def look(path: str) -> PoolView:
+    def snapshot(path: str) -> PoolView:
         """Read another process's scoreboard once. Raises ScoreboardError if there is none at `path`."""
         with Scoreboard.open(path) as board:
             return board.read()

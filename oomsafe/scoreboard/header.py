@@ -66,7 +66,7 @@ class Header:
     """How many workers the supervisor wants now."""
     turns: _Field[int] = _Field(layout.POOL_AT, layout.POOL, 2)
     """How many workers may be away at once."""
-    looked: _Field[float] = _Field(layout.LOOKED_AT, layout.LOOKED)
+    decided_at: _Field[float] = _Field(layout.DECIDED_AT, layout.DECIDED)
     """When the supervisor last decided which workers may leave, on the monotonic clock; 0: it gives no orders."""
     metric = _Text(layout.METRIC_AT, layout.METRIC)
     """What soft limits are compared with. Written by the supervisor."""

@@ -97,7 +97,7 @@ SUPERVISOR_AT, SUPERVISOR = 32, struct.Struct("<QQd")
 POOL_AT, POOL = 56, struct.Struct("<Q4q32s")
 NAMES_AT = 128
 TOTALS_AT = 1664
-LOOKED_AT, LOOKED = 5632, struct.Struct("<d")
+DECIDED_AT, DECIDED = 5632, struct.Struct("<d")
 UNSERVED_AT, UNSERVED = 5648, struct.Struct("<dd")
 ALLOWED_AT, ALLOWED = 5664, struct.Struct("<Q4q")
 HELD_AT, HELD = 5704, struct.Struct("<q")
@@ -125,7 +125,7 @@ SLOT_SEQUENCE_AT = 40
 FIGURES_AT, FIGURES = 48, struct.Struct("<9qd")
 PUBLISHED_AT, PUBLISHED = 120, struct.Struct("<d")
 HAND_AT, HAND = 128, struct.Struct("<Qq")
-TOLD_AT, TOLD = 144, struct.Struct("<Qqq")
+WARNED_AT, WARNED = 144, struct.Struct("<Qqq")
 NEED_AT, NEED = 168, struct.Struct("<3q")
 COUNTERS_AT = 192
 CELLS_AT = 3968
@@ -193,8 +193,8 @@ SERVING = _NUMBERS[State.SERVING]
 UNMATCHED, OTHER = "unmatched", "other"
 
 assert NAMES_AT + ROUTES * ROUTE_NAME <= TOTALS_AT
-assert TOTALS_AT + COUNTERS_SIZE <= LOOKED_AT
-assert LOOKED_AT + LOOKED.size <= UNSERVED_AT <= ALLOWED_AT - UNSERVED.size
+assert TOTALS_AT + COUNTERS_SIZE <= DECIDED_AT
+assert DECIDED_AT + DECIDED.size <= UNSERVED_AT <= ALLOWED_AT - UNSERVED.size
 assert ALLOWED_AT + ALLOWED.size <= HELD_AT <= SOURCE_AT - HELD.size
 assert SOURCE_AT + SOURCE.size <= METRIC_AT <= NAME_AT - METRIC.size
 assert NAME_AT + NAME.size <= RECYCLED_AT <= UNIT_AT - RECYCLED.size
@@ -202,7 +202,7 @@ assert UNIT_AT + UNIT.size <= ENDS_AT <= DIED_AT - ENDS.size
 assert DIED_AT + DIED.size <= MAILBOX_AT <= ANSWER_AT - MAILBOX.size
 assert ANSWER_AT + ANSWER.size <= DROPPABLE_AT <= ENDED_AT - DROPPABLE.size <= CULPRITS_AT - DROPPABLE.size - ENDED.size
 assert CULPRITS_AT + CULPRITS.size <= DEATHS_AT <= HEADER_SIZE - DEATHS * DEATH.size
-assert TOLD_AT + TOLD.size <= NEED_AT <= COUNTERS_AT - NEED.size
+assert WARNED_AT + WARNED.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size
 assert SEEN_AT + SEEN.size <= AGED_AT <= OPERATOR_AT - AGED.size

@@ -181,18 +181,18 @@ class Slot:
         self._memory[self._hand] = _EMPTY_HAND
 
     @property
-    def told_of_limit(self) -> tuple[int, int, int]:
+    def warned_of_limit(self) -> tuple[int, int, int]:
         """(ticket, used, limit): the work that the supervisor last found over its soft limit, and bytes; zeros once it was warned."""
-        ticket, used, limit = layout.TOLD.unpack_from(self._memory, self._at + layout.TOLD_AT)
+        ticket, used, limit = layout.WARNED.unpack_from(self._memory, self._at + layout.WARNED_AT)
         return ticket, used, limit
 
     def heed_limit(self, ticket: int) -> tuple[int, int] | None:
         """(used, limit) in bytes if this work is over its soft limit and was not warned yet, and mark it as warned; else None."""
-        told, used, limit = self.told_of_limit
-        if not ticket or told != ticket:
+        warned, used, limit = self.warned_of_limit
+        if not ticket or warned != ticket:
             return None
         # the supervisor writes no other ticket while this work is current
-        layout.write(self._memory, self._at + layout.TOLD_AT, layout.TOLD, 0, 0, 0)
+        layout.write(self._memory, self._at + layout.WARNED_AT, layout.WARNED, 0, 0, 0)
         return used, limit
 
     def publish(self, figures: Figures, counters: Counters) -> None:

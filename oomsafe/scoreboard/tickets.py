@@ -52,9 +52,9 @@ class Tickets:
     def tell_of_limit(self, number: int, generation: int, ticket: int, used: int, limit: int) -> None:
         """Record that this work is over its soft limit; `used` and `limit` are in bytes."""
         if self._tenants.is_of(number, generation):
-            layout.write(self._memory, layout.slot_at(number) + layout.TOLD_AT, layout.TOLD, ticket, used, limit)
+            layout.write(self._memory, layout.slot_at(number) + layout.WARNED_AT, layout.WARNED, ticket, used, limit)
 
     def has_heeded(self, number: int, generation: int, ticket: int) -> bool:
         """Whether this work, which is over its soft limit, has been warned, or the slot no longer belongs to its worker."""
-        at = layout.slot_at(number) + layout.TOLD_AT
-        return not self._tenants.is_of(number, generation) or layout.TOLD.unpack_from(self._memory, at)[0] != ticket
+        at = layout.slot_at(number) + layout.WARNED_AT
+        return not self._tenants.is_of(number, generation) or layout.WARNED.unpack_from(self._memory, at)[0] != ticket

@@ -19,7 +19,7 @@ from oomsafe.scoreboard.view import WorkerView
 from oomsafe.supervisor.watcher import Stopped, kill_if
 
 #: Seconds between two checks.
-LOOK_EVERY = 0.5
+MEASURE_EVERY = 0.5
 
 #: Why a worker that the backstop has killed counts as recycled.
 KILLED = "killed"
@@ -35,7 +35,7 @@ class Backstop:
         """Called right before a kill, while the worker stands still: (worker, what it holds, its hard limit). False: it stays."""
         self.killed: dict[int, Stopped] = {}
         """By generation: the workers that it has killed, with what they held. Whoever reads their death takes them out."""
-        self._look_at = 0.0
+        self._measure_at = 0.0
         self._over: dict[int, Over] = {}
         self._line = 0
         self._said: set[int] = set()
@@ -43,9 +43,9 @@ class Backstop:
 
     def tick(self, policy: Policy, hard: Callable[[], int | None], within_budget: Callable[[], bool], now: float) -> None:
         """Do what is due. `hard`: the hard limit in bytes, None: there is none; `now` is on the monotonic clock."""
-        if policy.hard_limit is None or now < self._look_at:
+        if policy.hard_limit is None or now < self._measure_at:
             return
-        self._look_at = now + LOOK_EVERY
+        self._measure_at = now + MEASURE_EVERY
         limit = hard()
         if limit is None:
             self._over = {}

@@ -8,7 +8,7 @@ from functools import partial
 
 from oomsafe.kernel.process import shared_out
 from oomsafe.log import attempt, log
-from oomsafe.policy.budget import NEEDED_FOR, SELDOM, Candidate, Life, Plan, Pool, Watch, Why, is_level, lived, looks_again, plan
+from oomsafe.policy.budget import NEEDED_FOR, SELDOM, Candidate, Life, Plan, Pool, Watch, Why, is_level, lived, next_check, plan
 from oomsafe.policy.limits import turns
 from oomsafe.policy.recycle import ENDS_WITHIN, Order
 from oomsafe.policy.settings import Policy
@@ -23,7 +23,7 @@ IDLE_AFTER = 1.0
 #: Seconds for which the amount that a worker shares with its supervisor is assumed not to change: reading it stalls the worker.
 SHARED_FOR = 5.0
 
-#: Below this share of the budget, workers are not looked at.
+#: Below this share of the budget, workers are not checked.
 FAR_BELOW = 0.5
 
 #: Why nothing is done is logged again if the budget has changed by more than this share.
@@ -40,7 +40,7 @@ class Budget:
         self._may_act = may_act
         self._sizes_if = sizes_if
         self._watch = Watch()
-        self._look_at = self._ticked = 0.0
+        self._check_at = self._ticked = 0.0
         self._lives: dict[int, Life] = {}
         self._shared: dict[int, tuple[float, int]] = {}
         """When and how much each worker shared with others, by generation."""
@@ -51,15 +51,15 @@ class Budget:
 
     @property
     def is_above(self) -> bool:
-        """Whether the pool was above its budget when last looked at, or about to be."""
+        """Whether the pool was above its budget when it was last checked, or about to be."""
         return self._watch.since is not None
 
     def tick(self, policy: Policy, read: Callable[[], Reading], shares: bool, now: float) -> None:
         """Do what is due. `shares`: workers share much memory with the supervisor. Call it as often as you like."""
         pause, self._ticked = min(SELDOM, now - self._ticked), now
-        if now < self._look_at and not self.is_above:
+        if now < self._check_at and not self.is_above:
             return
-        self._look_at = now + SELDOM
+        self._check_at = now + SELDOM
         attempt("the pool's budget", "the server", partial(self._tick, policy, read, shares, now, pause))
 
     def _tick(self, policy: Policy, read: Callable[[], Reading], shares: bool, now: float, pause: float) -> None:
@@ -79,7 +79,7 @@ class Budget:
         # some servers' loops turn once a second, so the next tick may be as far off as the last
         ahead = int(growth.steady * (ENDS_WITHIN + pause))
         pool = Pool(used, budget, ahead, capacity.room, capacity.workers, turns(policy, capacity.workers), policy.sustain)
-        self._look_at = now + looks_again(pool, max(growth))
+        self._check_at = now + next_check(pool, max(growth))
         if not self._may_act():
             self._watch = replace(self._watch, since=None)
             return

@@ -212,9 +212,9 @@ class Deaths:
         counter: OomCounter | None = None,
         *,
         victims: Callable[[float], Victims | None] = oom_victims,
-        told: Callable[[DeathRecord], Any] = lambda _: None,
+        announce: Callable[[DeathRecord], Any] = lambda _: None,
     ) -> None:
-        """`victims(since)`: whom the kernel's log names. `told` is called with each end that is not in order, after it was logged."""
+        """`victims(since)`: whom the kernel's log names. `announce` is called with each end that is not in order, after it was logged."""
         self.counter = counter or OomCounter()
         self.watcher = watcher
         """Measures running work from outside, for servers that have one."""
@@ -226,7 +226,7 @@ class Deaths:
         """The last LAST deaths for memory, the latest first."""
         self.lines: tuple[str, ...] = ()
         """The lines about the last LAST ends that were not in order, the latest first."""
-        self.told = told
+        self.announce = announce
         self._board = board
         self._capacity = capacity
         self._victims = victims
@@ -288,9 +288,9 @@ class Deaths:
         log_of = self._victims(time.monotonic() - LOGGED) if kills else None
         named = [_victim(death, log_of) for death in kills]
         self._still_dying = self._dying()
-        told = verdicts([one is not None for one in named], self._still_dying, count)
+        judged = verdicts([one is not None for one in named], self._still_dying, count)
         complete = log_of is not None and log_of.complete and sees_initial_pids()
-        for death, one, (found, evidence) in zip(kills, named, told, strict=True):
+        for death, one, (found, evidence) in zip(kills, named, judged, strict=True):
             death.died_with = None if one is None else one.held
             other = one is None and complete and found in KERNELS  # it has killed another process meanwhile
             death.verdict, death.evidence = (Verdict.NOT_THE_KERNEL, "the kernel's log does not name it") if other else (found, evidence)
@@ -333,7 +333,7 @@ class Deaths:
         self.lines = (record.line, *self.lines)[:LAST]
         if record.end is not End.LIMIT:  # whoever killed it has logged it
             log.log(logging.ERROR if record.end.for_memory else logging.WARNING, "%s", record.line)
-        self.told(record)
+        self.announce(record)
 
 
 def _take_over(death: Death, worker: WorkerView) -> None:

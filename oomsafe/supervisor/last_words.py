@@ -31,7 +31,7 @@ class LastWords:
         self._key = f"pool {name}"
         self._next = 0.0
         self._short = False
-        self._told: tuple[object, ...] | None = None
+        self._written: tuple[object, ...] | None = None
         self._noted = False
         if self._file is not None and not self._file.usable:
             self._file = None
@@ -68,9 +68,9 @@ class LastWords:
         self._short, self._next = short, now + (SHORT_PAUSE if short else PAUSE)
         pool = present()
         key = key_of(pool)
-        if key == self._told:
+        if key == self._written:
             return
-        self._told = key
+        self._written = key
         at = time.strftime("%F %T %z")
         words = last_words(pool, at)
         if self._file is not None:

@@ -13,7 +13,7 @@ from oomsafe.scoreboard.board import Scoreboard
 SILENT_FOR = 1.0
 
 #: Seconds between two checks.
-LOOK_EVERY = 1.0
+CHECK_EVERY = 1.0
 
 
 class Onlooker:
@@ -23,13 +23,13 @@ class Onlooker:
         """`sizes_if` is that of a KeptSizes."""
         self._board = board
         self._sizes_if = sizes_if
-        self._look_at = 0.0
+        self._check_at = 0.0
 
     def tick(self, policy: Policy, now: float) -> None:
-        """Check the workers if LOOK_EVERY has passed. `now` is on the monotonic clock; call it as often as you like."""
-        if now < self._look_at:
+        """Check the workers if CHECK_EVERY has passed. `now` is on the monotonic clock; call it as often as you like."""
+        if now < self._check_at:
             return
-        self._look_at = now + LOOK_EVERY
+        self._check_at = now + CHECK_EVERY
         for number, pid, started in self._board.silent(time.time() - SILENT_FOR):
             sizes = self._sizes_if(pid, started)
             if sizes is not None:

@@ -103,13 +103,13 @@ class Replacements:
         because there may be ten ticks a second."""
         marks = self._board.marks()
         if self._quiet != (self.ledger, marks):
-            self._look(policy, read, now)
+            self._decide(policy, read, now)
             quiet = self._board.all_serve(marks) and not self.ledger.handovers and not self._unused
             self._quiet = (self.ledger, marks) if quiet else None
         # in a dry run, each worker decides by itself and logs what it would do
-        self._board.header.looked = 0.0 if policy.dry_run else now
+        self._board.header.decided_at = 0.0 if policy.dry_run else now
 
-    def _look(self, policy: Policy, read: Callable[[], Reading], now: float) -> None:
+    def _decide(self, policy: Policy, read: Callable[[], Reading], now: float) -> None:
         entries = self._board.roll()
         self._note_boots(entries, now)
         self._note_unserved(entries, now)

@@ -11,7 +11,7 @@ from oomsafe.scoreboard.board import Scoreboard
 CALM = 3.0
 
 #: Seconds between two checks.
-LOOK_EVERY = 0.5
+CHECK_EVERY = 0.5
 
 
 class SheddingLine:
@@ -19,7 +19,7 @@ class SheddingLine:
 
     def __init__(self, board: Scoreboard) -> None:
         self._board = board
-        self._look_at = 0.0
+        self._check_at = 0.0
         self._began: float | None = None
         self._last = (0, 0.0)
         """How many pieces of work had been shed when that was last seen to rise, and when it was."""
@@ -28,11 +28,11 @@ class SheddingLine:
 
     def tick(self, policy: Policy, now: float) -> None:
         """Do what is due. `now` is on the monotonic clock; call it as often as you like."""
-        if now >= self._look_at and self._board.header.has_said(layout.SAID_SHEDS):
-            self._look_at = now + LOOK_EVERY
-            attempt("the line about shedding", "the server", lambda: self._look(policy, now))
+        if now >= self._check_at and self._board.header.has_said(layout.SAID_SHEDS):
+            self._check_at = now + CHECK_EVERY
+            attempt("the line about shedding", "the server", lambda: self._check(policy, now))
 
-    def _look(self, policy: Policy, now: float) -> None:
+    def _check(self, policy: Policy, now: float) -> None:
         shed = self._board.read().totals.aborts_by_reason["shed"]
         if self._began is None:
             self._began, self._last = now, (shed, now)

@@ -106,8 +106,8 @@ class Supervisor:
         self._said: tuple[int | None, float] = (None, 0.0)
         """The budget that was last logged, and when."""
         self._follow_at = 0.0
-        self.capacity = self._told = self._measure(workers)
-        """`capacity` is what it reckons with now; `_told` is what it last published for its workers."""
+        self.capacity = self._published = self._measure(workers)
+        """`capacity` is what it reckons with now; `_published` is what it last published for its workers."""
         self._replacements: Replacements | None = None
         self._onlooker: Onlooker | None = None
         self._orders: Orders | None = None
@@ -118,7 +118,7 @@ class Supervisor:
         """Whether to log that the kernel has killed other processes of this cgroup: an adapter may know more of them."""
         self._caps: Caps | None = None
         self._throttling = ThrottlingLine()
-        self._look_at = 0.0
+        self._rescore_at = 0.0
         self._refused = self._full = False
         self._gone: deque[tuple[Slot, Ended | None]] = deque()
         self._busy = False
@@ -159,7 +159,7 @@ class Supervisor:
         if self.backstop is not None:
             self.backstop.killed = self.deaths.killed
         if self.policy.on_death is not None:
-            self.deaths.told = Announcer(self.policy.on_death)
+            self.deaths.announce = Announcer(self.policy.on_death)
 
     def _export(self) -> Exporter | None:
         board = self.board
@@ -339,8 +339,8 @@ class Supervisor:
                 attempt("systemd's OOMPolicy", "the server", self._say_oom_policy)
             if self._last_words is not None and self._last_words.wanted:
                 attempt("last words", "the server", partial(self._leave_words, self._last_words, now))
-            if now >= self._look_at:
-                self._look_at = now + RESCORE_EVERY
+            if now >= self._rescore_at:
+                self._rescore_at = now + RESCORE_EVERY
                 if self.board is not None:
                     attempt("the scoreboard's file", "the server", self.board.mend)
                 if not self.policy.dry_run:
@@ -353,7 +353,7 @@ class Supervisor:
     def _follow_all(self, now: float) -> None:
         """Measure what is measured once a second."""
         attempt("descriptors of the workers", "the server", self._keep)
-        attempt("the look at the memory limit", "the server", self._follow)
+        attempt("reading the memory limit", "the server", self._follow)
         attempt("the kernel's count of OOM kills", "the server", self._follow_kills)
         attempt("throttling", "the server", partial(self._throttling.tick, self.capacity.levels, now))
         if self._caps is not None:
@@ -493,8 +493,8 @@ class Supervisor:
     def _follow(self) -> None:
         """Measure the capacity again. If the kernel's limit has changed, or what others use, publish that for the living workers."""
         budget, (said, at) = self.reading().budget, self._said
-        if not reckons_as(self._told, self.capacity):
-            anew = is_another_limit(self._told, self.capacity)
+        if not reckons_as(self._published, self.capacity):
+            anew = is_another_limit(self._published, self.capacity)
             drifted = said is None or budget is None or abs(budget - said) > said * MOVED
             self._describe(say=anew or (drifted and time.monotonic() - at >= SAY_EVERY), anew=anew)
 
@@ -503,7 +503,7 @@ class Supervisor:
         return auto_step(self.capacity.supervisor_rss, self.capacity.effective) if step == "auto" else step
 
     def _describe(self, say: bool, anew: bool = True) -> None:
-        self._told = self.capacity
+        self._published = self.capacity
         limits, warnings = resolve_limits(self.policy, self.capacity)
         if self.board is not None:
             workers = self.capacity.workers

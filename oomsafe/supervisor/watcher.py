@@ -115,7 +115,7 @@ class _Watched:
     descendants: Descendants
     due: float = 0.0
     """When it must be measured again."""
-    tell_at: float = 0.0
+    warn_at: float = 0.0
     """When its worker must be signalled again; 0: the worker has not been signalled yet."""
     again: float = AGAIN
     measured_at: int = 0
@@ -229,25 +229,25 @@ class Watcher:
         held = self._measure(work)
         if held is None:
             return CASUAL  # the worker is gone
-        held += _held(watched.descendants.look())
-        told = watched.tell_at > 0 and (now < watched.tell_at or self._board.has_heeded(work.number, work.generation, work.ticket))
-        look = judge(ceiling, work.held, held, (held - watched.held) / max(0.0001, now - watched.at), told)
-        watched.held, watched.at, watched.due = held, now, now + look.again
-        if look.step is not Step.LEAVE and self._dry_run:
+        held += _held(watched.descendants.measure())
+        warned = watched.warn_at > 0 and (now < watched.warn_at or self._board.has_heeded(work.number, work.generation, work.ticket))
+        ruling = judge(ceiling, work.held, held, (held - watched.held) / max(0.0001, now - watched.at), warned)
+        watched.held, watched.at, watched.due = held, now, now + ruling.again
+        if ruling.step is not Step.LEAVE and self._dry_run:
             self._limited.pop(work.ticket, None)
-            log.warning("a limit would be met (dry run): %s > %s, worker %d", format_size(look.used), format_size(look.limit), work.pid)
-        elif look.step is Step.TELL:
-            if not watched.tell_at:
+            log.warning("a limit would be met (dry run): %s > %s, worker %d", format_size(ruling.used), format_size(ruling.limit), work.pid)
+        elif ruling.step is Step.TELL:
+            if not watched.warn_at:
                 # with the ticket, so that a signal that arrives when the next piece of work has begun is ignored
-                self._board.tell_of_limit(work.number, work.generation, work.ticket, look.used, look.limit or 0)
-            watched.tell_at, watched.again = now + watched.again, watched.again * 2
+                self._board.tell_of_limit(work.number, work.generation, work.ticket, ruling.used, ruling.limit or 0)
+            watched.warn_at, watched.again = now + watched.again, watched.again * 2
             self._tell(work)
-        elif look.step is Step.STOP:
+        elif ruling.step is Step.STOP:
             self._stop(work, ceiling, watched.descendants)
-        elif ceiling.spare and ceiling.hard is not None and abs(look.used - watched.measured_at) > ceiling.hard // STEPS:
-            watched.measured_at = look.used
+        elif ceiling.spare and ceiling.hard is not None and abs(ruling.used - watched.measured_at) > ceiling.hard // STEPS:
+            watched.measured_at = ruling.used
             self._tell(work)
-        return look.again
+        return ruling.again
 
     def _stop(self, work: InHand, ceiling: Ceiling, descendants: Descendants) -> None:
         """Kill the worker if it is still inside this work, and then the programs that the work has started.
@@ -259,12 +259,12 @@ class Watcher:
 
         def is_over() -> bool:
             nonlocal used
-            programs.extend(descendants.look())  # now, while they are still its descendants
-            look = judge(ceiling, work.held, (self._measure(work) or 0) + _held(programs), 0, True)
-            used = look.used
-            if look.step is not Step.STOP or self._board.hand(work.number, work.generation)[0] != work.ticket:
+            programs.extend(descendants.measure())  # now, while they are still its descendants
+            ruling = judge(ceiling, work.held, (self._measure(work) or 0) + _held(programs), 0, True)
+            used = ruling.used
+            if ruling.step is not Step.STOP or self._board.hand(work.number, work.generation)[0] != work.ticket:
                 return False
-            self.stopped[work.generation] = Stopped(work.ticket, used, look.limit or 0)  # before the kill: it is read on reaping
+            self.stopped[work.generation] = Stopped(work.ticket, used, ruling.limit or 0)  # before the kill: it is read on reaping
             return True
 
         if kill_if(work.pid, work.started, is_over):

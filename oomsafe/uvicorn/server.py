@@ -96,8 +96,8 @@ class GuardedServer(Server):
             recycle = self._drain.begin if recycles_alone(self.config) else None
             alone = Alone.create(self._policy.name or name_of(self.config)) if self._seat is None else None
             self._guard = guard = Guard(self._policy, recycle=recycle, background=in_thread, unit="requests", alone=alone)
-            told = STAYS if recycle is None else Way(recycle).told
-            attempt("the line at boot", "uvicorn", lambda: guard.say_limits(told))
+            said = STAYS if recycle is None else Way(recycle).said
+            attempt("the line at boot", "uvicorn", lambda: guard.say_limits(said))
         self._guard.at_the_door = True
         GuardedServer.first = self._guard
         set_guard(self._guard)

@@ -41,7 +41,7 @@ class Apart:
         """Whether adapters should run coroutines by Meter.run_step(), because it is not known for whom the process has grown."""
         self.running: Work | None = None
         """The work whose coroutine runs one step; None: nobody's step is measured now."""
-        self.told_at = 0
+        self.split_at = 0
         """What the process held at the last call, in bytes."""
         self._steps_until = self._rests_until = 0.0
         self._read = faults
@@ -52,7 +52,7 @@ class Apart:
 
     def tell(self, clock: GrowthClock) -> None:
         """Correct the shares of what is in flight in the growth since the last call. Once a second, and when the process has grown."""
-        self.told_at = clock.last
+        self.split_at = clock.last
         began = time.monotonic()
         if (self._faults is None and clock.in_flight < 2) or began < self._rests_until:
             return

@@ -16,10 +16,10 @@ from oomsafe.worker.thresholds import Thresholds
 ASK_EVERY = 0.1
 
 #: A worker that will be over its limit within this many seconds, at its last pace, is measured more often.
-LOOKS_AHEAD = 2.0
+AHEAD = 2.0
 
 #: A growing worker is measured about this many times before it is over its limit: fewer would not show which route makes it grow.
-LOOKS_LEFT = 12
+CHECKS_LEFT = 12
 
 
 class Cadence:
@@ -39,7 +39,7 @@ class Cadence:
         self.near = self._thresholds.alert
         if self._grows_fast and self._neighbours.supervised:
             self.near *= ASKS_FROM
-        self._meter.alert = min(self.near, self._door.looks_from)
+        self._meter.alert = min(self.near, self._door.checks_from)
 
     def pause(self, now: float, asks: bool) -> float:
         """Seconds until the next measurement of a worker that `asks` to be replaced, or does not."""
@@ -49,11 +49,11 @@ class Cadence:
     def _grows_fast(self) -> bool:
         """Whether it will soon be over its limit, at its last pace; also True right after boot, when the pace is not known."""
         pace = self._trend.pace
-        return pace is None or (pace > 0 and self._meter.held + pace * LOOKS_AHEAD > self._thresholds.alert)
+        return pace is None or (pace > 0 and self._meter.held + pace * AHEAD > self._thresholds.alert)
 
     def _until_over(self, now: float) -> float:
-        """The seconds until it is over its limit, at its present growth, divided by LOOKS_LEFT."""
+        """The seconds until it is over its limit, at its present growth, divided by CHECKS_LEFT."""
         if self._trend.pace is None:
             return SAMPLE_EVERY
         burst, left = self._trend.growth(now, self._meter.held).burst, self._thresholds.alert - self._meter.held
-        return max(SHORT_EVERY, left / burst / LOOKS_LEFT) if burst > 0 else PUBLISH_EVERY
+        return max(SHORT_EVERY, left / burst / CHECKS_LEFT) if burst > 0 else PUBLISH_EVERY

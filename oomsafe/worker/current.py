@@ -25,7 +25,7 @@ class Way(NamedTuple):
     """How many such processes its parent wants, including this one: they take turns."""
 
     @property
-    def told(self) -> str:
+    def said(self) -> str:
         """For the log: what happens to such a process above its soft limit."""
         if self.workers > 1:
             return "it ends, one worker after the other, and its parent starts another"
@@ -156,6 +156,6 @@ def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None,
     for warning in warnings:
         log.warning("%s", warning)
     warn_of_metrics(policy)
-    attempt("the line at boot", "the server", lambda: guard.say_limits(STAYS if way is None else way.told))
+    attempt("the line at boot", "the server", lambda: guard.say_limits(STAYS if way is None else way.said))
     _guard, _by_server, _failed = guard, False, None
     return guard

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from oomsafe.log import once
-from oomsafe.policy.door import WAITS_FOR, Crowd, Shedding, looks_from, next_door, next_shedding
+from oomsafe.policy.door import WAITS_FOR, Crowd, Shedding, checks_from, next_door, next_shedding
 from oomsafe.policy.door import Door as State
 from oomsafe.policy.trend import LATELY, Growth
 from oomsafe.policy.units import format_size
@@ -32,7 +32,7 @@ class Door:
         self._state = State()
         self._may_shed = may_shed
         self._shedding = Shedding()
-        self.looks_from: float = sys.maxsize
+        self.checks_from: float = sys.maxsize
         """When the worker holds this many bytes, the door must be checked."""
         self._grew_fast_at = float("-inf")
 
@@ -50,8 +50,8 @@ class Door:
         """The growth to reckon with, given the worker's present growth: while work waits, at least the growth before that."""
         return growth.at_least(self._shedding.growth if self.sheds else self._state.growth) if self.shut or self.sheds else growth
 
-    def look(self, now: float, used: int, limit: int | None, held: int, growth: Growth) -> None:
-        """Open or shut the door. Call it right after Pressure.look() or forget().
+    def update(self, now: float, used: int, limit: int | None, held: int, growth: Growth) -> None:
+        """Open or shut the door. Call it right after Pressure.update() or forget().
 
         Bytes: `used` is what the soft limit is compared with, `limit` is the soft limit (None: there is none), `held` is what is held.
         """
@@ -65,17 +65,17 @@ class Door:
         if self._may_shed:
             # work that has waited did not make the worker grow meanwhile, and would do so again
             self._shedding = next_shedding(self._shedding, self.shut, crowd, growth.at_least(self._state.growth), now)
-        self.looks_from = sys.maxsize
+        self.checks_from = sys.maxsize
         self.follow(now, held)
 
     def follow(self, now: float, held: int) -> None:
-        """Update `looks_from`, given the room that this worker, or its supervisor, measured last; not while a check is due."""
-        if held >= self.looks_from:
+        """Update `checks_from`, given the room that this worker, or its supervisor, measured last; not while a check is due."""
+        if held >= self.checks_from:
             return
         pressure = self._pressure
         room = pressure.room if now - pressure.read_at < PUBLISH_EVERY else self._neighbours.room
-        found = looks_from(held, room, self._neighbours.workers or 1)
-        self.looks_from = sys.maxsize if found is None else found
+        found = checks_from(held, room, self._neighbours.workers or 1)
+        self.checks_from = sys.maxsize if found is None else found
 
     def grew_fast(self, now: float) -> None:
         """Record that this worker has just grown too fast to wait for another to end."""
@@ -101,7 +101,7 @@ class Door:
 
     def open(self) -> None:
         """Open the door for good: the worker leaves, and new work that still reaches it was promised an answer."""
-        self._state, self._shedding, self.looks_from = State(), Shedding(), sys.maxsize
+        self._state, self._shedding, self.checks_from = State(), Shedding(), sys.maxsize
 
 
 class Waiting:

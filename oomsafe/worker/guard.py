@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from oomsafe.worker.siblings import Siblings
 
 #: Seconds until a worker that is over its limit but may not leave yet checks again.
-LOOK_AGAIN = 0.005
+CHECK_AGAIN = 0.005
 
 Recycle = Callable[[], None]
 
@@ -101,7 +101,7 @@ class Guard:
         self.policy = policy or Policy()
         self._alone = alone
         self.slot = slot or (Slot.private() if alone is None else alone.slot)
-        self.meter = Meter(self.slot, memory, look=self._look, admit=self._admit)
+        self.meter = Meter(self.slot, memory, check=self._check, admit=self._admit)
         """Measures each piece of work. Adapters that must save a call use it directly."""
         self.meter.counts_clean = self.policy.metric in COUNT_CLEAN
         self.pid = os.getpid()
@@ -167,7 +167,7 @@ class Guard:
         self._history = History(ready_at=now)
         self._thresholds.set(self.meter.held if self.meter.rss_known else None, now, say=self._board is None)
         if self._neighbours.supervised:
-            self._pressure.look(now, Growth())  # the supervisor's figures may be a second old, in which a leak can fill the memory
+            self._pressure.update(now, Growth())  # the supervisor's figures may be a second old, in which a leak can fill the memory
         self._take_limits()
         self._history = replace(self._history, ready_with=self.baseline)
         if self._header is not None:
@@ -175,7 +175,7 @@ class Guard:
         attempt("the line at boot", "the server", self._say_room)
         self._suspects.follow(now)
         self._ready = True  # last, so that if something fails above, the next call tries again
-        self._look(now)
+        self._check(now)
         if not self._decided:
             self.slot.set_state(State.SERVING)
         self._report.wake_supervisor()
@@ -220,7 +220,7 @@ class Guard:
         now = time.monotonic()
         if now >= self.meter.publish_at:
             try:
-                self._look(now)
+                self._check(now)
             except MemoryError:
                 self._starved = True
             except Exception as error:
@@ -277,7 +277,7 @@ class Guard:
         self.slot.leave()
         self.hard_limit.leave()
         self._deciding = allocate_lock()
-        self.meter.publish_at = self.meter.look_at = sys.maxsize
+        self.meter.publish_at = self.meter.check_at = sys.maxsize
 
     def _is_here(self) -> bool:
         """Whether this is the guarded process. Checked before each decision, because C code may fork without calling leave()."""
@@ -285,7 +285,7 @@ class Guard:
             self.leave()
         return self.here
 
-    def _look(self, now: float) -> None:
+    def _check(self, now: float) -> None:
         if not self._is_here() or not self._deciding.acquire(blocking=False):
             return  # another thread is doing this
         release = True
@@ -326,7 +326,7 @@ class Guard:
 
     def _consider(self, now: float) -> bool:
         """Decide and act. Returns False if the rest happens in the background, which then releases the lock."""
-        self.meter.look_at = now + LOOK_AGAIN
+        self.meter.check_at = now + CHECK_AGAIN
         used = self._used(now)
         self._history = replace(self._history, spent=self.hard_limit.spent, ordered=self._is_ordered())
         self._history = note_breach(self._history, self.limits, used, *self._trend.step(now, self.meter.held), now)
@@ -338,7 +338,7 @@ class Guard:
         if decision.action is Action.RECYCLE:
             self._go(decision.reason, now, used)
         elif not self.policy.dry_run or self.policy.shed:
-            self._door.look(now, used or 0, self.meter.soft_limit, self.meter.held, self._trend.growth(now, self.meter.held))
+            self._door.update(now, used or 0, self.meter.soft_limit, self.meter.held, self._trend.growth(now, self.meter.held))
             self.meter.crowded = not self.policy.dry_run and (self._door.shut or self._door.sheds)
             if self.policy.dry_run and self._door.sheds:
                 attempt("the line about shedding", "the server", self._say_it_sheds)
@@ -350,10 +350,10 @@ class Guard:
         now = time.monotonic()
         self._door.say_that_it_waits(str(self))
         try:
-            self._look(now)
+            self._check(now)
         except Exception as error:
             self.meter.crowded = False
-            failed("looking at the pool", "the server", error)
+            failed("reading the pool", "the server", error)
 
     @property
     def sheds(self) -> bool:
@@ -386,8 +386,8 @@ class Guard:
         growth = within(self._trend.growth(now, self.meter.held), room)
         if fast := outruns(self.limits.soft, growth.burst):
             self._door.grew_fast(now)
-        if fast or self._history.breached_since is not None or self.meter.held >= self._door.looks_from or self.meter.crowded:
-            self._pressure.look(now, within(self._door.growth(growth), room), bounded=room is not None)
+        if fast or self._history.breached_since is not None or self.meter.held >= self._door.checks_from or self.meter.crowded:
+            self._pressure.update(now, within(self._door.growth(growth), room), bounded=room is not None)
             if self._pressure.short and self._neighbours.supervised:
                 # this worker may be below its limit, and the supervisor still order it to go, because the pool is above its budget
                 self.meter.publish_at = min(self.meter.publish_at, now + ASK_EVERY)
@@ -396,7 +396,7 @@ class Guard:
                     self._report.wake_supervisor()
         else:
             self._pressure.forget()
-        with self._neighbours.look(self._pressure.short, self._pressure.full, self._pressure.out) as pool:
+        with self._neighbours.pool(self._pressure.short, self._pressure.full, self._pressure.out) as pool:
             decision = decide(self.policy, self.limits, Snapshot(used, held, *growth), self._history, pool, now)
             leaves = decision.action is Action.RECYCLE and not self.policy.dry_run and self._recycle is not None
             if leaves:
@@ -480,8 +480,8 @@ class Guard:
     def _line(self, reason: Reason, now: float, used: int | None, blamed: str) -> str:
         dry, here = self.policy.dry_run, self._recycle is not None
         doing = "would be recycled (dry run)" if dry else "recycling" if here else "should be recycled, and nothing here can"
-        told = why(self.limits, reason, used, self.meter.held, self._history, self._report.asks, now)
-        return f"{self} {doing}: {told}, after {counted(self.meter.counters.work, self._unit)}{blamed}"
+        cause = why(self.limits, reason, used, self.meter.held, self._history, self._report.asks, now)
+        return f"{self} {doing}: {cause}, after {counted(self.meter.counters.work, self._unit)}{blamed}"
 
     def _take_limits(self) -> None:
         if self._alone is not None:

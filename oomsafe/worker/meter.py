@@ -40,7 +40,7 @@ AT_ONCE = 0.0001
 WEIGHED_EVERY = 1 << 20
 
 #: Growth in bytes after which threads are told apart, if several pieces of work are in flight.
-TOLD_APART_EVERY = 4 << 20
+SPLIT_EVERY = 4 << 20
 
 #: The most names that are counted of work whose route is not known.
 MOST_NAMES = 256
@@ -119,14 +119,14 @@ class Meter:
         slot: Slot,
         memory: OwnMemory | None = None,
         *,
-        look: Callable[[float], None] = lambda _: None,
+        check: Callable[[float], None] = lambda _: None,
         admit: Callable[[str], str | None] = lambda route: route,
     ) -> None:
-        """`look(now)` is called at the end of work when a check is due: at `publish_at`, or above `alert` and at `look_at`.
+        """`check(now)` is called at the end of work when a check is due: at `publish_at`, or above `alert` and at `check_at`.
 
         `admit(route)` returns the name under which a route is counted; None: count it under OTHER this time.
         """
-        self._look, self._admit = look, admit
+        self._check, self._admit = check, admit
         self._slot = slot
         self.memory = memory or OwnMemory()
         self.counters = Counters()
@@ -169,10 +169,10 @@ class Meter:
         self._routes: dict[str, list[int]] = {}
         self._unmeasured = 0
         self.alert: float = sys.maxsize
-        """If more bytes than this are held when work ends, there is something to decide, but not before `look_at`."""
-        self.look_at = 0.0
+        """If more bytes than this are held when work ends, there is something to decide, but not before `check_at`."""
+        self.check_at = 0.0
         self.publish_at = 0.0
-        """When to publish the figures; like `look_at` on the clock of time.monotonic()."""
+        """When to publish the figures; like `check_at` on the clock of time.monotonic()."""
         self._same_breath = 0.0
         self._at_once = 0.0
         self._still = False  # whether nothing has changed since work was shown a growth of 0
@@ -250,8 +250,8 @@ class Meter:
                     growth = int(value - mark)
                     self._count(row, growth, work.name)
             self._same_breath = now + SAME_BREATH
-            if now >= self.publish_at or (self.held > self.alert and now >= self.look_at):
-                self._look(now)
+            if now >= self.publish_at or (self.held > self.alert and now >= self.check_at):
+                self._check(now)
         except Exception as error:
             failed("end", "the server", error)
         return growth
@@ -353,7 +353,7 @@ class Meter:
             self.clock.advance(held)
         else:
             apart.add(self.clock, held)
-        if held - apart.told_at >= TOLD_APART_EVERY:
+        if held - apart.split_at >= SPLIT_EVERY:
             self._tell_apart()
 
     def _tell_apart(self) -> None:
@@ -365,15 +365,15 @@ class Meter:
 
     def run_step(self, work: Work, step: Callable[..., Any], *arguments: Any) -> Any:
         """Run one step of a coroutine that does this work: what the process grows by meanwhile is this work's. Raises what it raises."""
-        self._look_for_faults()
+        self._watch_faults()
         before, self.apart.running = self.apart.running, work
         try:
             return step(*arguments)
         finally:
-            self._look_for_faults()
+            self._watch_faults()
             self.apart.running = before
 
-    def _look_for_faults(self) -> None:
+    def _watch_faults(self) -> None:
         try:
             faults = _usage(_self)[MINFLT]
             if faults != self._faults:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from oomsafe.worker.siblings import Siblings
 
 #: After this many seconds without a tick, a supervisor is taken to be stopped or gone: it gives no more orders.
-LOOKS_EVERY = 3.0
+STANDS_STILL = 3.0
 
 
 class Neighbours:
@@ -64,7 +64,7 @@ class Neighbours:
     @property
     def supervised(self) -> bool:
         """Whether a supervisor decides which worker leaves, and when."""
-        return self._asks and self._board is not None and self._board.header.looked > 0
+        return self._asks and self._board is not None and self._board.header.decided_at > 0
 
     @property
     def others(self) -> Others:
@@ -86,7 +86,7 @@ class Neighbours:
         return allowed.limit - held - (allowed.others or 0)
 
     @contextmanager
-    def look(self, short: bool = False, full: bool = False, out: bool = False) -> Iterator[Pool]:
+    def pool(self, short: bool = False, full: bool = False, out: bool = False) -> Iterator[Pool]:
         """The rest of the pool, under its lock: inside, no other worker can take a turn, so a decision stays valid.
 
         `short`, `full` and `out` are passed on to the Pool.
@@ -102,7 +102,7 @@ class Neighbours:
             self._locked = False
 
     def leaves(self, settled: bool | None) -> None:
-        """Inside look(): this worker leaves. Whether it had settled above its limit; None: it leaves for another reason."""
+        """Inside pool(): this worker leaves. Whether it had settled above its limit; None: it leaves for another reason."""
         self._leaves = True
         if settled is not None and self._locked and self._board is not None:
             self._board.header.settled = min(self._board.header.settled + 1, 0xFFFF) if settled else 0
@@ -117,14 +117,14 @@ class Neighbours:
             return Pool(0 if abandoned else self._siblings_away(out), short=short, full=full, out=out, abandoned=abandoned)
         if self._board is None:
             return Pool(short=short, full=full, out=out, abandoned=abandoned)
-        order, settled, looked = self._slot.order, self._board.header.settled, self._board.header.looked if self._asks else 0.0
+        order, settled, decided_at = self._slot.order, self._board.header.settled, self._board.header.decided_at if self._asks else 0.0
         # without the lock, another worker is taking its turn right now; with a supervisor, turns only count if the kernel is about to kill
-        counts = self._locked and (out or not looked)
+        counts = self._locked and (out or not decided_at)
         starting, serving, leaving, turns = self._board.others(self._slot) if counts else Others(leaving=sys.maxsize)
         missing = max(0, self._board.header.workers - 1 - starting - serving - leaving)
-        if looked:
-            abandoned = abandoned or time.monotonic() - looked > LOOKS_EVERY
-        return Pool(starting + leaving, turns, short, full, out, leaving, bool(looked), abandoned, order, self.boot, settled, missing)
+        if decided_at:
+            abandoned = abandoned or time.monotonic() - decided_at > STANDS_STILL
+        return Pool(starting + leaving, turns, short, full, out, leaving, bool(decided_at), abandoned, order, self.boot, settled, missing)
 
     def _siblings_away(self, out: bool) -> int:
         """How many siblings are away; sys.maxsize if another has the turn, so that this worker stays."""

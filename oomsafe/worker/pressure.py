@@ -54,7 +54,7 @@ class Pressure:
         """Bytes that a freshly booted worker holds, as far as is known; else 0."""
         return self._thresholds.baseline or 0
 
-    def look(self, now: float, growth: Growth, bounded: bool = False) -> None:
+    def update(self, now: float, growth: Growth, bounded: bool = False) -> None:
         """Measure, unless it is too soon: this worker is over its limit, or takes much of the remaining room. `growth` is its growth.
 
         `bounded`: the kernel holds it to a hard limit.
@@ -91,7 +91,7 @@ class Pressure:
                 used, budget, _, _ = self._read(now)
                 self._holds_up = holds_up(used, budget, self._growth, self._neighbours.boot, self.fresh)
             except Exception as error:
-                failed("looking at the pool", "the server", error)
+                failed("reading the pool", "the server", error)
         return self._holds_up
 
     def _read(self, now: float) -> tuple[int | None, int | None, int | None, int | None]:

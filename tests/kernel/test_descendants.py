@@ -41,7 +41,7 @@ def programs() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 def held(of: Descendants) -> dict[int, int]:
     """By pid, in MiB."""
-    return {one.pid: one.held // MIB for one in of.look()}
+    return {one.pid: one.held // MIB for one in of.measure()}
 
 
 def test_a_program_counts_whole(programs: list[subprocess.Popen[bytes]]) -> None:
@@ -92,4 +92,4 @@ def test_of_one_that_is_gone_there_are_none() -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
 
-    assert Descendants(gone.pid, 0).look() == []
+    assert Descendants(gone.pid, 0).measure() == []

@@ -193,7 +193,7 @@ def last_tick(supervisor: int) -> int:
     """When a supervisor has last looked at its workers, as its scoreboard has it."""
     board = board_of(supervisor)
     assert board
-    (when,) = layout.LOOKED.unpack_from(memory_of(board), layout.LOOKED_AT)
+    (when,) = layout.DECIDED.unpack_from(memory_of(board), layout.DECIDED_AT)
     return int(when)
 
 

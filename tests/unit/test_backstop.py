@@ -18,7 +18,7 @@ from oomsafe.policy.state import State
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.layout import Counters
 from oomsafe.scoreboard.slot import Figures, Slot
-from oomsafe.supervisor.backstop import LOOK_EVERY, Backstop
+from oomsafe.supervisor.backstop import MEASURE_EVERY, Backstop
 
 MIB = 1 << 20
 HARD = 300 * MIB
@@ -159,7 +159,7 @@ def ticks(backstop: Backstop, policy: Policy = POLICY, seconds: float = 3.0) -> 
     now = 0.0
     while now <= seconds:
         backstop.tick(policy, lambda: HARD, lambda: True, 1000.0 + now)
-        now += LOOK_EVERY
+        now += MEASURE_EVERY
 
 
 def test_one_above_its_limit_is_killed_and_its_line_says_what_and_why(board, held, said, more) -> None:

@@ -24,7 +24,7 @@ from oomsafe.policy.budget import (
     Why,
     is_level,
     lived,
-    looks_again,
+    next_check,
     plan,
 )
 from oomsafe.policy.limits import Capacity
@@ -107,7 +107,7 @@ def test_who_goes(pool: Pool, workers: list[Candidate], victims: tuple[int, ...]
 )
 def test_when_to_look_again(used: int | None, pace: int, seconds: float) -> None:
     """In MiB, of a budget of 460."""
-    assert looks_again(Pool(None if used is None else used * MIB, 460 * MIB), pace * MIB) == pytest.approx(seconds)
+    assert next_check(Pool(None if used is None else used * MIB, 460 * MIB), pace * MIB) == pytest.approx(seconds)
 
 
 def test_sustain() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oomsafe.policy.ceilings import OFTEN, SELDOM, SUDDEN, Ceiling, Step, in_order, judge, lowered, next_look
+from oomsafe.policy.ceilings import OFTEN, SELDOM, SUDDEN, Ceiling, Step, in_order, judge, lowered, next_check
 from oomsafe.policy.units import GIB, MIB
 from oomsafe.policy.verdicts import Verdict, verdict
 
@@ -48,9 +48,9 @@ def test_nothing_gets_far_over_its_limit_between_two_looks(limit: int, speed: fl
 @given(sizes, sizes, speeds, speeds)
 def test_the_less_is_left_the_sooner(headroom: int, less: int, speed: float, faster: float) -> None:
     """Monotonous in both."""
-    assert next_look(min(headroom, less), speed) <= next_look(headroom, speed)
-    assert next_look(headroom, max(speed, faster)) <= next_look(headroom, speed)
-    assert next_look(0, SUDDEN) == OFTEN
+    assert next_check(min(headroom, less), speed) <= next_check(headroom, speed)
+    assert next_check(headroom, max(speed, faster)) <= next_check(headroom, speed)
+    assert next_check(0, SUDDEN) == OFTEN
 
 
 @given(ceilings, ceilings)

@@ -77,7 +77,7 @@ class Child(GuardedWorker, Billiard):
         self._guard = Guard(Policy(soft_limit="1GiB"))
         self._notes = Notes(None, os.getpid())
         self._is_late = {"proj.late": True}
-        signal.signal(TELL, self._told)
+        signal.signal(TELL, self._warned)
 
     def run(self, function: Any, growth: int | None = None) -> Any:
         """As billiard does."""

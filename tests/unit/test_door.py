@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from oomsafe.policy.door import WAITS_FOR, Crowd, Door, looks_from, next_door
+from oomsafe.policy.door import WAITS_FOR, Crowd, Door, checks_from, next_door
 from oomsafe.policy.trend import Growth
 
 MIB = 1 << 20
@@ -83,6 +83,6 @@ def test_it_opens_after_a_while_whatever_comes_and_stays_open() -> None:
         pytest.param(None, 2, None, id="nobody knows"),
     ],
 )
-def test_looks_from(room: int | None, workers: int, expected: int | None) -> None:
+def test_checks_from(room: int | None, workers: int, expected: int | None) -> None:
     """The less room there is, the sooner it is looked at again."""
-    assert looks_from(100 * MIB, room, workers) == expected
+    assert checks_from(100 * MIB, room, workers) == expected

@@ -24,7 +24,7 @@ from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.slot import Slot
 from oomsafe.worker import door, gauge, neighbours, pressure, reclaim, report
-from oomsafe.worker.guard import LOOK_AGAIN, Guard
+from oomsafe.worker.guard import CHECK_AGAIN, Guard
 
 Said = Callable[[], list[str]]
 HERE = Capacity(1000 * MIB, CGROUP, workers=2)
@@ -60,7 +60,7 @@ def guarded(recycled: list[str], clock: Clock, monkeypatch: pytest.MonkeyPatch) 
 
 def do(guard: Guard, memory: Memory, rss: int | None, clock: Clock, name: str = "work") -> None:
     """One piece of work that leaves the process with so much memory; it ends when the guard looks again."""
-    clock.go(LOOK_AGAIN)
+    clock.go(CHECK_AGAIN)
     with guard.work(name):
         memory.be(rss)
 
@@ -153,7 +153,7 @@ def test_a_futile_reclaim_is_remembered(
     began = clock()
 
     for _ in range(7):
-        clock.go(RECLAIM_EVERY - LOOK_AGAIN)
+        clock.go(RECLAIM_EVERY - CHECK_AGAIN)
         do(guard, memory, 200 * MIB, clock)
 
     assert expected == tried
@@ -874,7 +874,7 @@ def test_a_worker_that_leaves_refuses_nothing(crowd: Any, clock: Clock, recycled
     guard, _ = shedding(crowd, clock)
 
     board.give_order(guard.slot.number, guard.slot.generation, Order.BUDGET)
-    clock.go(LOOK_AGAIN)
+    clock.go(CHECK_AGAIN)
     guard.knock()
 
     assert (recycled, guard.sheds, guard.refuses("/")) == (["now"], False, False)
@@ -886,7 +886,7 @@ def test_a_worker_in_a_pool_that_is_short_looks_for_orders_soon(crowd: Any, cloc
     guard, memory, leave = crowd()
     woken: list[float] = []
     guard._report._poke = lambda: woken.append(clock())
-    board.header.looked = 1.0
+    board.header.decided_at = 1.0
     leave(150)  # the budget leaves 50 MiB of these
 
     grow(guard, memory, clock)
@@ -903,7 +903,7 @@ def test_nothing_waits_in_a_worker_that_leaves_itself(crowd: Any, clock: Clock, 
     assert guard.meter.crowded
 
     board.give_order(guard.slot.number, guard.slot.generation, Order.GO)
-    clock.go(LOOK_AGAIN)
+    clock.go(CHECK_AGAIN)
     guard.knock()
 
     assert (recycled, guard.meter.crowded) == (["now"], False)
@@ -970,7 +970,7 @@ def test_a_look_that_fails_lets_work_in(crowd: Any, clock: Clock, monkeypatch: p
     guard.knock()
 
     assert not guard.meter.crowded
-    assert any("oomsafe failed in looking at the pool" in line for line in said())
+    assert any("oomsafe failed in reading the pool" in line for line in said())
 
 
 def test_a_log_line_is_one_line(guarded: Any, clock: Clock, said: Said) -> None:
@@ -1038,7 +1038,7 @@ def test_a_worker_that_asked_and_then_stopped_growing_says_so(
     """Its replacement serves by then, so it goes: for its soft limit, and not for one worker too many."""
     caplog.set_level(logging.INFO)
     guard, memory = guarded(rss=20 * MIB, board=board)
-    board.header.looked = time.monotonic()
+    board.header.decided_at = time.monotonic()
     for size in range(20, 96, 5):
         clock.go(0.25)
         do(guard, memory, size * MIB, clock)
@@ -1126,20 +1126,20 @@ def test_a_worker_that_has_served_its_time_asks_its_supervisor(
     """And serves on until it is told to go; then its line says why."""
     monkeypatch.setattr(neighbours, "time", SimpleNamespace(monotonic=clock))
     guard, memory = guarded(board=board, max_lifetime="1h")
-    board.header.looked = clock()
+    board.header.decided_at = clock()
     before = board.roll()[0]
     clock.go(3600)
-    board.header.looked = clock()
+    board.header.decided_at = clock()
     guard.tick()
     asks = board.roll()[0]
     for _ in range(10):
         clock.go(1)
-        board.header.looked = clock()
+        board.header.decided_at = clock()
         do(guard, memory, 60 * MIB, clock)
     waits = (board.roll()[0].state, list(recycled))
     board.give_order(guard.slot.number, guard.slot.generation, Order.GO)
     clock.go(1)
-    board.header.looked = clock()
+    board.header.decided_at = clock()
 
     guard.tick()
 

@@ -281,7 +281,7 @@ def taking_turns(board: Scoreboard, slot: object) -> Callable[[Line], None]:
         guard.ready()
         line.say(guard.slot.state)
         while size := line.hear():
-            guard.meter.look_at = 0.0
+            guard.meter.check_at = 0.0
             with guard.work("x"):
                 memory.be(size * MIB)
             line.say(guard.should_recycle)
@@ -313,7 +313,7 @@ def test_one_after_the_other(board: Scoreboard) -> None:
 
 def test_two_guards_never_go_together(board: Scoreboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve workers over their limit at the same moment: exactly as many go as there are turns."""
-    monkeypatch.setattr(module, "LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(module, "CHECK_AGAIN", 0.0)
     slots = [board.reserve() for _ in range(12)]
     board.header.describe(workers=12, turns=2, limit=None, budget=None)
     with ExitStack() as ending:

@@ -330,7 +330,7 @@ def test_whose_a_folder_is(tmp_path: Path, spoil: str) -> None:
     path.write_bytes(bytes(header).ljust(size, b"\0"))
     for theirs in (folder, path):
         os.chown(theirs, 12345, 12345)
-    before = Scoreboard.look(str(path)).server
+    before = Scoreboard.snapshot(str(path)).server
 
     os.chown(folder if spoil == "folder" else path, 54321, 54321)
 

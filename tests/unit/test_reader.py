@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from unit.children import in_child
 
-from oomsafe.celery.remote import pool_told
+from oomsafe.celery.remote import pool_record
 from oomsafe.cli.status import as_record, show
 from oomsafe.cli.watch import record_of
 from oomsafe.cli.watched_pools import key_of, reading_of
@@ -96,7 +96,7 @@ def test_whatever_stands_there(place: Path, raw: bytes) -> None:
     shown = io.StringIO()
     show([pool], Console(file=shown, width=200, force_terminal=False))
     assert all(char.isprintable() or char == "\n" for char in shown.getvalue())
-    json.loads(json.dumps([as_record(pool), pool_told(pool)], allow_nan=False), parse_constant=_not_json)
+    json.loads(json.dumps([as_record(pool), pool_record(pool)], allow_nan=False), parse_constant=_not_json)
     watch, key = Watch(), key_of(str(place), pool)
     events = [event for at in (0.0, 500.0) for event in watch.read(key, reading_of(pool), at, new=True)]
     for event in [*events, *watch.ended(key, 501.0, in_order=False, orphans=1)]:

@@ -587,7 +587,7 @@ def test_what_a_worker_writes_takes_no_slot(board: Scoreboard, byte: bytes) -> N
     _spoil(board, byte)
 
     board.header.describe(workers=2, turns=1, limit=None, budget=None)
-    board.header.looked = 1.0
+    board.header.decided_at = 1.0
     assert len(board.roll()) in (0, board.slots)
     board.read()
     board.in_hand()
@@ -597,7 +597,7 @@ def test_what_a_worker_writes_takes_no_slot(board: Scoreboard, byte: bytes) -> N
     again = [taken(board) for _ in range(board.slots)]
     assert [slot.generation for slot in again] == list(range(board.slots + 1, 2 * board.slots + 1))
     assert (taken(board).number, board.slots) == (32, 64)
-    assert Scoreboard.look(str(board.path)) is not None
+    assert Scoreboard.snapshot(str(board.path)) is not None
 
 
 def test_totals_stay_at_their_end(board: Scoreboard) -> None:

@@ -401,7 +401,7 @@ def test_over_its_budget_the_worst_goes_at_once(pool: Any, said: Said) -> None:
 def test_a_worker_that_says_nothing_is_looked_at(pool: Any, monkeypatch: pytest.MonkeyPatch, metric: str) -> None:
     """What it holds by its limit's metric is what it said, and what it has grown by since; when it says something itself, that counts."""
     monkeypatch.setattr(onlooker, "SILENT_FOR", 0.0)
-    monkeypatch.setattr(onlooker, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(onlooker, "CHECK_EVERY", 0.0)
     _, supervisor, (first, _) = pool(2)
     supervisor.policy = Policy(metric=metric)
     # this process stands for the worker: half of what it says is what it shares
@@ -426,7 +426,7 @@ def test_a_worker_that_says_nothing_is_looked_at(pool: Any, monkeypatch: pytest.
 
 def test_a_worker_that_says_nothing_is_measured_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real one: what it has taken is found; once it is dead, reaped or not, its last figures stay."""
-    for module_, name in ((onlooker, "SILENT_FOR"), (onlooker, "LOOK_EVERY"), (module, "FOLLOW_EVERY")):
+    for module_, name in ((onlooker, "SILENT_FOR"), (onlooker, "CHECK_EVERY"), (module, "FOLLOW_EVERY")):
         monkeypatch.setattr(module_, name, 0.0)
     supervisor = Supervisor(Policy(), "test", 1)
     board, slot, own = supervisor.board, supervisor.reserve(), _descriptors_of(os.getpid())

@@ -216,13 +216,13 @@ def test_what_is_not_shown_is_read_less_often(machine: Machine) -> None:
     """And the kernel is asked for the shown ones alone; all at first."""
     machine.pools = {"/a": pool(view(0, MIB), name="a"), "/b": pool(view(0, MIB), name="b")}
     looking = Observer(clock=lambda: machine.now)
-    assert [each.path for each in looking.look(set())] == ["/a", "/b"]
+    assert [each.path for each in looking.observe(set())] == ["/a", "/b"]
     assert (machine.read, machine.lived) == (["/a", "/b"], ["a", "b"])
     machine.read, machine.lived = [], []
 
     for _ in range(int(SELDOM)):
         machine.now += 1
-        looking.look({"/a"})
+        looking.observe({"/a"})
 
     assert machine.read == ["/a"] * int(SELDOM) + ["/b"]
     assert machine.lived == ["a"] * int(SELDOM)
@@ -234,10 +234,10 @@ def test_growth_is_told_from_the_last_readings(machine: Machine) -> None:
     for second in range(10):
         machine.now += 1
         machine.pools["/a"] = pool(view(0, (100 + second) * MIB), view(1, 50 * MIB))
-        (found,) = looking.look(None)
+        (found,) = looking.observe(None)
     machine.pools["/a"] = pool(replace(view(0, 90 * MIB), generation=9), view(1, 50 * MIB))
     machine.now += 1
-    (after,) = looking.look(None)
+    (after,) = looking.observe(None)
 
     assert [(worker.pace, worker.seconds) for worker in found.workers] == [(MIB, 191.0), (0.0, None)]
     assert [worker.pace for worker in after.workers] == [None, 0.0]
@@ -248,30 +248,30 @@ def test_a_pool_that_ends_is_shown_for_a_while(machine: Machine) -> None:
     """With one line; no order can be given to it."""
     machine.pools = {"/a": pool(view(0, MIB))}
     looking = Observer(clock=lambda: machine.now)
-    assert looking.look(None)[0].found is not None
+    assert looking.observe(None)[0].found is not None
     machine.pools = {}
 
-    (ended,) = looking.look(None)
+    (ended,) = looking.observe(None)
     machine.now += GONE_FOR - 1
-    still = looking.look(None)
+    still = looking.observe(None)
     machine.now += 1
 
     assert (ended.problem, ended.workers, ended.found) == ("its supervisor 7616 has ended", (), None)
     assert text([ended], 80).splitlines() == ["shop · gunicorn sync · supervisor 7616", "  its supervisor 7616 has ended"]
     assert len(still) == 1
-    assert looking.look(None) == []
+    assert looking.observe(None) == []
 
 
 def test_a_board_that_can_not_be_read_any_more(machine: Machine) -> None:
     """Its last title stays, with why; when it can be read again, it is as before. Those that never could come last."""
     machine.pools = {"/a": "/a is too new", "/b": pool(view(0, MIB), name="b")}
     looking = Observer(clock=lambda: machine.now)
-    assert [each.path for each in looking.look(None)] == ["/b", "/a"]
+    assert [each.path for each in looking.observe(None)] == ["/b", "/a"]
     machine.pools["/b"] = "/b: Permission denied"
 
-    (broken, _) = looking.look(None)
+    (broken, _) = looking.observe(None)
     machine.pools["/b"] = pool(view(0, MIB), name="b")
-    (mended, never) = looking.look(None)
+    (mended, never) = looking.observe(None)
 
     assert (broken.problem, broken.workers) == ("/b: Permission denied", ())
     assert (mended.problem, len(mended.workers)) == ("", 1)
@@ -286,8 +286,8 @@ def test_a_real_board(new_board: Callable[..., object], tmp_path: Path) -> None:
     slot.set_state(State.SERVING)
     (tmp_path / "none").write_bytes(b"")
 
-    (found,) = Observer(board.path).look(None)  # type: ignore[attr-defined]
-    (none,) = Observer(str(tmp_path / "none")).look(None)
+    (found,) = Observer(board.path).observe(None)  # type: ignore[attr-defined]
+    (none,) = Observer(str(tmp_path / "none")).observe(None)
 
     assert [worker.view.pid for worker in found.workers] == [os.getpid()]
     assert "is not a scoreboard" in none.problem

@@ -126,7 +126,7 @@ def test_the_one_over_its_soft_limit_is_told(board: Scoreboard, workers: list[Wo
     assert workers[0].ended() == 77
     assert workers[1].ended(0.5) is None
     watcher.end()
-    ticket, used, limit = workers[0].slot.told_of_limit
+    ticket, used, limit = workers[0].slot.warned_of_limit
     assert (ticket, limit) == (5, 20 * MIB)
     assert 40 * MIB <= used < 50 * MIB
 
@@ -200,17 +200,17 @@ def test_a_signal_that_comes_late_is_not_the_next_task_s() -> None:
     """In the child: it is raised in the task whose ticket came with it, and in no other."""
     worker = GuardedBlockingWorker.__new__(GuardedBlockingWorker)
     memory = memoryview(bytearray(layout.SLOT_SIZE))
-    layout.write(memory, layout.TOLD_AT, layout.TOLD, 6, 2 * MIB, MIB)
+    layout.write(memory, layout.WARNED_AT, layout.WARNED, 6, 2 * MIB, MIB)
     worker._slot, worker._ticket, worker._name = Slot(memory), 7, "proj.task"
     worker._fails, worker._memory = False, None
-    worker._told()
+    worker._warned()
     worker._ticket = 0
-    worker._told()
+    worker._warned()
     worker._ticket = 6
 
     with pytest.raises(SoftMemoryLimitExceeded, match=r"task proj.task used 2.0 MiB > its soft memory limit 1.0 MiB"):
-        worker._told()
-    worker._told()  # it has heeded
+        worker._warned()
+    worker._warned()  # it has heeded
 
 
 def test_a_process_that_is_within_its_limit_by_then_goes_on(workers: list[Worker]) -> None:
@@ -325,7 +325,7 @@ def test_work_over_its_soft_limit_is_told_again_until_it_heeds(watched: Watched)
     watched.slot.take_up(5, watched.held)
     watched.held += 2 * MIB
     pause, times = watched.check(), [watched.now]
-    assert watched.slot.told_of_limit == (5, 2 * MIB, MIB)
+    assert watched.slot.warned_of_limit == (5, 2 * MIB, MIB)
     while len(times) < 4:
         pause = watched.check(pause)
         times += [watched.now] * (len(watched.told) - len(times))

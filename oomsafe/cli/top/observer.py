@@ -93,7 +93,7 @@ class Observer:
         self._samples: dict[tuple[str, int], tuple[Sample, ...]] = {}
         """By scoreboard and generation of the worker."""
 
-    def look(self, shown: Collection[str] | None) -> list[Observed]:
+    def observe(self, shown: Collection[str] | None) -> list[Observed]:
         """Read what is due, and return every pool, in the order of their names. `shown`: the scoreboards on the screen; None: all."""
         now = self._clock()
         paths = [self._only] if self._only else living_boards()

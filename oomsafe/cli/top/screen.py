@@ -220,7 +220,7 @@ class Top(App[int]):
         """In a thread, because a scoreboard that is being written is read again for a while, and keys must not wait for that."""
         try:
             shown = set() if self._explains else self._lines.shown
-            self._pools = await asyncio.to_thread(self._observer.look, shown)
+            self._pools = await asyncio.to_thread(self._observer.observe, shown)
         except Exception as error:  # the screen stays, and the next round may succeed
             self._say(f"the pools can't be read: {without_controls(repr(error))}")
         finally:
