@@ -135,6 +135,8 @@ class Guard:
         self._starved = False
         """It could not be measured for lack of memory. Said once there is some again, because a line takes memory, too."""
         self._ready = False
+        self._fresh: int | None = None
+        """What it held when it began to serve, in bytes, as the meter counts; None: not known."""
         if board is None:
             self.ready()
 
@@ -170,6 +172,7 @@ class Guard:
             self._pressure.update(now, Growth())  # the supervisor's figures may be a second old, in which a leak can fill the memory
         self._take_limits()
         self._history = replace(self._history, ready_with=self.baseline)
+        self._fresh = self.meter.held if self.meter.rss_known else None
         if self._header is not None:
             self._header.unit = self._unit.partition(" (")[0]
         attempt("the line at boot", "the server", self._say_room)
@@ -263,6 +266,17 @@ class Guard:
             self._report.publish(time.monotonic())
             self._deciding.release()
         self.forget_row()
+        if self.meter.leaving:
+            attempt("taking stock", "the server", self._take_stock)
+
+    def _take_stock(self) -> None:
+        """Say what the memory of this recycled worker was: it has nothing to do any more, and its replacement serves."""
+        from oomsafe.kernel.allocators import take_stock  # imported here, because only a worker that was recycled needs it
+        from oomsafe.policy.stock import stock_line
+
+        parts = take_stock()
+        if parts is not None:
+            log.info("%s held at its end %s", self, stock_line(parts, self._fresh))
 
     def forget_row(self) -> None:
         """This process serves no more: lift its hard limit, and remove its own scoreboard, if it has one, from `oomsafe status`."""

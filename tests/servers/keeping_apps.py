@@ -1,0 +1,56 @@
+"""Apps whose memory grows, each in another way, and only one of them leaks. The path says how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+kept: list[Any] = []
+
+
+def dicts(count: int) -> None:
+    """A leak of small objects."""
+    kept.append([{"a": number} for number in range(count)])
+
+
+def blobs(count: int) -> None:
+    """A leak of large ones."""
+    kept.extend(bytes(1 << 20) + b"x" for _ in range(count))
+
+
+def small(count: int) -> None:
+    """No leak: one in twenty stays, and pymalloc's arenas with it."""
+    kept.append([{"a": number} for number in range(count)][::20])
+
+
+def blocks(count: int) -> None:
+    """No leak: one in five stays, and with it its page, which malloc can't give back."""
+    kept.append([bytes(700) for _ in range(count)][::5])
+
+
+WAYS = {"/dicts": dicts, "/blobs": blobs, "/small": small, "/blocks": blocks}
+
+
+def act(path: str, query: str) -> bytes:
+    """The answer."""
+    if path in WAYS:
+        WAYS[path](int(query or 0))
+    return b"ok"
+
+
+def wsgi(environ, start_response):
+    """Under gunicorn."""
+    body = act(environ["PATH_INFO"], environ["QUERY_STRING"])
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+
+async def asgi(scope, receive, send):
+    """Under uvicorn."""
+    if scope["type"] == "lifespan":
+        while (message := await receive())["type"] != "lifespan.shutdown":
+            await send({"type": f"{message['type']}.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    body = act(scope["path"], scope["query_string"].decode())
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
+    await send({"type": "http.response.body", "body": body})

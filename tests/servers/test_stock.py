@@ -1,0 +1,63 @@
+"""A recycled worker says at its end what its memory was: what leaks is in use, and what an allocator keeps is not called a leak."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from serving import Server, until
+
+#: What each way is to be: the part that holds most, in the words of the line, and whether the line denies a leak.
+WAYS = {
+    "/dicts?300000": ("by Python objects", False),
+    "/blobs?90": ("by malloc", False),
+    "/small?450000": ("by Python", True),
+    "/blocks?150000": ("by malloc, between blocks in use", True),
+}
+
+
+def biggest(line: str) -> str:
+    """The words of the part of anonymous memory that holds most."""
+    sizes = re.findall(r"([\d.]+) ([KMG])iB (by [a-zA-Z ,]+?)(?:, (?=\d)|;|$)", line.partition("held at its end")[2])
+    return max((float(size) * 1024 ** "KMG".index(unit), words) for size, unit, words in sizes)[1]
+
+
+def ends(server: Server, path: str) -> str:
+    """Have a worker grow above its limit by one request; its line at its end."""
+    server.serving(2)
+    server.get(path)
+    until(lambda: server.lines("recycling: "), "one is recycled")
+    (line,) = server.wait_for("held at its end")[:1]
+    assert line.partition(" held at its end")[0].rpartition("worker ")[2] in server.lines("recycling: ")[0]
+    return line
+
+
+@pytest.mark.parametrize("path", WAYS)
+@pytest.mark.parametrize("worker_class", ["sync", "gthread"])
+def test_gunicorn(serve: Callable[..., Server], worker_class: str, path: str) -> None:
+    """What it was, by its allocators."""
+    judged(ends(serve(worker_class, 2, app="keeping_apps:wsgi", soft_limit="80MiB", min_lifetime=0), path), path)
+
+
+@pytest.mark.parametrize("path", WAYS)
+def test_uvicorn(serve_uvicorn: Callable[..., Server], path: str) -> None:
+    """The same."""
+    judged(ends(serve_uvicorn(app="keeping_apps:asgi", workers=2, soft_limit="80MiB", min_lifetime=0), path), path)
+
+
+def judged(line: str, path: str) -> None:
+    """As the table says."""
+    part, denies = WAYS[path]
+    assert re.fullmatch(part, biggest(line)), line
+    assert ("that is no leak" in line) is denies, line
+
+
+def test_not_at_a_shutdown(serve: Callable[..., Server]) -> None:
+    """A deploy is not delayed by it."""
+    server = serve("sync", 2, app="keeping_apps:wsgi", soft_limit="500MiB").serving(2)
+    server.get("/dicts?1000")
+    server.stop() if hasattr(server, "stop") else server.process.terminate()
+    server.process.wait(20)
+
+    assert server.lines("held at its end") == []
