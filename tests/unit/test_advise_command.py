@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -18,6 +19,9 @@ from oomsafe.cli.app import cli
 from oomsafe.policy.sizing.advice import advise
 from oomsafe.policy.sizing.facts import Facts, preloaded
 from oomsafe.policy.units import GIB, KIB, MIB
+
+# click before 8.2 mixes stderr into stdout where it is not told otherwise
+RUNNER = CliRunner(**({"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}))
 
 SHOP = Facts(
     limit=2 * GIB, source="given", others=0, cpus=2, fresh=180 * MIB, supervisor=60 * MIB, growth=40 * KIB, balloon=200 * MIB, rate=50
@@ -67,7 +71,7 @@ not known: how long a boot takes (--boot 5s)"""
 
 
 def run(*argv: str, env: dict[str, str] | None = None) -> Result:
-    return CliRunner().invoke(cli, ["advise", *argv], env={"COLUMNS": "80", "OOMSAFE_SCOREBOARD": None, **(env or {})})
+    return RUNNER.invoke(cli, ["advise", *argv], env={"COLUMNS": "80", "OOMSAFE_SCOREBOARD": None, **(env or {})})
 
 
 @pytest.fixture(autouse=True)
@@ -215,7 +219,7 @@ def test_a_scoreboard_that_can_not_be_read(tmp_path: Path) -> None:
 def test_no_text_makes_it_crash(options: list[str], text: str) -> None:
     """It is a figure, or one line says that it is none."""
     argv = [f"--{option}={text}" for option in options]
-    ended = CliRunner().invoke(cli, ["advise", "--worker=80MiB", *argv])
+    ended = RUNNER.invoke(cli, ["advise", "--worker=80MiB", *argv])
 
     assert ended.exit_code in (0, 2)
     assert ended.exit_code == 0 or ended.stderr.count("\n") == 1
