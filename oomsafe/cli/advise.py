@@ -175,7 +175,7 @@ def _advised(given: Given, name: str | None, path: str | None, one: bool) -> lis
 
 
 def _say(error: Exception) -> None:
-    print(f"oomsafe advise: {without_controls(str(error))}", file=sys.stderr)
+    print(f"oomsafe advise: {without_controls(str(error))}", file=sys.stderr, flush=True)
 
 
 def _pools(name: str | None, path: str | None) -> list[PoolView]:
@@ -269,7 +269,7 @@ def _deployment(advised: Advised, given: Given, file: str, app: str | None) -> D
         app = name
     if app is None:
         app = APPS.get(server, "app:app")
-        print(f"oomsafe advise: {app} stands for your own app there: give it, as in --app {app}", file=sys.stderr)
+        print(f"oomsafe advise: {app} stands for your own app there: give it, as in --app {app}", file=sys.stderr, flush=True)
     return Deployment(
         server=server,
         app=app,
