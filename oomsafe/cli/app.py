@@ -10,6 +10,7 @@ from oomsafe.cli.demo import demo
 from oomsafe.cli.doctor import doctor
 from oomsafe.cli.explain import explain
 from oomsafe.cli.recycle import recycle
+from oomsafe.cli.retired import retired
 from oomsafe.cli.status import status
 from oomsafe.cli.top import top
 from oomsafe.cli.watch import watch
@@ -35,6 +36,7 @@ cli.add_command(demo)
 cli.add_command(doctor)
 cli.add_command(explain)
 cli.add_command(recycle)
+cli.add_command(retired)
 cli.add_command(status)
 cli.add_command(top)
 cli.add_command(watch)

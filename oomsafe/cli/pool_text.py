@@ -12,6 +12,7 @@ from oomsafe.cli.bars import memory_bar
 from oomsafe.cli.columns import Column, cells_of, line_of, that_fit
 from oomsafe.kernel.process import parent_of
 from oomsafe.policy.ends import End
+from oomsafe.policy.retention import Kind, judge
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import counted, format_change, format_duration, format_size
 from oomsafe.scoreboard.view import InFlight, PoolView, WorkerView
@@ -39,6 +40,7 @@ def pool_text(pool: PoolView, width: int, now: float | None = None, *, ascii_onl
     title, totals = _filled(_title(pool), dot, width, "bold"), _filled(_totals(pool), dot, width, "dim")
     if pool.last_recycle is not None:
         totals += _filled([f"last recycle at {_when(pool.last_recycle.at, now)}: {pool.last_recycle.line}"], dot, width, "dim")
+    totals += _filled(_memory(pool), dot, width, "")
     for death in pool.deaths:
         totals += _filled([f"death at {_when(death.at, now)}: {death.line}"], dot, width, "")
     # Text, because names that other processes have written must not be read as markup
@@ -75,6 +77,18 @@ def _totals(pool: PoolView) -> list[str]:
         f"reclaimed {format_size(totals.reclaimed)}",
     ]
     return [*parts, f"no worker served for {pool.unserved:.1f} s"] if pool.unserved else parts
+
+
+def _memory(pool: PoolView) -> list[str]:
+    """``workers leak: memory in use rises by 259 KiB a request, over all of the workers' lives``; empty: not known."""
+    found = judge(pool.retired, _unit(pool))
+    words = {
+        Kind.LEAK: "workers leak",
+        Kind.KEPT: "workers don't leak",
+        Kind.CACHE: "workers don't leak",
+        Kind.NEEDED: "workers don't leak",
+    }
+    return [f"{words[found.kind]}: {found.why} (oomsafe retired)"] if found.kind in words else []
 
 
 def _when(at: float, now: float) -> str:

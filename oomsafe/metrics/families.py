@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Literal, NamedTuple
 
 from oomsafe.errors import ScoreboardError
@@ -41,6 +42,8 @@ def families_of(pool: PoolView) -> Iterator[Family]:
     yield from _pool(pool)
     yield from _counters(pool, beside)
     yield _growth(pool)
+    if pool.retired:
+        yield from _retired(pool)
 
 
 def _beside(pool: PoolView) -> dict[str, PoolView]:
@@ -151,6 +154,19 @@ def _growth(pool: PoolView) -> Family:
         samples += [Sample("_count", {"route": route}, so_far), Sample("_sum", {"route": route}, total)]
     text = "What a request made its worker grow by; in the sum, shrinking counts as 0."
     return Family("oomsafe_request_memory_growth_bytes", "histogram", text, samples)
+
+
+def _retired(pool: PoolView) -> Iterator[Family]:
+    from oomsafe.policy.retention import judge  # imported here: only a pool that has recycled workers needs statistics
+
+    last = pool.retired[0].parts
+    parts = [Sample("", {"part": field.name}, size) for field in fields(last) if (size := getattr(last, field.name)) is not None]
+    yield Family("oomsafe_retired_memory_bytes", "gauge", "What the memory of the worker was that was recycled last, at its end.", parts)
+    found = judge(pool.retired)
+    kinds = [Sample("", {"verdict": kind.value}, int(kind is found.kind)) for kind in type(found.kind)]
+    yield Family("oomsafe_retention", "gauge", "1 for what recycled workers have grown by; a leak rises with the work done.", kinds)
+    if found.each is not None:
+        yield _gauge("oomsafe_leak_bytes_per_request", "What each request leaks, judged from recycled workers.", found.each)
 
 
 def _gauge(name: str, text: str, value: float) -> Family:

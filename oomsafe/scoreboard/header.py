@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import time
 from typing import Generic, NamedTuple, TypeVar
 
 from oomsafe.policy.ends import End
 from oomsafe.policy.limits import Capacity
+from oomsafe.policy.retirement import POINTS, Point, Retirement
 from oomsafe.policy.text import shortened
 from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.layout import optional, stored
@@ -159,6 +161,24 @@ class Header:
         place = known.index(route) if route in known else layout.ROUTES
         counts[place] = layout.count(counts[place] + 1)
         layout.write(self.memory, layout.CULPRITS_AT, layout.CULPRITS, *counts)
+
+    def note_retirement(self, one: Retirement) -> None:
+        """A recycled worker tells what its memory was. Without the lock, which another worker has, it is left out."""
+        if not self._lock.try_acquire():
+            return
+        try:
+            (count,) = layout.RETIREMENTS.unpack_from(self.memory, layout.RETIREMENTS_AT)
+            points = [*one.points[-POINTS:], *[Point(0, 0)] * (POINTS - len(one.points))]
+            fields = (
+                one.at, one.pid, one.slot, layout.REASONS.index(one.reason), one.generation, one.work, one.served, stored(one.fresh),
+                *(stored(getattr(one.parts, part.name)) for part in dataclasses.fields(one.parts)),
+                *(number for point in points for number in (point.work, point.held)),
+            )  # fmt: skip
+            place = layout.RETIRED_AT + count % layout.RETIRED_KEPT * layout.RETIRED.size
+            layout.write(self.memory, place, layout.RETIRED, *fields)
+            layout.write(self.memory, layout.RETIREMENTS_AT, layout.RETIREMENTS, layout.count(count + 1))
+        finally:
+            self._lock.release()
 
     def note_death(self, end: End, line: str | None, at: float) -> None:
         """The supervisor counts the end of a worker; `line` None: it was in order, and is not shown. `at` in seconds since 1970."""

@@ -1,6 +1,6 @@
-"""The bytes of a scoreboard. Version 12, little-endian; sizes in bytes; -1 in a figure is None, never 0.
+"""The bytes of a scoreboard. Version 13, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
-A scoreboard is one header of 16384 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
+A scoreboard is one header of 24576 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
 SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
 
     header   0  magic "oomsafe\\0" · u32 version · u32 slots · u32 slot size
@@ -32,8 +32,12 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
           7168  i64 what of the pool's memory is page cache, which the kernel drops before it kills
           7176  f64 when the supervisor ended in order, seconds since 1970, 0: it has not
           7184  24 u64 how often each of the routes at 128 was found to have made a recycled worker grow · u64 how often another one was
+          7384  u64 how many recycled workers have told what their memory was
           8192  8 deaths of 1024, the one that was the nth at n % 8: f64 when, seconds since 1970, 0: none was · u32 its kind
                · its line in the log, 1012 bytes of text
+         16384  16 recycled workers of 512, the one that was the nth at n % 16: f64 when, seconds since 1970, 0: none was · u64 pid
+               · u32 slot · u32 reason · u64 generation · u64 work done · f64 seconds served · i64 what it held when it was fresh
+               · 8 i64 what its memory was (policy.stock.Parts) · 12 points of its life: u64 work done · i64 what it held then
 
     slot     0  u32 state · u32 order (written by the supervisor), 1: drain, 2: drain when over the limit,
                3: drain, for the pool's budget
@@ -65,8 +69,8 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
            127  u8 1 while in use: written last
 
 Each slot has one writer, its worker, except for the order and the fields at 144, 6040, 6076 and 6080. The header and the totals have
-one writer, the supervisor (except the fields at 20, 22, 128, 5984 and 7184, which the workers write under the lock, 6496, where all
-write the same, and 6656, which a process outside the pool writes).
+one writer, the supervisor (except the fields at 20, 22, 128, 5984, 7184, 7384 and 16384, which the workers write under the lock, 6496,
+where all write the same, and 6656, which a process outside the pool writes).
 A reader takes a copy, and copies again if a sequence was odd or has changed in the meantime.
 
 Every worker can write every byte, and may run as a different user than its supervisor. So the supervisor only writes what it knows by
@@ -85,9 +89,9 @@ from oomsafe.policy.state import State
 from oomsafe.policy.text import without_controls
 
 MAGIC = b"oomsafe\0"
-VERSION = 12
+VERSION = 13
 
-HEADER_SIZE = 16384
+HEADER_SIZE = 24576
 SLOT_SIZE = 6144
 IDENTITY = struct.Struct("<8s3I")
 REFUSED_AT, REFUSED = 20, struct.Struct("<H")
@@ -116,6 +120,10 @@ ANSWER_AT, ANSWER = 6704, struct.Struct("<QI")
 DROPPABLE_AT, DROPPABLE = 7168, struct.Struct("<q")
 ENDED_AT, ENDED = 7176, struct.Struct("<d")
 CULPRITS_AT = 7184
+RETIREMENTS_AT, RETIREMENTS = 7384, struct.Struct("<Q")
+RETIRED_AT, RETIRED, RETIRED_KEPT = 16384, struct.Struct("<dQIIQQd9q24q200x"), 16
+#: Where in a retirement's fields its parts begin, and the points of its life.
+PARTS_PLACE, POINTS_PLACE = 8, 16
 
 STATE = struct.Struct("<I")
 ORDER_AT, ORDER = 4, struct.Struct("<I")
@@ -201,7 +209,8 @@ assert NAME_AT + NAME.size <= RECYCLED_AT <= UNIT_AT - RECYCLED.size
 assert UNIT_AT + UNIT.size <= ENDS_AT <= DIED_AT - ENDS.size
 assert DIED_AT + DIED.size <= MAILBOX_AT <= ANSWER_AT - MAILBOX.size
 assert ANSWER_AT + ANSWER.size <= DROPPABLE_AT <= ENDED_AT - DROPPABLE.size <= CULPRITS_AT - DROPPABLE.size - ENDED.size
-assert CULPRITS_AT + CULPRITS.size <= DEATHS_AT <= HEADER_SIZE - DEATHS * DEATH.size
+assert CULPRITS_AT + CULPRITS.size <= RETIREMENTS_AT <= DEATHS_AT - RETIREMENTS.size
+assert DEATHS_AT + DEATHS * DEATH.size <= RETIRED_AT <= HEADER_SIZE - RETIRED_KEPT * RETIRED.size
 assert WARNED_AT + WARNED.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size

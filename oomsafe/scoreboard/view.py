@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from oomsafe.kernel.process import is_alive
 from oomsafe.policy.ends import End
 from oomsafe.policy.readers import COUNT_CLEAN
+from oomsafe.policy.retirement import Point, Retirement
 from oomsafe.policy.state import State
+from oomsafe.policy.stock import Parts
 from oomsafe.policy.text import printable, without_controls
 from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.layout import Counters, as_text, optional
@@ -141,6 +143,8 @@ class PoolView:
     """The bytes of `held` that are page cache, which the kernel drops before it kills."""
     ended: float | None = None
     """When the supervisor ended in order, seconds since 1970; None: it lives, or was killed."""
+    retired: list[Retirement] = field(default_factory=list)
+    """The last recycled workers that have told what their memory was, the latest first."""
     culprits: dict[str, int] = field(default_factory=dict)
     """How often each known route was found to have made a recycled worker grow; layout.OTHER: any route beside these. Printable."""
 
@@ -209,6 +213,7 @@ def _read_once(fetch: Fetch, slots: int, known: Known | None, until: float, rout
         droppable=max(0, layout.DROPPABLE.unpack_from(header, layout.DROPPABLE_AT)[0]),
         ended=layout.seconds(layout.ENDED.unpack_from(header, layout.ENDED_AT)[0]) or None,
         culprits=_culprits(header),
+        retired=_retired(header),
     )  # fmt: skip
 
 
@@ -235,6 +240,42 @@ def _deaths(header: bytes) -> list[DeathView]:
         if at and end < len(_ENDS):
             found.append(DeathView(at, _ENDS[end], printable(as_text(line), layout.DEATH.size)))
     return sorted(found, key=lambda death: -death.at)
+
+
+def _retired(header: bytes) -> list[Retirement]:
+    found = []
+    for number in range(layout.RETIRED_KEPT):
+        fields = layout.RETIRED.unpack_from(header, layout.RETIRED_AT + number * layout.RETIRED.size)
+        at, pid, slot, reason, generation, work, served, fresh = fields[: layout.PARTS_PLACE]
+        at, served = layout.seconds(at), layout.seconds(served)
+        if not at or served is None or reason >= len(layout.REASONS):
+            continue
+        python_live, python_kept, malloc_live, malloc_kept, malloc_stuck, files, shared, other = map(
+            optional, fields[layout.PARTS_PLACE : layout.POINTS_PLACE]
+        )
+        parts = Parts(
+            python_live=python_live, python_kept=python_kept, malloc_live=malloc_live, malloc_kept=malloc_kept, malloc_stuck=malloc_stuck,
+            files=files or 0, shared=shared or 0, other=other or 0,
+        )  # fmt: skip
+        numbers = fields[layout.POINTS_PLACE :]
+        points = [
+            Point(work, held) for work, held in zip(numbers[::2], numbers[1::2], strict=True) if 0 < work <= layout.LARGEST and held >= 0
+        ]
+        found.append(
+            Retirement(
+                at=at,
+                pid=pid,
+                slot=slot,
+                generation=generation,
+                reason=layout.REASONS[reason],
+                work=work,
+                served=served,
+                fresh=optional(fresh),
+                parts=parts,
+                points=tuple(sorted(points)),
+            )
+        )
+    return sorted(found, key=lambda one: -one.at)
 
 
 def _refused(header: bytes) -> list[str]:

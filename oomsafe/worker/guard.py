@@ -34,6 +34,7 @@ from oomsafe.policy.recycle import (
     outruns,
     within,
 )
+from oomsafe.policy.retirement import Retirement
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.policy.trend import Growth, Trend
@@ -47,6 +48,7 @@ from oomsafe.worker.cadence import ASK_EVERY, Cadence
 from oomsafe.worker.door import Door
 from oomsafe.worker.gauge import Gauge
 from oomsafe.worker.hard_limit import HardLimit
+from oomsafe.worker.life import Life
 from oomsafe.worker.meter import PUBLISH_EVERY, Meter, Work
 from oomsafe.worker.neighbours import Neighbours
 from oomsafe.worker.pressure import SHORT_EVERY, Pressure
@@ -124,6 +126,7 @@ class Guard:
         self._history = History(ready_at=time.monotonic())
         self._trend = Trend()
         self._suspects = Suspects(self.meter)
+        self._life = Life()
         self.hard_limit = HardLimit(self.meter, str(self), self.slot)
         self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self._neighbours.view)
         self._door = Door(self._pressure, self._neighbours, self.policy.shed and board is not None)
@@ -135,6 +138,8 @@ class Guard:
         self._starved = False
         """It could not be measured for lack of memory. Said once there is some again, because a line takes memory, too."""
         self._ready = False
+        self._left_for: Reason | None = None
+        """Why it is recycled; None: it is not."""
         self._fresh: int | None = None
         """What it held when it began to serve, in bytes, as the meter counts; None: not known."""
         if board is None:
@@ -275,8 +280,25 @@ class Guard:
         from oomsafe.policy.stock import stock_line
 
         parts = take_stock()
-        if parts is not None:
-            log.info("%s held at its end %s", self, stock_line(parts, self._fresh))
+        if parts is None:
+            return
+        log.info("%s held at its end %s", self, stock_line(parts, self._fresh))
+        header = self._header
+        if header is not None and self._left_for is not None:
+            header.note_retirement(
+                Retirement(
+                    at=time.time(),
+                    pid=self.pid,
+                    slot=self.slot.number,
+                    generation=self.slot.generation,
+                    reason=self._left_for.value,
+                    work=self.meter.counters.work,
+                    served=time.monotonic() - self._history.ready_at,
+                    fresh=self._fresh,
+                    parts=parts,
+                    points=self._life.points,
+                )
+            )
 
     def forget_row(self) -> None:
         """This process serves no more: lift its hard limit, and remove its own scoreboard, if it has one, from `oomsafe status`."""
@@ -326,6 +348,7 @@ class Guard:
             self._thresholds.follow(now)
             self._trend.add(now, self.meter.held)
             self._suspects.follow(now)
+            self._life.follow(self.meter.counters.work, self.meter.held)
             self._take_limits()
             self._report.need(now, self._used(now), self._need_not_stay(now))
             self.hard_limit.follow(self.limits.hard if self.policy.refuses_memory else None)
@@ -461,6 +484,7 @@ class Guard:
     def _go(self, reason: Reason, now: float, used: int | None) -> None:
         """Recycle this worker, or log that it should be recycled."""
         self._decided = self.policy.dry_run or self._recycle is not None or reason is not Reason.LIFETIME
+        self._left_for = reason
         # from here on, new work no longer waits for room: the worker leaves, or can't be recycled at all
         self._door.open()
         self.meter.crowded = False

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from serving import Server, until
+
+from oomsafe.demo.server_process import environment
 
 #: What each way is to be: the part that holds most, in the words of the line, and whether the line denies a leak.
 WAYS = {
@@ -51,6 +59,54 @@ def judged(line: str, path: str) -> None:
     part, denies = WAYS[path]
     assert re.fullmatch(part, biggest(line)), line
     assert ("that is no leak" in line) is denies, line
+
+
+def verdict(server: Server) -> dict[str, Any]:
+    """What `oomsafe retired` says of the server's pool."""
+    argv = [sys.executable, "-m", "oomsafe", "retired", "--json", "--pool", str(server.pid)]
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=environment(path=[]), check=False)
+    assert ended.returncode == 0, ended.stderr
+    (pool,) = json.loads(ended.stdout)["pools"]
+    return pool
+
+
+def grows(server: Server, path: str, kind: str) -> dict[str, Any]:
+    """Ask for this until the pool's judgement is that; the pool as it then is."""
+    server.serving(2)
+
+    def asked() -> dict[str, Any] | None:
+        for _ in range(20):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                server.get(path)
+        pool = verdict(server)
+        return pool if pool["verdict"]["kind"] == kind else None
+
+    return until(asked, f"it is {kind}", 120, 0.0)
+
+
+#: One request's dicts: 3000 of them, each with its int and its place in the list.
+EACH = 3000 * (184 + 32 + 8)
+
+
+def test_a_leak_is_judged_from_several_lives(serve: Callable[..., Server]) -> None:
+    """It rises with the requests: by how much is right within a quarter; nothing else is ever said on the way."""
+    server = serve("sync", 2, app="keeping_apps:wsgi", soft_limit="60MiB", min_lifetime=0)
+
+    pool = grows(server, "/dicts?3000", "leak")
+
+    assert 0.75 <= pool["verdict"]["each"] / EACH <= 1.25, pool["verdict"]
+    assert len(pool["retired"]) >= 3
+    assert all(one["work"] > 10 and one["points"] for one in pool["retired"])
+
+
+@pytest.mark.parametrize("path", ["/small?450000", "/blocks?150000"])
+def test_what_is_kept_is_not_a_leak(serve_uvicorn: Callable[..., Server], path: str) -> None:
+    """Nor is what was needed at once."""
+    server = serve_uvicorn(app="keeping_apps:asgi", workers=2, soft_limit="80MiB", min_lifetime=0)
+
+    pool = grows(server, path, "kept")
+
+    assert ("Python's allocator" in pool["verdict"]["why"]) is path.startswith("/small")
 
 
 def test_not_at_a_shutdown(serve: Callable[..., Server]) -> None:

@@ -189,7 +189,7 @@ def test_a_worker_that_drains_for_long_is_replaced_by_then(serve, worker_class):
 
     until(lambda: pid not in gunicorn.workers(), "it is gone")
     until(lambda: states(gunicorn) == {"serving": 1}, "and nobody else has come")
-    assert len(gunicorn.lines(" (slot ")) == 1
+    assert len(gunicorn.lines(" recycling: ")) == len(gunicorn.lines(" (slot ")) - len(gunicorn.lines(" held at its end ")) == 1
 
 
 def test_a_replacement_that_fails_while_its_worker_drains_is_tried_again(serve):

@@ -1,0 +1,57 @@
+"""A worker that was recycled: what it had done, and what its memory was at its end and before. Pure, and small: each worker imports it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from oomsafe.policy.stock import Parts
+
+#: The most points of a worker's life.
+POINTS = 12
+
+
+class Point(NamedTuple):
+    """What a worker held when it had done so many pieces of work."""
+
+    work: int
+    held: int
+    """In bytes, without clean file pages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retirement:
+    """A worker that was recycled, at its end. Sizes in bytes; None: not known."""
+
+    at: float
+    """Seconds since 1970."""
+    pid: int
+    slot: int
+    generation: int
+    reason: str
+    work: int
+    """How many pieces of work it had done."""
+    served: float
+    """For how many seconds."""
+    fresh: int | None
+    """What it held when it began to serve, without clean file pages."""
+    parts: Parts
+    points: tuple[Point, ...] = ()
+    """Earlier in its life, the oldest first."""
+
+    @property
+    def grown(self) -> int | None:
+        """What it has grown by since it was fresh."""
+        return None if self.fresh is None else self.parts.total - self.parts.files - self.fresh
+
+    def share_at(self, work: float) -> float | None:
+        """Which share of its growth was there after so much work; None: not known."""
+        if not self.grown or self.grown <= 0 or self.fresh is None or not self.work or not self.points:
+            return None
+        points = [Point(0, self.fresh), *self.points, Point(self.work, self.fresh + self.grown)]
+        for before, after in pairwise(points):
+            if before.work <= work <= after.work and after.work > before.work:
+                held = before.held + (after.held - before.held) * (work - before.work) / (after.work - before.work)
+                return max(0.0, (held - self.fresh) / self.grown)
+        return None
