@@ -13,6 +13,7 @@ from oomsafe.cli.pools import EACH, PATIENCE
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import is_alive
 from oomsafe.policy.alerts import ASKED_FOR, KILLS, Alert, Key, PoolKey, Reading, Worker
+from oomsafe.policy.retention import judge
 from oomsafe.policy.text import printable, without_controls
 from oomsafe.scoreboard.live import live
 from oomsafe.scoreboard.margin import margin_of
@@ -178,6 +179,7 @@ def reading_of(view: PoolView) -> Reading:
         workers=workers,
         refused=view.refused,
         counts=counts,
+        leak=judge(view.retired).each,
         last_death=view.deaths[0].line if view.deaths else "",
         last_recycle="" if view.last_recycle is None else view.last_recycle.line,
     )

@@ -26,7 +26,7 @@ LOST_MOST, LOST_FOR = 256, 3600.0
 KILLS = ("oom_confirmed", "oom_likely")
 
 #: The recycles that don't count towards a storm: those are asked for.
-ASKED_FOR = ("max_lifetime",)
+ASKED_FOR = ("max_lifetime", "operator")
 
 
 class Alert(str, Enum):
@@ -42,6 +42,7 @@ class Alert(str, Enum):
     LIMIT_REFUSED = "limit_refused"
     SHEDDING = "shedding"
     CULPRIT_FOUND = "culprit_found"
+    LEAK_FOUND = "leak_found"
     POOL_GONE = "pool_gone"
 
     def __str__(self) -> str:
@@ -86,6 +87,8 @@ TERMS = {
     Alert.SHEDDING: Terms("warning", lasts=120, within=60),
     # workers
     Alert.CULPRIT_FOUND: Terms("info", within=21600),
+    # bytes for each piece of work
+    Alert.LEAK_FOUND: Terms("info", lasts=60),
     Alert.POOL_GONE: Terms("critical"),
 }
 
@@ -151,6 +154,8 @@ class Reading:
     refused: Sequence[str] = ()
     counts: Mapping[Key, int] = field(default_factory=dict)
     """Counts that only rise."""
+    leak: int | None = None
+    """What each piece of work leaks; None: the last recycled workers don't show a leak."""
     last_death: str = ""
     """The line about the last death; empty: none."""
     last_recycle: str = ""
@@ -314,6 +319,7 @@ def breaches(reading: Reading, rises: Mapping[Key, int]) -> dict[Alert, Breach]:
         Alert.LIMIT_REFUSED: _refused(reading),
         Alert.SHEDDING: _sheds(rises),
         Alert.CULPRIT_FOUND: _culprit(reading, rises),
+        Alert.LEAK_FOUND: _leak(reading),
     }
     return {alert: breach for alert, breach in found.items() if breach is not None}
 
@@ -411,6 +417,13 @@ def _culprit(reading: Reading, rises: Mapping[Key, int]) -> Breach | None:
     shown = ", ".join(f"{name} ({counted(count, 'workers')})" for name, count in sorted(routes.items(), key=lambda pair: -pair[1])[:3])
     last = f". The last recycle: {reading.last_recycle}" if reading.last_recycle else ""
     return Breach(f"recycled workers grew by the calls of {shown}{last}", {"routes": routes, "last": reading.last_recycle or None})
+
+
+def _leak(reading: Reading) -> Breach | None:
+    if reading.leak is None:
+        return None
+    text = f"recycled workers leak: memory in use rises by {format_size(reading.leak)} a request or task, over all of their lives"
+    return Breach(text, {"each": reading.leak})
 
 
 def _gone(reading: Reading, orphans: int) -> Breach:

@@ -26,6 +26,9 @@ LEVELLED, ON_AND_ON = 0.8, (0.3, 0.7)
 #: Retirements that must agree: for a leak, and for anything else.
 FOR_A_LEAK, FOR_OTHERS = 3, 2
 
+#: A worker that has done less work than this does not tell a leak from what it needs at once.
+LEAST_WORK = 10
+
 #: The growth for each piece of work, of the different workers, must lie this close together: the standard deviation over the mean.
 ALIKE = 0.5
 
@@ -69,7 +72,10 @@ def judge(retired: Sequence[Retirement], unit: str = "pieces of work") -> Retent
     kept = [each for each in grown if (_kept_share(each) or 0.0) >= MOSTLY_KEPT]
     if len(kept) > len(grown) / 2:
         return _enough(_kept(kept), FOR_OTHERS, grown)
-    live = [each for each in grown if each not in kept]
+    live = [each for each in grown if each not in kept and each.work >= LEAST_WORK]
+    if len(live) < (len(grown) - len(kept)) / 2:
+        why = f"most workers were recycled after less than {LEAST_WORK} {unit}: that does not tell a leak from what they need"
+        return Retention(kind=Kind.UNKNOWN, workers=len(grown), why=why)
     early = [each for each in live if (each.share_at(max(FEW, each.work * EARLY)) or 0.0) >= AT_ONCE]
     if len(early) > len(live) / 2:
         return _enough(_needed(early, unit), FOR_OTHERS, grown)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from needs import need
+from unit.retiring import several
 
 from oomsafe.metrics import families
 from oomsafe.metrics.families import families_of
@@ -143,7 +144,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, set[str]]]:
         counters=Counters(), in_flight=[],
     )  # fmt: skip
     pool = PoolView("test", 0, 0, 1.0, 1, 1, 100, 90, [worker], Counters(), 0.0, 50, 5, "memory.max", "shop", metric="anon")
-    pool = replace(pool, ends={end.value: 0 for end in End}, culprits={"other": 0})
+    pool = replace(pool, ends={end.value: 0 for end in End}, culprits={"other": 0}, retired=several(3))
     found: dict[str, dict[str, set[str]]] = {name: {} for name in THEIRS}
     for family in families_of(pool):
         for sample in family.samples:

@@ -149,6 +149,7 @@ CASES: list[tuple[Alert, dict[str, Any], dict[str, Any]]] = [
     (Alert.NO_WORKER_SERVES, {"serving": 0}, {"serving": 0, "wanted": 0}),
     (Alert.BUDGET_EXCEEDED, {"held": 901 * MIB}, {"held": 900 * MIB}),
     (Alert.LIMIT_REFUSED, {"refused": ["soft_limit"]}, {"refused": []}),
+    (Alert.LEAK_FOUND, {"leak": 262144}, {"leak": None}),
 ]
 
 
@@ -298,6 +299,7 @@ def test_the_figures_are_documented() -> None:
     }
     for at in range(0, 1000, 5):
         all_of_it = {"workers": [worker(1000 * MIB)], "held": 1000 * MIB, "margin": -1.0, "serving": 0, "refused": ["soft_limit"]}
+        all_of_it["leak"] = 9
         reading = Reading(**{**vars(QUIET), **all_of_it, "counts": dict.fromkeys(counts, at)})
         fired |= {event.alert: event.figures for event in watch.read(POOL, reading, float(at))}
     fired |= {event.alert: event.figures for event in watch.ended(POOL, 1000.0, in_order=False) if event.firing}

@@ -142,6 +142,7 @@ def test_what_a_reading_has(board: Scoreboard) -> None:
     board.header.admit("GET /a")
     view = board.read()
     view.totals.recycles[layout.REASONS.index("max_lifetime")] = 4
+    view.totals.recycles[layout.REASONS.index("operator")] = 4
     view.totals.recycles[layout.REASONS.index("budget")] = 2
     view.totals.aborts[layout.ABORTS.index("shed")] = 3
     view = replace(view, held=100, droppable=30, last_recycle=Recycled(1.0, "worker 4 recycling"))
