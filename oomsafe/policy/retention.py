@@ -63,6 +63,14 @@ class Retention:
     give_or_take: int | None = None
     """Half of the interval in which it lies with 95 % confidence, in bytes; None: not known."""
 
+    @property
+    def brief(self) -> str:
+        """In a few words; empty: not known."""
+        if self.each is not None:
+            return f"leaks {format_size(self.each)} each"
+        words = {Kind.KEPT: "free memory is kept", Kind.CACHE: "levels off", Kind.NEEDED: "needed at once"}
+        return f"no leak: {words[self.kind]}" if self.kind in words else ""
+
 
 def judge(retired: Sequence[Retirement], unit: str = "pieces of work") -> Retention:
     """What the last workers have grown by. `unit`: what they count, in the plural."""

@@ -27,7 +27,21 @@ def blocks(count: int) -> None:
     kept.append([bytes(700) for _ in range(count)][::5])
 
 
-WAYS = {"/dicts": dicts, "/blobs": blobs, "/small": small, "/blocks": blocks}
+def model(size: int) -> None:
+    """No leak: it is loaded once, with the first request."""
+    if not kept:
+        kept.append(bytes(size << 20) + b"x")
+
+
+cached: dict[int, bytes] = {}
+
+
+def cache(bound: int) -> None:
+    """No leak: a cache that is full after so many requests."""
+    cached[len(cached) % bound] = bytes(400 << 10) + b"x"
+
+
+WAYS = {"/dicts": dicts, "/blobs": blobs, "/small": small, "/blocks": blocks, "/model": model, "/cache": cache}
 
 
 def act(path: str, query: str) -> bytes:

@@ -109,6 +109,23 @@ def test_what_is_kept_is_not_a_leak(serve_uvicorn: Callable[..., Server], path: 
     assert ("Python's allocator" in pool["verdict"]["why"]) is path.startswith("/small")
 
 
+@pytest.mark.parametrize("path", ["/model?60", "/cache?100"])
+def test_what_levels_off_is_not_a_leak(serve: Callable[..., Server], path: str) -> None:
+    """A model that the first request loads, and a cache up to its bound, in workers that are replaced by the clock."""
+    server = serve("gthread", 2, app="keeping_apps:wsgi", soft_limit="500MiB", min_lifetime=0, max_lifetime="5s").serving(2)
+    kinds = set()
+
+    def told() -> bool:
+        for _ in range(100):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                server.get(path)
+        kinds.add(verdict(server)["verdict"]["kind"])
+        return bool(kinds & {"cache", "needed"})
+
+    until(told, "it levels off", 90, 0.0)
+    assert kinds <= {"unknown", "cache", "needed"}
+
+
 def test_not_at_a_shutdown(serve: Callable[..., Server]) -> None:
     """A deploy is not delayed by it."""
     server = serve("sync", 2, app="keeping_apps:wsgi", soft_limit="500MiB").serving(2)

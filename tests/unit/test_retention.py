@@ -49,6 +49,13 @@ def test_a_leak_has_its_figure() -> None:
     assert "a request" in found.why
 
 
+def test_in_a_few_words() -> None:
+    """For where there is little room; nothing where nothing is known."""
+    assert judge(several(3)).brief == "leaks 102 KiB each"
+    assert judge(several(3, kept=80)).brief == "no leak: free memory is kept"
+    assert judge([]).brief == ""
+
+
 def test_which_allocator_keeps_it() -> None:
     """And what would help there."""
     assert "Python's allocator" in judge(several(3, kept=80)).why

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +20,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.children import Child, Line, in_child
+from unit.retiring import several
 
 from oomsafe.kernel.process import start_time
+from oomsafe.policy.retention import judge
 from oomsafe.policy.state import State
+from oomsafe.policy.stock import Parts
 from oomsafe.scoreboard import board as scoreboard
 from oomsafe.scoreboard import layout, tenants, view
 from oomsafe.scoreboard.board import Scoreboard
@@ -709,3 +714,36 @@ def test_an_end_in_order_can_be_told_from_a_kill(board: Scoreboard) -> None:
 
     assert (before.ended, before.droppable) == (None, 5)
     assert after.ended == pytest.approx(time.time(), abs=60)
+
+
+def test_the_last_retirements_are_kept() -> None:
+    """The latest first, sixteen at most, whole; what can't be known stays None."""
+    board = Scoreboard.private()
+    parts = Parts(python_live=5, python_kept=None, malloc_live=7, files=1)
+    alike = [replace(one, parts=parts, points=one.points[:3]) for one in several(20)]
+    for one in alike:
+        board.header.note_retirement(one)
+
+    assert board.read().retired == alike[:3:-1]
+
+
+NUMBERS = st.sampled_from([0, 1, -1, layout.LARGEST, -layout.LARGEST]) | st.integers(-(1 << 40), 1 << 40)
+
+
+@given(
+    at=st.floats(width=64), served=st.floats(width=64), counts=st.lists(st.integers(0, layout.COUNT_MAX), min_size=3, max_size=3),
+    reason=st.integers(0, 9), numbers=st.lists(NUMBERS, min_size=33, max_size=33),
+)  # fmt: skip
+def test_hostile_retirements_are_bounded(at: float, served: float, counts: list[int], reason: int, numbers: list[int]) -> None:
+    """Any worker may write there: whatever it is, it can be shown, judged and served as metrics."""
+    pid, generation, work = counts
+    raw = layout.RETIRED.pack(at, pid, 0, reason, generation, work, served, *numbers) * layout.RETIRED_KEPT
+    board = Scoreboard.private()
+    board.header.memory[layout.RETIRED_AT : layout.RETIRED_AT + len(raw)] = raw
+
+    retired = board.read().retired
+
+    assert len(retired) <= layout.RETIRED_KEPT
+    found = judge(retired)
+    assert found.why.isprintable()
+    assert all(math.isfinite(number) for one in retired for number in (one.at, one.served, one.parts.total, one.work))

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
+from unit.retiring import several
 
 from oomsafe.cli.pools import Found
 from oomsafe.cli.top import observer
@@ -291,3 +292,12 @@ def test_a_real_board(new_board: Callable[..., object], tmp_path: Path) -> None:
 
     assert [worker.view.pid for worker in found.workers] == [os.getpid()]
     assert "is not a scoreboard" in none.problem
+
+
+def test_what_recycled_workers_show_stands_beside_the_figures() -> None:
+    """A leak, with its figure."""
+    shown = Observed("/a", replace(pool(), retired=several(3)), (), read_at=0.0)
+
+    text = "\n".join(line.text(120, 0.0, False).plain for line in lines_of([shown], Sort.USED))
+
+    assert "leaks 102 KiB each" in text

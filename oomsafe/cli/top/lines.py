@@ -14,6 +14,7 @@ from rich.text import Text
 from oomsafe.cli.bars import memory_bar
 from oomsafe.cli.top.observer import Observed, Worker
 from oomsafe.policy.ends import End
+from oomsafe.policy.retention import judge
 from oomsafe.policy.text import without_controls
 from oomsafe.policy.units import counted, format_change, format_duration, format_size
 from oomsafe.scoreboard.view import DeathView, PoolView
@@ -122,6 +123,7 @@ def _totals(observed: Observed, pool: PoolView, width: int, _: float, ascii_only
         f"{sum(worker.busy for worker in observed.workers)} in flight",
         f"recycles {recycles}",
         *([f"deaths: {deaths}"] if deaths else []),
+        *([brief] if (brief := judge(pool.retired).brief) else []),
         counted(pool.totals.work, pool.unit or "requests"),
         *([f"no worker served for {pool.unserved:.1f} s"] if pool.unserved else []),
     ]
