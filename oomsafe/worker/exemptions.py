@@ -123,15 +123,17 @@ class _ThreadStart(_Exempt):
         limit = _limit
         if limit is None:
             return self.__wrapped__(function, *args, **kwargs)
-        until = 0.0
+        until, once_more = 0.0, True
         while True:
             try:
                 return self._start(limit, function, args, kwargs)
             except (RuntimeError, MemoryError) as error:
                 now = time.monotonic()
                 until = until or now + PATIENCE
-                if now >= until or not self._may_succeed(error, limit):
+                # what was in the way may have been given back between the refusal and the check
+                if now >= until or not (self._may_succeed(error, limit) or (once_more and not isinstance(error, _DiedEarly))):
                     raise
+                once_more = False
             signal.sigtimedwait((), PAUSE)  # not time.sleep, which gevent replaces
 
     def _start(self, limit: DataLimit, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -269,6 +269,25 @@ def test_a_start_at_the_limit_is_tried_again() -> None:
     assert in_child(run) is True
 
 
+def test_a_start_is_tried_once_more_when_nothing_is_in_the_way() -> None:
+    """What was in the way is given back after the refusal, and before it is checked."""
+
+    def run() -> bool:
+        limit = full()
+        exemptions.install(limit)
+        soft = starting.resource.getrlimit(starting.resource.RLIMIT_DATA)[0]
+        starting.resource.setrlimit(starting.resource.RLIMIT_DATA, (soft, soft))  # now nothing can be granted
+        type(limit).is_close = lambda *_: bool(kept.clear())  # type: ignore[method-assign]
+        threading.stack_size(1 << 18)
+        got: list[int] = []
+        thread = threading.Thread(target=got.append, args=[1])
+        thread.start()
+        thread.join()
+        return got == [1]
+
+    assert in_child(run) is True
+
+
 def test_a_fork_that_goes_on_has_no_limit_of_ours() -> None:
     """It starts threads and processes of its own, and may be given a limit of its own."""
 
