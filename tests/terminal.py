@@ -28,10 +28,14 @@ class Terminal:
     def __init__(self, folder: Path, *command: str, columns: int = 80, rows: int = 24, env: dict[str, str] | None = None) -> None:
         need(shutil.which("tmux") is not None, "tmux is not installed")
         self._socket = str(folder / "tmux")
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("OOMSAFE_") and name != "NO_COLOR"}
+        # a size in the environment, which xdist sets, would count for more than the terminal's own
+        ours = {"NO_COLOR", "COLUMNS", "LINES"}
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("OOMSAFE_") and name not in ours}
         # a server of its own, which runs nothing but this, and reads no configuration of the user's
         variables = [f"{name}={value}" for name, value in (env or {}).items()]
-        script = f"{shlex.join(['env', *variables, *command])}; echo ended $?; stty -a; exec sleep 600"
+        # tmux gives the terminal its size after it has started the shell, and a program may miss the signal that says so
+        sized = f'until [ "$(stty size)" = "{rows} {columns}" ]; do sleep 0.05; done'
+        script = f"{sized}; {shlex.join(['env', *variables, *command])}; echo ended $?; stty -a; exec sleep 600"
         self._tmux(
             "new-session", "-d", "-x", str(columns), "-y", str(rows), "sh", "-c", script,
             first=("-f", "/dev/null"), env={**environ, "LC_ALL": "C.UTF-8"},

@@ -190,8 +190,9 @@ def test_a_signal_leaves_the_terminal_as_it_was(serve: Callable[..., Gunicorn], 
 
     os.kill(terminal.pid, number)
 
-    screen = terminal.until(f"ended {status}")
+    terminal.until(f"ended {status}")
     until(lambda: terminal.state == SANE, "the terminal is as before")
+    screen = terminal.until("icanon")
     assert re.search(r"(?<!-)\bicanon\b", screen)
     assert "Traceback" not in screen
 
