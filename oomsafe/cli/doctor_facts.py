@@ -14,7 +14,7 @@ from oomsafe.kernel.cgroup import find_cgroup
 from oomsafe.kernel.cpus import cpus_of
 from oomsafe.kernel.files import read_keyed
 from oomsafe.kernel.oom_candidates import candidate_of, candidates_of, field_of, total_of
-from oomsafe.kernel.process import PAGE
+from oomsafe.kernel.process import CAP_SYS_RESOURCE, PAGE, has_capability, userspace_killers
 from oomsafe.kernel.program import program_of
 from oomsafe.kernel.units import Show, show, unit_of
 from oomsafe.policy.doctor.facts import Facts, Pool, Ranking, Reckoned
@@ -44,9 +44,9 @@ def read_facts(
     return Facts(
         system="Linux", kernel=host.release_of(root), container=host.container_of(root, environment), levels=levels,
         cut_off=cgroup is not None and cgroup.is_cut_off, swap=swap, swap_free=swap_free, settings=host.settings_of(root),
-        score=host.first_score(root), raises_only=None if (lowers := host.lowers_scores(root)) is None else not lowers,
+        score=host.first_score(root), raises_only=None if (lowers := has_capability(CAP_SYS_RESOURCE, proc)) is None else not lowers,
         kernel_log=host.can_read_kernel_log(root), pressure=host.measures_pressure(root), shm=shm, shm_used=shm_used,
-        killers=host.killers_of(root), pools=tuple(pools), unread=tuple(_unread(levels, root)),
+        killers=tuple(userspace_killers(proc)), pools=tuple(pools), unread=tuple(_unread(levels, root)),
     )  # fmt: skip
 
 

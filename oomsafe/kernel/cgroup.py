@@ -170,7 +170,7 @@ def find_cgroup(pid: int | str = "self", proc: str = "/proc") -> Cgroup | None:
 
 def _find(text: str, proc: str, pid: int) -> Cgroup | None:
     lines = [line.split(":", 2) for line in text.splitlines()]
-    mounts = _mounts(proc)
+    mounts = mounts_of("memory", proc)
     for parts in lines:
         if len(parts) == 3 and "memory" in parts[1].split(",") and (mount := mounts.get(1)):
             return Cgroup(1, _folder(mount, parts[2], pid), mount.point)
@@ -190,29 +190,31 @@ def _is_below_the_root(lines: list[list[str]]) -> bool:
     return any(len(parts) == 3 and parts[2] != "/" and ("memory" in parts[1].split(",") or parts[:2] == ["0", ""]) for parts in lines)
 
 
-class _Mount(NamedTuple):
+class Mount(NamedTuple):
+    """One mounted cgroup hierarchy."""
+
     root: str
     """The part of the hierarchy that is mounted here: "/" or, in a container, the container's own cgroup."""
     point: str
 
 
-def _mounts(proc: str) -> dict[int, _Mount]:
-    """By version, the first mount of a memory cgroup hierarchy (proc(5), mountinfo)."""
-    found: dict[int, _Mount] = {}
+def mounts_of(controller: str, proc: str) -> dict[int, Mount]:
+    """By version, the first mount of a cgroup hierarchy that may have this controller (proc(5), mountinfo)."""
+    found: dict[int, Mount] = {}
     for line in (read_text(f"{proc}/self/mountinfo") or "").splitlines():
         left, _, right = line.partition(" - ")
         fields, kind = left.split(), right.split()
         if len(fields) < 5 or len(kind) < 3:
             continue
-        mount = _Mount(_unescape(fields[3]), _unescape(fields[4]))
+        mount = Mount(_unescape(fields[3]), _unescape(fields[4]))
         if kind[0] == "cgroup2":
             found.setdefault(2, mount)
-        elif kind[0] == "cgroup" and "memory" in kind[2].split(","):
+        elif kind[0] == "cgroup" and controller in kind[2].split(","):
             found.setdefault(1, mount)
     return found
 
 
-def _folder(mount: _Mount, path: str, pid: int) -> str:
+def _folder(mount: Mount, path: str, pid: int) -> str:
     """The folder below `mount` of the cgroup `path`, which process `pid` is in; the mount point if it can't be found.
 
     Both paths start at the root of this process's cgroup namespace (cgroup_namespaces(7)); above that they read /../.. instead of names.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+from oomsafe.kernel.cgroup import mounts_of
 from oomsafe.kernel.files import read_int, read_text
 
 #: The processors of a process's affinity, a mask in hexadecimal (status, proc(5)).
@@ -46,9 +47,9 @@ def _quota(folder: str) -> float | None:
 def _folders(pid: int | None, proc: str) -> list[str]:
     """The folders of its cgroups with a processor controller, each with those above it up to the mount."""
     lines = [line.split(":", 2) for line in (read_text(f"{proc}/{pid or 'self'}/cgroup") or "").splitlines()]
-    paths = {"v2" if parts[1] == "" else "v1": parts[2] for parts in lines if len(parts) == 3 and (not parts[1] or _has_cpu(parts[1]))}
+    paths = {1 if parts[1] else 2: parts[2] for parts in lines if len(parts) == 3 and (not parts[1] or _has_cpu(parts[1]))}
     folders = []
-    for version, root, point in _mounts(proc):
+    for version, (root, point) in mounts_of("cpu", proc).items():
         path = paths.get(version)
         if path is None:
             continue
@@ -57,21 +58,6 @@ def _folders(pid: int | None, proc: str) -> list[str]:
         names = [] if not below or ".." in below.split("/") or not os.path.isdir(f"{point}/{below}") else below.split("/")
         folders += ["/".join([point, *names[:count]]) for count in range(len(names), -1, -1)]
     return folders
-
-
-def _mounts(proc: str) -> list[tuple[str, str, str]]:
-    """(version, what is mounted, where) of each cgroup hierarchy that may have a processor controller (proc(5), mountinfo)."""
-    found = []
-    for line in (read_text(f"{proc}/self/mountinfo") or "").splitlines():
-        left, _, right = line.partition(" - ")
-        fields, kind = left.split(), right.split()
-        if len(fields) < 5 or len(kind) < 3:
-            continue
-        if kind[0] == "cgroup2":
-            found.append(("v2", fields[3], fields[4]))
-        elif kind[0] == "cgroup" and _has_cpu(kind[2]):
-            found.append(("v1", fields[3], fields[4]))
-    return found
 
 
 def _has_cpu(controllers: str) -> bool:

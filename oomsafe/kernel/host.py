@@ -9,11 +9,7 @@ from oomsafe.kernel.files import read_bytes, read_int, read_keyed, read_text
 from oomsafe.kernel.kmsg import KMSG
 from oomsafe.kernel.net import migrates_requests
 from oomsafe.kernel.oom_score import read_score
-from oomsafe.kernel.process import KILLERS
 from oomsafe.policy.doctor.facts import Container, Settings
-
-#: The bit of CAP_SYS_RESOURCE in a set of capabilities (include/uapi/linux/capability.h).
-SYS_RESOURCE = 1 << 24
 
 #: What a service account's token in a pod lies in.
 POD = "/var/run/secrets/kubernetes.io"
@@ -71,18 +67,6 @@ def first_score(root: str = "") -> int | None:
     return read_score(1, f"{root}/proc")
 
 
-def lowers_scores(root: str = "") -> bool | None:
-    """Whether this process may lower an oom_score_adj (CAP_SYS_RESOURCE, CapEff in status); None: not known."""
-    for line in (read_text(f"{root}/proc/self/status") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name == "CapEff":
-            try:
-                return bool(int(value, 16) & SYS_RESOURCE)
-            except ValueError:
-                return None
-    return None
-
-
 def can_read_kernel_log(root: str = "") -> bool:
     """Whether /dev/kmsg can be opened and read (kernel.dmesg_restrict, CAP_SYSLOG)."""
     try:
@@ -112,20 +96,6 @@ def shm_of(root: str = "") -> tuple[int | None, int | None]:
     except OSError:
         return None, None
     return found.f_frsize * found.f_blocks, found.f_frsize * (found.f_blocks - found.f_bfree)
-
-
-def killers_of(root: str = "") -> tuple[str, ...]:
-    """The programs here that kill when memory is short, by their names, which any program may choose."""
-    found = set()
-    try:
-        pids = [name for name in os.listdir(f"{root}/proc") if name.isdecimal()]
-    except OSError:
-        return ()
-    for pid in pids:
-        name = (read_text(f"{root}/proc/{pid}/comm") or "").strip()
-        if name in KILLERS:
-            found.add(name)
-    return tuple(sorted(found))
 
 
 def release_of(root: str = "") -> str:

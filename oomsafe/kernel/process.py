@@ -19,6 +19,9 @@ COMM_LENGTH = 15
 #: The places of two fields in stat_of(): a process's flags and its start time; and the flag of one that exits (include/linux/sched.h).
 FLAGS_FIELD, START_FIELD, PF_EXITING = 6, 19, 0x4
 
+#: Capabilities by number (include/uapi/linux/capability.h).
+CAP_SETUID, CAP_SYS_RESOURCE = 7, 24
+
 #: Programs that kill processes when memory runs short, by name (comm, at most 15 bytes).
 KILLERS = frozenset({"earlyoom", "systemd-oomd", "oomd", "nohang", "bustd", "low-memory-mon"})
 
@@ -395,11 +398,16 @@ def may_become_another_user(proc: str = "/proc") -> bool:
     """Whether this process, or a fork of it, may change to another user: it is root, or has CAP_SETUID (capabilities(7))."""
     if os.geteuid() == 0:
         return True
+    return has_capability(CAP_SETUID, proc) or False
+
+
+def has_capability(number: int, proc: str = "/proc") -> bool | None:
+    """Whether this process has the capability with this number now (CapEff in status, proc(5)); None: not known."""
     words = (read_record(f"{proc}/self/status") or b"").partition(b"\nCapEff:")[2].split(maxsplit=1)
     try:
-        return bool(int(words[0], 16) & 1 << 7)
+        return bool(int(words[0], 16) >> number & 1)
     except (ValueError, IndexError):
-        return False
+        return None
 
 
 def is_alive(pid: int, started: int, proc: str = "/proc") -> bool:
