@@ -15,13 +15,14 @@ from enum import Enum
 from typing import Any
 
 import click
-from rich.console import Console
 
 from oomsafe.cli.advice_options import Given, read_amount, read_app, read_number, read_size, read_time, read_workers
 from oomsafe.cli.advice_text import advice_text
+from oomsafe.cli.output import Out, until_closed
 from oomsafe.cli.paste import FILES
 from oomsafe.cli.paste.deployment import APP, Deployment
 from oomsafe.cli.pool_facts import facts_of
+from oomsafe.cli.pools import is_called
 from oomsafe.cli.status import read_pools
 from oomsafe.errors import ConfigError, ScoreboardError
 from oomsafe.kernel.process import is_alive
@@ -56,13 +57,6 @@ MOST_CPUS = 65536
 
 #: Below this a supervisor would be exempt together with whatever it starts, or nearly.
 LEAST_SCORE = -900
-
-
-class _Console(Console):
-    """A reader that has seen enough (`| head`) ends the output, and is no failure."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
 
 
 @dataclass(frozen=True)
@@ -108,20 +102,16 @@ def advise_command(name: str | None, path: str | None, file: str | None, app: st
         app = read_app("--app", app)
         given = _given(figures, file)
         found = _advised(given, name, path, one=file is not None)
-        if file is not None:
-            sys.stdout.write(FILES[file](_deployment(found[0], given, file, app)))
-        elif as_json:
-            print(json.dumps({"version": VERSION, "advice": [_record(each) for each in found]}, allow_nan=False))
-        else:
-            _show(found)
-        sys.stdout.flush()
+        with until_closed():
+            if file is not None:
+                sys.stdout.write(FILES[file](_deployment(found[0], given, file, app)))
+            elif as_json:
+                print(json.dumps({"version": VERSION, "advice": [_record(each) for each in found]}, allow_nan=False))
+            else:
+                _show(found)
     except (ConfigError, ScoreboardError) as error:
         _say(error)
         raise SystemExit(FAILED) from None
-    except BrokenPipeError:
-        # Python flushes stdout once more when it exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
 
 
 def _given(figures: dict[str, str | None], file: str | None) -> Given:
@@ -181,7 +171,7 @@ def _say(error: Exception) -> None:
 def _pools(name: str | None, path: str | None) -> list[PoolView]:
     """The pools that were asked for, at least one. Raises ConfigError, ScoreboardError."""
     found = read_pools(living_boards()) if path is None else [_read(path)]
-    named = [pool for pool in found if name in (None, pool.name, str(pool.supervisor))]
+    named = [pool for pool in found if name is None or is_called(pool, name)]
     if named:
         until = time.monotonic() + NEWS
         return [_once_it_serves(pool, path, until) for pool in named]
@@ -230,7 +220,7 @@ def _one(facts: Facts, given: Given, pool: PoolView | None = None) -> Advised:
 
 def _show(found: Iterable[Advised]) -> None:
     """For a person, an empty line between two."""
-    console = _Console(highlight=False)
+    console = Out(highlight=False)
     for number, each in enumerate(found):
         if number:
             console.print()

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
-import sys
 from enum import Enum
 from typing import Any
 
 import click
-from rich.console import Console
 
 from oomsafe.cli.doctor_facts import read_facts
 from oomsafe.cli.doctor_text import doctor_text
+from oomsafe.cli.output import Out, until_closed
 from oomsafe.cli.status import read_pools
 from oomsafe.policy.doctor.facts import Facts, Ranking
 from oomsafe.policy.doctor.rules import Finding, findings_of
@@ -46,18 +44,15 @@ def doctor(as_json: bool) -> None:
     read = {pool.supervisor for pool in pools}
     facts = read_facts(pools, {pid for pid in map(supervisor_of, boards) if pid not in read})
     findings = findings_of(facts)
-    try:
+    status = BLIND if facts.system != "Linux" else FOUND if findings else 0
+    with until_closed(status):
         if as_json:
             print(json.dumps(record_of(facts, findings), allow_nan=False))
         else:
-            console = Console(highlight=False)
+            console = Out(highlight=False)
             # its lines are as wide as they may be: nothing is to wrap or crop them
             console.print(doctor_text(facts, findings, console.width), soft_wrap=True)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes stdout once more when it exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise SystemExit(BLIND if facts.system != "Linux" else FOUND if findings else 0)
+    raise SystemExit(status)
 
 
 def record_of(facts: Facts, findings: list[Finding]) -> dict[str, Any]:

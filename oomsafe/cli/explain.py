@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import sys
 import zlib
 from collections.abc import Generator, Iterable, Iterator
@@ -12,10 +11,10 @@ from contextlib import closing
 from typing import IO
 
 import click
-from rich.console import Console
 
 from oomsafe.cli.kill_record import VERSION, record_of
 from oomsafe.cli.kill_text import event_text
+from oomsafe.cli.output import Out, until_closed
 from oomsafe.errors import KernelLogError
 from oomsafe.kernel.kernel_log import boot_time, journal, ring_buffer
 from oomsafe.policy.oomlog.reader import read_events
@@ -29,13 +28,6 @@ PIECE = 1 << 18
 JOURNAL_MAGIC, GZIP_MAGIC = b"LPKSHHRH", b"\x1f\x8b"
 
 UNREADABLE = 2
-
-
-class _Console(Console):
-    """A reader that has seen enough (`| head`) ends the output, and is no failure."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
 
 
 @click.command()
@@ -59,17 +51,12 @@ def explain(path: str | None, from_journal: bool, from_dmesg: bool, as_json: boo
     boot = boot_time() if from_dmesg else None
     found = False
     try:
-        with closing(pieces):
+        with until_closed(), closing(pieces):
             accounts = map(account_of, read_events(pieces, boot))
             found = _print_json(accounts) if as_json else _print_text(accounts)
-            sys.stdout.flush()
     except KernelLogError as error:
         print(f"oomsafe explain: {without_controls(str(error))}", file=sys.stderr)
         raise SystemExit(UNREADABLE) from None
-    except BrokenPipeError:
-        # Python flushes stdout once more when it exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
     if not found and not as_json:
         print("no kill of the kernel's OOM killer is in this log", file=sys.stderr)
     raise SystemExit(0 if found else 1)
@@ -77,7 +64,7 @@ def explain(path: str | None, from_journal: bool, from_dmesg: bool, as_json: boo
 
 def _print_text(accounts: Iterable[Account]) -> bool:
     """Returns whether there was any."""
-    console = _Console(highlight=False)
+    console = Out(highlight=False)
     ascii_only = not console.encoding.lower().startswith("utf")
     width, found = console.width, False
     for account in accounts:

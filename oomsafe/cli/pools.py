@@ -51,6 +51,11 @@ def find_pools(paths: list[str], say: Callable[[str], None] = on_stderr, *, rout
     return pools
 
 
+def is_called(pool: PoolView, name: str) -> bool:
+    """Whether this is the pool's name, or its supervisor's pid, as given with --pool."""
+    return name in (pool.name, str(pool.supervisor))
+
+
 def none_found() -> str:
     """What is said where there is no pool."""
     unseen = "" if can_hold_boards() else ", or its scoreboard is in memory only: no folder here is writable"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import click
 
-from oomsafe.cli.pools import Found, find_pools, none_found, on_stderr
+from oomsafe.cli.pools import Found, find_pools, is_called, none_found, on_stderr
 from oomsafe.errors import ScoreboardError
 from oomsafe.policy.text import without_controls
 from oomsafe.scoreboard.mailbox import PATIENCE, Answer, order_recycle
@@ -87,7 +87,7 @@ def _chosen(found: list[Found], pid: int | None, name: str | None, slot: int | N
     """The one worker that is meant, or why there is none."""
     if not found:
         return Outcome(NOT_ORDERED, none_found())
-    named = [each for each in found if name is None or name in (each.pool.name, str(each.pool.supervisor))]
+    named = [each for each in found if name is None or is_called(each.pool, name)]
     if name is not None and len(named) != 1:
         several = f"{len(named)} pools are called {without_controls(name)}: name the worker by its pid, or the pool by its supervisor's"
         return Outcome(NOT_ORDERED, several if named else f"no pool of this user is called {without_controls(name)}")

@@ -9,12 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.text import Text
 
 from oomsafe.cli.columns import Column, cells_of, line_of, that_fit
 from oomsafe.cli.labelled import NARROWEST, labelled
-from oomsafe.cli.pools import find_pools, none_found
+from oomsafe.cli.output import Out, until_closed
+from oomsafe.cli.pools import find_pools, is_called, none_found
 from oomsafe.policy.retention import Kind, Retention, judge
 from oomsafe.policy.retirement import Retirement
 from oomsafe.policy.text import without_controls
@@ -44,17 +44,18 @@ def retired(as_json: bool, name: str | None, path: str | None) -> None:
     Exits with 0 if a pool was found, else with 1.
     """
     pools = [found.pool for found in find_pools([path] if path else living_boards(), routes=False)]
-    pools = [pool for pool in pools if name is None or name in (pool.name, str(pool.supervisor))]
-    if as_json:
-        print(json.dumps({"version": VERSION, "pools": [record_of(pool) for pool in pools]}, allow_nan=False))
-    elif pools:
-        console = Console(highlight=False)
-        for number, pool in enumerate(pools):
-            if number:
-                console.print()
-            # its lines are as wide as they may be: nothing is to wrap or crop them
-            console.print(retired_text(pool, console.width), soft_wrap=True)
-    else:
+    pools = [pool for pool in pools if name is None or is_called(pool, name)]
+    with until_closed():
+        if as_json:
+            print(json.dumps({"version": VERSION, "pools": [record_of(pool) for pool in pools]}, allow_nan=False))
+        elif pools:
+            console = Out(highlight=False)
+            for number, pool in enumerate(pools):
+                if number:
+                    console.print()
+                # its lines are as wide as they may be: nothing is to wrap or crop them
+                console.print(retired_text(pool, console.width), soft_wrap=True)
+    if not pools and not as_json:
         print(none_found() if name is None else f"no pool of this user is called {without_controls(name)}", file=sys.stderr)
     raise SystemExit(0 if pools else 1)
 
