@@ -12,14 +12,12 @@ from oomsafe.kernel import host
 from oomsafe.kernel.capacity import read_levels
 from oomsafe.kernel.cgroup import find_cgroup
 from oomsafe.kernel.cpus import cpus_of
-from oomsafe.kernel.files import read_keyed
 from oomsafe.kernel.oom_candidates import candidate_of, candidates_of, field_of, total_of
 from oomsafe.kernel.process import CAP_SYS_RESOURCE, PAGE, has_capability, userspace_killers
 from oomsafe.kernel.program import program_of
 from oomsafe.kernel.units import Show, show, unit_of
 from oomsafe.policy.doctor.facts import Facts, Pool, Ranking, Reckoned
 from oomsafe.policy.limits import Level, Source
-from oomsafe.policy.victims import Candidate
 from oomsafe.scoreboard.view import PoolView
 
 NO_PROC = "this system has no /proc: limits, scores and who would be killed can't be read here"
@@ -104,8 +102,7 @@ def _pool(
         dies_whole=None if cgroup is None else cgroup.dies_whole(),
         never_killed=None if cgroup is None else cgroup.kills_nobody(),
         unit=None if cgroup is None else unit_of(cgroup, root, ask),
-        program=program_of(pid, proc), in_swap=_in_swap((supervisor, *workers), proc),
-        cpus=cpus_of(pid, proc), guarded=guarded, reckoned=known,
+        program=program_of(pid, proc), cpus=cpus_of(pid, proc), guarded=guarded, reckoned=known,
     )  # fmt: skip
     where = [level for level in (pool.own_limit, levels[-1]) if level is not None]
     return replace(pool, rankings=tuple(found for level in where if (found := _ranking(level, proc, rankings)) is not None))
@@ -121,9 +118,3 @@ def _ranking(level: Level, proc: str, rankings: dict[Source, Ranking | None]) ->
         else:
             rankings[level.source] = Ranking(level=level, total=total, candidates=field.candidates, unseen=field.unseen, page=PAGE)
     return rankings[level.source]
-
-
-def _in_swap(processes: Sequence[Candidate], proc: str) -> int | None:
-    found = [read_keyed(f"{proc}/{process.pid}/status", factor=1024).get("VmSwap") for process in processes]
-    known = [size for size in found if size is not None]
-    return sum(known) if known else None

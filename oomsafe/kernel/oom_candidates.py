@@ -17,6 +17,7 @@ from oomsafe.policy.victims import Candidate
 #: What status says of a process with memory of its own; a kernel thread and a zombie have no such lines (fs/proc/task_mmu.c, task_mem).
 _NAME = re.compile(rb"\AName:\t(.*)")
 _SIZE = re.compile(rb"^(?:Rss(?:Anon|File|Shmem)|VmSwap|VmPTE):\s+(\d+) kB$", re.MULTILINE)
+_SWAP = re.compile(rb"^VmSwap:\s+(\d+) kB$", re.MULTILINE)
 _RSS = re.compile(rb"^VmRSS:\s+(\d+) kB$", re.MULTILINE)
 
 #: At most this many cgroups are read below one.
@@ -43,10 +44,11 @@ def candidate_of(pid: int, proc: str = "/proc") -> Candidate | None:
         sizes += _RSS.findall(status)
     if not sizes:
         return None
-    held = 1024 * sum(map(int, sizes))
+    swap = _SWAP.search(status)
     return Candidate(
-        pid=pid, name=printable(name[1].decode("utf-8", "replace")), held=held, oom_score_adj=score, protected=_is_init(pid, proc)
-    )
+        pid=pid, name=printable(name[1].decode("utf-8", "replace")), held=1024 * sum(map(int, sizes)), oom_score_adj=score,
+        swapped=0 if swap is None else 1024 * int(swap[1]), protected=_is_init(pid, proc),
+    )  # fmt: skip
 
 
 def candidates_of(pids: Iterable[int], proc: str = "/proc") -> Iterator[Candidate]:

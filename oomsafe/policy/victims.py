@@ -27,6 +27,8 @@ class Candidate:
     held: int
     """Resident memory, swap and page tables together: what the kernel counts."""
     oom_score_adj: int
+    swapped: int = 0
+    """The part of it that is in swap."""
     protected: bool = False
     """The kernel never takes it whatever its score: the first process of the machine."""
 

@@ -40,7 +40,9 @@ def tree(tmp_path: Path) -> Tree:
 
 def test_what_the_kernel_counts(tree: Tree) -> None:
     """Resident memory, swap and page tables."""
-    expected = Candidate(pid=41, name="oomsafe-w0-a1b2", held=(20000 + 9000 + 1000 + 100 + 500) * 1024, oom_score_adj=300)
+    expected = Candidate(
+        pid=41, name="oomsafe-w0-a1b2", held=(20000 + 9000 + 1000 + 100 + 500) * 1024, oom_score_adj=300, swapped=500 * 1024
+    )
 
     assert expected == candidate_of(41, tree.proc)
 

@@ -40,7 +40,7 @@ POOL = Pool(
     rankings=(ranked(LEVEL), ranked(TOP)),
     unit=Unit(name="shop.service", oom_policy="continue", memory_max="536870912", tasks_current=20, tasks_max=4000),
     program=Program(python="3.12", malloc="glibc", limit_data=UNLIMITED, limit_address_space=UNLIMITED),
-    in_swap=0, cpus=2, guarded=True,
+    cpus=2, guarded=True,
     reckoned=Reckoned(wanted=2, budget=460 * MIB, held=150 * MIB, others=0, limit=512 * MIB, soft=210 * MIB, fresh=50 * MIB),
 )  # fmt: skip
 
@@ -77,6 +77,7 @@ def reckoned(**changes: Any) -> Facts:
 
 HEAVY = process(10, 400, 0)
 EXEMPT = (process(11, 60, -1000), process(12, 60, -1000))
+SWAPPED = (replace(WORKERS[0], swapped=60 * MIB), WORKERS[1])
 MANY = tuple(process(number, 10, 300) for number in range(100, 130))
 HIGH = LEVEL._replace(high=300 * MIB, usage=290 * MIB)
 
@@ -102,7 +103,7 @@ WRONG: list[tuple[str, Facts]] = [
     ("another-goes-first", with_pool(rankings=(ranked(LEVEL, process(90, 400, 0, "redis-server")),))),
     ("no-limit", with_pool(levels=(LEVEL._replace(limit=None), TOP))),
     ("throttled", with_pool(levels=(HIGH, TOP))),
-    ("in-swap", with_pool(in_swap=60 * MIB)),
+    ("in-swap", with_pool(workers=SWAPPED)),
     ("reuse-port", with_pool(program=replace(POOL.program, reuse_port=True))),
     ("strict-overcommit", with_setting(overcommit_memory=2)),
     ("address-space", with_pool(program=replace(POOL.program, limit_address_space=GIB))),
@@ -159,7 +160,7 @@ def test_nothing_is_wrong_with_it(facts: Facts) -> None:
 
 def test_dangers_come_first() -> None:
     """What takes the whole service down, before what hurts."""
-    both = replace(with_pool(dies_whole=SHOP, in_swap=60 * MIB), settings=replace(WELL.settings, overcommit_memory=2, panic_on_oom=2))
+    both = replace(with_pool(dies_whole=SHOP, workers=SWAPPED), settings=replace(WELL.settings, overcommit_memory=2, panic_on_oom=2))
 
     assert [finding.severity for finding in findings_of(both)] == [Severity.DANGER] * 2 + [Severity.WARNING] * 2
 

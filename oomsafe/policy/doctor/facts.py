@@ -135,7 +135,6 @@ class Pool:
     """The cgroup in which the kernel kills nobody, but has them wait (v1's oom_kill_disable); None: none."""
     unit: Unit | None = None
     program: Program = Program()
-    in_swap: int | None = None
     cpus: float | None = None
     """How many processors it may use."""
     guarded: bool = False
@@ -148,6 +147,11 @@ class Pool:
         """``pool shop (gunicorn, supervisor 812)``."""
         name = f" {self.name}" if self.name else ""
         return f"pool{name} ({self.server}{', supervisor' if self.workers else ''} {self.supervisor.pid})"
+
+    @property
+    def in_swap(self) -> int:
+        """What of its processes is in swap."""
+        return sum(process.swapped for process in (self.supervisor, *self.workers))
 
     @property
     def own_limit(self) -> Level | None:
