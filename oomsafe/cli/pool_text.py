@@ -82,13 +82,10 @@ def _totals(pool: PoolView) -> list[str]:
 def _memory(pool: PoolView) -> list[str]:
     """``workers leak: memory in use rises by 259 KiB a request, over all of the workers' lives``; empty: not known."""
     found = judge(pool.retired, _unit(pool))
-    words = {
-        Kind.LEAK: "workers leak",
-        Kind.KEPT: "workers don't leak",
-        Kind.CACHE: "workers don't leak",
-        Kind.NEEDED: "workers don't leak",
-    }
-    return [f"{words[found.kind]}: {found.why} (oomsafe retired)"] if found.kind in words else []
+    if found.kind is Kind.UNKNOWN:
+        return []
+    leak = "leak" if found.kind is Kind.LEAK else "don't leak"
+    return [f"workers {leak}: {found.why} (oomsafe retired)"]
 
 
 def _when(at: float, now: float) -> str:

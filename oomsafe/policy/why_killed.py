@@ -8,11 +8,8 @@ from enum import Enum
 from statistics import median
 
 from oomsafe.policy.oomlog.record import Event, Row
-
-SCORE_MIN = -1000
-
-#: What x86 has, and almost every arm64 distribution.
-PAGE_SIZE = 4096
+from oomsafe.policy.readers import SCORE_MIN
+from oomsafe.policy.victims import PAGE_SIZE, badness
 
 #: Page sizes that Linux runs with, and how far the figures of one process may be apart: it goes on while the table is printed.
 PAGE_SIZES, TOLERANCE = (4096, 8192, 16384, 65536, 262144), 1.4
@@ -238,7 +235,7 @@ def _holder(row: Row, page_size: int, total: int | None) -> Holder:
     adj = row.oom_score_adj
     points = None
     if held is not None and adj is not None and adj != SCORE_MIN and row.pid != 1 and (adj == 0 or total is not None):
-        points = held + adj * ((total or 0) // 1000)
+        points = int(badness(held, adj, total or 0, page=1))  # all of them in pages
 
     def size(pages: int | None) -> int | None:
         return None if pages is None else max(0, pages) * page_size
