@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import wraps
 
 from oomsafe.policy.boot_line import LITTLE
 from oomsafe.policy.budget import CAN_HELP
@@ -67,6 +68,17 @@ Rule = Callable[[Facts], Iterator[Finding]]
 THE_MACHINE = "this machine"
 
 
+def each_pool(rule: Callable[[Pool, Facts], Iterator[Finding]]) -> Rule:
+    """A rule about one pool, as one about all of them."""
+
+    @wraps(rule)
+    def rule_of_all(facts: Facts) -> Iterator[Finding]:
+        for pool in facts.pools:
+            yield from rule(pool, facts)
+
+    return rule_of_all
+
+
 def findings_of(facts: Facts) -> list[Finding]:
     """Everything to change, what would hurt first before the rest."""
     found = [finding for rule in RULES for finding in rule(facts)]
@@ -89,16 +101,16 @@ def panic(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def whole_cgroup(facts: Facts) -> Iterator[Finding]:
+@each_pool
+def whole_cgroup(pool: Pool, facts: Facts) -> Iterator[Finding]:
     """memory.oom.group, on a pool's cgroup or above it."""
-    for pool in facts.pools:
-        if pool.dies_whole is not None:
-            yield Finding(
-                code="dies-whole", severity=Severity.DANGER, about=pool.about,
-                fact=f"memory.oom.group is 1 in {pool.dies_whole}",
-                why="when the limit is reached the kernel kills every process in there, the supervisor too, not one worker",
-                change=_one_process(pool, facts),
-            )  # fmt: skip
+    if pool.dies_whole is not None:
+        yield Finding(
+            code="dies-whole", severity=Severity.DANGER, about=pool.about,
+            fact=f"memory.oom.group is 1 in {pool.dies_whole}",
+            why="when the limit is reached the kernel kills every process in there, the supervisor too, not one worker",
+            change=_one_process(pool, facts),
+        )  # fmt: skip
 
 
 def _one_process(pool: Pool, facts: Facts) -> tuple[str, ...]:
@@ -109,54 +121,54 @@ def _one_process(pool: Pool, facts: Facts) -> tuple[str, ...]:
     return (f"echo 0 > {pool.dies_whole}/memory.oom.group",)
 
 
-def unit_stops(facts: Facts) -> Iterator[Finding]:
+@each_pool
+def unit_stops(pool: Pool, _: Facts) -> Iterator[Finding]:
     """OOMPolicy=stop, which is systemd's default, or kill."""
-    for pool in facts.pools:
-        unit = pool.unit
-        if unit is not None and unit.oom_policy in ("stop", "kill"):
-            done = "stops the whole service" if unit.oom_policy == "stop" else "has the kernel kill the whole service"
-            yield Finding(
-                code="unit-stops", severity=Severity.DANGER, about=f"{pool.about}, {unit.name}",
-                fact=f"OOMPolicy={unit.oom_policy}{' (the default)' if unit.oom_policy == 'stop' else ''}",
-                why=f"systemd {done} as soon as the kernel has killed one of its workers",
-                change=_unit(unit, "OOMPolicy=continue"),
-            )  # fmt: skip
-
-
-def nobody_killed(facts: Facts) -> Iterator[Finding]:
-    """v1's memory.oom_control."""
-    for pool in facts.pools:
-        if pool.never_killed is not None:
-            yield Finding(
-                code="nobody-is-killed", severity=Severity.DANGER, about=pool.about,
-                fact=f"oom_kill_disable is 1 in {pool.never_killed}/memory.oom_control",
-                why="at the limit the kernel kills nobody: whoever asks for memory waits for ever, and the service hangs",
-                change=(f"echo 0 > {pool.never_killed}/memory.oom_control", "docker run without --oom-kill-disable"),
-            )  # fmt: skip
-
-
-def supervisor_first(facts: Facts) -> Iterator[Finding]:
-    """A supervisor that the kernel would take before one of its workers."""
-    for pool in facts.pools:
-        worst = min(
-            ((margin, ranking) for ranking in pool.rankings if (margin := ranking.margin(pool.supervisor, pool.workers)) is not None),
-            key=lambda pair: pair[0],
-            default=None,
-        )
-        if worst is None or worst[0] > 0:
-            continue
-        margin, ranking = worst
-        own = pool.supervisor
-        lowest = min(pool.workers, key=lambda worker: worker.points(ranking.total, ranking.page))
-        exempt = lowest.oom_score_adj <= SCORE_MIN
+    unit = pool.unit
+    if unit is not None and unit.oom_policy in ("stop", "kill"):
+        done = "stops the whole service" if unit.oom_policy == "stop" else "has the kernel kill the whole service"
         yield Finding(
-            code="supervisor-first", severity=Severity.DANGER, about=pool.about,
-            fact=f"supervisor {own.pid} has {_points(own, ranking)}, its worker {lowest.pid} "
-            + ("may not be killed at all (oom_score_adj -1000)" if exempt else f"only {_points(lowest, ranking)}")
-            + f", of {format_size(ranking.total)} ({ranking.level.source})",
-            why="the kernel kills the process with the most points: it may take the supervisor, and with it the whole service",
-            change=_raise_workers(pool, facts),
+            code="unit-stops", severity=Severity.DANGER, about=f"{pool.about}, {unit.name}",
+            fact=f"OOMPolicy={unit.oom_policy}{' (the default)' if unit.oom_policy == 'stop' else ''}",
+            why=f"systemd {done} as soon as the kernel has killed one of its workers",
+            change=_unit(unit, "OOMPolicy=continue"),
         )  # fmt: skip
+
+
+@each_pool
+def nobody_killed(pool: Pool, _: Facts) -> Iterator[Finding]:
+    """v1's memory.oom_control."""
+    if pool.never_killed is not None:
+        yield Finding(
+            code="nobody-is-killed", severity=Severity.DANGER, about=pool.about,
+            fact=f"oom_kill_disable is 1 in {pool.never_killed}/memory.oom_control",
+            why="at the limit the kernel kills nobody: whoever asks for memory waits for ever, and the service hangs",
+            change=(f"echo 0 > {pool.never_killed}/memory.oom_control", "docker run without --oom-kill-disable"),
+        )  # fmt: skip
+
+
+@each_pool
+def supervisor_first(pool: Pool, facts: Facts) -> Iterator[Finding]:
+    """A supervisor that the kernel would take before one of its workers."""
+    worst = min(
+        ((margin, ranking) for ranking in pool.rankings if (margin := ranking.margin(pool.supervisor, pool.workers)) is not None),
+        key=lambda pair: pair[0],
+        default=None,
+    )
+    if worst is None or worst[0] > 0:
+        return
+    margin, ranking = worst
+    own = pool.supervisor
+    lowest = min(pool.workers, key=lambda worker: worker.points(ranking.total, ranking.page))
+    exempt = lowest.oom_score_adj <= SCORE_MIN
+    yield Finding(
+        code="supervisor-first", severity=Severity.DANGER, about=pool.about,
+        fact=f"supervisor {own.pid} has {_points(own, ranking)}, its worker {lowest.pid} "
+        + ("may not be killed at all (oom_score_adj -1000)" if exempt else f"only {_points(lowest, ranking)}")
+        + f", of {format_size(ranking.total)} ({ranking.level.source})",
+        why="the kernel kills the process with the most points: it may take the supervisor, and with it the whole service",
+        change=_raise_workers(pool, facts),
+    )  # fmt: skip
 
 
 def _raise_workers(pool: Pool, facts: Facts) -> tuple[str, ...]:
@@ -170,16 +182,16 @@ def _raise_workers(pool: Pool, facts: Facts) -> tuple[str, ...]:
     return ('worker_oom_score_adj = "auto"', "OOMSAFE_WORKER_OOM_SCORE_ADJ=auto")
 
 
-def all_exempt(facts: Facts) -> Iterator[Finding]:
+@each_pool
+def all_exempt(pool: Pool, _: Facts) -> Iterator[Finding]:
     """A pool whose processes may all not be killed."""
-    for pool in facts.pools:
-        if pool.workers and all(process.oom_score_adj <= SCORE_MIN for process in (pool.supervisor, *pool.workers)):
-            yield Finding(
-                code="nobody-may-be-killed", severity=Severity.DANGER, about=pool.about,
-                fact="oom_score_adj is -1000 for the supervisor and for every worker",
-                why="in its own cgroup the kernel finds nobody to kill, and has whoever asks for memory wait; outside it kills others",
-                change=(*_unit(pool.unit, "OOMScoreAdjust=-500"),) if pool.unit else ("oom_score_adj of -500 where it is started",),
-            )  # fmt: skip
+    if pool.workers and all(process.oom_score_adj <= SCORE_MIN for process in (pool.supervisor, *pool.workers)):
+        yield Finding(
+            code="nobody-may-be-killed", severity=Severity.DANGER, about=pool.about,
+            fact="oom_score_adj is -1000 for the supervisor and for every worker",
+            why="in its own cgroup the kernel finds nobody to kill, and has whoever asks for memory wait; outside it kills others",
+            change=(*_unit(pool.unit, "OOMScoreAdjust=-500"),) if pool.unit else ("oom_score_adj of -500 where it is started",),
+        )  # fmt: skip
 
 
 def best_effort(facts: Facts) -> Iterator[Finding]:
@@ -206,153 +218,153 @@ def allocating_task(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def killed_for_pressure(facts: Facts) -> Iterator[Finding]:
+@each_pool
+def killed_for_pressure(pool: Pool, facts: Facts) -> Iterator[Finding]:
     """systemd-oomd, where it may kill the pool's unit."""
-    for pool in facts.pools:
-        unit = pool.unit
-        if unit is not None and unit.killed_for_pressure and "systemd-oomd" in facts.killers and unit.preference != "omit":
-            yield Finding(
-                code="oomd-kills-the-unit", severity=Severity.DANGER, about=f"{pool.about}, {unit.name}",
-                fact="systemd-oomd runs, and may kill this unit (ManagedOOMMemoryPressure= or ManagedOOMSwap= is kill)",
-                why="it kills all processes of a cgroup at once, the supervisor too, and looks at no score",
-                change=_unit(unit, "ManagedOOMPreference=omit"),
-            )  # fmt: skip
+    unit = pool.unit
+    if unit is not None and unit.killed_for_pressure and "systemd-oomd" in facts.killers and unit.preference != "omit":
+        yield Finding(
+            code="oomd-kills-the-unit", severity=Severity.DANGER, about=f"{pool.about}, {unit.name}",
+            fact="systemd-oomd runs, and may kill this unit (ManagedOOMMemoryPressure= or ManagedOOMSwap= is kill)",
+            why="it kills all processes of a cgroup at once, the supervisor too, and looks at no score",
+            change=_unit(unit, "ManagedOOMPreference=omit"),
+        )  # fmt: skip
 
 
-def fresh_do_not_fit(facts: Facts) -> Iterator[Finding]:
+@each_pool
+def fresh_do_not_fit(pool: Pool, _: Facts) -> Iterator[Finding]:
     """More workers than memory, even right after boot."""
-    for pool in facts.pools:
-        known = pool.reckoned
-        if known is None or known.fresh is None or known.limit is None:
-            continue
-        room = known.limit - (known.others or 0)
-        need = pool.supervisor.held + known.wanted * known.fresh
-        if known.budget is not None and known.wanted * known.fresh > room:
-            fit = max(1, (known.budget - pool.supervisor.held) // max(1, known.fresh))
-            yield Finding(
-                code="workers-do-not-fit", severity=Severity.DANGER, about=pool.about,
-                fact=f"{known.wanted} workers of {format_size(known.fresh)} right after boot and the supervisor hold {format_size(need)}, "
-                f"and there are {format_size(room)}",
-                why="the kernel kills workers however often they are recycled",
-                change=(f"--workers {fit}", f"a limit of {format_size(int(need / NEAR))} or more"),
-            )  # fmt: skip
+    known = pool.reckoned
+    if known is None or known.fresh is None or known.limit is None:
+        return
+    room = known.limit - (known.others or 0)
+    need = pool.supervisor.held + known.wanted * known.fresh
+    if known.budget is not None and known.wanted * known.fresh > room:
+        fit = max(1, (known.budget - pool.supervisor.held) // max(1, known.fresh))
+        yield Finding(
+            code="workers-do-not-fit", severity=Severity.DANGER, about=pool.about,
+            fact=f"{known.wanted} workers of {format_size(known.fresh)} right after boot and the supervisor hold {format_size(need)}, "
+            f"and there are {format_size(room)}",
+            why="the kernel kills workers however often they are recycled",
+            change=(f"--workers {fit}", f"a limit of {format_size(int(need / NEAR))} or more"),
+        )  # fmt: skip
 
 
 # --- it hurts -----------------------------------------------------------------------------------------------------------------------
 
 
-def near_the_limit(facts: Facts) -> Iterator[Finding]:
+@each_pool
+def near_the_limit(pool: Pool, _: Facts) -> Iterator[Finding]:
     """A pool that is about to meet a limit, and is not guarded."""
-    for pool in facts.pools:
-        level = pool.own_limit
-        if level is None or level.effective is None or level.used is None or pool.guarded:
-            continue
-        in_use = level.used - level.droppable
-        if in_use > NEAR * level.effective:
-            yield Finding(
-                code="near-the-limit", severity=Severity.WARNING, about=pool.about,
-                fact=f"{format_size(in_use)} of {format_size(level.effective)} are in use, without the cache that can be dropped "
-                f"({level.bound_by})",
-                why="the next request that needs memory has the kernel kill a process",
-                change=("oomsafe run -- (before the command that starts it), which recycles workers before that", "oomsafe advise"),
-            )  # fmt: skip
-
-
-def budget_too_low(facts: Facts) -> Iterator[Finding]:
-    """A budget that fresh workers alone fill."""
-    for pool in facts.pools:
-        known = pool.reckoned
-        if known is None or known.fresh is None or known.budget is None:
-            continue
-        need, room = known.wanted * known.fresh, (known.limit or 0) - (known.others or 0)
-        if CAN_HELP * known.budget < need <= room:
-            yield Finding(
-                code="budget-too-low", severity=Severity.WARNING, about=pool.about,
-                fact=f"{known.wanted} workers hold {format_size(need)} right after boot, the budget is {format_size(known.budget)}",
-                why="recycling can't bring the pool below its budget, and is not tried: the kernel's limit is the next thing that it meets",
-                change=(f"--workers {max(1, known.wanted - 1)}", "a higher limit for the pool: oomsafe advise"),
-            )  # fmt: skip
-
-
-def soft_limit_too_low(facts: Facts) -> Iterator[Finding]:
-    """A soft limit that a fresh worker has nearly reached."""
-    for pool in facts.pools:
-        known = pool.reckoned
-        if known is None or known.soft is None or known.fresh is None or known.soft - known.fresh >= known.soft * LITTLE:
-            continue
+    level = pool.own_limit
+    if level is None or level.effective is None or level.used is None or pool.guarded:
+        return
+    in_use = level.used - level.droppable
+    if in_use > NEAR * level.effective:
         yield Finding(
-            code="soft-limit-too-low", severity=Severity.WARNING, about=pool.about,
-            fact=f"workers hold {format_size(known.fresh)} right after boot, the soft limit is {format_size(known.soft)}",
-            why="a limit that a fresh worker has nearly reached is refused, or has workers recycled all the time",
+            code="near-the-limit", severity=Severity.WARNING, about=pool.about,
+            fact=f"{format_size(in_use)} of {format_size(level.effective)} are in use, without the cache that can be dropped "
+            f"({level.bound_by})",
+            why="the next request that needs memory has the kernel kill a process",
+            change=("oomsafe run -- (before the command that starts it), which recycles workers before that", "oomsafe advise"),
+        )  # fmt: skip
+
+
+@each_pool
+def budget_too_low(pool: Pool, _: Facts) -> Iterator[Finding]:
+    """A budget that fresh workers alone fill."""
+    known = pool.reckoned
+    if known is None or known.fresh is None or known.budget is None:
+        return
+    need, room = known.wanted * known.fresh, (known.limit or 0) - (known.others or 0)
+    if CAN_HELP * known.budget < need <= room:
+        yield Finding(
+            code="budget-too-low", severity=Severity.WARNING, about=pool.about,
+            fact=f"{known.wanted} workers hold {format_size(need)} right after boot, the budget is {format_size(known.budget)}",
+            why="recycling can't bring the pool below its budget, and is not tried: the kernel's limit is the next thing that it meets",
             change=(f"--workers {max(1, known.wanted - 1)}", "a higher limit for the pool: oomsafe advise"),
         )  # fmt: skip
 
 
-def no_room_for_a_replacement(facts: Facts) -> Iterator[Finding]:
+@each_pool
+def soft_limit_too_low(pool: Pool, _: Facts) -> Iterator[Finding]:
+    """A soft limit that a fresh worker has nearly reached."""
+    known = pool.reckoned
+    if known is None or known.soft is None or known.fresh is None or known.soft - known.fresh >= known.soft * LITTLE:
+        return
+    yield Finding(
+        code="soft-limit-too-low", severity=Severity.WARNING, about=pool.about,
+        fact=f"workers hold {format_size(known.fresh)} right after boot, the soft limit is {format_size(known.soft)}",
+        why="a limit that a fresh worker has nearly reached is refused, or has workers recycled all the time",
+        change=(f"--workers {max(1, known.wanted - 1)}", "a higher limit for the pool: oomsafe advise"),
+    )  # fmt: skip
+
+
+@each_pool
+def no_room_for_a_replacement(pool: Pool, _: Facts) -> Iterator[Finding]:
     """A pool in which a worker must leave before its replacement can boot."""
-    for pool in facts.pools:
-        known = pool.reckoned
-        if known is None or known.fresh is None or known.limit is None or known.held is None or known.held > (known.budget or known.held):
-            continue
-        left = known.limit - (known.others or 0) - known.held
-        if 0 <= left < known.fresh:
-            yield Finding(
-                code="no-room-for-a-replacement", severity=Severity.WARNING, about=pool.about,
-                fact=f"{format_size(left)} are left up to the limit, a fresh worker holds {format_size(known.fresh)}",
-                why="a worker that is recycled leaves before its replacement is there: for as long as one boots, a worker is missing",
-                change=(f"--workers {max(1, known.wanted - 1)}", "a higher limit for the pool: oomsafe advise"),
-            )  # fmt: skip
-
-
-def too_many_workers(facts: Facts) -> Iterator[Finding]:
-    """Workers by the dozen for each processor, in limited memory."""
-    for pool in facts.pools:
-        level = tightest(pool.levels, 0)
-        if pool.cpus is None or level is None or level.effective is None or len(pool.workers) <= WORKERS_PER_CPU * pool.cpus:
-            continue
-        held = sum(worker.held for worker in pool.workers)
-        if held > level.effective / 4:
-            few = max(2, round(2 * pool.cpus) + 1)
-            yield Finding(
-                code="too-many-workers", severity=Severity.WARNING, about=pool.about,
-                fact=f"{len(pool.workers)} workers on {pool.cpus:g} processors, {format_size(held // len(pool.workers))} each, "
-                f"of {format_size(level.effective)}",
-                why="they wait for each other, and each holds memory of its own; servers guess their number by the machine's processors, "
-                "not by the container's",
-                change=(f"--workers {few}, with threads for what waits (--threads 4)", "oomsafe advise"),
-            )  # fmt: skip
-
-
-def another_first(facts: Facts) -> Iterator[Finding]:
-    """A process in the pool's own cgroup that the kernel takes before any worker."""
-    for pool in facts.pools:
-        ranking = next(iter(pool.rankings), None)
-        if ranking is None or ranking.level.source.kind is Kind.MACHINE:
-            continue
-        first = next(iter(ranking.order), None)
-        ours = {process.pid for other in facts.pools for process in (other.supervisor, *other.workers)}
-        if first is not None and first.pid not in ours:
-            yield Finding(
-                code="another-goes-first", severity=Severity.WARNING, about=pool.about,
-                fact=f"{first.name} ({first.pid}) in the same cgroup has {_points(first, ranking)}, more than any worker "
-                f"({ranking.level.source})",
-                why="when that limit is reached the kernel kills it, and not the worker that has grown",
-                change=(f"a cgroup, container or unit of its own for {first.name}", f"choom -p {first.pid} -n <lower oom_score_adj>"),
-            )  # fmt: skip
-
-
-def no_limit(facts: Facts) -> Iterator[Finding]:
-    """A pool that nothing but the machine's memory stops."""
-    for pool in facts.pools:
-        if not pool.levels or pool.own_limit is not None or any(level.unread for level in pool.levels) or facts.cut_off:
-            continue
-        machine = pool.levels[-1].limit
+    known = pool.reckoned
+    if known is None or known.fresh is None or known.limit is None or known.held is None or known.held > (known.budget or known.held):
+        return
+    left = known.limit - (known.others or 0) - known.held
+    if 0 <= left < known.fresh:
         yield Finding(
-            code="no-limit", severity=Severity.WARNING, about=pool.about,
-            fact=f"no cgroup limits it: it may take all of the machine's {format_size(machine)}",
-            why="if it leaks, the whole machine runs out of memory, and the kernel chooses among all processes, sshd and databases too",
-            change=_limit_it(pool, facts, machine),
+            code="no-room-for-a-replacement", severity=Severity.WARNING, about=pool.about,
+            fact=f"{format_size(left)} are left up to the limit, a fresh worker holds {format_size(known.fresh)}",
+            why="a worker that is recycled leaves before its replacement is there: for as long as one boots, a worker is missing",
+            change=(f"--workers {max(1, known.wanted - 1)}", "a higher limit for the pool: oomsafe advise"),
         )  # fmt: skip
+
+
+@each_pool
+def too_many_workers(pool: Pool, _: Facts) -> Iterator[Finding]:
+    """Workers by the dozen for each processor, in limited memory."""
+    level = tightest(pool.levels, 0)
+    if pool.cpus is None or level is None or level.effective is None or len(pool.workers) <= WORKERS_PER_CPU * pool.cpus:
+        return
+    held = sum(worker.held for worker in pool.workers)
+    if held > level.effective / 4:
+        few = max(2, round(2 * pool.cpus) + 1)
+        yield Finding(
+            code="too-many-workers", severity=Severity.WARNING, about=pool.about,
+            fact=f"{len(pool.workers)} workers on {pool.cpus:g} processors, {format_size(held // len(pool.workers))} each, "
+            f"of {format_size(level.effective)}",
+            why="they wait for each other, and each holds memory of its own; servers guess their number by the machine's processors, "
+            "not by the container's",
+            change=(f"--workers {few}, with threads for what waits (--threads 4)", "oomsafe advise"),
+        )  # fmt: skip
+
+
+@each_pool
+def another_first(pool: Pool, facts: Facts) -> Iterator[Finding]:
+    """A process in the pool's own cgroup that the kernel takes before any worker."""
+    ranking = next(iter(pool.rankings), None)
+    if ranking is None or ranking.level.source.kind is Kind.MACHINE:
+        return
+    first = next(iter(ranking.order), None)
+    ours = {process.pid for other in facts.pools for process in (other.supervisor, *other.workers)}
+    if first is not None and first.pid not in ours:
+        yield Finding(
+            code="another-goes-first", severity=Severity.WARNING, about=pool.about,
+            fact=f"{first.name} ({first.pid}) in the same cgroup has {_points(first, ranking)}, more than any worker "
+            f"({ranking.level.source})",
+            why="when that limit is reached the kernel kills it, and not the worker that has grown",
+            change=(f"a cgroup, container or unit of its own for {first.name}", f"choom -p {first.pid} -n <lower oom_score_adj>"),
+        )  # fmt: skip
+
+
+@each_pool
+def no_limit(pool: Pool, facts: Facts) -> Iterator[Finding]:
+    """A pool that nothing but the machine's memory stops."""
+    if not pool.levels or pool.own_limit is not None or any(level.unread for level in pool.levels) or facts.cut_off:
+        return
+    machine = pool.levels[-1].limit
+    yield Finding(
+        code="no-limit", severity=Severity.WARNING, about=pool.about,
+        fact=f"no cgroup limits it: it may take all of the machine's {format_size(machine)}",
+        why="if it leaks, the whole machine runs out of memory, and the kernel chooses among all processes, sshd and databases too",
+        change=_limit_it(pool, facts, machine),
+    )  # fmt: skip
 
 
 def _limit_it(pool: Pool, facts: Facts, machine: int | None) -> tuple[str, ...]:
@@ -366,32 +378,32 @@ def _limit_it(pool: Pool, facts: Facts, machine: int | None) -> tuple[str, ...]:
     return (f"systemd-run --scope -p MemoryMax={size or '75%'} -p OOMPolicy=continue <the command that starts it>",)
 
 
-def throttled(facts: Facts) -> Iterator[Finding]:
+@each_pool
+def throttled(pool: Pool, _: Facts) -> Iterator[Finding]:
     """A pool at its memory.high."""
-    for pool in facts.pools:
-        for level in pool.levels:
-            if level.high is None or level.usage is None or level.high != level.effective or level.usage < level.high * NEAR:
-                continue
-            yield Finding(
-                code="throttled", severity=Severity.WARNING, about=pool.about,
-                fact=f"{format_size(level.usage)} are in use, memory.high is {format_size(level.high)} ({level.source.path})",
-                why="above memory.high the kernel slows every process down, long before it kills one: work times out, and nobody sees why",
-                change=_unit(pool.unit, "MemoryHigh=infinity") if pool.unit else (f"echo max > {level.source.path}/memory.high",),
-            )  # fmt: skip
-            break
+    for level in pool.levels:
+        if level.high is None or level.usage is None or level.high != level.effective or level.usage < level.high * NEAR:
+            continue
+        yield Finding(
+            code="throttled", severity=Severity.WARNING, about=pool.about,
+            fact=f"{format_size(level.usage)} are in use, memory.high is {format_size(level.high)} ({level.source.path})",
+            why="above memory.high the kernel slows every process down, long before it kills one: work times out, and nobody sees why",
+            change=_unit(pool.unit, "MemoryHigh=infinity") if pool.unit else (f"echo max > {level.source.path}/memory.high",),
+        )  # fmt: skip
+        return
 
 
-def in_swap(facts: Facts) -> Iterator[Finding]:
+@each_pool
+def in_swap(pool: Pool, facts: Facts) -> Iterator[Finding]:
     """A pool that grows into swap."""
-    for pool in facts.pools:
-        held = sum(process.held for process in (pool.supervisor, *pool.workers))
-        if pool.in_swap and pool.in_swap > held * SWAPPED:
-            yield Finding(
-                code="in-swap", severity=Severity.WARNING, about=pool.about,
-                fact=f"{format_size(pool.in_swap)} of the {format_size(held)} of its processes are in swap",
-                why="limits on resident memory don't see what was swapped out: a leak shows as slowness, and not as growth",
-                change=_no_swap(pool, facts),
-            )  # fmt: skip
+    held = sum(process.held for process in (pool.supervisor, *pool.workers))
+    if pool.in_swap and pool.in_swap > held * SWAPPED:
+        yield Finding(
+            code="in-swap", severity=Severity.WARNING, about=pool.about,
+            fact=f"{format_size(pool.in_swap)} of the {format_size(held)} of its processes are in swap",
+            why="limits on resident memory don't see what was swapped out: a leak shows as slowness, and not as growth",
+            change=_no_swap(pool, facts),
+        )  # fmt: skip
 
 
 def _no_swap(pool: Pool, facts: Facts) -> tuple[str, ...]:
@@ -402,16 +414,16 @@ def _no_swap(pool: Pool, facts: Facts) -> tuple[str, ...]:
     return _sysctl("vm.swappiness", 1)
 
 
-def reuse_port(facts: Facts) -> Iterator[Finding]:
+@each_pool
+def reuse_port(pool: Pool, facts: Facts) -> Iterator[Finding]:
     """--reuse-port, with which a worker that leaves drops what is queued at its own listener."""
-    for pool in facts.pools:
-        if pool.program.reuse_port and facts.settings.migrates_requests is False:
-            yield Finding(
-                code="reuse-port", severity=Severity.WARNING, about=pool.about,
-                fact="--reuse-port is on, and net.ipv4.tcp_migrate_req is 0",
-                why="connections that wait at the listener of a worker that leaves are reset",
-                change=("without --reuse-port (workers then share one listener)", *_sysctl("net.ipv4.tcp_migrate_req", 1)),
-            )  # fmt: skip
+    if pool.program.reuse_port and facts.settings.migrates_requests is False:
+        yield Finding(
+            code="reuse-port", severity=Severity.WARNING, about=pool.about,
+            fact="--reuse-port is on, and net.ipv4.tcp_migrate_req is 0",
+            why="connections that wait at the listener of a worker that leaves are reset",
+            change=("without --reuse-port (workers then share one listener)", *_sysctl("net.ipv4.tcp_migrate_req", 1)),
+        )  # fmt: skip
 
 
 def strict_overcommit(facts: Facts) -> Iterator[Finding]:
@@ -425,44 +437,44 @@ def strict_overcommit(facts: Facts) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def address_space(facts: Facts) -> Iterator[Finding]:
+@each_pool
+def address_space(pool: Pool, _: Facts) -> Iterator[Finding]:
     """RLIMIT_AS, which counts addresses and not memory."""
-    for pool in facts.pools:
-        limit = pool.program.limit_address_space
-        if limit is not None and limit != UNLIMITED:
-            yield Finding(
-                code="address-space", severity=Severity.WARNING, about=pool.about,
-                fact=f"its processes may map {format_size(limit)} (RLIMIT_AS)",
-                why="it counts addresses that were never touched, like threads' stacks and malloc's arenas: memory is refused that is free",
-                change=_unit(pool.unit, "LimitAS=infinity") if pool.unit is not None else ("ulimit -v unlimited, before it is started",),
-            )  # fmt: skip
-
-
-def data_limit(facts: Facts) -> Iterator[Finding]:
-    """RLIMIT_DATA, where it is not oomsafe that has set it."""
-    for pool in facts.pools:
-        limit = pool.program.limit_data
-        if limit is not None and limit != UNLIMITED:
-            yield Finding(
-                code="data-limit", severity=Severity.WARNING, about=pool.about,
-                fact=f"each of its processes may have {format_size(limit)} of private writable memory (RLIMIT_DATA)",
-                why="it counts what is mapped, touched or not; above it memory is refused, and a hard_limit that is higher has no effect",
-                change=_unit(pool.unit, "LimitDATA=infinity") if pool.unit is not None else ("ulimit -d unlimited, before it is started",),
-            )  # fmt: skip
-
-
-def few_tasks(facts: Facts) -> Iterator[Finding]:
-    """A unit with hardly room for another worker."""
-    for pool in facts.pools:
-        unit = pool.unit
-        if unit is None or unit.tasks_max is None or unit.tasks_current is None or unit.tasks_current <= TASKS * unit.tasks_max:
-            continue
+    limit = pool.program.limit_address_space
+    if limit is not None and limit != UNLIMITED:
         yield Finding(
-            code="few-tasks", severity=Severity.WARNING, about=f"{pool.about}, {unit.name}",
-            fact=f"{unit.tasks_current} of {unit.tasks_max} tasks are in use (TasksMax=)",
-            why="a replacement, or a thread, that can't be started looks like memory that has ended",
-            change=_unit(unit, f"TasksMax={unit.tasks_max * 2}"),
+            code="address-space", severity=Severity.WARNING, about=pool.about,
+            fact=f"its processes may map {format_size(limit)} (RLIMIT_AS)",
+            why="it counts addresses that were never touched, like threads' stacks and malloc's arenas: memory is refused that is free",
+            change=_unit(pool.unit, "LimitAS=infinity") if pool.unit is not None else ("ulimit -v unlimited, before it is started",),
         )  # fmt: skip
+
+
+@each_pool
+def data_limit(pool: Pool, _: Facts) -> Iterator[Finding]:
+    """RLIMIT_DATA, where it is not oomsafe that has set it."""
+    limit = pool.program.limit_data
+    if limit is not None and limit != UNLIMITED:
+        yield Finding(
+            code="data-limit", severity=Severity.WARNING, about=pool.about,
+            fact=f"each of its processes may have {format_size(limit)} of private writable memory (RLIMIT_DATA)",
+            why="it counts what is mapped, touched or not; above it memory is refused, and a hard_limit that is higher has no effect",
+            change=_unit(pool.unit, "LimitDATA=infinity") if pool.unit is not None else ("ulimit -d unlimited, before it is started",),
+        )  # fmt: skip
+
+
+@each_pool
+def few_tasks(pool: Pool, _: Facts) -> Iterator[Finding]:
+    """A unit with hardly room for another worker."""
+    unit = pool.unit
+    if unit is None or unit.tasks_max is None or unit.tasks_current is None or unit.tasks_current <= TASKS * unit.tasks_max:
+        return
+    yield Finding(
+        code="few-tasks", severity=Severity.WARNING, about=f"{pool.about}, {unit.name}",
+        fact=f"{unit.tasks_current} of {unit.tasks_max} tasks are in use (TasksMax=)",
+        why="a replacement, or a thread, that can't be started looks like memory that has ended",
+        change=_unit(unit, f"TasksMax={unit.tasks_max * 2}"),
+    )  # fmt: skip
 
 
 def shared_memory(facts: Facts) -> Iterator[Finding]:
