@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,6 +64,7 @@ def test_of_a_live_pool(serve: Callable[..., Gunicorn], serve_uvicorn: Callable[
     server: Any = serve("sync", **policy) if kind == "sync" else serve_uvicorn(app="apps:asgi", **policy)
     server.serving()
     leaks(server, 512, 120)
+    until(lambda: time.time() - server.pool().created > 1.0, "it is old enough to have a rate")
 
     found = advice("--pool", str(server.pid), "--memory", "2GiB", "--cpus", "2")
 
