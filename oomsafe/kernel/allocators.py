@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 from oomsafe.kernel.files import read_record
@@ -12,6 +13,9 @@ from oomsafe.policy.stock import Malloc, Parts, Pymalloc, parts_of, read_pymallo
 
 #: How CPython's statistics begin.
 BEGIN = "Small block threshold"
+
+#: What it prints in any case, and alone where Python's allocator is not used, or has a tracer's hooks: how many objects of a type it keeps.
+FREE_LIST = re.compile(r"^ *\d+ (?:free|unused|live) .* bytes each = *[\d,]+\n", re.MULTILINE)
 
 #: The most bytes of statistics that are read: CPython 3.13 prints 5 KiB.
 LONGEST = 1 << 18
@@ -71,7 +75,8 @@ def _printed(ask: object) -> str:
         finally:
             os.dup2(stderr, 2)
         others, begin, text = os.pread(caught, LONGEST, 0).decode("ascii", "replace").partition(BEGIN)
-        if others:  # another thread has written a line between the two calls
+        others = FREE_LIST.sub("", others)
+        if others.strip():  # another thread has written a line between the two calls
             os.write(2, others.encode("ascii", "replace"))
         return begin + text
     finally:

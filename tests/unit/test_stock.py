@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -129,3 +131,15 @@ def test_stderr_is_as_before(capfd: pytest.CaptureFixture[str]) -> None:
     print("behind", file=sys.stderr, flush=True)
 
     assert capfd.readouterr().err == "behind\n"
+
+
+@pytest.mark.parametrize("env", [{"PYTHONMALLOC": "malloc"}, {"PYTHONTRACEMALLOC": "1"}])
+def test_where_pythons_allocator_is_not_in_use_nothing_of_its_statistics_reaches_the_log(env: dict[str, str]) -> None:
+    """CPython then prints its free lists alone. What others write meanwhile is passed on."""
+    ask = "import os, sys; from oomsafe.kernel import allocators"
+    others = "sys._debugmallocstats, ours = (lambda: (os.write(2, b'a line of 3 free words\\n'), ours())), sys._debugmallocstats"
+    script = f"{ask}; {others}; print(allocators.ask_pymalloc())"
+    environ = {**os.environ, **env, "PYTHONPATH": os.getcwd()}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environ, check=True, timeout=60)
+
+    assert (ended.stdout, ended.stderr) == ("None\n", "a line of 3 free words\n")
