@@ -32,6 +32,6 @@ def test_spawned_children_are_guarded_and_recycled(celery: Start, broker: str) -
     assert not node.lines("preloaded")
 
     assert node.ask(LEAKING) == list(range(250))
-    assert len(node.lines(" recycling: ")) >= 2
+    until(lambda: node.lines(" recycling: "), "one is recycled at least: which of them gets how many tasks, nobody says")
     until(lambda: [worker.state for worker in node.pool().workers] == ["serving"] * 2, "two children serve again")
     assert node.process.poll() is None

@@ -53,6 +53,7 @@ def replace_one(gunicorn: Gunicorn) -> None:
 def rescored(gunicorn: Gunicorn) -> None:
     """Wait until the master has looked after its workers, as it does every five seconds."""
     workers = gunicorn.workers()
+    until(lambda: all(adj(pid) > adj(gunicorn.pid) for pid in workers), "the new one has its score, too")
     wanted = {pid: adj(pid) for pid in workers}
     for pid in workers:
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(wanted[pid] - 100))
