@@ -34,7 +34,6 @@ from oomsafe.policy.recycle import (
     outruns,
     within,
 )
-from oomsafe.policy.retirement import Retirement
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.policy.trend import Growth, Trend
@@ -275,30 +274,10 @@ class Guard:
             attempt("taking stock", "the server", self._take_stock)
 
     def _take_stock(self) -> None:
-        """Say what the memory of this recycled worker was: it has nothing to do any more, and its replacement serves."""
-        from oomsafe.kernel.allocators import take_stock  # imported here, because only a worker that was recycled needs it
-        from oomsafe.policy.stock import stock_line
+        from oomsafe.worker.stocktaking import say_stock  # imported here, because only a worker that was recycled needs it
 
-        parts = take_stock()
-        if parts is None:
-            return
-        log.info("%s held at its end %s", self, stock_line(parts, self._fresh))
-        header = self._header
-        if header is not None and self._left_for is not None:
-            header.note_retirement(
-                Retirement(
-                    at=time.time(),
-                    pid=self.pid,
-                    slot=self.slot.number,
-                    generation=self.slot.generation,
-                    reason=self._left_for.value,
-                    work=self.meter.counters.work,
-                    served=time.monotonic() - self._history.ready_at,
-                    fresh=self._fresh,
-                    parts=parts,
-                    points=self._life.points,
-                )
-            )
+        ready_at, fresh = self._history.ready_at, self._fresh
+        say_stock(self, self._life, header=self._header, reason=self._left_for, ready_at=ready_at, fresh=fresh)
 
     def forget_row(self) -> None:
         """This process serves no more: lift its hard limit, and remove its own scoreboard, if it has one, from `oomsafe status`."""
