@@ -136,7 +136,7 @@ class Guard:
         self._call_at = 0.0
         self._starved = False
         """It could not be measured for lack of memory. Said once there is some again, because a line takes memory, too."""
-        self._ready = False
+        self._ready = self._retired = False
         self._left_for: Reason | None = None
         """Why it is recycled; None: it is not."""
         self._fresh: int | None = None
@@ -257,9 +257,10 @@ class Guard:
         return route if self._board is None or not self.here else self._board.header.admit(route)
 
     def retire(self) -> None:
-        """The worker has no work any more and ends: publish its last figures."""
-        if not self._is_here():
+        """The worker has no work any more and ends: publish its last figures. Later calls change nothing: some servers end in two steps."""
+        if self._retired or not self._is_here():
             return
+        self._retired = True
         try:
             if self._ready:  # else it ends before it has served, and its slot must still show that
                 self.slot.set_state(State.LEAVING)

@@ -34,4 +34,6 @@ def test_spawned_children_are_guarded_and_recycled(celery: Start, broker: str) -
     assert node.ask(LEAKING) == list(range(250))
     until(lambda: node.lines(" recycling: "), "one is recycled at least: which of them gets how many tasks, nobody says")
     until(lambda: [worker.state for worker in node.pool().workers] == ["serving"] * 2, "two children serve again")
+    stock = [line.partition(" (slot ")[0] for line in node.lines(" held at its end ")]
+    assert len(stock) == len({line.rpartition(" ")[2] for line in stock}), "each tells once"
     assert node.process.poll() is None

@@ -53,6 +53,8 @@ def test_leaking_workers_are_recycled_under_load(serve, worker_class):
     ended = re.findall(r"the user's worker_exit: pid (\d+)", gunicorn.log())
     assert recycled <= {int(pid) for pid in ended}
     assert gunicorn.pool().unserved == 0
+    stock = [line.partition(" (slot ")[0] for line in gunicorn.lines(" held at its end ")]
+    assert len(stock) == len({line.rpartition(" ")[2] for line in stock}) >= 4, "each tells once"
 
 
 def test_a_sync_worker_that_need_not_wait_ends_as_soon_as_it_is_told(serve):
