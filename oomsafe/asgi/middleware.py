@@ -21,7 +21,7 @@ from oomsafe.http.headers import TOKEN_ASGI, announces, headers_of
 from oomsafe.log import attempt
 from oomsafe.policy.settings import load_policy
 from oomsafe.scoreboard.layout import UNMATCHED
-from oomsafe.worker.current import get_guard, guard_for, own_guard
+from oomsafe.worker.current import get_guard, guard_for, knows_routes, own_guard
 from oomsafe.worker.door import Waiting
 from oomsafe.worker.guard import Guard
 from oomsafe.worker.meter import Meter, Work
@@ -64,6 +64,7 @@ class MemoryMiddleware:
         self._given = guard
         # one tuple, read once a request: because of __getattr__, reading an attribute costs three times as much
         self._hot: tuple[ASGIApp, Guard | None, Meter | None, bool | str, RouteNames] = (app, None, None, self._headers, RouteNames())
+        knows_routes(self._hot[4])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         if scope["type"] != "http" or KEY in scope:

@@ -44,6 +44,19 @@ class RouteNames(dict[int, dict[str, str]]):
         self._kept: list[Any] = []
         """References that keep the objects alive, so that no other object gets their ids."""
 
+    __hash__ = object.__hash__  # type: ignore[assignment]  # each is one of its own
+
+    def called(self) -> Iterator[tuple[Any, str]]:
+        """(function or class, route) for each route that was found: its endpoint, and FastAPI's dependencies of it."""
+        for taken in {id(kept): kept for kept in self._kept}.values():
+            names = list(self.get(id(taken), {}).values())
+            names += [f"{method} {leaf.path}" for _, leaf in self._several.get(id(taken), ()) for method in leaf.methods]
+            endpoint = getattr(taken, "endpoint", None)
+            if endpoint is None and getattr(taken, "routes", None) is None:
+                endpoint = taken
+            dependencies = _dependencies(getattr(taken, "dependant", None), 0)
+            yield from ((called, name) for called in filter(callable, [endpoint, *dependencies]) for name in names)
+
     def find(self, scope: MutableMapping[str, Any], taken: Any, inner: str) -> str:
         """The name of a request whose router chose `taken`; `inner` is the name that a mounted app found, or UNMATCHED. Never raises.
 
@@ -113,6 +126,13 @@ def _leaf(taken: Any, route: Any, prefix: str, depth: int) -> Iterator[Leaf]:
     else:
         yield Leaf((taken, app), path + REST, frozenset(METHODS))
         yield from _leaves(inner, path, depth + 1)
+
+
+def _dependencies(dependant: Any, depth: int) -> Iterator[Any]:
+    """What FastAPI calls before an endpoint, in whatever thread."""
+    for one in getattr(dependant, "dependencies", ()) if depth < DEPTH else ():
+        yield getattr(one, "call", None)
+        yield from _dependencies(one, depth + 1)
 
 
 def _routes_of(mount: Any, app: Any) -> Any:

@@ -9,6 +9,7 @@ from oomsafe.cli.advise import advise_command
 from oomsafe.cli.demo import demo
 from oomsafe.cli.doctor import doctor
 from oomsafe.cli.explain import explain
+from oomsafe.cli.probe import probe
 from oomsafe.cli.recycle import recycle
 from oomsafe.cli.retired import retired
 from oomsafe.cli.status import status
@@ -35,6 +36,7 @@ cli.add_command(advise_command)
 cli.add_command(demo)
 cli.add_command(doctor)
 cli.add_command(explain)
+cli.add_command(probe)
 cli.add_command(recycle)
 cli.add_command(retired)
 cli.add_command(status)

@@ -12,6 +12,7 @@ from oomsafe.cli.bars import memory_bar
 from oomsafe.cli.columns import Column, cells_of, line_of, that_fit
 from oomsafe.kernel.process import parent_of
 from oomsafe.policy.ends import End
+from oomsafe.policy.probed import Stage
 from oomsafe.policy.retention import Kind, judge
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import counted, format_change, format_duration, format_size
@@ -41,6 +42,7 @@ def pool_text(pool: PoolView, width: int, now: float | None = None, *, ascii_onl
     if pool.last_recycle is not None:
         totals += _filled([f"last recycle at {_when(pool.last_recycle.at, now)}: {pool.last_recycle.line}"], dot, width, "dim")
     totals += _filled(_memory(pool), dot, width, "")
+    totals += _filled(_probe(pool, now), dot, width, "")
     for death in pool.deaths:
         totals += _filled([f"death at {_when(death.at, now)}: {death.line}"], dot, width, "")
     # Text, because names that other processes have written must not be read as markup
@@ -86,6 +88,17 @@ def _memory(pool: PoolView) -> list[str]:
         return []
     leak = "leak" if found.kind is Kind.LEAK else "don't leak"
     return [f"workers {leak}: {found.why} (oomsafe retired)"]
+
+
+def _probe(pool: PoolView, now: float) -> list[str]:
+    """What the last probe has found, or how far it is."""
+    probed = pool.probed
+    if probed is None or probed.stage is Stage.NONE:
+        return []
+    worker, failed = f"worker {probed.pid}", "failed: " if probed.stage is Stage.FAILED else ""
+    if probed.stage.is_over:
+        return [f"probe of {worker} at {_when(probed.at, now)}: {failed}{probed.text} (oomsafe probe --last)"]
+    return [f"{worker} is probed: {probed.text}"]
 
 
 def _when(at: float, now: float) -> str:

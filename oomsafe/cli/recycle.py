@@ -75,7 +75,7 @@ def order(found: Found, worker: WorkerView) -> Outcome:
         Answer.DRY_RUN: Outcome(NOT_ORDERED, f"{who} would be recycled, but its pool is in a dry run: nothing is done"),
         Answer.UNKNOWN: Outcome(NOT_ORDERED, f"{who} is gone"),
         Answer.STALE: Outcome(NOT_ORDERED, f"{who}: the order came too late to supervisor {pool.supervisor}"),
-    }[answer]
+    }.get(answer, Outcome(NOT_ORDERED, f"{who}: supervisor {pool.supervisor} does not know this order"))
 
 
 def called(pool: PoolView, worker: WorkerView) -> str:

@@ -42,6 +42,8 @@ def as_record(pool: PoolView) -> dict[str, Any]:
     parent = parent_of(pool.supervisor) if pool.is_alone else None
     record["parent"] = None if parent is None else parent[0]
     record["totals"] |= {"recycles": pool.totals.by_reason, "aborts": pool.totals.aborts_by_reason}
+    if pool.probed is not None:
+        record["probed"] = pool.probed._asdict() | {"stage": pool.probed.stage.name.lower()}
     for shown, worker in zip(record["workers"], pool.workers, strict=True):
         shown["counters"] |= {"recycles": worker.counters.by_reason, "aborts": worker.counters.aborts_by_reason}
         for flight, work in zip(shown["in_flight"], worker.in_flight, strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -22,7 +22,7 @@ from oomsafe.log import failed, log, once
 from oomsafe.policy.routes import label
 from oomsafe.policy.settings import Policy, load_policy, misplaced
 from oomsafe.scoreboard.layout import UNMATCHED
-from oomsafe.worker.current import guard_for
+from oomsafe.worker.current import guard_for, knows_routes
 from oomsafe.worker.guard import Guard
 from oomsafe.worker.meter import Work
 
@@ -52,6 +52,7 @@ class MemoryMiddleware:
         self._headers = policy.headers
         self._ignored = sorted(set(self._keywords) - {"headers"})
         self._guard: Guard | None = None
+        knows_routes(self)
         self.get_response = get_response
         self._async = bool(iscoroutinefunction(get_response))
         if self._async:
@@ -67,6 +68,12 @@ class MemoryMiddleware:
         finally:
             self._answered(request, response, work, ours)
         return response
+
+    def called(self) -> Iterable[tuple[Any, str]]:
+        """(view, route) for each URL pattern."""
+        from oomsafe.django.views import views  # imported here, because only a worker that is probed needs it
+
+        return views()
 
     async def _later(self, request: HttpRequest) -> HttpResponseBase:
         work, ours = self._begin(request)

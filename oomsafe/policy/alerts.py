@@ -26,7 +26,7 @@ LOST_MOST, LOST_FOR = 256, 3600.0
 KILLS = ("oom_confirmed", "oom_likely")
 
 #: The recycles that don't count towards a storm: those are asked for.
-ASKED_FOR = ("max_lifetime", "operator")
+ASKED_FOR = ("max_lifetime", "operator", "probed")
 
 
 class Alert(str, Enum):

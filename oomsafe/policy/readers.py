@@ -121,6 +121,15 @@ def read_switch(field: str, value: object) -> bool:
     raise refused(field, value, "is not true or false", "True")
 
 
+def read_switch_or_auto(field: str, value: object) -> bool | Literal["auto"]:
+    """A bool, a word for one, or auto."""
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return "auto"
+    if not isinstance(value, (bool, str)) or (isinstance(value, str) and value.strip().lower() not in _YES | _NO):
+        raise refused(field, value, "is not true, false or auto", "auto")
+    return read_switch(field, value)
+
+
 def read_count(field: str, value: object) -> int | Percent:
     """A number of workers from 1, or a percentage of them."""
     if isinstance(value, Percent):

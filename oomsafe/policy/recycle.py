@@ -93,10 +93,11 @@ class Reason(Enum):
     LIFETIME = "max_lifetime"
     BUDGET = "budget"
     OPERATOR = "operator"
+    PROBED = "probed"
 
 
 #: Reasons that are no matter of memory: they can wait, until a replacement serves or until others are back.
-PATIENT = (Reason.LIFETIME, Reason.OPERATOR)
+PATIENT = (Reason.LIFETIME, Reason.OPERATOR, Reason.PROBED)
 
 
 class Pool(NamedTuple):
@@ -168,8 +169,8 @@ class History:
     """What it held when it began to serve, in the limits' metric, in bytes."""
     spent: bool = False
     """It was refused memory by its hard limit, and little of the room that it had after boot has come back."""
-    ordered: bool = False
-    """An operator has ordered it to be recycled."""
+    ordered: Reason | None = None
+    """Why it need not stay, whatever it holds: OPERATOR, who has ordered it to be recycled, or PROBED, which has made it slow."""
 
 
 class Decision(NamedTuple):
@@ -182,8 +183,8 @@ class Decision(NamedTuple):
 def decide(policy: Policy, limits: Limits, snapshot: Snapshot, history: History, pool: Pool, now: float) -> Decision:
     """What a worker with these figures should do at `now`. Pure: call it again after each new measurement."""
     decision = _unless_abandoned(_by_memory(policy, limits, snapshot, history, pool, now), pool)
-    if history.ordered:
-        reason = Reason.OPERATOR  # despite min_lifetime, which keeps limits from recycling one worker after the other
+    if history.ordered is not None:
+        reason = history.ordered  # despite min_lifetime, which keeps limits from recycling one worker after the other
     elif has_served_its_time(limits, history, now) and not _is_young(policy, history, now):
         reason = Reason.LIFETIME
     else:
@@ -248,8 +249,8 @@ def _is_young(policy: Policy, history: History, now: float) -> bool:
 
 def _why_it_asked(limits: Limits, history: History, now: float) -> Reason:
     """Why a worker that is below its limits has been ordered to go."""
-    if history.ordered:
-        return Reason.OPERATOR
+    if history.ordered is not None:
+        return history.ordered
     if has_served_its_time(limits, history, now):
         return Reason.LIFETIME
     asked = history.asked_at is not None and now - history.asked_at <= ANSWERED_WITHIN

@@ -148,7 +148,7 @@ def _leak(live: Sequence[Retirement], unit: str) -> Retention:
     one = unit.removesuffix("s") if " " not in unit else unit.replace("s ", " ", 1)
     plus = f" (± {format_size(band)})" if band is not None else ""
     why = f"memory in use rises by {format_size(round(mean))}{plus} a {one}, over all of the workers' lives"
-    helps = "it is a leak, or a cache without a bound: see who keeps it (a memory profiler)"
+    helps = "it is a leak, or a cache without a bound: oomsafe probe names the line"
     return Retention(kind=Kind.LEAK, workers=len(live), why=why, help=helps, each=round(mean), give_or_take=band)
 
 

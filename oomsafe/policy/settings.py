@@ -28,6 +28,7 @@ from oomsafe.policy.readers import (
     read_soft_limit,
     read_supervisor_score,
     read_switch,
+    read_switch_or_auto,
     read_task_limit,
     read_token,
     read_worker_score,
@@ -134,6 +135,9 @@ class Policy:
     since the task began."""
     max_oom_redeliveries: int
     """Celery, acks_late: how many deaths by the OOM killer a task survives; the next death fails it for good."""
+    probe: bool | Literal["auto"]
+    """Once for each load of the app, when its recycled workers show a leak, have one worker trace which line it is, for 60 s at most: that
+    worker is slower meanwhile. auto: if memray is installed (the extra `probe`). `oomsafe probe` does it by hand."""
     dry_run: bool
     """Decide, log and count everything, and do nothing."""
 
@@ -168,6 +172,7 @@ class Policy:
         task_memory_limit: SizeLike | None = None,
         task_memory_absolute: bool = False,
         max_oom_redeliveries: int = 1,
+        probe: bool | Literal["auto"] = "auto",
         dry_run: bool = False,
         **unknown: NoReturn,
     ) -> None:
@@ -216,6 +221,7 @@ READERS: dict[str, Callable[[str, object], Any]] = {
     "task_memory_limit": read_task_limit,
     "task_memory_absolute": read_switch,
     "max_oom_redeliveries": read_redeliveries,
+    "probe": read_switch_or_auto,
     "dry_run": read_switch,
 }
 

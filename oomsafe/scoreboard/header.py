@@ -9,8 +9,9 @@ from typing import Generic, NamedTuple, TypeVar
 
 from oomsafe.policy.ends import End
 from oomsafe.policy.limits import Capacity
+from oomsafe.policy.probed import Probed, Stage
 from oomsafe.policy.retirement import POINTS, Point, Retirement
-from oomsafe.policy.text import shortened
+from oomsafe.policy.text import printable, shortened
 from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.layout import optional, stored
 from oomsafe.scoreboard.lock import PoolLock
@@ -180,6 +181,22 @@ class Header:
         finally:
             self._lock.release()
 
+    @property
+    def retirements(self) -> int:
+        """How many recycled workers have told what their memory was."""
+        return int(layout.RETIREMENTS.unpack_from(self.memory, layout.RETIREMENTS_AT)[0])
+
+    def note_probe(self, pid: int, generation: int, stage: Stage, text: str, path: str = "") -> None:
+        """The worker that is probed tells how far it is; `path` is where its report lies."""
+        raw = shortened(text, 256).encode("utf-8", "replace"), path.encode("utf-8", "surrogateescape")
+        fits = len(raw[1]) < layout.PROBED.size - 28 - 256
+        layout.write(self.memory, layout.PROBED_AT, layout.PROBED, time.time(), pid, generation, stage, raw[0], raw[1] if fits else b"")
+
+    @property
+    def probed(self) -> Probed | None:
+        """The last probe; None: there was none."""
+        return read_probed(self.memory)
+
     def note_death(self, end: End, line: str | None, at: float) -> None:
         """The supervisor counts the end of a worker; `line` None: it was in order, and is not shown. `at` in seconds since 1970."""
         counts = [*layout.ENDS.unpack_from(self.memory, layout.ENDS_AT)]
@@ -241,3 +258,13 @@ class Header:
         rows = range(layout.NAMES_AT, layout.NAMES_AT + layout.ROUTES * layout.ROUTE_NAME, layout.ROUTE_NAME)
         names = [layout.as_text(self.memory[at : at + layout.ROUTE_NAME].tobytes()) for at in rows]
         return [name for name in names if name]
+
+
+def read_probed(header: bytes | memoryview) -> Probed | None:
+    """The last probe; None: there was none, or what is there is impossible."""
+    when, pid, generation, stage, text, path = layout.PROBED.unpack_from(header, layout.PROBED_AT)
+    at = layout.seconds(when)
+    if not at or stage not in frozenset(Stage):
+        return None
+    where = path.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    return Probed(at, pid, generation, Stage(stage), printable(layout.as_text(text), 256), where)

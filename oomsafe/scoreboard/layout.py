@@ -1,4 +1,4 @@
-"""The bytes of a scoreboard. Version 13, little-endian; sizes in bytes; -1 in a figure is None, never 0.
+"""The bytes of a scoreboard. Version 14, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
 A scoreboard is one header of 24576 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
 SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
@@ -26,13 +26,16 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
           6496  what workers count, 16 bytes of text: requests, tasks
           6512  u64 how many workers have ended, by kind (16 of them, in the order of policy.ends.End)
           6640  u64 how many of them were not in order
-          6656  an operator's order to recycle a worker (written by his tool): u64 sequence, written last, 0: none · u64 slot · u64 pid
-               · u64 start time · u64 generation · f64 when, seconds since 1970
-          6704  the supervisor's answer: u64 the order's sequence · u32 what became of it (mailbox.Answer)
+          6656  an operator's order (written by his tool): u64 sequence, written last, 0: none · u64 slot · u64 pid · u64 start time
+               · u64 generation · f64 when, seconds since 1970 · u64 what (mailbox.What) · u64 pieces of work, f64 seconds: a probe's window
+          6736  the supervisor's answer: u64 the order's sequence · u32 what became of it (mailbox.Answer)
           7168  i64 what of the pool's memory is page cache, which the kernel drops before it kills
           7176  f64 when the supervisor ended in order, seconds since 1970, 0: it has not
           7184  24 u64 how often each of the routes at 128 was found to have made a recycled worker grow · u64 how often another one was
           7384  u64 how many recycled workers have told what their memory was
+          7392  the last probe of a worker (written by that worker; if it dies, by the supervisor): f64 when this was written, seconds since
+               1970, 0: there was none · u64 pid · u64 generation · u32 how far it is (policy.probe.Stage) · 256 bytes of text: what it is
+               about to do, has found, or why it failed · 252 bytes of text: the path of its report
           8192  8 deaths of 1024, the one that was the nth at n % 8: f64 when, seconds since 1970, 0: none was · u32 its kind
                · its line in the log, 1012 bytes of text
          16384  16 recycled workers of 512, the one that was the nth at n % 16: f64 when, seconds since 1970, 0: none was · u64 pid
@@ -59,6 +62,8 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
           6076  u32 1: an operator has ordered it to be recycled (written by the supervisor)
           6080  a cap that the supervisor has put on it: i64 what it may have mapped (RLIMIT_DATA) · i64 the value before · i64 what
                was left up to the pool's limit · f64 until when it holds, on the machine's monotonic clock (written by the supervisor)
+          6112  an order to trace its allocations: u64 for how many pieces of work, 0: no order · f64 for how many seconds (written by the
+               supervisor)
 
     counters 0  u64 work done · reclaims · bytes reclaimed · recycles by reason (8 of them) · aborts by reason (4 of them)
            120  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets
@@ -68,9 +73,9 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
             24  name, 103 bytes as they came from outside: readers must make them printable
            127  u8 1 while in use: written last
 
-Each slot has one writer, its worker, except for the order and the fields at 144, 6040, 6076 and 6080. The header and the totals have
-one writer, the supervisor (except the fields at 20, 22, 128, 5984, 7184, 7384 and 16384, which the workers write under the lock, 6496,
-where all write the same, and 6656, which a process outside the pool writes).
+Each slot has one writer, its worker, except for the order and the fields at 144, 6040, 6076, 6080 and 6112. The header and the
+totals have one writer, the supervisor (except the fields at 20, 22, 128, 5984, 7184, 7384 and 16384, which the workers write under the
+lock, 6496, where all write the same, 7392, which one worker writes, and 6656, which a process outside the pool writes).
 A reader takes a copy, and copies again if a sequence was odd or has changed in the meantime.
 
 Every worker can write every byte, and may run as a different user than its supervisor. So the supervisor only writes what it knows by
@@ -89,7 +94,7 @@ from oomsafe.policy.state import State
 from oomsafe.policy.text import without_controls
 
 MAGIC = b"oomsafe\0"
-VERSION = 13
+VERSION = 14
 
 HEADER_SIZE = 24576
 SLOT_SIZE = 6144
@@ -115,12 +120,13 @@ DEATHS_AT, DEATH, DEATHS = 8192, struct.Struct("<dI1012s"), 8
 #: The bytes of a death before its text.
 DEATH_HEAD = 12
 DIED_AT, DIED = 6640, struct.Struct("<Q")
-MAILBOX_AT, MAILBOX = 6656, struct.Struct("<5Qd")
-ANSWER_AT, ANSWER = 6704, struct.Struct("<QI")
+MAILBOX_AT, MAILBOX = 6656, struct.Struct("<5Qd2Qd")
+ANSWER_AT, ANSWER = 6736, struct.Struct("<QI")
 DROPPABLE_AT, DROPPABLE = 7168, struct.Struct("<q")
 ENDED_AT, ENDED = 7176, struct.Struct("<d")
 CULPRITS_AT = 7184
 RETIREMENTS_AT, RETIREMENTS = 7384, struct.Struct("<Q")
+PROBED_AT, PROBED = 7392, struct.Struct("<dQQI256s252s")
 RETIRED_AT, RETIRED, RETIRED_KEPT = 16384, struct.Struct("<dQIIQQd9q24q200x"), 16
 #: Where in a retirement's fields its parts begin, and the points of its life.
 PARTS_PLACE, POINTS_PLACE = 8, 16
@@ -143,6 +149,7 @@ SEEN_AT, SEEN = 6040, struct.Struct("<d3q")
 AGED_AT, AGED = 6072, struct.Struct("<I")
 OPERATOR_AT, OPERATOR = 6076, struct.Struct("<I")
 CAP_AT, CAP = 6080, struct.Struct("<3qd")
+PROBE_AT, PROBE = 6112, struct.Struct("<Qd")
 CELL_NAME = 103
 CELL = struct.Struct(f"<xB6xdq{CELL_NAME}sB")
 #: The offset in a cell of its rss, which the worker corrects while several pieces of work are in flight.
@@ -173,7 +180,7 @@ CULPRITS = struct.Struct(f"<{ROUTES + 1}Q")
 #: How many bytes of a name that is too long come before its missing middle.
 HEAD = 28
 #: Recycles are counted by reason, in this order; append new reasons at the end.
-REASONS = ("soft_limit", "hard_limit", "replaced", "max_lifetime", "killed", "budget", "operator")
+REASONS = ("soft_limit", "hard_limit", "replaced", "max_lifetime", "killed", "budget", "operator", "probed")
 
 #: Work that was aborted is counted by reason, in this order; append new reasons at the end.
 ABORTS = ("hard_limit", "shed", "pool")
@@ -209,14 +216,14 @@ assert NAME_AT + NAME.size <= RECYCLED_AT <= UNIT_AT - RECYCLED.size
 assert UNIT_AT + UNIT.size <= ENDS_AT <= DIED_AT - ENDS.size
 assert DIED_AT + DIED.size <= MAILBOX_AT <= ANSWER_AT - MAILBOX.size
 assert ANSWER_AT + ANSWER.size <= DROPPABLE_AT <= ENDED_AT - DROPPABLE.size <= CULPRITS_AT - DROPPABLE.size - ENDED.size
-assert CULPRITS_AT + CULPRITS.size <= RETIREMENTS_AT <= DEATHS_AT - RETIREMENTS.size
+assert CULPRITS_AT + CULPRITS.size <= RETIREMENTS_AT <= PROBED_AT - RETIREMENTS.size <= DEATHS_AT - RETIREMENTS.size - PROBED.size
 assert DEATHS_AT + DEATHS * DEATH.size <= RETIRED_AT <= HEADER_SIZE - RETIRED_KEPT * RETIRED.size
 assert WARNED_AT + WARNED.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size
 assert SEEN_AT + SEEN.size <= AGED_AT <= OPERATOR_AT - AGED.size
 assert OPERATOR_AT + OPERATOR.size <= CAP_AT
-assert CAP_AT + CAP.size <= SLOT_SIZE
+assert CAP_AT + CAP.size <= PROBE_AT <= SLOT_SIZE - PROBE.size
 assert FIGURES_AT + FIGURES.size == PUBLISHED_AT + PUBLISHED.size
 assert CELL.size == CELL_SIZE
 assert len(REASONS) <= 8

@@ -1,4 +1,6 @@
-"""An operator's order to a running pool: recycle this worker. His tool leaves it on the scoreboard, and the supervisor answers.
+"""An operator's order to a running pool: recycle this worker, or have one trace its allocations.
+
+His tool leaves it on the scoreboard, and the supervisor answers.
 
 Whoever may write to the scoreboard may order: the user that its file belongs to, and root. So may a worker, which can write every byte:
 the supervisor takes an order only for a worker of its own, and gives it no more than that worker's turn to be replaced.
@@ -28,6 +30,14 @@ PATIENCE = 5.0
 _ASK_EVERY = 0.02
 
 
+class What(IntEnum):
+    """What is ordered."""
+
+    RECYCLE = 1
+    PROBE = 2
+    """Trace the allocations of one worker; a pid of 0 lets the supervisor choose which."""
+
+
 class Answer(IntEnum):
     """What the supervisor has made of an order."""
 
@@ -41,10 +51,16 @@ class Answer(IntEnum):
     """The worker leaves already, or has this order already."""
     STALE = 5
     """The order is older than GOOD_FOR seconds, or comes from the future."""
+    BUSY = 6
+    """A worker of this pool is probed already."""
+    SHORT = 7
+    """The pool has no room for a tracer's memory, or no worker that has."""
+    STRANGE = 8
+    """The supervisor does not know such an order, or its figures are out of range."""
 
 
 class OperatorOrder(NamedTuple):
-    """An order to recycle one worker. The supervisor trusts nothing in it."""
+    """An order. The supervisor trusts nothing in it."""
 
     sequence: int
     """Identifies the order; never 0."""
@@ -55,6 +71,11 @@ class OperatorOrder(NamedTuple):
     generation: int
     at: float
     """When it was given, seconds since 1970."""
+    what: int = What.RECYCLE
+    work: int = 0
+    """A probe's window ends after so many pieces of work,"""
+    seconds: float = 0.0
+    """or after so many seconds."""
 
 
 class Mailbox:
@@ -80,6 +101,16 @@ def order_recycle(path: str, worker: WorkerView, patience: float = PATIENCE) -> 
     None: there was none within `patience` seconds; then the order is withdrawn. Raises ScoreboardError if this process may not order, or
     while another tool does.
     """
+    return _order(path, OperatorOrder(0, worker.slot, worker.pid, worker.started, worker.generation, 0.0), patience)
+
+
+def order_probe(path: str, worker: WorkerView | None, work: int, seconds: float, patience: float = PATIENCE) -> Answer | None:
+    """Order that supervisor to have this worker trace its allocations; None: a worker of its choice. Otherwise as order_recycle()."""
+    who = (0, 0, 0, 0) if worker is None else (worker.slot, worker.pid, worker.started, worker.generation)
+    return _order(path, OperatorOrder(0, *who, 0.0, What.PROBE, work, seconds), patience)
+
+
+def _order(path: str, order: OperatorOrder, patience: float) -> Answer | None:
     until = time.monotonic() + patience
     fd = backing.open_to_order(path)
     try:
@@ -87,17 +118,17 @@ def order_recycle(path: str, worker: WorkerView, patience: float = PATIENCE) -> 
             if time.monotonic() >= until:
                 raise ScoreboardError(f"{path}: another process is giving an order")
             time.sleep(_ASK_EVERY)
-        return _ask(fd, worker, until)
+        return _ask(fd, order, until)
     except OSError as error:
         raise ScoreboardError(f"{path}: {error.strerror}") from error
     finally:
         os.close(fd)  # which also releases the lock
 
 
-def _ask(fd: int, worker: WorkerView, until: float) -> Answer | None:
+def _ask(fd: int, order: OperatorOrder, until: float) -> Answer | None:
     before = max(_read(fd, at, layout.SEQUENCE)[0] for at in (layout.MAILBOX_AT, layout.ANSWER_AT))
     sequence = before % layout.COUNT_MAX + 1  # never 0
-    order = OperatorOrder(sequence, worker.slot, worker.pid, worker.started, worker.generation, time.time())
+    order = order._replace(sequence=sequence, at=time.time())
     raw, head = layout.MAILBOX.pack(*order), layout.SEQUENCE.size
     os.pwrite(fd, bytes(head), layout.MAILBOX_AT)
     os.pwrite(fd, raw[head:], layout.MAILBOX_AT + head)

@@ -157,6 +157,11 @@ class Roll:
         if self._tenants.is_of(number, generation):
             layout.write(self._memory, layout.slot_at(number) + layout.OPERATOR_AT, layout.OPERATOR, 1)
 
+    def order_probe(self, number: int, generation: int, work: int, seconds: float) -> None:
+        """In the supervisor: tell this worker to trace its allocations for so many pieces of work and so many seconds at most."""
+        if self._tenants.is_of(number, generation):
+            layout.write(self._memory, layout.slot_at(number) + layout.PROBE_AT, layout.PROBE, work, seconds)
+
     def cap(self, number: int, generation: int, cap: Cap) -> None:
         """In the supervisor: tell this worker what it may have mapped at most for now."""
         if self._tenants.is_of(number, generation):

@@ -159,6 +159,12 @@ class Slot:
         return bool(layout.OPERATOR.unpack_from(self._memory, self._at + layout.OPERATOR_AT)[0])
 
     @property
+    def probe_order(self) -> tuple[int, float] | None:
+        """(pieces of work, seconds): the window in which this worker is to trace its allocations; None: it has no such order."""
+        work, seconds = layout.PROBE.unpack_from(self._memory, self._at + layout.PROBE_AT)
+        return (work, seconds) if work else None
+
+    @property
     def cap(self) -> Cap:
         """The last cap that the supervisor has put on this worker, whether or not it is in force."""
         return Cap(*layout.CAP.unpack_from(self._memory, self._at + layout.CAP_AT))

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 
 from oomsafe.kernel.process import is_alive
 from oomsafe.policy.ends import End
+from oomsafe.policy.probed import Probed
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.retirement import Point, Retirement
 from oomsafe.policy.state import State
 from oomsafe.policy.stock import Parts
 from oomsafe.policy.text import printable, without_controls
 from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.header import read_probed
 from oomsafe.scoreboard.layout import Counters, as_text, optional
 from oomsafe.scoreboard.slot import Figures
 
@@ -145,6 +147,8 @@ class PoolView:
     """When the supervisor ended in order, seconds since 1970; None: it lives, or was killed."""
     retired: list[Retirement] = field(default_factory=list)
     """The last recycled workers that have told what their memory was, the latest first."""
+    probed: Probed | None = None
+    """The last probe of one of its workers; None: there was none."""
     culprits: dict[str, int] = field(default_factory=dict)
     """How often each known route was found to have made a recycled worker grow; layout.OTHER: any route beside these. Printable."""
 
@@ -214,6 +218,7 @@ def _read_once(fetch: Fetch, slots: int, known: Known | None, until: float, rout
         ended=layout.seconds(layout.ENDED.unpack_from(header, layout.ENDED_AT)[0]) or None,
         culprits=_culprits(header),
         retired=_retired(header),
+        probed=read_probed(header),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""In the supervisor: takes an operator's order to recycle a worker from the scoreboard, and passes it on to that worker.
+"""In the supervisor: takes an operator's order from the scoreboard, and passes it on to the worker that it is for.
 
-The worker then asks to be replaced, as it does when it has served for its lifetime, and leaves by the same schedule.
+A worker that is to be recycled then asks to be replaced, as it does when it has served for its lifetime, and leaves by the same schedule.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import time
 from oomsafe.log import log
 from oomsafe.policy.settings import Policy
 from oomsafe.scoreboard.board import Scoreboard
-from oomsafe.scoreboard.mailbox import GOOD_FOR, Answer, Mailbox, OperatorOrder
+from oomsafe.scoreboard.mailbox import GOOD_FOR, Answer, Mailbox, OperatorOrder, What
+from oomsafe.supervisor.probes import Probes
 
 
 class Orders:
     """The operator's orders to one pool. Created and used only by the supervisor."""
 
-    def __init__(self, board: Scoreboard) -> None:
+    def __init__(self, board: Scoreboard, probes: Probes) -> None:
         self._board = board
+        self._probes = probes
         self._mailbox = Mailbox(board.header.memory)
         self._last = 0
         """The sequence of the last order that was answered."""
@@ -35,6 +37,10 @@ class Orders:
     def _heed(self, order: OperatorOrder, policy: Policy, now: float) -> Answer:
         if not abs(now - order.at) <= GOOD_FOR:  # nor if it is not a number
             return Answer.STALE
+        if order.what == What.PROBE:
+            return self._probes.heed(order, policy)
+        if order.what != What.RECYCLE:
+            return Answer.STRANGE
         # some servers do not say which process they have started for a slot: then what counts is who of its children has claimed it
         if not order.pid or self._board.identity(order.slot) != (order.pid, order.started, order.generation):
             return Answer.UNKNOWN

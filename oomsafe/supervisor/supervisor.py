@@ -49,6 +49,7 @@ from oomsafe.supervisor.last_words import LastWords
 from oomsafe.supervisor.onlooker import Onlooker
 from oomsafe.supervisor.orders import Orders
 from oomsafe.supervisor.preload import Preload
+from oomsafe.supervisor.probes import Probes
 from oomsafe.supervisor.replacements import Fleet, Reading, Replacements, fresh_of
 from oomsafe.supervisor.shedding import SheddingLine
 from oomsafe.supervisor.throttling import ThrottlingLine
@@ -110,6 +111,7 @@ class Supervisor:
         """`capacity` is what it reckons with now; `_published` is what it last published for its workers."""
         self._replacements: Replacements | None = None
         self._onlooker: Onlooker | None = None
+        self._probes: Probes | None = None
         self._orders: Orders | None = None
         self.backstop: Backstop | None = None
         self._budget: Budget | None = None
@@ -143,7 +145,8 @@ class Supervisor:
                 log.warning("%s", warning)
             self._replacements = None if fleet is None else Replacements(self.board, fleet)
             self._onlooker = Onlooker(self.board, self._sizes.sizes_if)
-            self._orders = Orders(self.board)
+            self._probes = Probes(self.board, self.reading)
+            self._orders = Orders(self.board, self._probes)
             self.backstop = Backstop(self.board, self._sizes.sizes_if)
             self._budget = None if fleet is None else Budget(self.board, self._sizes.sizes_if, fleet.may_surge)
             self._shedding = SheddingLine(self.board)
@@ -179,6 +182,8 @@ class Supervisor:
                     attempt("the reload of what is preloaded", "the server", partial(self.preload.reloaded, policy))
             if self._replacements is not None and (policy is not None or not workers):
                 self._replacements.forget()
+            if self._probes is not None and policy is not None:
+                self._probes.reloaded()
             self.capacity = self._measure(workers)
             self._describe(say=policy is not None)
             if self._exporter is not None:
@@ -327,7 +332,7 @@ class Supervisor:
                 self._onlooker.tick(self.policy, now)
             if self.backstop is not None:
                 self.backstop.tick(self.policy, self._hard_limit, self._is_within_budget, now)
-            attempt("an operator's order", "the server", self._heed_operator)
+            attempt("orders and probes", "the server", self._heed_operator)
             if self._replacements is not None:
                 self._replacements.tick(self.policy, self.reading, now)
             if self._budget is not None:
@@ -349,6 +354,8 @@ class Supervisor:
     def _heed_operator(self) -> None:
         if self._orders is not None:
             self._orders.tick(self.policy)
+        if self._probes is not None:
+            self._probes.tick(self.policy)
 
     def _follow_all(self, now: float) -> None:
         """Measure what is measured once a second."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from oomsafe.log import attempt, log, once, say_off
 from oomsafe.policy.settings import Policy, is_off, load_policy
+from oomsafe.policy.units import refused
 from oomsafe.worker.guard import Guard, Recycle
 
 if TYPE_CHECKING:
@@ -40,6 +42,16 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 #: For the log: what happens above its soft limit to a process that is not recycled.
 STAYS = "it logs a warning, because nothing here would start another (if something does under uvicorn, set OOMSAFE_SINGLE=exit)"
 
+
+class Routed(Protocol):
+    """An adapter's object that knows which code serves which route."""
+
+    def called(self) -> Iterable[tuple[Any, str]]:
+        """(function or class, route): what is called for each route that it knows."""
+
+
+_routed: weakref.WeakSet[Routed] = weakref.WeakSet()
+
 _guard: Guard | None = None
 _by_server = False
 """Whether a server's adapter has created it."""
@@ -56,6 +68,19 @@ class _Failed(NamedTuple):
     """Seconds from the failure to the next attempt."""
 
 
+def knows_routes(one: Routed) -> None:
+    """`one` is asked, when a worker was probed, which code serves which route; for as long as it lives."""
+    _routed.add(one)
+
+
+def called_by_routes() -> list[tuple[Any, str]]:
+    """(function or class, route), from all of knows_routes()."""
+    found: list[tuple[Any, str]] = []
+    for one in list(_routed):
+        found += attempt("the endpoints of routes", "the server", lambda one=one: list(one.called())) or []  # type: ignore[misc]
+    return found
+
+
 def set_guard(guard: Guard) -> None:
     """Set this process's guard. Called by a server's adapter."""
     global _guard, _by_server
@@ -65,6 +90,23 @@ def set_guard(guard: Guard) -> None:
 def get_guard() -> Guard | None:
     """This process's guard; None before there is one. A guard created before a fork belongs to the parent."""
     return _guard if _guard is not None and _guard.here else None
+
+
+def probe(requests: int = 2000, seconds: float = 60.0) -> bool:
+    """Trace this worker's allocations for so many requests or tasks, and so many seconds at most, and log which lines of code keep memory.
+
+    For code that runs in a worker; `oomsafe probe` does the same from outside. It begins within about two seconds, and slows the process
+    down until it ends; a worker that has a supervisor is replaced then. Returns False if nothing begins: this process is not guarded (yet),
+    or is traced already. Raises ConfigError if a figure is out of range.
+    """
+    from oomsafe.policy.probe import MOST_SECONDS, MOST_WORK
+
+    if type(requests) is not int or not 1 <= requests <= MOST_WORK:
+        raise refused("requests", requests, f"is not a number from 1 to {MOST_WORK}", "2000")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= MOST_SECONDS:
+        raise refused("seconds", seconds, f"is not above 0 and at most {MOST_SECONDS:.0f}", "60")
+    guard = get_guard()
+    return guard is not None and guard.probe(requests, float(seconds))
 
 
 def own_guard() -> Guard | None:

@@ -18,6 +18,7 @@ from oomsafe.kernel.oom_score import raise_score
 from oomsafe.kernel.process import OwnMemory
 from oomsafe.log import attempt, failed, log, once
 from oomsafe.policy.limits import Capacity, Limits
+from oomsafe.policy.probed import Stage
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.reclaim import futile_after
 from oomsafe.policy.recycle import (
@@ -57,10 +58,12 @@ from oomsafe.worker.suspects import Blame, Suspects
 from oomsafe.worker.thresholds import Thresholds
 
 if TYPE_CHECKING:
+    from oomsafe.policy.probe import Endpoint
     from oomsafe.scoreboard.alone import Alone
     from oomsafe.scoreboard.header import Header
     from oomsafe.scoreboard.seat import Seat
     from oomsafe.scoreboard.view import PoolView
+    from oomsafe.worker.probe import Probe
     from oomsafe.worker.siblings import Siblings
 
 #: Seconds until a worker that is over its limit but may not leave yet checks again.
@@ -126,6 +129,7 @@ class Guard:
         self._trend = Trend()
         self._suspects = Suspects(self.meter)
         self._life = Life()
+        self._probe: Probe | None = None
         self.hard_limit = HardLimit(self.meter, str(self), self.slot)
         self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self._neighbours.view)
         self._door = Door(self._pressure, self._neighbours, self.policy.shed and board is not None)
@@ -271,7 +275,10 @@ class Guard:
             self._report.publish(time.monotonic())
             self._deciding.release()
         self.forget_row()
-        if self.meter.leaving:
+        probe = self._probe
+        if probe is not None and probe.slows:  # what a tracer holds is no matter of the app's
+            attempt("the end of a probe", "the server", partial(probe.finish, ends=True))
+        elif self.meter.leaving:
             attempt("taking stock", "the server", self._take_stock)
 
     def _take_stock(self) -> None:
@@ -313,6 +320,7 @@ class Guard:
                     self._report.wake_supervisor()  # again: it may have been asleep, or had no worker to spare
             due = self.meter.held > self.meter.alert or self._report.asks or self.meter.crowded or self._history.breached_since is not None
             due = due or now >= self._ages_at or self.hard_limit.spent or self.slot.operator_orders
+            due = due or (self._probe is not None and self._probe.waits_for_replacement)
             if not self._decided and (due or self.slot.order is not Order.NONE):
                 release = self._consider(now)
         finally:
@@ -332,6 +340,8 @@ class Guard:
             self._take_limits()
             self._report.need(now, self._used(now), self._need_not_stay(now))
             self.hard_limit.follow(self.limits.hard if self.policy.refuses_memory else None)
+            if self._probe is not None or self.slot.probe_order is not None:
+                self._follow_probe(now)
         except MemoryError:
             self._starved = True
         except Exception as error:
@@ -345,7 +355,7 @@ class Guard:
         """Decide and act. Returns False if the rest happens in the background, which then releases the lock."""
         self.meter.check_at = now + CHECK_AGAIN
         used = self._used(now)
-        self._history = replace(self._history, spent=self.hard_limit.spent, ordered=self._is_ordered())
+        self._history = replace(self._history, spent=self.hard_limit.spent, ordered=self._why_it_need_not_stay())
         self._history = note_breach(self._history, self.limits, used, *self._trend.step(now, self.meter.held), now)
         self._trend.add(now, self.meter.held)
         decision = self._decide(now, used)
@@ -434,16 +444,42 @@ class Guard:
         return decision
 
     def _need_not_stay(self, now: float) -> bool:
-        """Whether it has served for its lifetime, or an operator has ordered it to be recycled: not for its memory."""
-        return now >= self._ages_at or self._history.ordered
+        """Whether it has served for its lifetime, was probed, or an operator has ordered it to be recycled: not for its memory."""
+        return now >= self._ages_at or self._history.ordered is not None
 
-    def _is_ordered(self) -> bool:
-        """Whether an operator has ordered it to be recycled, and it can be."""
-        if not self.slot.operator_orders:
-            return False
-        if self._recycle is None:
+    def _why_it_need_not_stay(self) -> Reason | None:
+        """OPERATOR, who has ordered it to be recycled, or PROBED; None: neither, or it can't be recycled."""
+        ordered = self.slot.operator_orders
+        if ordered and self._recycle is None:
             once("operator", logging.WARNING, "%s should be recycled by an operator's order, and nothing here can", self)
-        return self._recycle is not None
+        if self._recycle is None:
+            return None
+        probed = self._probe is not None and self._probe.waits_for_replacement
+        return Reason.OPERATOR if ordered else Reason.PROBED if probed else None
+
+    def probe(self, work: int = 2000, seconds: float = 60.0) -> bool:
+        """Trace this process's allocations for so many pieces of work and so many seconds at most; the log says which lines keep memory.
+
+        It begins within about two seconds. False: this process is traced already. Call it in a worker, not in its supervisor.
+        """
+        if self._probe is not None and not self._probe.finished:
+            return False
+        from oomsafe.worker.probe import Probe  # imported here, because only a worker that is probed needs it
+
+        header, slot = self._header, self.slot
+        self._probe = Probe(self.meter, str(self), slot.number, slot.generation, self._unit, header, _endpoints, work, seconds)
+        return True
+
+    def _follow_probe(self, now: float) -> None:
+        if self._probe is None and (order := self.slot.probe_order) is not None:
+            self.probe(*order)
+        probe = self._probe
+        if probe is None or probe.finished:
+            return
+        soft, used = self.limits.early, self._used(now)
+        probe.follow(now, None if soft is None or used is None else soft - used)
+        if self._recycle is None and probe.is_its_moment(now):
+            probe.finish(ends=False)
 
     def _reclaim(self, over: int) -> bool:
         """Give memory back, and decide again. `over`: bytes above the limit. Returns False if that happens in the background."""
@@ -493,7 +529,11 @@ class Guard:
     def _blame(self, reason: Reason, now: float) -> Blame:
         if reason is Reason.LIFETIME:
             return Blame()
-        return attempt("looking for who made it grow", "the server", partial(self._suspects.blame, now)) or Blame()
+        blame = attempt("looking for who made it grow", "the server", partial(self._suspects.blame, now)) or Blame()
+        probed = None if self._header is None else self._header.probed
+        if probed is None or probed.stage is not Stage.DONE:
+            return blame
+        return blame._replace(text=f"{blame.text}; by the last probe {probed.text}")
 
     def _line(self, reason: Reason, now: float, used: int | None, blamed: str) -> str:
         dry, here = self.policy.dry_run, self._recycle is not None
@@ -517,3 +557,10 @@ class Guard:
 
     def __str__(self) -> str:
         return f"worker {self.pid} (slot {self.slot.number})"
+
+
+def _endpoints() -> list[Endpoint]:
+    from oomsafe.worker.current import called_by_routes
+    from oomsafe.worker.endpoints import endpoints_of
+
+    return endpoints_of(called_by_routes())

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from oomsafe.kernel.process import OwnMemory
 from oomsafe.log import failed
 from oomsafe.policy.growth import GrowthClock
-from oomsafe.scoreboard.layout import BOUNDS, CELL_NAME, CELL_RSS, CELL_RSS_AT, IN_USE, OTHER, UNMATCHED, Counters
+from oomsafe.scoreboard.layout import BOUNDS, CELL, CELL_NAME, CELL_RSS, CELL_RSS_AT, IN_USE, OTHER, UNMATCHED, Counters
 from oomsafe.scoreboard.slot import Figures, Slot
 from oomsafe.worker.apart import Apart
 
@@ -260,6 +260,19 @@ class Meter:
     def in_flight(self) -> int:
         """How many pieces of work are in flight."""
         return self.clock.in_flight + self._unmeasured
+
+    def oldest(self, now: float) -> float | None:
+        """Seconds since the oldest piece of work in flight began, at `now` on the monotonic clock; without what stays open (websockets)."""
+        memory = self._memory
+        if isinstance(memory, _Nowhere):
+            return None
+        ages = [
+            now - began
+            for cell, work in list(self._works.items())
+            if work.started and work.cell == cell and work.mark is not None
+            for began in [CELL.unpack_from(memory, cell)[1]]
+        ]
+        return max(ages, default=None)
 
     @property
     def without_files(self) -> int:

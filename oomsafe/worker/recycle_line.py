@@ -18,6 +18,8 @@ def why(limits: Limits, reason: Reason, used: int | None, held: int, history: Hi
 
     ``by an operator's order: anon 171 MiB``: somebody has run `oomsafe recycle`.
 
+    ``its allocations were traced: anon 171 MiB``: it was probed, and is slower since.
+
     ``anon 742 MiB, growing towards soft limit 768 MiB``: its replacement serves before it is over its limit. `used` and `held` are in
     bytes, None: not known. `asks`: it still asks to be replaced; False: it has stopped growing so fast.
     """
@@ -26,6 +28,8 @@ def why(limits: Limits, reason: Reason, used: int | None, held: int, history: Hi
         jitter = "" if limits.lifetime == limits.max_lifetime else f" (of {format_duration(limits.max_lifetime or 0)}, jitter)"
         return f"served for {format_duration(now - history.ready_at)} > max_lifetime {format_duration(limits.lifetime or 0)}{jitter}"
     seconds = 0.0 if history.breached_since is None else now - history.breached_since
+    if reason is Reason.PROBED:
+        return f"its allocations were traced: {whole} {format_size(held)}"
     if reason is Reason.OPERATOR:
         return f"by an operator's order: {whole} {format_size(held)}"
     if reason is Reason.REPLACED:

@@ -15,11 +15,11 @@ from typing import Any
 from oomsafe.http.carrier import KEY, carried
 from oomsafe.http.headers import TOKEN_WSGI, announces, headers_of
 from oomsafe.policy.settings import load_policy
-from oomsafe.worker.current import guard_for
+from oomsafe.worker.current import guard_for, knows_routes
 from oomsafe.worker.door import Waiting
 from oomsafe.worker.guard import Guard
 from oomsafe.worker.meter import Work
-from oomsafe.wsgi.routes import Mounts, route_of
+from oomsafe.wsgi.routes import Mounts, Views, route_of
 
 Environ = dict[str, Any]
 WSGIApp = Callable[[Environ, Any], Iterable[bytes]]
@@ -39,6 +39,8 @@ class MemoryMiddleware:
         self._given = guard
         # one tuple, read once a request: because of __getattr__, reading an attribute costs three times as much
         self._hot: tuple[WSGIApp, Guard | None, bool | str, Mounts] = (app, None, self._headers, Mounts(app))
+        self._views = Views(app)
+        knows_routes(self._views)
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         app, guard, headers, mounts = self._hot

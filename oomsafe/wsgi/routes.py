@@ -8,11 +8,12 @@ app's known mounts count.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from oomsafe.http.carrier import KEY
 from oomsafe.log import attempt
-from oomsafe.policy.routes import label
+from oomsafe.policy.routes import METHODS, label
 from oomsafe.scoreboard.layout import UNMATCHED
 from oomsafe.worker.meter import Work
 
@@ -46,6 +47,42 @@ class Mounts(frozenset[str]):
             return written
 
         return start
+
+
+class Views:
+    """The view functions of the Flask apps in a WSGI app."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def called(self) -> Iterator[tuple[Any, str]]:
+        """(view, route) for each of their rules."""
+        for flask, prefix in _flasks(self._app, "", 0):
+            for rule in flask.url_map.iter_rules():
+                view = flask.view_functions.get(rule.endpoint)
+                for method in getattr(rule, "methods", None) or METHODS if callable(view) else ():
+                    name = _name_of(rule, method)
+                    yield view, name if not prefix or name is UNMATCHED else f"{method} {prefix}{name[len(method) + 1 :]}"
+
+
+def _flasks(app: Any, prefix: str, depth: int) -> Iterator[tuple[Any, str]]:
+    """The Flask apps in `app`, and the path at which each is mounted."""
+    own = getattr(app, "__dict__", None)
+    if depth > DEPTH or not isinstance(own, dict):
+        return
+    if "url_map" in own and isinstance(own.get("view_functions"), dict):
+        yield app, prefix
+    mounts = own.get("mounts")
+    for path, mounted in mounts.items() if isinstance(mounts, dict) else ():
+        if isinstance(path, str):
+            yield from _flasks(mounted, prefix + path, depth + 1)
+    for name in WRAPPED:
+        wrapped = own.get(name)
+        if callable(wrapped):
+            # of a method, such as Flask's own wsgi_app, it is the object that counts
+            inner = getattr(wrapped, "__self__", wrapped)
+            if inner is not app:
+                yield from _flasks(inner, prefix, depth + 1)
 
 
 def _below(mount: str, environ: dict[str, Any], route: str) -> str:

@@ -47,7 +47,7 @@ SERVE, RECLAIM, ASK, RECYCLE = Action
 AGED = Limits(soft=100 * MIB, hard=200 * MIB, early=90 * MIB, max_lifetime=60, lifetime=55)
 NO_FIGURES = Snapshot(None, None)
 
-ORDERED = replace(OLD, ordered=True)
+ORDERED = replace(OLD, ordered=Reason.OPERATOR)
 
 #: It came over its limit in one step, five seconds ago, and has stayed there.
 STEPPED = replace(OLD, breached_with=101 * MIB, breached_by_step=True, climbed=False)
@@ -309,7 +309,7 @@ def test_an_operator_s_order_only_adds(
     seen, order, pool = Snapshot(used, used), list(Action), pool._replace(abandoned=abandoned)
     without = decide(policy, limits, seen, replace(history, ordered=False), pool, NOW)
 
-    with_it = decide(policy, limits, seen, replace(history, ordered=True), pool, NOW)
+    with_it = decide(policy, limits, seen, replace(history, ordered=Reason.OPERATOR), pool, NOW)
 
     assert order.index(without.action) <= order.index(with_it.action)
     if pool.supervised and pool.order is Order.NONE and without.action is not RECYCLE:

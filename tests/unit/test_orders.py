@@ -16,13 +16,19 @@ from unit.children import Child, Line
 
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import start_time
+from oomsafe.policy.limits import Capacity
+from oomsafe.policy.probed import Stage
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
+from oomsafe.policy.trend import Growth
 from oomsafe.scoreboard import layout, mailbox, places
 from oomsafe.scoreboard.board import Scoreboard
-from oomsafe.scoreboard.mailbox import GOOD_FOR, Answer, Mailbox, OperatorOrder, order_recycle
-from oomsafe.scoreboard.slot import Slot
+from oomsafe.scoreboard.layout import Counters
+from oomsafe.scoreboard.mailbox import GOOD_FOR, Answer, Mailbox, OperatorOrder, What, order_probe, order_recycle
+from oomsafe.scoreboard.slot import Figures, Slot
 from oomsafe.supervisor.orders import Orders
+from oomsafe.supervisor.probes import Probes
+from oomsafe.supervisor.replacements import Reading
 
 NewBoard = Callable[..., Scoreboard]
 POLICY, DRY = Policy(), Policy(dry_run=True)
@@ -38,6 +44,11 @@ def one_worker(board: Scoreboard) -> Slot:
     board._tenants.by_number[slot.number].pid = os.getpid()
     board._tenants.by_number[slot.number].started = start_time() or 0
     return slot
+
+
+def orders_of(board: Scoreboard, held: int = 0) -> Orders:
+    """Of a pool whose budget is a GiB, and which holds so much of it."""
+    return Orders(board, Probes(board, lambda: Reading(Capacity(1 << 30, "a test"), 1 << 30, held)))
 
 
 def put(board: Scoreboard, order: OperatorOrder) -> None:
@@ -58,7 +69,7 @@ def right(slot: Slot, sequence: int = 1) -> OperatorOrder:
 def test_an_order_is_passed_on_once_and_answered(said: Callable[[], list[str]]) -> None:
     """One line, however often it is ordered; the worker finds it in its slot, its successor does not."""
     board = Scoreboard.private()
-    slot, orders = one_worker(board), Orders(board)
+    slot, orders = one_worker(board), orders_of(board)
     assert not slot.operator_orders
 
     for sequence, expected in ((1, Answer.ORDERED), (2, Answer.LEAVES), (3, Answer.LEAVES)):
@@ -75,7 +86,7 @@ def test_an_order_is_passed_on_once_and_answered(said: Callable[[], list[str]]) 
 def test_an_order_is_heeded_once() -> None:
     """Ticks that find it again do nothing."""
     board = Scoreboard.private()
-    slot, orders = one_worker(board), Orders(board)
+    slot, orders = one_worker(board), orders_of(board)
     put(board, right(slot))
 
     orders.tick(POLICY, NOW)
@@ -109,7 +120,7 @@ def test_what_becomes_of_it(policy: Policy, change: dict[str, float], state: Sta
     slot.set_state(state)
     put(board, right(slot)._replace(**change))  # type: ignore[arg-type]
 
-    Orders(board).tick(policy, NOW)
+    orders_of(board).tick(policy, NOW)
 
     assert answer(board) == (1, expected)
     assert slot.operator_orders == (expected is Answer.ORDERED)
@@ -123,9 +134,100 @@ def test_garbage_orders_nothing(raw: bytes, answered: bytes) -> None:
     board.header.memory[layout.MAILBOX_AT : layout.MAILBOX_AT + layout.MAILBOX.size] = raw
     board.header.memory[layout.ANSWER_AT : layout.ANSWER_AT + layout.ANSWER.size] = answered
 
-    Orders(board).tick(POLICY, NOW)
+    orders_of(board).tick(POLICY, NOW)
 
     assert not slot.operator_orders
+
+
+def probing(slot: Slot, sequence: int = 1, **more: float) -> OperatorOrder:
+    """The order to probe whichever worker."""
+    return OperatorOrder(sequence, 0, 0, 0, 0, NOW, What.PROBE, 100, 10.0)._replace(**more)  # type: ignore[arg-type]
+
+
+def test_one_worker_is_probed_at_a_time(said: Callable[[], list[str]]) -> None:
+    """Until it has told, or is gone: then one line says that nothing came of it."""
+    board = Scoreboard.private()
+    slot, orders = one_worker(board), orders_of(board)
+
+    for sequence, expected in ((1, Answer.ORDERED), (2, Answer.BUSY)):
+        put(board, probing(slot, sequence))
+        orders.tick(POLICY, NOW)
+        assert answer(board) == (sequence, expected)
+    assert slot.probe_order == (100, 10.0)
+
+    board.header.note_probe(os.getpid(), slot.generation, Stage.TRACES, "traces")
+    board.release(slot.number, slot.generation)
+    another = one_worker(board)
+    put(board, probing(another, 3))
+    orders.tick(POLICY, NOW)
+
+    assert answer(board) == (3, Answer.ORDERED)
+    assert said() == [f"the probe of worker {os.getpid()} failed: its worker ended before it could tell what it had found"]
+    assert board.read().probed is not None
+    board.header.note_probe(os.getpid(), another.generation, Stage.FAILED, "no room")
+    put(board, probing(another, 4))
+    orders.tick(POLICY, NOW)
+    assert answer(board) == (4, Answer.ORDERED)  # it stays, and can be probed again
+
+
+@pytest.mark.parametrize(
+    ("policy", "change", "state", "held", "expected"),
+    [
+        pytest.param(DRY, {}, State.SERVING, 0, Answer.DRY_RUN, id="dry run"),
+        pytest.param(POLICY, {"work": 0}, State.SERVING, 0, Answer.STRANGE, id="no work"),
+        pytest.param(POLICY, {"work": 1 << 40}, State.SERVING, 0, Answer.STRANGE, id="too much work"),
+        pytest.param(POLICY, {"seconds": float("nan")}, State.SERVING, 0, Answer.STRANGE, id="no time"),
+        pytest.param(POLICY, {"seconds": float("inf")}, State.SERVING, 0, Answer.STRANGE, id="for ever"),
+        pytest.param(POLICY, {"seconds": -1.0}, State.SERVING, 0, Answer.STRANGE, id="in the past"),
+        pytest.param(POLICY, {"what": 77}, State.SERVING, 0, Answer.STRANGE, id="what nobody knows"),
+        pytest.param(POLICY, {"pid": 1}, State.SERVING, 0, Answer.UNKNOWN, id="another's worker"),
+        pytest.param(POLICY, {}, State.SERVING, (1 << 30) - (32 << 20), Answer.SHORT, id="no room in the pool"),
+        pytest.param(POLICY, {}, State.STARTING, 0, Answer.SHORT, id="nobody serves"),
+        pytest.param(POLICY, {}, State.WAITING, 0, Answer.SHORT, id="it is about to be recycled"),
+    ],
+)
+def test_what_is_not_probed(policy: Policy, change: dict[str, float], state: State, held: int, expected: Answer) -> None:
+    """Nothing reaches the worker."""
+    board = Scoreboard.private()
+    slot = one_worker(board)
+    slot.set_state(state)
+    put(board, probing(slot, **change))
+
+    orders_of(board, held).tick(policy, NOW)
+
+    assert answer(board) == (1, expected)
+    assert slot.probe_order is None
+
+
+def test_a_worker_that_works_is_probed(new_board: NewBoard) -> None:
+    """Of those with room the one with most, but not one that gets no work: clients may keep their connections to another."""
+    board = new_board()
+    # room in MiB, and work done
+    slots = [one_worker(board) for _ in range(4)]
+    for slot, (room, work) in zip(slots, [(20, 9000), (500, 10), (100, 5000), (200, 4000)], strict=True):
+        slot.publish(Figures(rss=1 << 30, anon=1 << 30, soft=(1 << 30) + (room << 20)), Counters(work=work))
+        slot.need(1 << 30, Growth())
+    put(board, probing(slots[0]))
+
+    orders_of(board).tick(POLICY, NOW)
+
+    assert [slot.probe_order is not None for slot in slots] == [False, False, False, True]
+
+
+def test_a_tool_orders_a_probe_through_the_file(new_board: NewBoard) -> None:
+    """Of this worker, or of any."""
+    board = new_board()
+    slot = one_worker(board)
+    (worker,) = board.read().workers
+    stop = supervised(board)
+
+    try:
+        answers = [order_probe(board.path or "", worker, 7, 5.0), order_probe(board.path or "", None, 7, 5.0)]
+    finally:
+        stop()
+
+    assert answers == [Answer.ORDERED, Answer.BUSY]
+    assert slot.probe_order == (7, 5.0)
 
 
 def test_an_order_that_is_being_written_is_no_order() -> None:
@@ -138,7 +240,7 @@ def test_an_order_that_is_being_written_is_no_order() -> None:
 
 def supervised(board: Scoreboard, *, ticks: bool = True) -> Callable[[], None]:
     """Tick in a thread, as a supervisor would; returns what ends it."""
-    orders, end = Orders(board), threading.Event()
+    orders, end = orders_of(board), threading.Event()
 
     def run() -> None:
         while ticks and not end.wait(0.005):
@@ -182,7 +284,7 @@ def test_without_an_answer_the_order_is_withdrawn(new_board: NewBoard) -> None:
 
     assert order_recycle(board.path, board.read().workers[0], patience=0.05) is None
 
-    Orders(board).tick(POLICY, time.time())
+    orders_of(board).tick(POLICY, time.time())
     assert not slot.operator_orders
 
 
@@ -315,7 +417,7 @@ def test_a_slot_that_nobody_has_claimed_yet_can_not_be_ordered() -> None:
     assert slot is not None
     put(board, OperatorOrder(1, slot.number, 0, 0, slot.generation, NOW))
 
-    Orders(board).tick(POLICY, NOW)
+    orders_of(board).tick(POLICY, NOW)
 
     assert answer(board) == (1, Answer.UNKNOWN)
 
@@ -334,7 +436,7 @@ def test_a_worker_that_the_server_has_not_named() -> None:
     with Child(claims) as line:
         pid, started = line.hear()
         put(board, OperatorOrder(1, slot.number, pid, started, slot.generation, NOW))
-        Orders(board).tick(POLICY, NOW)
+        orders_of(board).tick(POLICY, NOW)
         line.say("end")
 
     assert answer(board) == (1, Answer.ORDERED)

@@ -44,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
     "task_memory_limit": None,
     "task_memory_absolute": False,
     "max_oom_redeliveries": 1,
+    "probe": "auto",
     "dry_run": False,
 }
 
@@ -77,6 +78,7 @@ SOURCES: dict[str, tuple[Any, Any, str, Any]] = {
     "task_memory_limit": ("400MiB", 400 * MIB, "1GiB", 1024 * MIB),
     "task_memory_absolute": (True, True, "yes", True),
     "max_oom_redeliveries": (0, 0, "3", 3),
+    "probe": (True, True, "off", False),
     "dry_run": (True, True, "1", True),
 }
 
@@ -198,6 +200,7 @@ BAD: dict[str, list[Any]] = {
         "127.0.0.1:\uff19\uff14\uff10\uff10",
     ],
     "metrics_token": ["short", "é" * 20, "with a space in it, but long", "0123456789abcde", 1, True, b"0123456789abcdef"],
+    "probe": ["2", None, 0, "always", []],
     "dry_run": ["2", None, 0, "ja", []],
 }  # fmt: skip
 
