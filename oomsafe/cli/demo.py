@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from oomsafe.cli import balloon as ballooning
+from oomsafe.cli import diagnosis as diagnosing
 from oomsafe.cli.bars import memory_bar
 from oomsafe.demo.app import LEAK, TASK_LEAK
 from oomsafe.demo.load import BalloonLoad, Load
@@ -31,52 +33,71 @@ TASK_LIMIT = 768 * MIB
 
 
 @click.command()
-@click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(2, 600), help="How long the load runs.")
+@click.option("--seconds", type=click.FloatRange(2, 600), help="How long the load runs.  [default: 20, at most 90 for a diagnosis]")
 @click.option("--server", default="gunicorn", show_default=True, type=click.Choice(["gunicorn", "uvicorn", "celery"]))
 @click.option("--worker-class", type=click.Choice(CLASSES), help="gunicorn's worker class.  [default: sync, with --balloon asgi]")
 @click.option("--balloon", is_flag=True, help="One request that asks for 2 GiB each 1.5 s, beside good ones, in place of the leak.")
+@click.option("--leak", is_flag=True, help="A leak, until it is known that it is one, and which line it is.")
+@click.option("--fragment", is_flag=True, help="An app that does not leak, but whose memory stays, until it is known why.")
 @click.option("--without", is_flag=True, help="Run without oomsafe, to see what the kernel does.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
-def demo(seconds: float, server: str, worker_class: str | None, balloon: bool, without: bool, as_json: bool) -> None:
+def demo(
+    seconds: float | None, server: str, worker_class: str | None, balloon: bool, leak: bool, fragment: bool, without: bool, as_json: bool
+) -> None:
     """Run a server with an app that leaks 256 KiB a request (Celery: 1 MiB a task, beside tasks that
     balloon and, in a memory cgroup, poison ones that the kernel kills), under real load.
 
     With oomsafe, its workers are recycled before anything is killed. Exits with 0 if that
     happened, no request failed, and the supervisor survived. With --balloon: if each request that
     asks for 2 GiB got 503, nothing was killed, no other request failed, and the supervisor survived.
+    With --leak or --fragment: if it was found out whether the app leaks (and which line), and nobody noticed.
     """
+    diagnosis = leak or fragment
+    if balloon + leak + fragment + (without and diagnosis) > 1:
+        raise click.UsageError(
+            "--balloon, --leak and --fragment show different things: give one of them, and --without only with the first"
+        )
+    if diagnosis and server == "celery":
+        raise click.UsageError("--leak and --fragment only work with gunicorn and uvicorn")
     if balloon and server == "celery":
         raise click.UsageError("--balloon only works with gunicorn and uvicorn: Celery's demo has tasks that balloon anyway")
     if server != "gunicorn" and worker_class:
         raise click.UsageError(f"--worker-class only works with gunicorn: leave it out with --server {server}")
     worker_class = worker_class or _default_class(server, balloon)
     _needs(server, worker_class)
+    seconds = seconds or (diagnosing.SECONDS if diagnosis else 20.0)
     console = Console(stderr=as_json)
     try:
-        with _server(server, worker_class, balloon, without) as running:
-            load = _load(running, balloon)
-            _run(running, load, seconds, console, quiet=as_json)
+        with _server(server, worker_class, balloon, without, leak, fragment) as running:
+            load: Any = diagnosing.load(running, fragment) if diagnosis else _load(running, balloon)
+            _run(running, load, seconds, console, quiet=as_json, is_over=diagnosing.is_over if diagnosis else never)
             result = {"server": server, "worker_class": worker_class, **_result(running, load, seconds, without)}
             if server == "celery":
                 result |= {"ballooned": load.ballooned, "poison": load.poison, "given_up": len(load.given_up)}
             if balloon:
                 result |= ballooning.result(running, load, without)
+            if diagnosis:
+                result |= diagnosing.result(running)
     except RuntimeError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
         print(json.dumps(result))
     else:
-        console.print((ballooning.summary if balloon else _summary)(result, running, load, without))
+        text = diagnosing.summary(result) if diagnosis else (ballooning.summary if balloon else _summary)(result, running, load, without)
+        console.print(text, soft_wrap=diagnosis)
     leaked_well = result["failed"] == 0 and result["recycles"] > 0 and result["supervisor_survived"]
-    good = ballooning.is_good(result) if balloon else leaked_well
+    good = diagnosing.is_good(result) if diagnosis else ballooning.is_good(result) if balloon else leaked_well
     raise SystemExit(0 if good or without else 1)
 
 
-def _server(server: str, worker_class: str, balloon: bool, without: bool) -> DemoServer:
+def _server(server: str, worker_class: str, balloon: bool, without: bool, leak: bool, fragment: bool) -> DemoServer:
+    if leak or fragment:
+        app = "fragment" if fragment else "app"
+        return DemoServer(server, worker_class, WORKERS, diagnosing.SOFT_LIMIT, LIMIT, app=app, probe=True)
     limit = TASK_LIMIT if server == "celery" else LIMIT
     soft = None if without else ballooning.SOFT_LIMIT if balloon else SOFT_LIMIT
     hard = ballooning.HARD_LIMIT if balloon and not without else None
-    return DemoServer(server, worker_class, WORKERS, soft, limit, hard_limit=hard, balloon=balloon)
+    return DemoServer(server, worker_class, WORKERS, soft, limit, hard_limit=hard, app="balloon" if balloon else "app")
 
 
 def _load(server: DemoServer, balloon: bool) -> Any:
@@ -107,15 +128,15 @@ def _needs(server: str, worker_class: str) -> None:
         raise click.ClickException(f"--worker-class {worker_class} needs {package}: pip install {package}")
 
 
-def _run(server: DemoServer, load: Any, seconds: float, console: Console, quiet: bool) -> None:
-    """Watch the server under load until the time is up, or its supervisor has died."""
+def _run(server: DemoServer, load: Any, seconds: float, console: Console, quiet: bool, is_over: Callable[[DemoServer], bool]) -> None:
+    """Watch the server under load until the time is up, it `is_over`, or its supervisor has died."""
     if not quiet:
-        console.print(_opening(server, load))
+        console.print(_opening(server, load, is_over is not never))
     load.start()
     begin = time.monotonic()
     with Live(console=console, refresh_per_second=10, transient=True, auto_refresh=not quiet) as live:
         try:
-            while (spent := time.monotonic() - begin) < seconds and server.observed.supervisor_alive:
+            while (spent := time.monotonic() - begin) < seconds and server.observed.supervisor_alive and not is_over(server):
                 for line in server.observe():
                     if not quiet:
                         live.console.print(_event(spent, line), soft_wrap=True)
@@ -129,6 +150,11 @@ def _run(server: DemoServer, load: Any, seconds: float, console: Console, quiet:
     server.observe()
 
 
+def never(_: DemoServer) -> bool:
+    """It goes on until its time is up."""
+    return False
+
+
 def _bar(used: int | None, limit: int | None) -> Text:
     share = Text(f" {used / limit:4.0%}") if used is not None and limit else Text()
     return memory_bar(used, limit) + share
@@ -138,8 +164,9 @@ def _event(spent: float, line: str) -> Text:
     return Text(f"{spent:5.1f} s  {printable(line, 400)}", style="red" if "SIGKILL" in line else "")
 
 
-def _opening(server: DemoServer, load: Any) -> str:
-    rate = ballooning.RATE if isinstance(load, BalloonLoad) else f"each {server.unit} leaks {format_size(_leak(server))}"
+def _opening(server: DemoServer, load: Any, diagnosis: bool) -> str:
+    leaks = f"each {server.unit} leaks {format_size(_leak(server))}"
+    rate = ballooning.RATE if isinstance(load, BalloonLoad) else diagnosing.RATE if diagnosis else leaks
     if server.sandbox:
         where = f"in a memory cgroup of {format_size(server.limit)}"
     else:

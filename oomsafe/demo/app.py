@@ -1,4 +1,5 @@
-"""The demo's apps: a real leak, where each request keeps 256 KiB forever, as an unbounded cache does; and one request that asks for 2 GiB.
+"""The demo's apps: a real leak, where each request keeps 256 KiB forever, as an unbounded cache does; one request that asks for 2 GiB; and
+one that leaks nothing, but leaves its worker with memory that Python's allocator can't give back.
 
 Both answer with their query string, so that the client can check each answer.
 """
@@ -18,7 +19,11 @@ BALLOON, ROW = 2 << 30, 1 << 20
 
 BALLOON_PATH = "/export"
 
+#: A request of this path makes so many small objects, and one in so many of them stays until the next such request.
+FRAGMENT_PATH, OBJECTS, SURVIVES = "/report", 450_000, 20
+
 _cache: list[bytes] = []
+_recent: list[dict[str, int]] = []
 
 
 def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -32,6 +37,25 @@ def balloon(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     if environ["PATH_INFO"] == BALLOON_PATH:
         export()
     return _answer(environ, start_response)
+
+
+def fragment(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    """A WSGI app that does not leak, and fragments its memory."""
+    report()
+    return _answer(environ, start_response)
+
+
+async def fragment_asgi(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """The fragmenting one as an ASGI app."""
+    if scope["type"] != "lifespan":
+        report()
+    await _asgi_answer(scope, receive, send)
+
+
+def report() -> None:
+    """Build something large, and remember a little of it until the next time."""
+    rows = [{"row": number} for number in range(OBJECTS)]
+    _recent[:] = rows[::SURVIVES]
 
 
 async def asgi(scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -22,7 +22,10 @@ from oomsafe.scoreboard.view import PoolView
 
 _LISTENING = re.compile(r"(?:Listening at:|running on) http://127\.0\.0\.1:(\d+)")
 _LEVEL = r"(?:INFO|WARNING|ERROR|CRITICAL)"
-_WORDS = "recycling:|SIGKILL|is given up|Child process .* died|oomsafe guards|oomsafe failed|WORKER TIMEOUT|has asked for more memory"
+_WORDS = (
+    "recycling:|SIGKILL|traces its allocations|was probed:|is given up|Child process .* died|oomsafe guards|oomsafe failed|WORKER TIMEOUT|"
+    "has asked for more memory"
+)
 _NOTABLE = re.compile(rf"(?:\[{_LEVEL}\]|: {_LEVEL}/\S+\]|^{_LEVEL}:) +(.*(?:{_WORDS}).*)")
 _KILLED = re.compile(r"was sent SIGKILL|exited with 'signal 9 ")
 _POISONED = re.compile(r"task poison\[.* took its child (\d+) ")
@@ -56,8 +59,9 @@ class Observed:
 class DemoServer(ServerProcess):
     """gunicorn, uvicorn or Celery with the leaking app, ready for requests or tasks. Use it as a context manager.
 
-    `limit` is the cgroup's, in bytes. `soft_limit` is in bytes; None runs the server without oomsafe. `balloon`: serve the ballooning app
-    instead, with a `hard_limit` in bytes, and only where something limits it. Raises RuntimeError if the server does not start.
+    `limit` is the cgroup's, in bytes. `soft_limit` is in bytes; None runs the server without oomsafe. `app`: which of the demo's apps
+    it serves; the ballooning one with a `hard_limit` in bytes, and only where something limits it. `probe`: find the line that leaks, with
+    whichever tracer is here. Raises RuntimeError if the server does not start.
     """
 
     # gunicorn passes each signal on once, and a worker that is just being forked misses it: so try again, with a stronger signal
@@ -71,14 +75,15 @@ class DemoServer(ServerProcess):
         soft_limit: int | None,
         limit: int,
         *,
-        balloon: bool = False,
+        app: str = "app",
         hard_limit: int | None = None,
+        probe: bool = False,
     ) -> None:
         self.limit = limit
         self.sandbox: Sandbox | None = None
         with contextlib.suppress(OSError):  # not root, or no memory controller: then there is no cgroup
             self.sandbox = Sandbox(f"oomsafe-demo-{os.getpid()}", limit)
-        if balloon and self.sandbox is None:
+        if app == "balloon" and self.sandbox is None:
             _needs_a_limit(hard_limit)
         self._temporary = tempfile.TemporaryDirectory(prefix="oomsafe-demo-")
         self.folder = self._temporary.name
@@ -91,9 +96,11 @@ class DemoServer(ServerProcess):
             environ |= {"OOMSAFE_SOFT_LIMIT": f"{soft_limit >> 20}MiB", "OOMSAFE_MIN_LIFETIME": "1"}
         if hard_limit is not None:
             environ["OOMSAFE_HARD_LIMIT"] = f"{hard_limit >> 20}MiB"
+        if probe:
+            environ |= {"OOMSAFE_PROBE": "true", "OOMSAFE_STATE": os.path.join(self.folder, "state")}
         # HOME too: gunicorn 25 and later keep a control socket below it
         environ["HOME"] = self.folder
-        command = _command(server, worker_class, workers, self._guarded, *(("balloon", "balloon_asgi") if balloon else ("app", "asgi")))
+        command = _command(server, worker_class, workers, self._guarded, app, "asgi" if app == "app" else f"{app}_asgi")
         command = self.sandbox.command(command) if self.sandbox else command
         self.port = 0
         super().__init__([*ENDING_WITH_US, *command], self.folder, environ, log="log")

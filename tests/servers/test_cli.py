@@ -16,6 +16,7 @@ from needs import a_cgroup_can_be_made, need
 from serving import CLASSES, Gunicorn, until
 from versions import has_class, loses_none
 
+from oomsafe.demo.app import LEAK
 from oomsafe.kernel.process import start_time
 from oomsafe.policy.state import State
 from oomsafe.scoreboard import layout
@@ -163,6 +164,32 @@ def test_demo_without_oomsafe_shows_the_kernel_kill() -> None:
     assert ended.returncode == 0, ended.stderr
     assert "was sent SIGKILL" in ended.stdout
     assert "the kernel's OOM killer took" in ended.stdout
+
+
+@pytest.mark.xdist_group("demo")
+def test_demo_of_a_leak_finds_its_line() -> None:
+    """By what the pool has found: the line is where the demo's app keeps it, and the bytes are those of a request."""
+    ended = run("demo", "--leak", "--json")
+
+    result = json.loads(ended.stdout)
+    text = (Path(__file__).parents[2] / "oomsafe" / "demo" / "app.py").read_text().splitlines()
+    number = next(number for number, line in enumerate(text, 1) if "_cache.append(" in line)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert (result["verdict"], result["failed"]) == ("leak", 0)
+    assert result["line"] == f"demo/app.py:{number} in _leak keeps 256 KiB a request"
+    assert 0.9 <= result["bytes_per_request"] / LEAK <= 1.1
+
+
+@pytest.mark.xdist_group("demo")
+def test_demo_of_kept_memory_says_that_nothing_leaks() -> None:
+    """And what helps."""
+    ended = run("demo", "--fragment", env={"COLUMNS": "200"})
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "Nothing leaks: " in ended.stdout
+    assert "of the growth is free memory that Python's allocator keeps." in ended.stdout
+    assert "What helps: have the work hold less at a time" in ended.stdout
+    assert "traces its allocations" not in ended.stdout
 
 
 # not gthread: there a balloon has neighbours in its own worker (docs/hard-limit.md)
