@@ -27,7 +27,7 @@ while (message := dead.get()) is not None:
 """
 
 
-@pytest.mark.parametrize(("bad", "good", "allowed"), [(50, 500, 1), (5, 50, 0)])
+@pytest.mark.parametrize(("bad", "good", "allowed"), [(20, 200, 1), (5, 50, 0)])
 def test_a_poison_task_comes_to_an_end(cgroup: Any, celery: Start, tmp_path: Path, bad: int, good: int, allowed: int) -> None:
     """Each hog is run as often as it may and once more, and fails with its reason; then its message, and no other, is a dead letter."""
     sandbox, queue = cgroup(LIMIT), f"q-{tmp_path.name}"

@@ -23,13 +23,13 @@ def test_uvicorn_names_who_leaks_and_not_who_waits(serve_uvicorn):
 
 
 def names_the_leak(server, slow="0.4"):
-    """Ten recycles name it; none names another, and few name nobody: what a worker does in its first second may not tell enough."""
+    """Six recycles name it; none names another, and few name nobody: what a worker does in its first second may not tell enough."""
     with Load(server, f"/slow?s={slow}", clients=4), Load(server, "/leak?kib=300", clients=4) as load:
-        server.wait_for("; GET /leak keeps about ", times=10, seconds=120)
+        server.wait_for("; GET /leak keeps about ", times=6, seconds=120)
 
     assert load.failed == []
     others = [line for line in server.lines(" recycling: ") if "; GET /leak keeps about " not in line]
     assert [line for line in others if not line.endswith(" requests")] == []
-    assert len(others) <= 3
+    assert len(others) <= 2
     # by path, because no framework tells its route: such a one counts as other
-    assert server.pool().culprits["other"] >= 5
+    assert server.pool().culprits["other"] >= 3

@@ -86,7 +86,7 @@ def probe(server: Any, *argv: str, status: int = 0) -> subprocess.CompletedProce
 
 def found(server: Any, *argv: str) -> dict[str, Any]:
     """Its report."""
-    report: dict[str, Any] = json.loads(probe(server, "--json", "--requests", "300", "--seconds", "60", *argv).stdout)
+    report: dict[str, Any] = json.loads(probe(server, "--json", "--requests", "160", "--seconds", "60", *argv).stdout)
     return report
 
 
@@ -169,7 +169,7 @@ def test_where_nothing_leaks_no_line_is_named(serve: Callable[..., Server]) -> N
     server = serve("gthread", 2, app="mix_apps:flask", files={"mix_apps.py": MIX}, env=env, soft_limit="1GiB").serving()
 
     with mixed(server) as failed:
-        ended = probe(server, "--requests", "300", status=4)
+        ended = probe(server, "--requests", "160", status=4)
 
     assert failed == []
     assert ended.stdout.startswith("no line keeps enough to be called a leak")
