@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from oomsafe.log import log
 from oomsafe.policy.probe import MOST_SECONDS, MOST_WORK, OWN_ROOM, ROOM, SECONDS, WORK
 from oomsafe.policy.probed import Probed, Stage
-from oomsafe.policy.retention import Kind, judge
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.scoreboard.board import Scoreboard
@@ -74,6 +73,8 @@ class Probes:
         self._told = told
         if self._has_probed or not _by_itself(policy) or sum(entry.state.serves for entry in entries) < LEAST_WORKERS:
             return
+        from oomsafe.policy.retention import Kind, judge  # imported here: a pool that has recycled nobody does without
+
         view = self._board.read()
         verdict = judge(view.retired, view.unit or "requests")
         if verdict.kind is not Kind.LEAK:
