@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 
 from rich.text import Text
@@ -24,5 +25,6 @@ def labelled(label: str, text: str, width: int, style: str = "", indent: int = L
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """`text` in lines of at most `width` characters, broken between words."""
-    return textwrap.wrap(text, width, break_on_hyphens=False)
+    """`text` in lines of at most `width` characters, broken between words, and not within ``812 000``."""
+    whole = re.sub(r"(?<=\d) (?=\d{3}\b)", "\xa0", text)
+    return [line.replace("\xa0", " ") for line in textwrap.wrap(whole, width, break_on_hyphens=False)]

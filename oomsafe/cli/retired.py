@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from oomsafe.cli.columns import Column, cells_of, line_of, that_fit
 from oomsafe.cli.labelled import NARROWEST, labelled
+from oomsafe.cli.objects_text import objects_lines
 from oomsafe.cli.output import Out, until_closed
 from oomsafe.cli.pools import find_pools, is_called, none_found
 from oomsafe.policy.retention import Kind, Retention, judge
@@ -88,6 +90,7 @@ def retired_text(pool: PoolView, width: int, now: float | None = None) -> Text:
         kept, widths = that_fit(columns, rows, width)
         lines.append(line_of([Text(columns[at].title, style="bold") for at in kept], [columns[at] for at in kept], widths))
         lines += [line_of([row[at] for at in kept], [columns[at] for at in kept], widths) for row in rows]
+        lines += _objects_lines(pool.retired, width)
     return Text("\n").join(lines)
 
 
@@ -95,6 +98,14 @@ def verdict_lines(verdict: Retention, width: int) -> list[Text]:
     """``LEAK: memory in use rises by 259 KiB a request``, and what would help."""
     lines = labelled("", f"{WORDS[verdict.kind]}: {without_controls(verdict.why)}", width, indent=2)
     return lines + (labelled("", verdict.help, width, "green", indent=2) if verdict.help else [])
+
+
+def _objects_lines(retired: Sequence[Retirement], width: int) -> list[Text]:
+    """What the latest worker held by objects."""
+    for one in retired:
+        if one.objects is not None:
+            return objects_lines(f"worker {one.pid}", one.objects, width)
+    return []
 
 
 def _columns(unit: str, now: float) -> list[Column[Retirement]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from oomsafe.policy.objects import keeper
 from oomsafe.policy.retirement import Retirement
 from oomsafe.policy.units import MIB, counted, format_size
 
@@ -148,7 +149,8 @@ def _leak(live: Sequence[Retirement], unit: str) -> Retention:
     one = unit.removesuffix("s") if " " not in unit else unit.replace("s ", " ", 1)
     plus = f" (± {format_size(band)})" if band is not None else ""
     why = f"memory in use rises by {format_size(round(mean))}{plus} a {one}, over all of the workers' lives"
-    helps = "it is a leak, or a cache without a bound: oomsafe probe names the line"
+    who = keeper(one.objects for one in live)
+    helps = f"it is a leak, or a cache without a bound: {who + '; ' if who else ''}oomsafe probe names the line"
     return Retention(kind=Kind.LEAK, workers=len(live), why=why, help=helps, each=round(mean), give_or_take=band)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from oomsafe.policy.stock import Parts
+
+if TYPE_CHECKING:
+    from oomsafe.policy.objects import Objects
 
 #: The most points of a worker's life.
 POINTS = 12
@@ -39,6 +42,8 @@ class Retirement:
     parts: Parts
     points: tuple[Point, ...] = ()
     """Earlier in its life, the oldest first."""
+    objects: Objects | None = None
+    """What it held, by objects; None: they were not looked at."""
 
     @property
     def grown(self) -> int | None:

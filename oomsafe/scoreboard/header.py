@@ -165,6 +165,9 @@ class Header:
 
     def note_retirement(self, one: Retirement) -> None:
         """A recycled worker tells what its memory was. Without the lock, which another worker has, it is left out."""
+        from oomsafe.scoreboard.objects import packed  # imported here, because only a worker that was recycled needs it
+
+        objects = packed(one.objects, one.generation, one.at)
         if not self._lock.try_acquire():
             return
         try:
@@ -175,8 +178,10 @@ class Header:
                 *(stored(getattr(one.parts, part.name)) for part in dataclasses.fields(one.parts)),
                 *(number for point in points for number in (point.work, point.held)),
             )  # fmt: skip
-            place = layout.RETIRED_AT + count % layout.RETIRED_KEPT * layout.RETIRED.size
-            layout.write(self.memory, place, layout.RETIRED, *fields)
+            number = count % layout.RETIRED_KEPT
+            objects_at = layout.OBJECTS_AT + number * layout.OBJECTS_SIZE
+            self.memory[objects_at : objects_at + layout.OBJECTS_SIZE] = objects
+            layout.write(self.memory, layout.RETIRED_AT + number * layout.RETIRED.size, layout.RETIRED, *fields)
             layout.write(self.memory, layout.RETIREMENTS_AT, layout.RETIREMENTS, layout.count(count + 1))
         finally:
             self._lock.release()

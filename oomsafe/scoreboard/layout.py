@@ -1,6 +1,6 @@
-"""The bytes of a scoreboard. Version 14, little-endian; sizes in bytes; -1 in a figure is None, never 0.
+"""The bytes of a scoreboard. Version 15, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
-A scoreboard is one header of 24576 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
+A scoreboard is one header of 57344 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
 SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
 
     header   0  magic "oomsafe\\0" · u32 version · u32 slots · u32 slot size
@@ -41,6 +41,7 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
          16384  16 recycled workers of 512, the one that was the nth at n % 16: f64 when, seconds since 1970, 0: none was · u64 pid
                · u32 slot · u32 reason · u64 generation · u64 work done · f64 seconds served · i64 what it held when it was fresh
                · 8 i64 what its memory was (policy.stock.Parts) · 12 points of its life: u64 work done · i64 what it held then
+         24576  16 of 2048: what objects these workers held (scoreboard.objects)
 
     slot     0  u32 state · u32 order (written by the supervisor), 1: drain, 2: drain when over the limit,
                3: drain, for the pool's budget
@@ -74,8 +75,8 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
            127  u8 1 while in use: written last
 
 Each slot has one writer, its worker, except for the order and the fields at 144, 6040, 6076, 6080 and 6112. The header and the
-totals have one writer, the supervisor (except the fields at 20, 22, 128, 5984, 7184, 7384 and 16384, which the workers write under the
-lock, 6496, where all write the same, 7392, which one worker writes, and 6656, which a process outside the pool writes).
+totals have one writer, the supervisor (except the fields at 20, 22, 128, 5984, 7184, 7384, 16384 and 24576, which the workers write under
+the lock, 6496, where all write the same, 7392, which one worker writes, and 6656, which a process outside the pool writes).
 A reader takes a copy, and copies again if a sequence was odd or has changed in the meantime.
 
 Every worker can write every byte, and may run as a different user than its supervisor. So the supervisor only writes what it knows by
@@ -94,9 +95,9 @@ from oomsafe.policy.state import State
 from oomsafe.policy.text import without_controls
 
 MAGIC = b"oomsafe\0"
-VERSION = 14
+VERSION = 15
 
-HEADER_SIZE = 24576
+HEADER_SIZE = 57344
 SLOT_SIZE = 6144
 IDENTITY = struct.Struct("<8s3I")
 REFUSED_AT, REFUSED = 20, struct.Struct("<H")
@@ -130,6 +131,7 @@ PROBED_AT, PROBED = 7392, struct.Struct("<dQQI256s252s")
 RETIRED_AT, RETIRED, RETIRED_KEPT = 16384, struct.Struct("<dQIIQQd9q24q200x"), 16
 #: Where in a retirement's fields its parts begin, and the points of its life.
 PARTS_PLACE, POINTS_PLACE = 8, 16
+OBJECTS_AT, OBJECTS_SIZE = 24576, 2048
 
 STATE = struct.Struct("<I")
 ORDER_AT, ORDER = 4, struct.Struct("<I")
@@ -217,7 +219,8 @@ assert UNIT_AT + UNIT.size <= ENDS_AT <= DIED_AT - ENDS.size
 assert DIED_AT + DIED.size <= MAILBOX_AT <= ANSWER_AT - MAILBOX.size
 assert ANSWER_AT + ANSWER.size <= DROPPABLE_AT <= ENDED_AT - DROPPABLE.size <= CULPRITS_AT - DROPPABLE.size - ENDED.size
 assert CULPRITS_AT + CULPRITS.size <= RETIREMENTS_AT <= PROBED_AT - RETIREMENTS.size <= DEATHS_AT - RETIREMENTS.size - PROBED.size
-assert DEATHS_AT + DEATHS * DEATH.size <= RETIRED_AT <= HEADER_SIZE - RETIRED_KEPT * RETIRED.size
+assert DEATHS_AT + DEATHS * DEATH.size <= RETIRED_AT <= OBJECTS_AT - RETIRED_KEPT * RETIRED.size
+assert OBJECTS_AT + RETIRED_KEPT * OBJECTS_SIZE <= HEADER_SIZE
 assert WARNED_AT + WARNED.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size

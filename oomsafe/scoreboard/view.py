@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from oomsafe.kernel.process import is_alive
 from oomsafe.policy.ends import End
@@ -20,6 +21,9 @@ from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.header import read_probed
 from oomsafe.scoreboard.layout import Counters, as_text, optional
 from oomsafe.scoreboard.slot import Figures
+
+if TYPE_CHECKING:
+    from oomsafe.policy.objects import Objects
 
 #: Seconds for which slots that are being written are copied again, all slots together, before they are used as they are.
 PATIENCE = 0.1
@@ -278,9 +282,17 @@ def _retired(header: bytes) -> list[Retirement]:
                 fresh=optional(fresh),
                 parts=parts,
                 points=tuple(sorted(points)),
+                objects=_objects(header, number, generation, at),
             )
         )
     return sorted(found, key=lambda one: -one.at)
+
+
+def _objects(header: bytes, number: int, generation: int, at: float) -> Objects | None:
+    from oomsafe.scoreboard.objects import unpacked  # imported here: workers read the pool, too, mostly before one was recycled
+
+    place = layout.OBJECTS_AT + number * layout.OBJECTS_SIZE
+    return unpacked(header[place : place + layout.OBJECTS_SIZE], generation, at)
 
 
 def _refused(header: bytes) -> list[str]:

@@ -44,6 +44,7 @@ from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.forks import own
 from oomsafe.scoreboard.slot import Slot
 from oomsafe.worker.background import Background
+from oomsafe.worker.baseline import Baseline, baseline_of
 from oomsafe.worker.cadence import ASK_EVERY, Cadence
 from oomsafe.worker.door import Door
 from oomsafe.worker.gauge import Gauge
@@ -145,6 +146,8 @@ class Guard:
         """Why it is recycled; None: it is not."""
         self._fresh: int | None = None
         """What it held when it began to serve, in bytes, as the meter counts; None: not known."""
+        self._baseline: Baseline | None = None
+        """What else it had then; None: not known."""
         if board is None:
             self.ready()
 
@@ -184,6 +187,8 @@ class Guard:
         if self._header is not None:
             self._header.unit = self._unit.partition(" (")[0]
         attempt("the line at boot", "the server", self._say_room)
+        if self._recycle is not None:
+            self._baseline = attempt("counting objects at boot", "the server", partial(baseline_of, self._header))
         self._suspects.follow(now)
         self._ready = True  # last, so that if something fails above, the next call tries again
         self._check(now)
@@ -284,8 +289,10 @@ class Guard:
     def _take_stock(self) -> None:
         from oomsafe.worker.stocktaking import say_stock  # imported here, because only a worker that was recycled needs it
 
-        ready_at, fresh = self._history.ready_at, self._fresh
-        say_stock(self, self._life, header=self._header, reason=self._left_for, ready_at=ready_at, fresh=fresh)
+        say_stock(
+            self, self._life, header=self._header, reason=self._left_for, ready_at=self._history.ready_at, fresh=self._fresh,
+            baseline=self._baseline,
+        )  # fmt: skip
 
     def forget_row(self) -> None:
         """This process serves no more: lift its hard limit, and remove its own scoreboard, if it has one, from `oomsafe status`."""
