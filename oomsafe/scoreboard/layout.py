@@ -70,7 +70,7 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
            120  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets
 
     cell     0  u8 0 · u8 length of the name · 6 bytes 0 · f64 began, on the machine's monotonic clock · i64 rss then
-               and what the worker has grown by since for other work, as far as known
+               and what the worker has grown by since for other work, as far as known; -1: work that stays open and is mostly idle
             24  name, 103 bytes as they came from outside: readers must make them printable
            127  u8 1 while in use: written last
 

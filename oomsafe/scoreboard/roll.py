@@ -147,6 +147,13 @@ class Roll:
             began = max(began, when) if when else began
         return max(0.0, now - began)
 
+    def began_with(self, number: int) -> list[int | None]:
+        """For each piece of work that this slot's worker has in flight, by its own record: the rss that it had when that began, and what it
+        has grown by since for other work, in bytes; None: not known."""
+        first, memory = layout.slot_at(number) + layout.CELLS_AT, self._memory
+        cells = range(first, first + layout.CELLS * layout.CELL_SIZE, layout.CELL_SIZE)
+        return [optional(layout.CELL_RSS.unpack_from(memory, at + layout.CELL_RSS_AT)[0]) for at in cells if memory[at + layout.IN_USE]]
+
     def give_order(self, number: int, generation: int, order: Order) -> None:
         """In the supervisor: order this worker to drain, now or once it is over its limit."""
         if self._tenants.is_of(number, generation):

@@ -17,7 +17,24 @@ from oomsafe.kernel.kept_sizes import KeptSizes
 from oomsafe.kernel.process import stat_of
 from oomsafe.kernel.rlimit import SLACK, put_soft, soft_of, thread_size
 from oomsafe.log import once
-from oomsafe.policy.caps import LATELY, Grower, applies, ends, growers, kept_of, next_pace, pause, share_of, to_cap
+from oomsafe.policy.caps import (
+    LATELY,
+    MUCH,
+    STEADY,
+    Grower,
+    Window,
+    applies,
+    ends,
+    growers,
+    grown_by,
+    kept_of,
+    moved,
+    next_pace,
+    pause,
+    share_of,
+    steady_pace,
+    to_cap,
+)
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.settings import Policy
@@ -44,6 +61,7 @@ class _Worker:
     at: float = 0.0
     """When it was last measured; 0: never."""
     data: int = 0
+    rss: int = 0
     held: int = 0
     least: int | None = None
     """The least that it ever held."""
@@ -52,6 +70,7 @@ class _Worker:
     threads: int = 0
     """How many it had when it was first measured; 0: not known."""
     pace: float = 0.0
+    window: Window | None = None
     cap: Cap | None = None
     """The cap that is in force for it."""
     capped_at: float = 0.0
@@ -59,12 +78,16 @@ class _Worker:
     """When that began, and what it held then."""
 
     @property
-    def grower(self) -> Grower:
-        """As the policy sees it."""
+    def grown(self) -> int:
+        """By how much it holds more than the least that it ever held."""
+        return self.held - (self.held if self.least is None else self.least)
+
+    def grower(self, work: int) -> Grower:
+        """As the policy sees it; `work`: see there."""
         untouched = max(0, self.data - self.held)
-        grown = self.held - (self.held if self.least is None else self.least)
+        steady = 0.0 if self.window is None else steady_pace(self.window, self.held, self.at)
         capped = self.cap is not None and self.at - self.capped_at < LATELY
-        return Grower(self.generation, self.held, grown, max(0, untouched - (self.gap or 0)), self.pace, capped)
+        return Grower(self.generation, self.held, self.grown, max(0, untouched - (self.gap or 0)), self.pace, work, steady, capped)
 
 
 class Caps:
@@ -138,12 +161,13 @@ class Caps:
         since, self._watched_at = now - self._watched_at, now
         for one in self._workers.values():
             self._measure(one)
-        seen = [one.grower for one in self._workers.values()]
+        seen = [one.grower(self._grown_by_work(one, now)) for one in self._workers.values()]
         growing = growers(seen)
         if growing or any(one.cap for one in self._workers.values()):
             self._took(read_capacity(held=lambda: 0))
-        left = self._room - (sum(one.held for one in seen) - self._held_then) - kept_of(self._limit)
-        chosen = {one.generation for one in to_cap(growing, self._share, left, self._hard, since)}
+        left = self._room - (sum(one.held for one in seen) - self._held_then)
+        kept = kept_of(self._limit)
+        chosen = {one.generation for one in to_cap(growing, self._share, left, kept, self._hard, since)}
         for one in self._workers.values():
             if one.generation in chosen:
                 self._cap(one, now)
@@ -151,7 +175,7 @@ class Caps:
                 self._release(one)
             elif one.cap is not None:
                 self._renew(one, now)
-        return pause(seen, left)
+        return pause(seen, left - kept)
 
     def _took(self, capacity: Capacity) -> None:
         if capacity.limit is not None and capacity.undroppable is not None:
@@ -161,15 +185,26 @@ class Caps:
     def _measure(self, one: _Worker) -> None:
         found, now = self._kept.mapped_if(one.pid, one.started), time.monotonic()
         if found is None:  # it is gone, or not known yet
-            one.pace, one.at = 0.0, 0.0
+            one.pace, one.at, one.window = 0.0, 0.0, None
             return
         data, rss, anonymous = found
         held = rss if self._counts_clean else anonymous
         seconds = now - one.at
         one.pace = next_pace(one.pace, held - one.held, seconds) if one.at else 0.0
-        one.at, one.data, one.held = now, data, held
+        one.at, one.data, one.rss, one.held = now, data, rss, held
+        one.window = moved(one.window, held, now)
         one.least = held if one.least is None else min(one.least, held)
         one.gap = max(0, data - held) if one.gap is None else min(one.gap, max(0, data - held))
+
+    def _grown_by_work(self, one: _Worker, now: float) -> int:
+        """By how much it has grown for what it has in flight, by its own record: not more than by what was measured."""
+        if one.grown < MUCH or one.window is None:
+            return 0
+        began = self._board.began_with(one.number)
+        # between two requests there is nothing, either: then it is known that nothing grows
+        quiet = not began and (self._board.quiet_for(one.number, now) or 0.0) >= 2 * STEADY
+        known = [rss for rss in began if rss is not None]
+        return min(one.grown, grown_by(known, quiet or len(known) < len(began), one.rss, one.window, one.held))
 
     def _cap(self, one: _Worker, now: float) -> None:
         if one.cap is not None:

@@ -198,15 +198,17 @@ class Meter:
                 faults = _usage(_self)[MINFLT]
                 if faults != self._faults:
                     self._read_at(faults)
+            rss = self.rss
             if measured:
                 clock.in_flight += 1
                 work.mark = clock.value
             else:
                 self._unmeasured += 1
+                rss = -1  # what the process grows by is not its own, as far as is known
             work.started = True
             work.cell = cell = self._cells.pop()
             size, write = len(name), self._write
-            write(cell, size if size < CELL_NAME else CELL_NAME, now, self.rss, name, 1)
+            write(cell, size if size < CELL_NAME else CELL_NAME, now, rss, name, 1)
             self._works[cell] = work
         except IndexError:
             pass  # no cell is free: the work still counts

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import http.client
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 import pytest
-from serving import until
+from serving import ask, until
 
+from oomsafe.kernel.process import held_of
 from oomsafe.kernel.sandbox import Sandbox
 
 # they take the machine's memory cgroups, kernel log and processors: one after the other
@@ -47,13 +49,13 @@ def together(connections: list[http.client.HTTPConnection], path: str) -> list[A
 
 
 @pytest.fixture
-def pool(cgroup: Any, serve: Any, serve_uvicorn: Any) -> Callable[[str], tuple[Any, Sandbox]]:
+def pool(cgroup: Any, serve: Any, serve_uvicorn: Any) -> Callable[..., tuple[Any, Sandbox]]:
     """pool(server): three workers, and their cgroup."""
 
-    def start(server: str) -> tuple[Any, Sandbox]:
+    def start(server: str, **policy: str) -> tuple[Any, Sandbox]:
         sandbox = cgroup(LIMIT)
         app = f"limited_apps:{'asgi' if server in ('asgi', 'uvicorn') else 'wsgi'}"
-        how = {**POLICY, "wrap": sandbox.command, "app": app}
+        how = {**POLICY, **policy, "wrap": sandbox.command, "app": app}
         return (serve_uvicorn(workers=3, **how) if server == "uvicorn" else serve(server, 3, **how)), sandbox
 
     return start
@@ -79,6 +81,32 @@ def test_two_at_once(pool: Any, server: str, kind: str) -> None:
     until(lambda: sum(found.pool().totals.aborts_by_reason.values()) == 6, "they are counted")
     assert found.pool().totals.aborts_by_reason["pool"] > 0
     assert found.lines(" has asked for more memory than its pool has left (")
+
+
+@pytest.mark.parametrize("server", SERVERS[1:])
+def test_a_leak_is_refused_nothing(pool: Any, server: str) -> None:
+    """Small requests make two workers grow fast, until little is left: where balloons as large would be refused."""
+    found, sandbox = pool(server, soft_limit="290MiB", budget="100%")
+    found.serving(3)
+    answers: list[int] = []
+
+    def holds() -> int:
+        return sum(held_of(pid) or 0 for pid in (found.pid, *found.workers()))
+
+    def leak(connection: http.client.HTTPConnection) -> None:
+        with closing(connection):
+            while holds() < LIMIT - 70 * MIB and not any(found.pool().totals.recycles):
+                answers.append(ask(connection, "/leak")[0])
+                time.sleep(0.005)  # if it leaks faster than workers boot, they are replaced sooner
+
+    threads = [threading.Thread(target=leak, args=(found.connected_to(worker),)) for worker in found.workers()[:2]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert ({*answers}, sandbox.cgroup.oom_kills()) == ({200}, 0)
+    assert not any(found.pool().totals.aborts)
 
 
 @pytest.mark.parametrize("server", ["sync", "asgi"])

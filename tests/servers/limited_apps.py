@@ -18,6 +18,8 @@ from starlette.routing import Route
 
 MIB = 1 << 20
 
+leaked = []
+
 
 def balloon(kind):
     """Grow to a GiB, in one of the ways that programs do."""
@@ -75,6 +77,9 @@ def answer(name):
             return "went on"
     if name == "work":
         return str(len(bytes(2 * MIB)) + len(json.dumps(list(range(20_000)))))
+    if name == "leak":
+        leaked.append(b"x" * (MIB // 4))
+        return "leaked"
     if name == "reported":
         reported("small")
     if name == "broken":

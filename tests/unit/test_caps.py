@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +16,7 @@ from unit.children import Child, Line
 from unit.scripted import CGROUP, Clock
 
 from oomsafe.kernel.kept_sizes import KeptSizes
-from oomsafe.kernel.process import held_of, start_time
+from oomsafe.kernel.process import held_of, sizes_of, start_time
 from oomsafe.kernel.rlimit import UNLIMITED, soft_of
 from oomsafe.policy.caps import (
     AHEAD,
@@ -23,21 +25,26 @@ from oomsafe.policy.caps import (
     JUMPS,
     MUCH,
     SHARED,
+    STEADY,
     Grower,
+    Window,
     applies,
     ends,
     growers,
+    grown_by,
     kept_of,
+    moved,
     next_pace,
     pause,
     share_of,
+    steady_pace,
     to_cap,
 )
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.scoreboard.board import Scoreboard
-from oomsafe.scoreboard.layout import Counters
+from oomsafe.scoreboard.layout import IN_USE, Counters
 from oomsafe.scoreboard.slot import CAPPED_FOR, Cap, Figures, Slot
 from oomsafe.supervisor import caps
 from oomsafe.supervisor.caps import Caps
@@ -48,7 +55,13 @@ HARD = 300 * MIB
 
 def grower(generation: int, held: int, pace: int = 1000, granted: int = 0) -> Grower:
     """In MiB, and MiB/s."""
-    return Grower(generation, held * MIB, max(0, held - 25) * MIB, granted * MIB, float(pace * MIB))
+    grown = max(0, held - 25) * MIB
+    return Grower(generation, held * MIB, grown, granted * MIB, float(pace * MIB), grown)
+
+
+def leaker(generation: int, held: int, steady: int = 20, pace: int = 100, granted: int = 0) -> Grower:
+    """The same, of many small requests: the one in flight has grown by a MiB."""
+    return grower(generation, held, pace, granted)._replace(work=MIB, steady=float(steady * MIB))
 
 
 @pytest.mark.parametrize(
@@ -61,37 +74,55 @@ def grower(generation: int, held: int, pace: int = 1000, granted: int = 0) -> Gr
         pytest.param([grower(1, 100), grower(2, 120)], 150, [], id="two, and there is room"),
         pytest.param([grower(1, 130), grower(2, 140)], 100, [2], id="two, and there is not: the larger"),
         pytest.param([grower(1, 130), grower(2, 140)], 50, [2, 1], id="not even for one"),
+        pytest.param([grower(1, 130), grower(2, 140)._replace(work=MUCH)], 100, [2], id="what one has grown by before"),
         pytest.param([grower(1, 120), grower(2, 140, granted=100)], 150, [2, 1], id="what is granted will be taken"),
         pytest.param([grower(1, 50), grower(2, 140)], 50, [2], id="never one within its share, whose growth counts"),
         pytest.param([grower(1, 40), grower(2, 280)], 25, [], id="small requests beside it don't"),
         pytest.param([grower(1, 130, 1), grower(2, 120, 1)], -10, [], id="nobody grows fast: that is for others"),
+        pytest.param([leaker(1, 220), leaker(2, 210)], 3, [], id="two leak, and recycling has a moment yet"),
+        pytest.param([leaker(1, 220), leaker(2, 210)], 1, [1], id="two leak, and memory runs out within the look-ahead"),
+        pytest.param([leaker(1, 220, granted=50), leaker(2, 210)], 3, [], id="what a leak has mapped it does not fill at once"),
+        pytest.param([leaker(1, 220, 10), leaker(2, 210, 10)], 0, [], id="two that leak too slowly for this"),
+        pytest.param([leaker(1, 90), leaker(2, 220)], -9, [2], id="never a leak within its share"),
+        pytest.param([leaker(1, 220)._replace(work=5 * MIB), grower(2, 120)], 70, [1], id="a small balloon beside a larger one"),
+        pytest.param([leaker(1, 220), grower(2, 120)], 30, [2], id="a balloon beside a leak: the balloon, though it is smaller"),
+        pytest.param([leaker(1, 220), grower(2, 120)], 31, [], id="it is alone: it has what there is"),
     ],
 )
 def test_who_is_capped(workers: list[Grower], left: int, expected: list[int]) -> None:
     """One row a situation; each may hold 100 MiB less one byte whatever the others do."""
-    found = to_cap(growers(workers), 100 * MIB - 1, left * MIB, HARD, 0.01)
+    kept = 20 * MIB
+    growing = growers(workers)
+    found = to_cap(growing, 100 * MIB - 1, left * MIB + (kept if any(one.balloons for one in growing) else 0), kept, HARD, 0.01)
     assert [one.generation for one in found] == expected
 
 
-workers_of_any_kind = st.lists(
-    st.builds(Grower, st.integers(), *[st.integers(0, HARD)] * 3, st.floats(0, 1e11), st.booleans()), max_size=6
-)  # fmt: skip
+sizes, paces = st.integers(0, HARD), st.floats(0, 1e11)
+workers_of_any_kind = st.lists(st.builds(Grower, st.integers(), sizes, sizes, sizes, paces, sizes, paces, st.booleans()), max_size=6)
 
 
-@given(workers_of_any_kind, st.integers(-HARD, 4 * HARD), st.integers(0, HARD), st.floats(0, 1))
-def test_the_others_find_what_they_may_take(workers: list[Grower], left: int, share: int, since: float) -> None:
-    """Laws: nobody within its share or slow is capped; and either the rest fits, or all that grow are."""
+@given(workers_of_any_kind, st.integers(-HARD, 4 * HARD), st.integers(0, HARD), st.integers(0, HARD), st.floats(0, 1))
+def test_the_others_find_what_they_may_take(workers: list[Grower], left: int, kept: int, share: int, since: float) -> None:
+    """Laws: nobody within its share or slow is capped; balloons first; and either the rest fits, or all that grow are capped."""
     growing = growers(workers)
     may = [one for one in growing if one.held > share]
-    capped = to_cap(growing, share, left, HARD, since)
+    capped = to_cap(growing, share, left, kept, HARD, since)
 
-    assert all(one.grown >= MUCH and (one.pace >= FAST or one.capped) for one in capped)
+    assert all(one.steady >= FAST or (min(one.grown, 4 * one.work) >= MUCH and (one.pace >= FAST or one.capped)) for one in capped)
     assert capped == may[: len(capped)]
     ahead, rest = min(AHEAD_AT_MOST, max(AHEAD, 2 * since)), [one for one in growing if one not in capped]
-    takes = sum(one.takes(HARD, ahead, JUMPS if len(growing) > 1 else 0.0) for one in rest) + sum(
-        one.takes(HARD, ahead, capped=True) for one in capped
-    )
+    jumps = JUMPS if sum(one.balloons for one in growing) > 1 else 0.0
+    takes = sum(one.takes(HARD, ahead, jumps) for one in rest) + sum(one.takes(HARD, ahead, capped=True) for one in capped)
+    assert takes <= left - (kept if any(one.balloons for one in may) else 0) or len(capped) == len(may) or not may[len(capped)].balloons
     assert takes <= left or len(capped) == len(may)
+
+
+@given(workers_of_any_kind, st.integers(0, 4 * HARD), st.integers(0, HARD), st.floats(0, 1))
+def test_a_leak_is_for_recycling(workers: list[Grower], left: int, kept: int, since: float) -> None:
+    """Law: while nothing in flight has grown by much, nobody is refused before the memory would run out within the look-ahead."""
+    leaking = [one._replace(work=min(one.work, MUCH - 1)) for one in workers]
+    enough = sum(one.steady for one in leaking) * AHEAD_AT_MOST <= left
+    assert not (enough and to_cap(growers(leaking), 0, left, kept, HARD, since))
 
 
 @given(st.integers(1, 1 << 44), st.integers(0, 1 << 40), st.lists(st.integers(0, 1 << 44), min_size=1, max_size=9))
@@ -120,7 +151,31 @@ def test_figures() -> None:
     assert next_pace(100.0, 30, 0.0) == 100.0
     assert next_pace(100.0, -1, 0.1) == 50.0
     assert next_pace(100.0, -5 * MIB, 0.1) == 0.0
+    assert grown_by([70, 90], False, 100, Window((0.0, 40), (0.0, 40)), 95) == 30
+    assert grown_by([70, 90], True, 100, Window((0.0, 40), (0.0, 40)), 95) == 55
+    assert grown_by([], False, 100, Window((0.0, 40), (0.0, 40)), 95) == 0
+    assert grown_by([130], True, 100, Window((0.0, 99), (0.0, 99)), 95) == 0
     assert [ends(100, 100, 0.1), ends(100, 100, 0.2), ends(100, 80, 0.1)] == [False, True, True]
+
+
+@given(st.lists(st.tuples(st.floats(0.001, 2 * STEADY), st.integers(0, 10 * MIB)), min_size=1, max_size=40))
+def test_steady_growth(steps: list[tuple[float, int]]) -> None:
+    """Laws: it lies between the slowest and the fastest growth of what it covers, and is measured over STEADY seconds and not much more."""
+    now, held = 100.0, 50 * MIB
+    window = moved(None, held, now)
+    assert steady_pace(window, held, now) == 0.0
+    passed = [(now, held)]
+    for seconds, grown in steps:
+        now, held = now + seconds, held + grown
+        passed.append((now, held))
+        window = moved(window, held, now)
+    pace = steady_pace(window, held, now)
+    covered = [one for one in passed if one[0] >= window.since[0]]
+    paces = [(after - before) / (late - early) for (early, before), (late, after) in itertools.pairwise(covered)]
+    assert pace == 0.0 or min(paces) - 1 <= pace <= max(paces) + 1
+    assert pace > 0.0 or now - window.since[0] < STEADY or held == window.since[1]
+    assert now - window.since[0] <= 4 * STEADY
+    assert steady_pace(window, 0, now) == 0.0
 
 
 # --- in real processes
@@ -152,6 +207,18 @@ class Worker:
                 line.say("has")
             except MemoryError:
                 line.say("refused")
+
+    def begin(self, *, measured: bool = True) -> None:
+        """A request, or what stays open and is not measured."""
+        _, write, cells = self.slot.cells()
+        sizes = sizes_of(self.pid)
+        assert sizes is not None
+        write(cells[0], 1, time.monotonic(), sizes[0] if measured else -1, b"/", 1)
+
+    def end(self) -> None:
+        """The request has been answered."""
+        memory, _, cells = self.slot.cells()
+        memory[cells[0] + IN_USE] = 0
 
     def grow(self, mib: int) -> str:
         """By so much; less than 0: give all of it back."""
@@ -242,6 +309,59 @@ def test_the_larger_gets_no_more_until_there_is_room(pool: Callable[..., Pool]) 
     assert watched.softs() == before
     assert not larger.slot.cap.holds(watched.clock.now)
     assert larger.grow(40) == "has"
+
+
+def leak(pool: Pool, room: int, *, total: int = 200, mib: int = 4, each: float = 0.2) -> None:
+    """Each worker leaks so many MiB in all, so many with each small request, and there are so many seconds from one to the next."""
+    for _ in range(total // mib):
+        for one in pool.workers:
+            one.begin()
+            assert one.grow(mib) == "has"
+        pool.watch(room, each / 2)
+        for one in pool.workers:
+            one.end()
+        pool.watch(room, each / 2)
+
+
+@pytest.mark.parametrize(
+    ("room", "mib", "each", "capped"),
+    [
+        pytest.param(30, 4, 0.2, False, id="20 MiB/s"),
+        pytest.param(30, 10, 0.5, False, id="20 MiB/s by requests that leak 10 MiB"),
+        pytest.param(30, 4, 0.05, False, id="80 MiB/s"),
+        pytest.param(1, 4, 0.2, True, id="20 MiB/s, and memory runs out within the look-ahead"),
+    ],
+)
+def test_a_leak_is_refused_nothing(pool: Callable[..., Pool], room: int, mib: int, each: float, capped: bool) -> None:
+    """What it has grown by is many requests'. The room is that of a pool that has just come to its budget."""
+    watched = pool(HARD, HARD)
+    watched.follow()
+    watched.watch(400)
+    try:
+        leak(watched, room, mib=mib, each=each)
+        refused = False
+    except AssertionError:
+        refused = True
+    assert (refused, any(one.slot.cap.most for one in watched.workers)) == (capped, capped)
+
+
+@pytest.mark.parametrize("how", ["a request", "a websocket", "a thread"])
+def test_a_balloon_after_a_leak(pool: Callable[..., Pool], how: str) -> None:
+    """In two workers at once: the larger gets no more, because both together may take more than there is."""
+    watched = pool(HARD, HARD)
+    watched.follow()
+    watched.watch(400)
+    leak(watched, 100, total=160)
+    watched.watch(100, seconds=10)
+    watched.watch(100, seconds=10)
+    for one, mib in zip(watched.workers, (60, 40), strict=True):
+        if how != "a thread":
+            one.begin(measured=how == "a request")
+        assert one.grow(mib) == "has"
+
+    watched.watch(150)
+
+    assert [one.slot.cap.most > 0 for one in watched.workers] == [True, False]
 
 
 def test_what_it_gives_back_it_does_not_get_again(pool: Callable[..., Pool]) -> None:

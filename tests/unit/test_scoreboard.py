@@ -104,6 +104,19 @@ def test_nothing_is_in_flight_any_more(board: Scoreboard) -> None:
     assert board.read().workers[0].in_flight == []
 
 
+def test_what_work_in_flight_began_with(board: Scoreboard) -> None:
+    """For each piece of it; not for what has ended. A negative figure is one that is not known."""
+    slot = taken(board)
+    slot.claim()
+    assert board.began_with(slot.number) == []
+    memory, write, cells = slot.cells()
+    for cell, rss in zip(cells, (70, -1, 90, -(1 << 62), 80), strict=False):
+        write(cell, 1, 1.0, rss, b"/", 1)
+    memory[cells[2] + layout.IN_USE] = 0
+
+    assert sorted(board.began_with(slot.number), key=str) == [70, 80, None, None]
+
+
 @given(st.lists(st.tuples(st.sampled_from(["reserve", "publish", "release", "again"]), st.integers(0, 40)), max_size=40))
 def test_totals_only_rise(steps: list[tuple[str, int]]) -> None:
     """Law: over any interleaving of workers that come, count, and go, no count of the pool is ever lost or goes back."""
