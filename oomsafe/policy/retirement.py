@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from oomsafe.policy.stock import Parts
@@ -16,7 +15,7 @@ POINTS = 12
 
 
 class Point(NamedTuple):
-    """What a worker held when it had done so many pieces of work."""
+    """What a worker held when it had done so many pieces of work, and has not given back since."""
 
     work: int
     held: int
@@ -49,14 +48,3 @@ class Retirement:
     def grown(self) -> int | None:
         """What it has grown by since it was fresh."""
         return None if self.fresh is None else self.parts.total - self.parts.files - self.fresh
-
-    def share_at(self, work: float) -> float | None:
-        """Which share of its growth was there after so much work; None: not known."""
-        if not self.grown or self.grown <= 0 or self.fresh is None or not self.work or not self.points:
-            return None
-        points = [Point(0, self.fresh), *self.points, Point(self.work, self.fresh + self.grown)]
-        for before, after in pairwise(points):
-            if before.work <= work <= after.work and after.work > before.work:
-                held = before.held + (after.held - before.held) * (work - before.work) / (after.work - before.work)
-                return max(0.0, (held - self.fresh) / self.grown)
-        return None

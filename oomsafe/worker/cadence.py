@@ -7,6 +7,7 @@ import sys
 from oomsafe.policy.recycle import ASKS_FROM
 from oomsafe.policy.trend import SAMPLE_EVERY, Trend
 from oomsafe.worker.door import Door
+from oomsafe.worker.life import Life
 from oomsafe.worker.meter import PUBLISH_EVERY, Meter
 from oomsafe.worker.neighbours import Neighbours
 from oomsafe.worker.pressure import SHORT_EVERY
@@ -25,21 +26,26 @@ CHECKS_LEFT = 12
 class Cadence:
     """The cadence of one worker; used under its guard's lock."""
 
-    def __init__(self, meter: Meter, trend: Trend, thresholds: Thresholds, neighbours: Neighbours, door: Door) -> None:
+    def __init__(self, meter: Meter, trend: Trend, thresholds: Thresholds, neighbours: Neighbours, door: Door, life: Life) -> None:
         self._meter = meter
         self._trend = trend
         self._thresholds = thresholds
         self._neighbours = neighbours
         self._door = door
+        self._life = life
         self.near: float = sys.maxsize
         """When the worker holds this many bytes, its limit is near; figures that stall it are read only above this."""
+        self.alert: float = sys.maxsize
+        """When the worker holds this many bytes, there is something to decide."""
 
     def set_alert(self) -> None:
         """Set how many bytes the worker must hold for the end of work to have something to decide."""
         self.near = self._thresholds.alert
         if self._grows_fast and self._neighbours.supervised:
             self.near *= ASKS_FROM
-        self._meter.alert = min(self.near, self._door.checks_from)
+        self.alert = min(self.near, self._door.checks_from)
+        # the end of each of its first pieces of work is noted
+        self._meter.alert = -1 if self._life.young else self.alert
 
     def pause(self, now: float, asks: bool) -> float:
         """Seconds until the next measurement of a worker that `asks` to be replaced, or does not."""

@@ -134,7 +134,7 @@ class Guard:
         self.hard_limit = HardLimit(self.meter, str(self), self.slot)
         self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self._neighbours.view)
         self._door = Door(self._pressure, self._neighbours, self.policy.shed and board is not None)
-        self._cadence = Cadence(self.meter, self._trend, self._thresholds, self._neighbours, self._door)
+        self._cadence = Cadence(self.meter, self._trend, self._thresholds, self._neighbours, self._door, self._life)
         self._report = Report(self.slot, self.meter, self._gauge, self._trend, self._thresholds, self._cadence, poke)
         self._ages_at: float = sys.maxsize
         """When this worker will have served for its lifetime, on the monotonic clock; sys.maxsize: never."""
@@ -184,6 +184,7 @@ class Guard:
         self._take_limits()
         self._history = replace(self._history, ready_with=self.baseline)
         self._fresh = self.meter.held if self.meter.rss_known else None
+        self._life.begin(self.meter.held)
         if self._header is not None:
             self._header.unit = self._unit.partition(" (")[0]
         attempt("the line at boot", "the server", self._say_room)
@@ -289,6 +290,7 @@ class Guard:
     def _take_stock(self) -> None:
         from oomsafe.worker.stocktaking import say_stock  # imported here, because only a worker that was recycled needs it
 
+        self._follow_life()
         say_stock(
             self, self._life, header=self._header, reason=self._left_for, ready_at=self._history.ready_at, fresh=self._fresh,
             baseline=self._baseline,
@@ -325,7 +327,12 @@ class Guard:
                 self._refresh(now)
                 if self._report.asks:
                     self._report.wake_supervisor()  # again: it may have been asleep, or had no worker to spare
-            due = self.meter.held > self.meter.alert or self._report.asks or self.meter.crowded or self._history.breached_since is not None
+            elif self._life.young:
+                self._follow_life()  # with the figures that the end of this work has read anyway
+                self._cadence.set_alert()
+            due = (
+                self.meter.held > self._cadence.alert or self._report.asks or self.meter.crowded or self._history.breached_since is not None
+            )
             due = due or now >= self._ages_at or self.hard_limit.spent or self.slot.operator_orders
             due = due or (self._probe is not None and self._probe.waits_for_replacement)
             if not self._decided and (due or self.slot.order is not Order.NONE):
@@ -343,7 +350,7 @@ class Guard:
             self._thresholds.follow(now)
             self._trend.add(now, self.meter.held)
             self._suspects.follow(now)
-            self._life.follow(self.meter.counters.work, self.meter.held)
+            self._follow_life()
             self._take_limits()
             self._report.need(now, self._used(now), self._need_not_stay(now))
             self.hard_limit.follow(self.limits.hard if self.policy.refuses_memory else None)
@@ -357,6 +364,11 @@ class Guard:
         if self._starved:
             self._starved = False
             once("starved", logging.WARNING, "%s had no memory left for a moment, not even to measure itself: it does that again", self)
+
+    def _follow_life(self) -> None:
+        """Note what it holds after so much work."""
+        leap, self.meter.leap = self.meter.leap, 0
+        self._life.follow(self.meter.counters.work, self.meter.held, leap)
 
     def _consider(self, now: float) -> bool:
         """Decide and act. Returns False if the rest happens in the background, which then releases the lock."""

@@ -139,7 +139,7 @@ class Meter:
         """Whether `held` is all of rss, including the clean file pages that the kernel drops by itself."""
         self.file_dirty = 0
         """Bytes of file pages that the kernel can't drop yet, as far as is known."""
-        self._kept = self._weighed_at = 0
+        self._kept = self._weighed_at = self._unmeasured = 0
         self._weigh(shared)
         self.held = self.anon = self.rss - shared + self._kept
         """`held`: what the limits and the growth of work are measured in, in bytes; `anon`: rss without clean file pages."""
@@ -153,6 +153,8 @@ class Meter:
         """The largest growth that one piece of work has caused, in bytes, and its name. The first of its route does not count."""
         self.first = (0, b"")
         """The largest growth that the first piece of work of its route has caused: mostly imports and caches."""
+        self.leap = 0
+        """The largest growth that one piece of work has caused since the guard has last noted it, in bytes."""
         self.warm_up = 0
         """The growth of all first pieces of work together, in bytes."""
         self.names: dict[bytes, int] = {}
@@ -167,14 +169,12 @@ class Meter:
         self._memory: memoryview | _Nowhere
         self._memory, self._write, self._cells = slot.cells()
         self._routes: dict[str, list[int]] = {}
-        self._unmeasured = 0
         self.alert: float = sys.maxsize
         """If more bytes than this are held when work ends, there is something to decide, but not before `check_at`."""
         self.check_at = 0.0
         self.publish_at = 0.0
         """When to publish the figures; like `check_at` on the clock of time.monotonic()."""
-        self._same_breath = 0.0
-        self._at_once = 0.0
+        self._same_breath = self._at_once = 0.0
         self._still = False  # whether nothing has changed since work was shown a growth of 0
         self._present: Present | None = None
 
@@ -290,6 +290,8 @@ class Meter:
         bucket, grown = 1 + bisect_left(BOUNDS, growth), max(0, growth)  # before the counts: no call between a read and its write
         row[0] += grown
         row[bucket] += 1
+        if growth > self.leap:
+            self.leap = growth
         if first:
             self.warm_up += grown
             self.first = max(self.first, (growth, name))

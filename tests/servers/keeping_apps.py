@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 kept: list[Any] = []
@@ -33,15 +34,24 @@ def model(size: int) -> None:
         kept.append(bytes(size << 20) + b"x")
 
 
+asked = itertools.count()
+
+
+def late(size: int) -> None:
+    """No leak: it is loaded once, with a request that comes when the worker has served for a while."""
+    if next(asked) == 15:
+        model(size)
+
+
 cached: dict[int, bytes] = {}
 
 
 def cache(bound: int) -> None:
     """No leak: a cache that is full after so many requests."""
-    cached[len(cached) % bound] = bytes(400 << 10) + b"x"
+    cached[len(cached) % bound] = bytes(4 << 20) + b"x"
 
 
-WAYS = {"/dicts": dicts, "/blobs": blobs, "/small": small, "/blocks": blocks, "/model": model, "/cache": cache}
+WAYS = {"/dicts": dicts, "/blobs": blobs, "/small": small, "/blocks": blocks, "/model": model, "/cache": cache, "/late": late}
 
 
 def act(path: str, query: str) -> bytes:

@@ -25,6 +25,7 @@ from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.slot import Slot
 from oomsafe.worker import door, gauge, neighbours, pressure, reclaim, report
 from oomsafe.worker.guard import CHECK_AGAIN, Guard
+from oomsafe.worker.life import YOUNG
 
 Said = Callable[[], list[str]]
 HERE = Capacity(1000 * MIB, CGROUP, workers=2)
@@ -81,6 +82,37 @@ def test_recycles_once(guarded: Any, clock: Clock, recycled: list[str], said: Sa
     (line,) = said()
     assert "recycling: anon 200 MiB > soft limit 100 MiB for 0.0 s, after 2 pieces of work" in line
     assert "largest growth in one of them: GET /leak (+100 MiB)" in line
+
+
+def test_first_works_are_noted(guarded: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short they are, each by itself, from the figures that its end has read; later ones when the worker is measured anyway."""
+    guard, memory = guarded(soft_limit="900MiB")
+    guard.tick()
+    clock.go(0.01)
+
+    for work in range(1, YOUNG + 20):
+        with guard.work("GET /"):
+            memory.be((200 + work) * MIB)
+    noted = [point.work for point in guard._life.points]
+    clock.go(1.0)
+    guard.tick()
+
+    assert noted == [*range(1, YOUNG + 1)]
+    assert guard._life.points[0].held == 201 * MIB
+    assert guard._life.points[-1] == (YOUNG + 19, (200 + YOUNG + 19) * MIB)
+
+
+def test_a_jump_is_noted_where_it_was(guarded: Any, clock: Clock) -> None:
+    """A thousand pieces of work between two measurements, and one of them loads a model: so much came with one, not with a thousand."""
+    guard, memory = guarded(soft_limit="900MiB")
+    for work in range(1000):
+        with guard.work("GET /"):
+            memory.be(50 * MIB if work < 700 else 300 * MIB)
+
+    clock.go(1.0)
+    guard.tick()
+
+    assert [*guard._life.points[-2:]] == [(999, 50 * MIB), (1000, 300 * MIB)]
 
 
 def test_an_idle_worker_is_seen_by_the_tick(guarded: Any, clock: Clock, recycled: list[str]) -> None:
