@@ -22,7 +22,7 @@ def trim() -> bool:
 
 def _find() -> Callable[[int], int] | None:
     try:
-        from ctypes import CDLL, c_int, c_size_t  # imported here: 1 MiB that only a worker over its limit pays for
+        from ctypes import CDLL, c_int, c_size_t  # imported here: 1 MiB that only a worker pays for that gives memory back
 
         function = CDLL(None).malloc_trim
     except (ImportError, OSError, AttributeError):  # musl, macOS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from oomsafe.policy.units import MIB
 
 #: The least seconds between two attempts to reclaim.
@@ -15,6 +17,16 @@ LEAST = MIB
 
 #: The wait doubles with each futile attempt, this many times at most: up to 640 s.
 DOUBLES = 6
+
+#: A worker that has had no work for so many seconds is idle. The work that comes then pays for the pages that were given back: about
+#: half again as much as without, while it fills them.
+IDLE_FOR = 5.0
+
+#: The least bytes that an attempt of an idle worker must give back to pay, and that it must have grown by,
+LEAST_WHEN_IDLE = 8 * MIB
+
+#: and the most seconds of a CPU that it may take: a trim takes 8 ms for each 100 MiB that it gives back.
+LONGEST_WHEN_IDLE = 0.1
 
 #: Blocks of Python's allocator that a full collection may walk while other work waits: at most 0.1 us each, so 0.05 s in all.
 WALKED_AT_MOST = 500_000
@@ -34,6 +46,34 @@ def due(reclaimed_at: float | None, futile: int, now: float) -> bool:
 def futile_after(futile: int, over: int, freed: int) -> int:
     """The new number of futile attempts in a row, after one that should have given back `over` bytes and gave back `freed`."""
     return futile + 1 if freed < max(LEAST, over * WORTHWHILE) else 0
+
+
+def due_when_idle(idle: float, grown: int, reclaimed_at: float | None, futile: int, now: float) -> bool:
+    """Whether a worker below its limit should try at `now`, because it has had no work for `idle` seconds.
+
+    `grown`: bytes beyond what it held when it was fresh. The last attempt while it was idle ended at `reclaimed_at`; see due().
+    """
+    return idle >= IDLE_FOR and grown >= LEAST_WHEN_IDLE and due(reclaimed_at, futile, now)
+
+
+def futile_when_idle(futile: int, freed: int, took: float) -> int:
+    """The new number of futile attempts in a row, after one of an idle worker that gave back `freed` bytes and ran for `took` seconds.
+
+    One that took long is not made again soon, whatever it gave back: work that had come meanwhile would have waited.
+    """
+    if took > LONGEST_WHEN_IDLE:
+        return DOUBLES
+    return futile + 1 if freed < LEAST_WHEN_IDLE else 0
+
+
+def pays(attempts: int, freed: int) -> bool:
+    """Whether so many attempts have given back enough, in the mean; `freed`: bytes of all. False: there were none."""
+    return attempts > 0 and freed >= attempts * LEAST_WHEN_IDLE
+
+
+def would_pay(trimmed: Sequence[int]) -> bool:
+    """Whether a trim has given back enough in at least half of these workers, at their ends. In bytes; False: there were none."""
+    return bool(trimmed) and 2 * sum(freed >= LEAST_WHEN_IDLE for freed in trimmed) >= len(trimmed)
 
 
 def generation(blocks: int, others_wait: bool, shared: int) -> int:

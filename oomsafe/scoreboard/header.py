@@ -11,6 +11,7 @@ from oomsafe.policy.ends import End
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.probed import Probed, Stage
 from oomsafe.policy.retirement import POINTS, Point, Retirement
+from oomsafe.policy.stock import Parts
 from oomsafe.policy.text import printable, shortened
 from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.layout import optional, stored
@@ -201,6 +202,17 @@ class Header:
     def probed(self) -> Probed | None:
         """The last probe; None: there was none."""
         return read_probed(self.memory)
+
+    def reclaims(self) -> tuple[int, int]:
+        """How often workers that are gone have given memory back, and how many bytes of it."""
+        gone = layout.Counters.unpack(bytes(self.memory[layout.TOTALS_AT : layout.TOTALS_AT + layout.COUNTERS_SIZE]), routes=False)
+        return gone.reclaims, gone.reclaimed
+
+    def trimmed(self) -> list[int]:
+        """What a trim gave back of each recycled worker that is remembered, at its end; in bytes, without those where it is not known."""
+        place = layout.PARTS_PLACE + [part.name for part in dataclasses.fields(Parts)].index("malloc_kept")
+        rows = (layout.RETIRED.unpack_from(self.memory, layout.RETIRED_AT + n * layout.RETIRED.size) for n in range(layout.RETIRED_KEPT))
+        return [freed for row in rows if row[0] > 0 and (freed := optional(row[place])) is not None]
 
     def note_death(self, end: End, line: str | None, at: float) -> None:
         """The supervisor counts the end of a worker; `line` None: it was in order, and is not shown. `at` in seconds since 1970."""

@@ -49,6 +49,7 @@ from oomsafe.worker.cadence import ASK_EVERY, Cadence
 from oomsafe.worker.door import Door
 from oomsafe.worker.gauge import Gauge
 from oomsafe.worker.hard_limit import HardLimit
+from oomsafe.worker.idle import Idle
 from oomsafe.worker.life import Life
 from oomsafe.worker.meter import PUBLISH_EVERY, Meter, Work
 from oomsafe.worker.neighbours import Neighbours
@@ -131,6 +132,7 @@ class Guard:
         self._suspects = Suspects(self.meter)
         self._life = Life()
         self._probe: Probe | None = None
+        self._idle = Idle(self.meter, self._header)
         self.hard_limit = HardLimit(self.meter, str(self), self.slot)
         self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self._neighbours.view)
         self._door = Door(self._pressure, self._neighbours, self.policy.shed and board is not None)
@@ -185,6 +187,7 @@ class Guard:
         self._history = replace(self._history, ready_with=self.baseline)
         self._fresh = self.meter.held if self.meter.rss_known else None
         self._life.begin(self.meter.held)
+        self._idle.begin(self.meter.held, now)
         if self._header is not None:
             self._header.unit = self._unit.partition(" (")[0]
         attempt("the line at boot", "the server", self._say_room)
@@ -320,9 +323,9 @@ class Guard:
     def _check(self, now: float) -> None:
         if not self._is_here() or not self._deciding.acquire(blocking=False):
             return  # another thread is doing this
-        release = True
+        release, measured = True, now >= self.meter.publish_at
         try:
-            if now >= self.meter.publish_at:
+            if measured:
                 self.meter.publish_at = now + PUBLISH_EVERY  # first, so that a failure below does not prevent decisions
                 self._refresh(now)
                 if self._report.asks:
@@ -337,6 +340,8 @@ class Guard:
             due = due or (self._probe is not None and self._probe.waits_for_replacement)
             if not self._decided and (due or self.slot.order is not Order.NONE):
                 release = self._consider(now)
+            elif measured and self._may_reclaim and self._idle.due(now):
+                release = self._reclaim_idle()
         finally:
             if release:
                 self._deciding.release()
@@ -515,6 +520,23 @@ class Guard:
         now = time.monotonic()
         self._history = replace(self._history, reclaimed_at=now, futile=futile_after(self._history.futile, over, freed))
         self._consider(now)
+
+    @property
+    def _may_reclaim(self) -> bool:
+        """Whether memory may be given back in this worker, below its limit too."""
+        return self._ready and self.policy.reclaim and not self.policy.dry_run and not self._decided and self._probe is None
+
+    def _reclaim_idle(self) -> bool:
+        """As _reclaim(), in a worker that has no work."""
+        from oomsafe.worker.reclaim import Reclaim  # imported here, because only a worker that has grown needs it
+
+        return Reclaim(self.meter, self._background, f"{self}, which is idle,").run(self._reclaimed_idle, self._deciding.release, idle=True)
+
+    def _reclaimed_idle(self, freed: int) -> None:
+        self._idle.tried(freed, time.monotonic())
+        self._gauge.forget()
+        if freed >= MIB:
+            self._trend.forget()
 
     def _go(self, reason: Reason, now: float, used: int | None) -> None:
         """Recycle this worker, or log that it should be recycled."""

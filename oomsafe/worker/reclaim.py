@@ -1,4 +1,4 @@
-"""Giving memory back in a worker that is over its limit: which part of its heap is collected, and in which thread."""
+"""Giving memory back in a worker that is over its limit, or idle: which part of its heap is collected, and in which thread."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Reclaim:
         self._name = name
         self._before = meter.rss
 
-    def run(self, then: Callable[[int], object], release: Callable[[], None]) -> bool:
-        """Give memory back, then call `then` with the bytes by which the process has shrunk.
+    def run(self, then: Callable[[int], object], release: Callable[[], None], idle: bool = False) -> bool:
+        """Give memory back, then call `then` with the bytes by which the process has shrunk. `idle`: work may come at any time.
 
         False: the second half runs in the background, which calls `release` at its end.
         """
-        collect(others_wait=self._background is not None or self._meter.in_flight > 0)
+        collect(others_wait=idle or self._background is not None or self._meter.in_flight > 0)
         if self._background is None:
             then(self._trim())
             return True

@@ -28,6 +28,11 @@ def blocks(count: int) -> None:
     kept.append([bytes(700) for _ in range(count)][::5])
 
 
+def pages(count: int) -> None:
+    """No leak: one in two hundred stays, and the pages between are free, which malloc keeps until it is trimmed."""
+    kept[:] = [[bytes(700) for _ in range(count)][::200]]
+
+
 def model(size: int) -> None:
     """No leak: it is loaded once, with the first request."""
     if not kept:
@@ -51,7 +56,16 @@ def cache(bound: int) -> None:
     cached[len(cached) % bound] = bytes(4 << 20) + b"x"
 
 
-WAYS = {"/dicts": dicts, "/blobs": blobs, "/small": small, "/blocks": blocks, "/model": model, "/cache": cache, "/late": late}
+WAYS = {
+    "/dicts": dicts,
+    "/blobs": blobs,
+    "/small": small,
+    "/blocks": blocks,
+    "/model": model,
+    "/cache": cache,
+    "/late": late,
+    "/pages": pages,
+}
 
 
 def act(path: str, query: str) -> bytes:

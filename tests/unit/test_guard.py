@@ -6,17 +6,20 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from unit.retiring import worker
 from unit.scripted import CGROUP, MIB, Clock, Memory
 
 from oomsafe.http.headers import headers_of
 from oomsafe.kernel.oom_score import read_score
 from oomsafe.kernel.process import Shares, held_of
 from oomsafe.policy.limits import MACHINE, Capacity, Source
-from oomsafe.policy.reclaim import RECLAIM_EVERY
+from oomsafe.policy.reclaim import IDLE_FOR, RECLAIM_EVERY
 from oomsafe.policy.recycle import SETTLED_FOR, SETTLED_WORKERS, Order
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
@@ -1298,3 +1301,91 @@ def test_an_operator_s_order_where_nothing_recycles(guarded: Any, clock: Clock, 
     by_order, by_memory = of_workers(said)
     assert "should be recycled by an operator's order, and nothing here can" in by_order
     assert "should be recycled, and nothing here can: anon 200 MiB > soft limit 100 MiB" in by_memory
+
+
+@pytest.fixture
+def trims(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What each trim leaves, in MiB, the next one last; when it is empty, trims give nothing back."""
+    return []
+
+
+@pytest.fixture
+def idle(guarded: Any, clock: Clock, trims: list[int], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Guard, Memory]]:
+    """Makes a guard whose limit is far away, and whose trims have paid."""
+
+    def make(paid: bool = True, **policy: Any) -> tuple[Guard, Memory]:
+        guard, memory = guarded(**{"soft_limit": "900MiB", "reclaim": True, **policy})
+        monkeypatch.setattr(reclaim, "trim", lambda: memory.be(trims.pop() * MIB if trims else memory.now))
+        if paid:
+            guard.meter.counters.reclaims, guard.meter.counters.reclaimed = 1, 50 * MIB
+        return guard, memory
+
+    return make
+
+
+def rests(guard: Guard, clock: Clock, seconds: float) -> None:
+    """So long without work."""
+    for _ in range(int(seconds)):
+        clock.go(1.0)
+        guard.tick()
+
+
+def test_an_idle_worker_gives_back(idle: Any, clock: Clock, trims: list[int], said: Said) -> None:
+    """Far below its limit, once it has had no work for a while; and not again before there was some."""
+    guard, memory = idle()
+    trims[:] = [60]
+    do(guard, memory, 300 * MIB, clock)
+
+    rests(guard, clock, IDLE_FOR - 1)
+    before = guard.meter.counters.reclaims
+    rests(guard, clock, 60)
+
+    assert (before, guard.meter.counters.reclaims, guard.meter.rss) == (1, 2, 60 * MIB)
+    assert any("which is idle, reclaimed 240 MiB" in line for line in said())
+
+
+def test_idle_attempts_that_give_nothing_back_become_rare(idle: Any, clock: Clock) -> None:
+    """With work between them: the pause doubles."""
+    guard, memory = idle()
+    tried = []
+    for second in range(600):
+        before = guard.meter.counters.reclaims
+        if second % 8 == 0:
+            do(guard, memory, 300 * MIB, clock)
+        rests(guard, clock, 1)
+        if guard.meter.counters.reclaims > before:
+            tried.append(second)
+
+    pauses = [later - before for before, later in pairwise(tried)]
+    assert len(tried) >= 4
+    assert all(later >= 1.5 * before for before, later in pairwise(pauses))
+
+
+@pytest.mark.parametrize("why", ["never paid", "off", "dry run", "has not grown", "is at work"])
+def test_an_idle_worker_leaves_its_memory_alone(idle: Any, clock: Clock, trims: list[int], why: str) -> None:
+    """Where trims have never paid, or nobody wants them, or there is nothing to be had, or something is in flight."""
+    policy = {"off": {"reclaim": False}, "dry run": {"dry_run": True}}.get(why, {})
+    guard, memory = idle(paid=why != "never paid", **policy)
+    trims[:] = [60]
+    do(guard, memory, (54 if why == "has not grown" else 300) * MIB, clock)
+    before = guard.meter.counters.reclaims
+    if why == "is at work":
+        guard.work("a long one").__enter__()
+
+    rests(guard, clock, 60)
+
+    assert guard.meter.counters.reclaims == before
+
+
+def test_what_recycled_workers_gave_back_is_why_idle_ones_do(idle: Any, board: Scoreboard, clock: Clock, trims: list[int]) -> None:
+    """The scoreboard says that a trim at their ends has paid."""
+    guard, memory = idle(paid=False, board=board)
+    trims[:] = [60]
+    for number in range(3):
+        one = worker(100, kept=80, number=number)
+        board.header.note_retirement(replace(one, parts=replace(one.parts, malloc_kept=(60 if number else 0) * MIB)))
+    do(guard, memory, 300 * MIB, clock)
+
+    rests(guard, clock, IDLE_FOR + 1)
+
+    assert guard.meter.rss == 60 * MIB

@@ -14,14 +14,20 @@ from oomsafe.kernel import heap
 from oomsafe.policy.reclaim import (
     DOUBLES,
     FULL,
+    IDLE_FOR,
     LEAST,
+    LEAST_WHEN_IDLE,
     RECLAIM_EVERY,
     SHARED_MUCH,
     WALKED_AT_MOST,
     YOUNG,
     due,
+    due_when_idle,
     futile_after,
+    futile_when_idle,
     generation,
+    pays,
+    would_pay,
 )
 from oomsafe.worker import reclaim
 
@@ -70,6 +76,26 @@ def test_the_wait_is_bounded(attempts: list[tuple[int, int]]) -> None:
         futile = futile_after(futile, over, freed)
 
     assert RECLAIM_EVERY <= wait(futile) <= RECLAIM_EVERY * 2**DOUBLES
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 40), st.floats(0, 1)), max_size=30), st.integers(0, 1 << 40), st.floats(0, 1e4))
+def test_an_idle_worker_tries_no_more_often_than_every_so_often(tries: list[tuple[int, float]], grown: int, idle: float) -> None:
+    """Law: not before it is idle and has grown; then at most every RECLAIM_EVERY; less often while that is futile, or takes long."""
+    futile = 0
+    for freed, took in tries:
+        before, futile = futile, futile_when_idle(futile, freed, took)
+        assert futile == 0 or futile > before or futile == DOUBLES
+
+    assert not due_when_idle(idle, grown, 1000.0, futile, 1000.0 + RECLAIM_EVERY * 2 ** min(futile, DOUBLES) - 0.01)
+    assert due_when_idle(idle, grown, None, futile, 1000.0) is (idle >= IDLE_FOR and grown >= LEAST_WHEN_IDLE)
+
+
+@given(st.lists(st.integers(0, 1 << 40), max_size=16), st.integers(0, 1 << 40))
+def test_more_given_back_never_pays_less(trimmed: list[int], more: int) -> None:
+    """Law; and what has not been tried does not pay."""
+    assert would_pay(trimmed) <= would_pay([freed + more for freed in trimmed])
+    assert pays(len(trimmed), sum(trimmed)) <= pays(len(trimmed), sum(trimmed) + more)
+    assert not would_pay([]) and not pays(0, 0)
 
 
 @pytest.mark.parametrize(
