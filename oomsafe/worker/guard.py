@@ -17,6 +17,7 @@ from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.oom_score import raise_score
 from oomsafe.kernel.process import OwnMemory
 from oomsafe.log import attempt, failed, log, once
+from oomsafe.policy.grant import Grant, grant
 from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.probed import Stage
 from oomsafe.policy.readers import COUNT_CLEAN
@@ -352,7 +353,7 @@ class Guard:
             if not self.meter.counts_clean:
                 self.meter.file_dirty = self._gauge.file_dirty(self.meter.held, self.meter.rss, self._cadence.near, now)
             self.meter.measure()
-            self._thresholds.follow(now)
+            self._thresholds.follow(now, self.meter.held)
             self._trend.add(now, self.meter.held)
             self._suspects.follow(now)
             self._follow_life()
@@ -455,7 +456,7 @@ class Guard:
                 self._neighbours.leaves(None if decision.reason in PATIENT else settled)
                 self.slot.set_state(State.DRAINING)
         if decision.reason is Reason.SETTLED and used is not None:
-            self._thresholds.stay(used, now)
+            self._thresholds.stay(used, now, attempt("the figures of a need", "the server", self._need) or Grant())
             self._take_limits()
         elif decision.reason is Reason.ABANDONED:
             say_it_stays(str(self))
@@ -466,6 +467,10 @@ class Guard:
             self._history = replace(self._history, asked_at=now) if asks else self._history
             self._report.ask(asks, now, used, self._need_not_stay(now))
         return decision
+
+    def _need(self) -> Grant:
+        """What the pool's recycled workers say about this one, which has settled above its soft limit."""
+        return grant(self._neighbours.view().retired)
 
     def _need_not_stay(self, now: float) -> bool:
         """Whether it has served for its lifetime, was probed, or an operator has ordered it to be recycled: not for its memory."""

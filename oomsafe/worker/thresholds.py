@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from oomsafe.log import log
+from oomsafe.policy.grant import Grant
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits
 from oomsafe.policy.recycle import SETTLED_FOR, SETTLED_WORKERS, above_baseline, settled_limits, within_reach
 from oomsafe.policy.settings import Policy
@@ -43,6 +44,8 @@ class Thresholds:
         self._neighbours = neighbours
         self._boot_held: int | None = None
         self._stays_until = math.inf
+        self._granted = (0, False)
+        """Of a worker that stays: its limit before, in bytes, and whether it is granted more for as long as it holds more than that."""
         self._outlived = False
         self._jitter_share = random.random()  # noqa: S311  it spreads load, it guards nothing
 
@@ -110,27 +113,33 @@ class Thresholds:
             )  # fmt: skip
         return True
 
-    def stay(self, used: int, now: float) -> None:
-        """Raise the limit temporarily above `used`: this worker has settled above its soft limit, as others did before it."""
+    def stay(self, used: int, now: float, granted: Grant) -> None:
+        """Raise the limit temporarily above `used`: this worker has settled above its soft limit, as others did before it.
+
+        What it needs, it is granted again whenever the time is over, as long as it still holds as much.
+        """
         before, self.limits = self.limits, settled_limits(self.limits, used)
         self._stays_until = now + SETTLED_FOR
+        self._granted = (before.early or 0, granted.needed)
         if self._neighbours.first_to_refuse(layout.STAYS_ABOVE):
             log.warning(
                 "a worker has settled at %s (%s), above its soft limit of %s, as the %d before it did: each got there in one jump and "
-                "grew no further, so recycling it would not help; its limit is %s for %.0f min. If a worker needs that much, "
+                "grew no further, so recycling it would not help%s; its limit is %s for %s. If a worker needs that much, "
                 "raise soft_limit",
-                format_size(used), before.metric, format_size(before.soft), SETTLED_WORKERS, format_size(self.limits.soft),
-                SETTLED_FOR / 60,
+                format_size(used), before.metric, format_size(before.soft), SETTLED_WORKERS, granted.why, format_size(self.limits.soft),
+                "as long as it holds that much" if granted.needed else f"{SETTLED_FOR / 60:.0f} min",
             )  # fmt: skip
 
-    def follow(self, now: float) -> None:
+    def follow(self, now: float, held: int) -> None:
         """Compute the limits again if the number of workers (SIGTTIN, SIGTTOU) or what the kernel allows has changed.
 
-        Also lower a temporarily raised limit again when its time is over.
+        Also lower a temporarily raised limit again when its time is over. `held`: what the worker holds, in bytes.
         """
         before, self.capacity = self.capacity, self._present(now)
         anew = is_another_limit(before, self.capacity)
         moved = self.capacity != before and not self.stays
+        if now >= self._stays_until and self._needs_it_still(held, now):
+            self._stays_until = now + SETTLED_FOR
         if anew or moved or self.capacity.workers != before.workers or now >= self._stays_until:
             self.set(None, now, say=False)
         if anew and self._neighbours.alone:
@@ -139,6 +148,12 @@ class Thresholds:
                 "the memory limit has changed: soft limit %s, budget %s of %s (%s)",
                 soft, budget, format_size(self.capacity.limit), self.capacity.source,
             )  # fmt: skip
+
+    def _needs_it_still(self, held: int, now: float) -> bool:
+        """Whether a worker that stays, because it needs more than its limit, would be above that limit again."""
+        limit, needed = self._granted
+        used = self._gauge.read(self.limits.metric, held, 0, now) if needed else None
+        return used is not None and used > limit
 
     def _present(self, now: float) -> Capacity:
         """The present capacity, as published by the supervisor or, without one, measured by this worker itself."""

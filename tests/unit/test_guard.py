@@ -12,12 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from unit.retiring import worker
+from unit.retiring import several, worker
 from unit.scripted import CGROUP, MIB, Clock, Memory
 
 from oomsafe.http.headers import headers_of
 from oomsafe.kernel.oom_score import read_score
 from oomsafe.kernel.process import Shares, held_of
+from oomsafe.policy.grant import Grant
 from oomsafe.policy.limits import MACHINE, Capacity, Source
 from oomsafe.policy.reclaim import IDLE_FOR, RECLAIM_EVERY
 from oomsafe.policy.recycle import SETTLED_FOR, SETTLED_WORKERS, Order
@@ -616,7 +617,7 @@ def test_a_worker_that_has_settled_stays_whatever_others_use(guarded: Any, clock
     """Its limit was raised for a while, and is not lowered because a neighbour breathes."""
     board.header.allow(Capacity(1000 * MIB, CGROUP))
     guard, _ = guarded(board=board, soft_limit="auto")
-    guard._thresholds.stay(500 * MIB, clock())
+    guard._thresholds.stay(500 * MIB, clock(), Grant())
     raised = guard.limits.early
     board.header.allow(Capacity(1000 * MIB, CGROUP, others=100 * MIB))
     clock.go(1)
@@ -708,6 +709,67 @@ def test_a_limit_that_was_raised_comes_down_again(guarded: Any, clock: Clock, re
     guard.tick()
 
     assert (raised, guard.meter.soft_limit) == (146 * MIB, 100 * MIB)
+
+
+def left_before(board: Scoreboard, kept: int) -> None:
+    """Three workers that have left for their soft limit, and had grown by 70 MiB; `kept` MiB of these were free."""
+    for one in several(3, 70, kept=kept):
+        board.header.note_retirement(one)
+
+
+@pytest.mark.parametrize(
+    ("kept", "line", "later", "after_that"),
+    [
+        (
+            5,
+            "of 70.0 MiB that they had grown by, 7% was free memory; its limit is 146 MiB for as long as it holds that much",
+            146,
+            100,
+        ),
+        (60, "86% was free memory, which a new worker need not hold; its limit is 146 MiB for 10 min", 100, 100),
+    ],
+    ids=["in use", "kept"],
+)
+def test_what_is_needed_is_granted_again(
+    guarded: Any, clock: Clock, recycled: list[str], said: Said, board: Scoreboard, kept: int, line: str, later: int, after_that: int
+) -> None:
+    """As long as the worker holds as much, if the memory of those before it was in use; it is taken back when it holds less."""
+    settle(guarded, clock, board)
+    left_before(board, kept)
+    guard, memory = guarded(board=board, min_lifetime=10)
+    do(guard, memory, 120 * MIB, clock)
+    clock.go(10)
+    do(guard, memory, 121 * MIB, clock)
+    rests(guard, clock, 2)
+
+    clock.go(SETTLED_FOR)
+    guard.tick()
+    then = guard.meter.soft_limit
+    memory.be(60 * MIB)
+    for _ in range(2):
+        clock.go(SETTLED_FOR)
+        guard.tick()
+
+    assert any(line in each for each in said())
+    assert (then, guard.meter.soft_limit) == (later * MIB, after_that * MIB)
+
+
+def test_what_is_granted_is_taken_back_from_one_that_grows_on(guarded: Any, clock: Clock, recycled: list[str], board: Scoreboard) -> None:
+    """However often it was granted."""
+    settle(guarded, clock, board)
+    left_before(board, 0)
+    guard, memory = guarded(board=board, min_lifetime=10)
+    do(guard, memory, 120 * MIB, clock)
+    clock.go(10)
+    do(guard, memory, 121 * MIB, clock)
+    for _ in range(3):
+        clock.go(SETTLED_FOR)
+        do(guard, memory, 130 * MIB, clock)
+    stays = len(recycled)
+
+    do(guard, memory, 147 * MIB, clock)
+
+    assert (stays, len(recycled)) == (3, 4)
 
 
 def test_a_leak_is_no_lazy_load(guarded: Any, clock: Clock, recycled: list[str], board: Scoreboard) -> None:
@@ -1316,6 +1378,7 @@ def idle(guarded: Any, clock: Clock, trims: list[int], monkeypatch: pytest.Monke
     def make(paid: bool = True, **policy: Any) -> tuple[Guard, Memory]:
         guard, memory = guarded(**{"soft_limit": "900MiB", "reclaim": True, **policy})
         monkeypatch.setattr(reclaim, "trim", lambda: memory.be(trims.pop() * MIB if trims else memory.now))
+        monkeypatch.setattr(reclaim, "collect", lambda **_: None)  # the tests' own heap is large: it would take too long
         if paid:
             guard.meter.counters.reclaims, guard.meter.counters.reclaimed = 1, 50 * MIB
         return guard, memory
