@@ -44,3 +44,11 @@ def balloon(mib: int, seconds: float) -> str:
     held = b"x" * (mib << 20)
     time.sleep(seconds)
     return f"nobody minded {len(held)} bytes"
+
+
+@app.task(name="grow")
+def grow(path: str, query: str) -> None:
+    """What growing_apps.py does at this path."""
+    from growing_apps import act
+
+    act(path, query)
