@@ -19,6 +19,9 @@ from oomsafe.scoreboard.lock import PoolLock
 
 T = TypeVar("T", int, float)
 
+#: How often a worker that has nothing else to do any more tries to get the lock, 5 ms apart.
+PATIENCE = 40
+
 
 class _Field(Generic[T]):
     """One number in the shared bytes, read and written in place."""
@@ -165,11 +168,15 @@ class Header:
         layout.write(self.memory, layout.CULPRITS_AT, layout.CULPRITS, *counts)
 
     def note_retirement(self, one: Retirement) -> None:
-        """A recycled worker tells what its memory was. Without the lock, which another worker has, it is left out."""
+        """A recycled worker tells what its memory was. If others have the lock for long, or one was killed with it, it is left out."""
         from oomsafe.scoreboard.objects import packed  # imported here, because only a worker that was recycled needs it
 
         objects = packed(one.objects, one.generation, one.at)
-        if not self._lock.try_acquire():
+        for _ in range(PATIENCE):
+            if self._lock.try_acquire():
+                break
+            time.sleep(0.005)
+        else:
             return
         try:
             (count,) = layout.RETIREMENTS.unpack_from(self.memory, layout.RETIREMENTS_AT)

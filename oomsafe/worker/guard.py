@@ -17,7 +17,6 @@ from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.oom_score import raise_score
 from oomsafe.kernel.process import OwnMemory
 from oomsafe.log import attempt, failed, log, once
-from oomsafe.policy.grant import Grant, grant
 from oomsafe.policy.limits import Capacity, Limits
 from oomsafe.policy.probed import Stage
 from oomsafe.policy.readers import COUNT_CLEAN
@@ -61,6 +60,7 @@ from oomsafe.worker.suspects import Blame, Suspects
 from oomsafe.worker.thresholds import Thresholds
 
 if TYPE_CHECKING:
+    from oomsafe.policy.grant import Grant
     from oomsafe.policy.probe import Endpoint
     from oomsafe.scoreboard.alone import Alone
     from oomsafe.scoreboard.header import Header
@@ -456,7 +456,7 @@ class Guard:
                 self._neighbours.leaves(None if decision.reason in PATIENT else settled)
                 self.slot.set_state(State.DRAINING)
         if decision.reason is Reason.SETTLED and used is not None:
-            self._thresholds.stay(used, now, attempt("the figures of a need", "the server", self._need) or Grant())
+            self._thresholds.stay(used, now, attempt("the figures of a need", "the server", self._need))
             self._take_limits()
         elif decision.reason is Reason.ABANDONED:
             say_it_stays(str(self))
@@ -470,6 +470,8 @@ class Guard:
 
     def _need(self) -> Grant:
         """What the pool's recycled workers say about this one, which has settled above its soft limit."""
+        from oomsafe.policy.grant import grant  # imported here: it needs Python's statistics, which take 1 MiB
+
         return grant(self._neighbours.view().retired)
 
     def _need_not_stay(self, now: float) -> bool:

@@ -7,9 +7,9 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from oomsafe.log import log
-from oomsafe.policy.grant import Grant
 from oomsafe.policy.limits import Capacity, Limits, resolve_limits
 from oomsafe.policy.recycle import SETTLED_FOR, SETTLED_WORKERS, above_baseline, settled_limits, within_reach
 from oomsafe.policy.settings import Policy
@@ -18,6 +18,9 @@ from oomsafe.policy.units import format_duration, format_size
 from oomsafe.scoreboard import layout
 from oomsafe.worker.gauge import Gauge
 from oomsafe.worker.neighbours import Neighbours
+
+if TYPE_CHECKING:
+    from oomsafe.policy.grant import Grant
 
 #: Seconds between two measurements of what the kernel allows, in a worker without a supervisor that publishes it.
 MEASURE_EVERY = 1.0
@@ -113,21 +116,22 @@ class Thresholds:
             )  # fmt: skip
         return True
 
-    def stay(self, used: int, now: float, granted: Grant) -> None:
+    def stay(self, used: int, now: float, granted: Grant | None) -> None:
         """Raise the limit temporarily above `used`: this worker has settled above its soft limit, as others did before it.
 
-        What it needs, it is granted again whenever the time is over, as long as it still holds as much.
+        What it needs, it is granted again whenever the time is over, as long as it still holds as much. `granted` None: nothing is known.
         """
         before, self.limits = self.limits, settled_limits(self.limits, used)
         self._stays_until = now + SETTLED_FOR
-        self._granted = (before.early or 0, granted.needed)
+        needed, figures = (granted.needed, granted.why) if granted is not None else (False, "")
+        self._granted = (before.early or 0, needed)
         if self._neighbours.first_to_refuse(layout.STAYS_ABOVE):
             log.warning(
                 "a worker has settled at %s (%s), above its soft limit of %s, as the %d before it did: each got there in one jump and "
                 "grew no further, so recycling it would not help%s; its limit is %s for %s. If a worker needs that much, "
                 "raise soft_limit",
-                format_size(used), before.metric, format_size(before.soft), SETTLED_WORKERS, granted.why, format_size(self.limits.soft),
-                "as long as it holds that much" if granted.needed else f"{SETTLED_FOR / 60:.0f} min",
+                format_size(used), before.metric, format_size(before.soft), SETTLED_WORKERS, figures, format_size(self.limits.soft),
+                "as long as it holds that much" if needed else f"{SETTLED_FOR / 60:.0f} min",
             )  # fmt: skip
 
     def follow(self, now: float, held: int) -> None:
