@@ -373,8 +373,12 @@ def counted() -> dict[str, tuple[int, int, int]]:
     found = take_census(30.0)
     assert len(kept) == 3 and any(one.entries == 90_000 and not one.name for one in found.containers)
     after = {one.name: one for one in found.types}
-    wanted = {name: (after[name], before.get(name)) for name in (type_name(Leaked), "bytes", "str", "tuple")}
-    return {name: (now.count - (was.count if was else 0), now.size, found.every) for name, (now, was) in wanted.items()}
+    told = {}
+    for name in (type_name(Leaked), "bytes", "str", "tuple"):
+        now, was = after[name], before.get(name)
+        count, size = (was.count, was.size) if was else (0, 0)
+        told[name] = (now.count - count, now.size - size, found.every)
+    return told
 
 
 def test_types_are_counted_by_a_sample() -> None:

@@ -307,7 +307,7 @@ def test_an_operator_s_order_only_adds(
 ) -> None:
     """Law: with an order the action is never milder, and a supervised worker that is not told to go keeps serving."""
     seen, order, pool = Snapshot(used, used), list(Action), pool._replace(abandoned=abandoned)
-    without = decide(policy, limits, seen, replace(history, ordered=False), pool, NOW)
+    without = decide(policy, limits, seen, replace(history, ordered=None), pool, NOW)
 
     with_it = decide(policy, limits, seen, replace(history, ordered=Reason.OPERATOR), pool, NOW)
 
