@@ -78,7 +78,9 @@ class Server(ServerProcess):
         command = self.sandbox.command(command) if self.sandbox else command
         plain = environment(HERE)
         self.started = time.perf_counter()
-        super().__init__(command, self.folder, {**plain, "HOME": str(self.folder), **(environ or {})})
+        # with memray installed, a leaking pool would be probed by itself, and be slower for a while
+        plain |= {"HOME": str(self.folder), "OOMSAFE_PROBE": "false"}
+        super().__init__(command, self.folder, {**plain, **(environ or {})})
 
     def __enter__(self) -> Server:
         try:

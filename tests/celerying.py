@@ -34,6 +34,7 @@ class CeleryWorker(ServerProcess):
             conf = {**conf, "broker_transport_options": {key: str(shared / name) for key, name in places.items()}}
         self.env = {
             **environment(path=[PROJECT]),
+            "OOMSAFE_PROBE": "false",  # see serving.Server
             "BROKER": broker,
             "BACKEND": backend,
             "OOMSAFE_STATE": str(shared / "state"),

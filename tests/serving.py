@@ -83,7 +83,9 @@ class Server(ServerProcess):
     def __init__(self, folder: Path, command: list[str], env: dict[str, str]) -> None:
         self.folder = folder
         self._board: Scoreboard | None = None
-        super().__init__(command, folder, {**environment(path=[APPS]), "PYTHONUNBUFFERED": "1", **env})
+        # memray is installed here, and a probe that nobody asked for would recycle a worker in the middle of another test
+        plain = {**environment(path=[APPS]), "PYTHONUNBUFFERED": "1", "OOMSAFE_PROBE": "false"}
+        super().__init__(command, folder, {**plain, **env})
 
     @property
     def port(self) -> int:

@@ -46,7 +46,8 @@ def is_over(server: DemoServer) -> bool:
     kind, pool = verdict(server).kind, server.observed.pool
     if kind is not Kind.LEAK:
         return kind is not Kind.UNKNOWN
-    return pool is not None and pool.probed is not None and pool.probed.stage.is_over
+    # one that has failed is tried again with another worker
+    return pool is not None and pool.probed is not None and pool.probed.stage in (Stage.DONE, Stage.NOTHING)
 
 
 def result(server: DemoServer) -> dict[str, Any]:

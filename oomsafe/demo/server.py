@@ -96,8 +96,9 @@ class DemoServer(ServerProcess):
             environ |= {"OOMSAFE_SOFT_LIMIT": f"{soft_limit >> 20}MiB", "OOMSAFE_MIN_LIFETIME": "1"}
         if hard_limit is not None:
             environ["OOMSAFE_HARD_LIMIT"] = f"{hard_limit >> 20}MiB"
+        environ["OOMSAFE_PROBE"] = "true" if probe else "false"
         if probe:
-            environ |= {"OOMSAFE_PROBE": "true", "OOMSAFE_STATE": os.path.join(self.folder, "state")}
+            environ["OOMSAFE_STATE"] = os.path.join(self.folder, "state")
         # HOME too: gunicorn 25 and later keep a control socket below it
         environ["HOME"] = self.folder
         command = _command(server, worker_class, workers, self._guarded, app, "asgi" if app == "app" else f"{app}_asgi")

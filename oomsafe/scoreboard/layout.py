@@ -64,7 +64,7 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
           6080  a cap that the supervisor has put on it: i64 what it may have mapped (RLIMIT_DATA) · i64 the value before · i64 what
                was left up to the pool's limit · f64 until when it holds, on the machine's monotonic clock (written by the supervisor)
           6112  an order to trace its allocations: u64 for how many pieces of work, 0: no order · f64 for how many seconds (written by the
-               supervisor)
+               supervisor, zeroed by the worker that takes it)
 
     counters 0  u64 work done · reclaims · bytes reclaimed · recycles by reason (8 of them) · aborts by reason (4 of them)
            120  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets

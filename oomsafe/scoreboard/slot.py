@@ -164,6 +164,13 @@ class Slot:
         work, seconds = layout.PROBE.unpack_from(self._memory, self._at + layout.PROBE_AT)
         return (work, seconds) if work else None
 
+    def take_probe_order(self) -> tuple[int, float] | None:
+        """The same, once: it is gone then, so that another one can be told from it."""
+        order = self.probe_order
+        if order is not None:
+            layout.write(self._memory, self._at + layout.PROBE_AT, layout.PROBE, 0, 0.0)
+        return order
+
     @property
     def cap(self) -> Cap:
         """The last cap that the supervisor has put on this worker, whether or not it is in force."""

@@ -18,6 +18,9 @@ from oomsafe.scoreboard.mailbox import Answer, OperatorOrder
 from oomsafe.scoreboard.roll import Entry
 from oomsafe.supervisor.replacements import Reading
 
+#: How often it is tried without an order, in one load of the app: a worker that leaks fast may be recycled before it has begun.
+TRIES = 5
+
 #: Workers that must serve for a probe that nobody has ordered: one alone would slow down everything.
 LEAST_WORKERS = 2
 
@@ -30,14 +33,18 @@ class Probes:
         self._reading = reading
         self._generation: int | None = None
         """The worker that was ordered last; None: it is gone, or there is none."""
+        self._before = 0.0
+        """When what the scoreboard says of a probe was written, before that order."""
         self._told = 0
         """How many retirements had been told when they were last judged."""
-        self._has_probed = False
-        """Whether this load of the app has been probed without an order: once is enough."""
+        self._tries = 0
+        """How often a worker was probed without an order, in this load of the app."""
+        self._by_itself: int | None = None
+        """The worker that was ordered last by nobody."""
 
     def reloaded(self) -> None:
         """The app was loaded anew: it may leak elsewhere."""
-        self._has_probed = False
+        self._tries, self._by_itself = 0, None
 
     def heed(self, order: OperatorOrder, policy: Policy) -> Answer:
         """An operator's order."""
@@ -71,7 +78,7 @@ class Probes:
         if self._is_busy(entries) or told == self._told:
             return
         self._told = told
-        if self._has_probed or not _by_itself(policy) or sum(entry.state.serves for entry in entries) < LEAST_WORKERS:
+        if self._tries >= TRIES or self._knows() or not _by_itself(policy) or sum(entry.state.serves for entry in entries) < LEAST_WORKERS:
             return
         from oomsafe.policy.retention import Kind, judge  # imported here: a pool that has recycled nobody does without
 
@@ -80,17 +87,24 @@ class Probes:
         if verdict.kind is not Kind.LEAK:
             return
         if policy.dry_run:
-            self._has_probed = True
+            self._tries = TRIES
             log.info("a worker would trace its allocations, because %s (dry run)", verdict.why)
             return
         worker = None if self._room() < ROOM else self._best(entries)
         if worker is not None:  # else after the next retirement
-            self._has_probed = True
+            self._tries += 1
+            self._by_itself = worker.generation
             log.info("%s: one worker is to trace where", verdict.why)
             self._order(worker, WORK, SECONDS)
 
+    def _knows(self) -> bool:
+        """Whether a worker that nobody has ordered to be probed has told what it found."""
+        probed = self._board.header.probed
+        return probed is not None and probed.generation == self._by_itself and probed.stage in (Stage.DONE, Stage.NOTHING)
+
     def _order(self, worker: Entry, work: int, seconds: float) -> None:
-        self._generation = worker.generation
+        probed = self._board.header.probed
+        self._generation, self._before = worker.generation, 0.0 if probed is None else probed.at
         self._board.order_probe(worker.number, worker.generation, work, seconds)
 
     def _is_busy(self, entries: Sequence[Entry]) -> bool:
@@ -98,7 +112,7 @@ class Probes:
         if self._generation is None:
             return False
         probed = self._board.header.probed
-        mine = probed is not None and probed.generation == self._generation
+        mine = probed is not None and probed.generation == self._generation and probed.at != self._before
         if any(entry.generation == self._generation for entry in entries):
             # it is over, too, if nothing came of it: then its worker stays
             return not (mine and probed is not None and probed.stage.is_over)

@@ -502,7 +502,7 @@ class Guard:
         return True
 
     def _follow_probe(self, now: float) -> None:
-        if self._probe is None and (order := self.slot.probe_order) is not None:
+        if (self._probe is None or self._probe.finished) and (order := self.slot.take_probe_order()) is not None:
             self.probe(*order)
         probe = self._probe
         if probe is None or probe.finished:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 #: Seconds between two checks of a thread beside the work.
 CHECK_EVERY = 0.1
 
-#: Seconds before the tracer starts in which the price of a piece of work without it is measured.
+#: Seconds before the tracer starts in which the price of a piece of work without it is measured, or until JUDGED_AFTER of them are done.
 BEFORE = 1.0
 
 #: Seconds that a piece of work may take while everything is slower; a server that waits longer would end the worker.
@@ -94,7 +94,8 @@ class Probe:
 
     def follow(self, now: float, room: int | None) -> None:
         """Start the tracer when that is due. Called about once a second; `room`: bytes left up to the soft limit, None: there is none."""
-        if self._tracer is None and not self.finished and now - self._began_at >= BEFORE:
+        known = now - self._began_at >= BEFORE or self._meter.counters.work - self._before[0] >= JUDGED_AFTER
+        if self._tracer is None and not self.finished and known:
             if room is not None and room < OWN_ROOM:
                 self._fail(f"{format_size(max(0, room))} left up to its soft limit: a tracer needs {format_size(OWN_ROOM)}")
             else:

@@ -250,8 +250,8 @@ def test_celery(celery: Any) -> None:
 
 def test_by_itself_when_the_recycled_workers_leak(serve: Callable[..., Server]) -> None:
     """Once, and only where memray is there to do it."""
-    files = {"mix_apps.py": MIX}
-    server = serve("sync", 2, app="mix_apps:flask", files=files, soft_limit="90MiB", min_lifetime=0, env={"LEAK": "many"}).serving()
+    files, env = {"mix_apps.py": MIX}, {"LEAK": "many", "OOMSAFE_PROBE": "auto"}
+    server = serve("sync", 2, app="mix_apps:flask", files=files, soft_limit="90MiB", min_lifetime=0, env=env).serving()
 
     with mixed(server, 2, ["/leak", "/free1"]) as failed:
         until(lambda: server.lines(": one worker is to trace where"), "the leak is known", 120)

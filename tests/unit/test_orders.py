@@ -8,11 +8,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.children import Child, Line
+from unit.retiring import several
 
 from oomsafe.errors import ScoreboardError
 from oomsafe.kernel.process import start_time
@@ -27,7 +29,7 @@ from oomsafe.scoreboard.layout import Counters
 from oomsafe.scoreboard.mailbox import GOOD_FOR, Answer, Mailbox, OperatorOrder, What, order_probe, order_recycle
 from oomsafe.scoreboard.slot import Figures, Slot
 from oomsafe.supervisor.orders import Orders
-from oomsafe.supervisor.probes import Probes
+from oomsafe.supervisor.probes import TRIES, Probes
 from oomsafe.supervisor.replacements import Reading
 
 NewBoard = Callable[..., Scoreboard]
@@ -197,6 +199,45 @@ def test_what_is_not_probed(policy: Policy, change: dict[str, float], state: Sta
 
     assert answer(board) == (1, expected)
     assert slot.probe_order is None
+
+
+def test_by_itself_until_it_knows(new_board: NewBoard) -> None:
+    """A leak's pool: again if nothing came of it, at most so often, never after it was told; anew after a reload."""
+    board = new_board()
+    slot = one_worker(board)
+    other = one_worker(board)
+    probes = Probes(board, lambda: Reading(Capacity(1 << 30, "a test"), 1 << 30, 0))
+    policy = Policy(probe=True)
+
+    def ordered() -> int:
+        """How many workers are ordered after one more retirement, which frees them again."""
+        board.header.note_retirement(replace(several(1)[0], at=time.time()))
+        probes.tick(policy)
+        found = sum(each.probe_order is not None for each in (slot, other))
+        for each in (slot, other):
+            board.order_probe(each.number, each.generation, 0, 0.0)
+        return found
+
+    def fails() -> None:
+        board.header.note_probe(os.getpid(), probes._generation or 0, Stage.FAILED, "no room")
+
+    for one in several(3):
+        board.header.note_retirement(one)
+    for _ in range(TRIES):
+        assert ordered() == 1
+        assert ordered() == 0  # one at a time
+        fails()
+    assert ordered() == 0
+
+    probes.reloaded()
+    assert ordered() == 1
+    board.header.note_probe(os.getpid(), probes._generation or 0, Stage.NOTHING, "no line")
+    assert ordered() == 0
+    probes.reloaded()
+    policy = Policy(probe=False)
+    assert ordered() == 0
+    policy = Policy(probe=True, dry_run=True)
+    assert ordered() == 0
 
 
 def test_a_worker_that_works_is_probed(new_board: NewBoard) -> None:
