@@ -34,7 +34,7 @@ def test_workers_below_their_limits_go_until_the_pool_is_within_its_budget(serve
     gone = len(before - set(server.workers()))
     assert 1 <= gone <= 3
     assert server.pool().totals.by_reason == {
-        "soft_limit": 0, "hard_limit": 0, "replaced": 0, "max_lifetime": 0, "killed": 0, "operator": 0,
+        "soft_limit": 0, "hard_limit": 0, "replaced": 0, "max_lifetime": 0, "killed": 0, "operator": 0, "probed": 0,
         "budget": len(server.lines(FOR_BUDGET)),
     }  # fmt: skip
     assert len(server.lines(" > budget 500 MiB: the worker in slot ")) == len(server.lines(FOR_BUDGET))
