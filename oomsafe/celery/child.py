@@ -6,7 +6,7 @@ import inspect
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from celery.states import READY_STATES
 
 from oomsafe.celery.errors import heed
 from oomsafe.celery.notes import Notes
+from oomsafe.celery.routes import Routes
 from oomsafe.celery.task_loop import TaskLoop, nothing
 from oomsafe.celery.task_memory import TaskMemory
 from oomsafe.errors import SoftMemoryLimitExceeded
@@ -75,8 +76,8 @@ class GuardedWorker:
         self._guard = self._loop.guard = attempt("guard", "Celery", lambda: Guard.of_seat(seat, board, slot, unit="tasks", recycle=nothing))
         if self._guard is not None:
             set_guard(self._guard)
-            self._tasks = Tasks()
-            knows_routes(self._tasks)
+            self._routes = Routes()
+            knows_routes(self._routes)
             self._memory = attempt("memory limits of tasks", "Celery", partial(self._task_memory, self._guard))
             if current_app.conf.result_extended:
                 self._meta = attempt("a result's meta", "Celery", partial(Meta, current_app, self._guard))
@@ -163,14 +164,6 @@ class GuardedWorker:
         heed(self._slot, 0 if self._fails else self._ticket, self._name)
         if self._memory is not None:
             self._memory.follow()
-
-
-class Tasks:
-    """The functions of the app's tasks."""
-
-    def called(self) -> Iterator[tuple[Any, str]]:
-        """(function, name of the task)."""
-        yield from ((task.run, name) for name, task in list(current_app.tasks.items()))
 
 
 class GuardedAsynWorker(GuardedWorker, AsynWorker):  # type: ignore[misc]

@@ -17,6 +17,7 @@ from celery.worker.consumer.tasks import Tasks
 
 from oomsafe.celery.errors import heed, in_words, info_of, memory_error_in
 from oomsafe.celery.installation import installed
+from oomsafe.celery.routes import Routes
 from oomsafe.celery.task_limits import HARD, SOFT, TaskLimits, limits_of, task_of
 from oomsafe.errors import SoftMemoryLimitExceeded
 from oomsafe.kernel.capacity import read_capacity
@@ -27,7 +28,7 @@ from oomsafe.policy.units import format_size
 from oomsafe.scoreboard.alone import Alone
 from oomsafe.scoreboard.board import InHand, Scoreboard
 from oomsafe.supervisor.watcher import TELL, Watcher, WatcherThread, tell
-from oomsafe.worker.current import set_guard
+from oomsafe.worker.current import knows_routes, set_guard
 from oomsafe.worker.guard import Guard
 from oomsafe.worker.meter import PUBLISH_EVERY, Work
 
@@ -84,6 +85,8 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
             found.policy, recycle=_shut_down_warmly if exits else None, unit="tasks", alone=alone
         )
         set_guard(guard)
+        self._routes = Routes()
+        knows_routes(self._routes)
         consumer.pool.on_apply = _containing(consumer.pool.on_apply)
         signals.task_prerun.connect(self._begun, weak=False)
         signals.task_postrun.connect(self._ended, weak=False)

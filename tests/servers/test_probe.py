@@ -292,3 +292,16 @@ alone = oomsafe.asgi.MemoryMiddleware(inner, soft_limit="1GiB")
     assert failed == []
     assert "GET /leak" in server.lines(" was probed: ")[0]
     assert server.alive
+
+
+def test_in_code_of_a_celery_node_of_one_process(celery: Any) -> None:
+    """The task is named."""
+    node = celery(argv=("-P", "solo"), soft_limit="1GiB").ready()
+    send = "sent = [proj.leak.delay(n, 64) for n in range(100)]; result = [one.get(timeout=60) for one in sent][-1]"
+
+    assert node.ask("result = proj.probe.delay(100).get(timeout=60)") is True
+    until(lambda: node.lines(" traces its allocations with "), "it traces")
+    assert node.ask(send) == node.ask(send) == 99
+
+    (line,) = until(lambda: node.lines(" was probed: "), "it tells")
+    assert re.search(r"proj.py:\d+ in leak keeps 64\.\d KiB a call of proj\.leak; ", line)
