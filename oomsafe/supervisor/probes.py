@@ -21,6 +21,9 @@ from oomsafe.supervisor.replacements import Reading
 #: How often it is tried without an order, in one load of the app: a worker that leaks fast may be recycled before it has begun.
 TRIES = 5
 
+#: Seconds until a worker that is ordered to trace has begun.
+BEGINS_WITHIN = 2.0
+
 #: Workers that must serve for a probe that nobody has ordered: one alone would slow down everything.
 LEAST_WORKERS = 2
 
@@ -131,7 +134,8 @@ class Probes:
 
         With clients that keep their connections, one worker may get all requests, and the one with most room none. None: none has room.
         """
-        room = {entry.generation: room for entry in entries if entry.state is State.SERVING and (room := _room_of(entry)) >= OWN_ROOM}
+        serving = [entry for entry in entries if entry.state is State.SERVING]
+        room = {entry.generation: room for entry in serving if (room := _room_of(entry)) >= OWN_ROOM}
         now = time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")
         view = self._board.read()
         pace = {each.generation: each.counters.work / max(1.0, now - each.started) for each in view.workers if each.generation in room}
@@ -146,7 +150,8 @@ class Probes:
 
 
 def _room_of(entry: Entry) -> float:
-    return math.inf if entry.soft is None or entry.used is None else entry.soft - entry.used
+    """What it will have up to its soft limit when it begins to trace, in bytes."""
+    return math.inf if entry.soft is None or entry.used is None else entry.soft - entry.used - BEGINS_WITHIN * entry.growth.steady
 
 
 def _by_itself(policy: Policy) -> bool:

@@ -253,7 +253,7 @@ def test_by_itself_when_the_recycled_workers_leak(serve: Callable[..., Server]) 
     files, env = {"mix_apps.py": MIX}, {"LEAK": "many", "OOMSAFE_PROBE": "auto"}
     server = serve("sync", 2, app="mix_apps:flask", files=files, soft_limit="90MiB", min_lifetime=0, env=env).serving()
 
-    with mixed(server, 2, ["/leak", "/free1"]) as failed:
+    with mixed(server, 2, ["/leak", *PATHS[2:12]]) as failed:
         until(lambda: server.lines(": one worker is to trace where"), "the leak is known", 120)
         until(lambda: server.lines(" was probed: "), "it was probed", 120)
         told = len(server.lines("recycling: "))

@@ -21,7 +21,7 @@ from versions import ends_dirty_workers, loses_none
 
 from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.backing import open_to_order
-from oomsafe.scoreboard.mailbox import Answer
+from oomsafe.scoreboard.mailbox import Answer, What
 
 LINE = re.compile(r"worker (\d+) \(slot \d+\) recycling: by an operator's order: anon [\d.]+ MiB, after \d+ (requests?|tasks?)")
 
@@ -193,12 +193,12 @@ def test_a_hostile_mailbox_does_nothing(serve: Callable[..., Gunicorn]) -> None:
 
     try:
         for sequence, order in enumerate(nearly, 1):
-            os.pwrite(fd, layout.MAILBOX.pack(sequence, *order, time.time()), layout.MAILBOX_AT)
+            os.pwrite(fd, layout.MAILBOX.pack(sequence, *order, time.time(), What.RECYCLE, 0, 0.0), layout.MAILBOX_AT)
             expected = layout.ANSWER.pack(sequence, Answer.UNKNOWN)
             until(lambda expected=expected: os.pread(fd, len(expected), layout.ANSWER_AT) == expected, "it answers", 10)
         end, random_ = time.monotonic() + 3, random.Random(7)
         while time.monotonic() < end:
-            os.pwrite(fd, random_.randbytes(64), layout.MAILBOX_AT)
+            os.pwrite(fd, random_.randbytes(layout.MAILBOX.size + 20), layout.MAILBOX_AT)
     finally:
         os.close(fd)
 
