@@ -128,6 +128,12 @@ class Header:
         layout.write(self.memory, layout.HELD_AT, layout.HELD, stored(held))
 
     @property
+    def held_share(self) -> float:
+        """What the pool held when the supervisor last measured it, as a share of its budget; 0: one of them is not known."""
+        held, budget = self.held, optional(layout.POOL.unpack_from(self.memory, layout.POOL_AT)[4])
+        return held / budget if held is not None and budget else 0.0
+
+    @property
     def settled(self) -> int:
         """How many recycled workers in a row had settled above their soft limit. Read and set with the lock held."""
         return int(layout.SETTLED.unpack_from(self.memory, layout.SETTLED_AT)[0])

@@ -22,6 +22,10 @@ LONGEST = 0.1
 MOST_SHARED = 32 * MIB
 
 
+#: The share of its budget that a pool may hold.
+MOST_HELD = 0.75
+
+
 class Baseline(NamedTuple):
     """What a worker had when it was ready."""
 
@@ -36,10 +40,13 @@ class Baseline(NamedTuple):
 def baseline_of(header: Header | None) -> Baseline:
     """This worker's, on whose scoreboard this is the header; None: on none.
 
-    Objects are counted only in a pool that has recycled a worker before: others pay nothing for it.
+    Objects are counted only in a pool that has recycled a worker before: others pay nothing for it. Nor are they where the pool waits for
+    this worker, because it holds most of its budget.
     """
     handles = own_handles()
-    if header is None or not header.retirements or not can_count_objects() or (shared_with_parent() or 0) > MOST_SHARED:
+    if header is None or not header.retirements or header.held_share > MOST_HELD or not can_count_objects():
+        return Baseline(handles)
+    if (shared_with_parent() or 0) > MOST_SHARED:
         return Baseline(handles)
     from oomsafe.worker.census import take_baseline  # imported here: only a worker of such a pool pays for it
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: Seconds that looking at a worker's objects may take, about. With 2 million it takes 50 ms more to let go of the list of them.
 FOR_OBJECTS = 0.12
 
+#: The share of the limit that must be left: else a worker that leaves gives back its memory first.
+LEFT = 0.25
+
 #: To list all objects takes so many bytes for each block of Python's allocator, and memory that is shared may be copied.
 LIST_BYTES = 8
 
@@ -90,9 +93,12 @@ def objects_of(baseline: Baseline | None) -> Objects:
 
 
 def _is_room() -> bool:
-    """Whether the pool has room for what counting takes: a list of all objects, and a copy of what this process shares with its parent."""
+    """Whether the pool has room for what counting takes: a list of all objects, and a copy of what this process shares with its parent.
+
+    And as much besides that nobody waits for the memory of this worker meanwhile.
+    """
     capacity = read_capacity()
     if capacity.limit is None or capacity.undroppable is None:
         return True
     wanted = LIST_BYTES * sys.getallocatedblocks() + (shared_with_parent() or 0)
-    return capacity.limit - capacity.undroppable > wanted
+    return capacity.limit - capacity.undroppable > max(wanted, LEFT * capacity.limit)
