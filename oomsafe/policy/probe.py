@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from oomsafe.policy.text import without_controls
-from oomsafe.policy.units import KIB, MIB, counted, format_size
+from oomsafe.policy.units import KIB, MIB, counted, format_size, one_of
 
 #: The window if nobody says otherwise, and the longest that may be asked for: pieces of work, and seconds.
 WORK, SECONDS = 2000, 60.0
@@ -146,9 +146,8 @@ def keeps(row: Row, unit: str) -> str:
     """``64.0 KiB a call of GET /leak``."""
     size = format_size(round(row.each))
     if row.calls is None:
-        one = unit.removesuffix("s") if " " not in unit else unit.replace("s ", " ", 1)
         routes = f" (under {_some(row.routes)})" if row.routes else ""
-        return f"{size} a {one}{routes}"
+        return f"{size} a {one_of(unit)}{routes}"
     return f"{size} a call of {_some(row.routes)}"
 
 

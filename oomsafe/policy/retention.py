@@ -11,7 +11,7 @@ from enum import Enum
 from oomsafe.policy.curve import FEW, Shape, shape_of
 from oomsafe.policy.objects import keeper
 from oomsafe.policy.retirement import Retirement
-from oomsafe.policy.units import MIB, counted, format_size
+from oomsafe.policy.units import MIB, counted, format_size, one_of
 
 #: A worker that has grown by less than this, or by less than this share of what it held when it was fresh, tells nothing.
 GROWN, GROWN_SHARE = 16 * MIB, 0.1
@@ -229,11 +229,10 @@ def _leak(lives: Sequence[_Life], unit: str) -> Retention:
         return Retention(kind=Kind.UNKNOWN, workers=len(lives), why=why)
     # the standard error, times Student's t for few samples
     band = round(spread / math.sqrt(len(each)) * _T.get(len(each) - 1, 2.0)) if len(each) > 1 else None
-    one = unit.removesuffix("s") if " " not in unit else unit.replace("s ", " ", 1)
     plus = f" (± {format_size(band)})" if band is not None else ""
     jump = round(statistics.median(life.jump for life in lives))
     beside = f"; {format_size(jump)} besides came at once" if jump >= GROWN else ""
-    why = f"memory in use rises by {format_size(round(mean))}{plus} a {one}, over all of the workers' lives{beside}"
+    why = f"memory in use rises by {format_size(round(mean))}{plus} a {one_of(unit)}, over all of the workers' lives{beside}"
     who = keeper(life.one.objects for life in lives)
     helps = f"it is a leak, or a cache without a bound: {who + '; ' if who else ''}oomsafe probe names the line"
     return Retention(kind=Kind.LEAK, workers=len(lives), why=why, help=helps, each=round(mean), give_or_take=band)

@@ -73,10 +73,15 @@ def format_size(size: int | None) -> str:
     return f"{size} B"
 
 
-def counted(number: int, things: str) -> str:
-    """``1 request``, ``2 requests``, given ``requests``; of several words the first one loses its s: ``1 piece of work``."""
+def one_of(things: str) -> str:
+    """``request``, given ``requests``; of several words the first one loses its s: ``piece of work``."""
     first, space, rest = things.partition(" ")
-    return f"{number} {first.removesuffix('s') if number == 1 else first}{space}{rest}"
+    return f"{first.removesuffix('s')}{space}{rest}"
+
+
+def counted(number: int, things: str) -> str:
+    """``1 request``, ``2 requests``, given ``requests``."""
+    return f"{number} {one_of(things) if number == 1 else things}"
 
 
 def format_change(size: int) -> str:

@@ -20,7 +20,7 @@ from oomsafe.kernel.allocators import take_stock
 from oomsafe.log import attempt, failed, log
 from oomsafe.policy.probe import OWN_ROOM, Alive, Endpoint, Report, Window, named_in, report_of
 from oomsafe.policy.probed import Stage
-from oomsafe.policy.units import MIB, counted, format_size
+from oomsafe.policy.units import MIB, counted, format_size, one_of
 from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.recordings import Recordings
 from oomsafe.worker.meter import Meter
@@ -74,7 +74,8 @@ class Probe:
         self._endpoints = endpoints
         self._wanted, self._seconds = work, seconds
         self._tracer: Tracer | None = None
-        self._fell_back = ""
+        self._with = ""
+        """The tracer, and why not the other one."""
         self._files: Recordings | None = None
         self._began_at = time.monotonic()
         """When it was ordered; once it traces, since when."""
@@ -138,15 +139,11 @@ class Probe:
         else:
             self._fail("; ".join(problems))
             return
-        self._fell_back = "; ".join(problems)
+        self._with = tracer.name + (f" ({'; '.join(problems)})" if problems else "")
         self._calls = dict(self._counts())
         self._work, self._cpu, self._began_at = self._meter.counters.work, time.process_time(), time.monotonic()
         until = f"until {counted(self._wanted, self._unit)} or {self._seconds:.0f} s"
-        because = f" ({self._fell_back})" if self._fell_back else ""
-        log.info(
-            "%s traces its allocations with %s%s, %s: it is slower meanwhile, and is replaced afterwards",
-            self._who, tracer.name, because, until,
-        )  # fmt: skip
+        log.info("%s traces its allocations with %s, %s: it is slower meanwhile, and is replaced afterwards", self._who, self._with, until)
         self._tell(Stage.TRACES, f"traces with {tracer.name}, {until}")
         real("_thread", "start_new_thread")(self._watch, ())
 
@@ -173,21 +170,13 @@ class Probe:
         elif seconds >= self._seconds:
             self._end(f"{self._seconds:.0f} s were over")
         elif oldest is not None and now - max(self._began_at, now - oldest) > PATIENCE:
-            one = self._unit.removesuffix("s") if " " not in self._unit else self._unit.replace("s ", " ", 1)
-            self._end(f"a {one} took more than {PATIENCE:.0f} s with it", at_once=True)
-        elif self._is_short():
+            self._end(f"a {one_of(self._unit)} took more than {PATIENCE:.0f} s with it", at_once=True)
+        elif self._header is not None and self._header.held_share > 1 - HEADROOM:
             self._end("the pool's memory got short", at_once=True)
         elif (self._tracer.memory or 0) > TABLES if self._tracer is not None else False:
             self._end(f"the tracer's tables hold more than {format_size(TABLES)}")
         elif self._price and done >= JUDGED_AFTER and (slower := (time.process_time() - self._cpu) / done / self._price) > SLOWER:
             self._end(f"{self._unit} became {slower:.0f} times as dear")
-
-    def _is_short(self) -> bool:
-        header = self._header
-        if header is None:
-            return False
-        held, (_, _, _, _, budget, _) = header.held, layout.POOL.unpack_from(header.memory, layout.POOL_AT)
-        return held is not None and budget > 0 and held > budget * (1 - HEADROOM)
 
     def _end(self, why: str, at_once: bool = False) -> None:
         """The window is over; `at_once`: the process must be as fast as before now, and not only when it has finished its work."""
@@ -240,9 +229,8 @@ class Probe:
         assert tracer is not None
         done = meter.counters.work - self._work
         price = (time.process_time() - self._cpu) / done if done else None
-        because = f" ({self._fell_back})" if self._fell_back else ""
         return Window(
-            pid=os.getpid(), slot=self._slot, at=time.time(), tool=tracer.name + because, why=self.why, unit=self._unit, work=done,
+            pid=os.getpid(), slot=self._slot, at=time.time(), tool=self._with, why=self.why, unit=self._unit, work=done,
             seconds=ended - self._began_at, in_flight=in_flight, grown=meter.held - self._held if meter.rss_known else None,
             kept_free=None, slower=price / self._price if price is not None and self._price else None, tracer=tracer.memory,
         )  # fmt: skip
