@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 from oomsafe.log import log
 from oomsafe.policy.probe import MOST_SECONDS, MOST_WORK, OWN_ROOM, ROOM, SECONDS, WORK
-from oomsafe.policy.probed import Probed, Stage
+from oomsafe.policy.probed import Stage
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.scoreboard.board import Scoreboard
@@ -36,6 +36,8 @@ class Probes:
         self._reading = reading
         self._generation: int | None = None
         """The worker that was ordered last; None: it is gone, or there is none."""
+        self._pid = 0
+        """Its pid; 0: not known."""
         self._before = 0.0
         """When what the scoreboard says of a probe was written, before that order."""
         self._told = 0
@@ -107,6 +109,8 @@ class Probes:
 
     def _order(self, worker: Entry, work: int, seconds: float) -> None:
         probed = self._board.header.probed
+        identity = self._board.identity(worker.number)
+        self._pid = 0 if identity is None else identity[0]
         self._generation, self._before = worker.generation, 0.0 if probed is None else probed.at
         self._board.order_probe(worker.number, worker.generation, work, seconds)
 
@@ -116,18 +120,19 @@ class Probes:
             return False
         probed = self._board.header.probed
         mine = probed is not None and probed.generation == self._generation and probed.at != self._before
+        is_over = mine and probed is not None and probed.stage.is_over
         if any(entry.generation == self._generation for entry in entries):
             # it is over, too, if nothing came of it: then its worker stays
-            return not (mine and probed is not None and probed.stage.is_over)
-        self._say_it_is_gone(self._generation, probed if mine else None)
+            return not is_over
+        if not is_over:
+            self._say_it_is_gone(self._generation)
         self._generation = None
         return False
 
-    def _say_it_is_gone(self, generation: int, probed: Probed | None) -> None:
-        if probed is not None and not probed.stage.is_over:
-            what = "its worker ended before it could tell what it had found"
-            log.warning("the probe of worker %d failed: %s", probed.pid, what)
-            self._board.header.note_probe(probed.pid, generation, Stage.FAILED, what)
+    def _say_it_is_gone(self, generation: int) -> None:
+        what = "its worker ended before it could tell what it had found"
+        log.warning("the probe of worker %d failed: %s", self._pid, what)
+        self._board.header.note_probe(self._pid, generation, Stage.FAILED, what)
 
     def _best(self, entries: Sequence[Entry]) -> Entry | None:
         """Of the serving workers that have room for a tracer, and do at least half as much as the busiest one, the one with most room.

@@ -172,6 +172,22 @@ def test_one_worker_is_probed_at_a_time(said: Callable[[], list[str]]) -> None:
     assert answer(board) == (4, Answer.ORDERED)  # it stays, and can be probed again
 
 
+def test_a_worker_that_is_gone_before_it_has_begun(said: Callable[[], list[str]]) -> None:
+    """Who has ordered it is told, and need not wait for ever."""
+    board = Scoreboard.private()
+    slot, orders = one_worker(board), orders_of(board)
+    put(board, probing(slot))
+    orders.tick(POLICY, NOW)
+    board.release(slot.number, slot.generation)
+
+    orders._probes.tick(POLICY)
+
+    probed = board.header.probed
+    assert probed is not None
+    assert (probed.pid, probed.generation, probed.stage) == (os.getpid(), slot.generation, Stage.FAILED)
+    assert said() == [f"the probe of worker {os.getpid()} failed: its worker ended before it could tell what it had found"]
+
+
 @pytest.mark.parametrize(
     ("policy", "change", "state", "held", "expected"),
     [
