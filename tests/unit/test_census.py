@@ -386,9 +386,7 @@ def counted() -> dict[str, tuple[int, int, int]]:
 def test_types_are_counted_by_a_sample() -> None:
     """Tracked ones, and those that only containers lead to; a shared one is not counted for each reference."""
     # a new process, not a fork of this one, whose own objects would be most of the sample
-    script = (
-        "from unit.test_census import Leaked, counted, type_name as n; found = counted(); print({**found, 'leaked': found[n(Leaked)]})"
-    )
+    script = "from unit.test_census import Leaked, counted, type_name as n; found = counted(); print({**found, 'leaked': found[n(Leaked)]})"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), str(Path(__file__).parents[1])])}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True, timeout=60)
     types = ast.literal_eval(ended.stdout)
