@@ -19,7 +19,7 @@ _Row = tuple[str, str, str, str, str]
 def objects_lines(who: str, objects: Objects, width: int) -> list[Text]:
     """``worker 5565 held at its end: 1 240 000 objects …``, then a line for each container, cache and type."""
     lines = labelled("", f"{who} held at its end: {_counts(objects)}", width, "bold", indent=2)
-    rows = [*map(_container, objects.containers), *map(_cache, objects.caches), *map(_type, objects.types)]
+    rows = [*map(_container, (*objects.containers, *objects.caches)), *map(_type, objects.types)]
     if not rows:
         return lines
     columns: Sequence[Column[_Row]] = [
@@ -57,12 +57,13 @@ def _pair(now: int | None, before: int | None, what: str) -> str:
 
 
 def _container(one: Container) -> _Row:
-    return without_controls(one.called), without_controls(one.kind), f"{spaced(one.entries)} entries", "", _grown(one.grown)
+    kind = one.kind if not isinstance(one, Cache) else f"{one.kind}, {'no bound' if one.bound is None else f'at most {spaced(one.bound)}'}"
+    name = one.name if isinstance(one, Cache) else one.called
+    return without_controls(name), without_controls(kind), f"{spaced(one.entries)} entries", _size(one.size), _grown(one.grown)
 
 
-def _cache(cache: Cache) -> _Row:
-    bound = "no bound" if cache.bound is None else f"at most {spaced(cache.bound)}"
-    return without_controls(cache.name), f"lru_cache, {bound}", f"{spaced(cache.entries)} entries", "", _grown(cache.grown)
+def _size(size: int | None) -> str:
+    return "" if size is None else format_size(size)
 
 
 def _type(kind: TypeCount) -> _Row:

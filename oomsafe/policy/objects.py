@@ -9,10 +9,13 @@ from typing import TypeVar
 from oomsafe.policy.units import MIB, format_size
 
 #: How many types, containers and caches are remembered of one worker.
-TYPES, CONTAINERS, CACHES = 8, 6, 4
+TYPES, CONTAINERS, CACHES = 8, 5, 4
 
 #: The most characters of a type's name, of a container's or a cache's name, and of a container's kind.
 TYPE_NAME, NAME, KIND = 64, 96, 16
+
+#: The kind of a functools.lru_cache.
+LRU = "lru_cache"
 
 #: Growth by fewer entries than this, and objects that have grown by less, are not worth a word in the log.
 GROWN_ENTRIES, GROWN_BYTES = 1000, 4 * MIB
@@ -58,13 +61,20 @@ class Container:
     kind: str
     """The name of its type."""
     entries: int
+    size: int | None = None
+    """About how many bytes it and what it alone holds take, estimated from a few entries; None: not estimated."""
     before: int | None = None
-    """How many it had when the worker was ready; None: not known."""
+    """How many entries it had when the worker was ready; None: not known."""
 
     @property
     def grown(self) -> int | None:
         """How many more there are than when the worker was ready; None: not known."""
         return None if self.before is None else self.entries - self.before
+
+    @property
+    def grown_bytes(self) -> int | None:
+        """About how many bytes the growth is; None: not known."""
+        return None if self.grown is None or self.size is None else self.size * self.grown // max(1, self.entries)
 
     @property
     def called(self) -> str:
@@ -73,21 +83,25 @@ class Container:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cache:
-    """A functools.lru_cache."""
+class Cache(Container):
+    """What forgets by itself, or says that it does not: a functools.lru_cache, a deque with a length, an object with a maxsize."""
 
-    name: str
-    """Of the function."""
-    entries: int
+    kind: str = LRU
     bound: int | None
-    """The most entries that it keeps; None: it has no bound (maxsize=None)."""
-    before: int | None = None
-    """How many it had when the worker was ready; None: not known."""
+    """The most entries that it keeps, or the most of what else it counts; None: it has no bound (maxsize=None)."""
 
     @property
-    def grown(self) -> int | None:
-        """How many more there are than when the worker was ready; None: not known."""
-        return None if self.before is None else self.entries - self.before
+    def called(self) -> str:
+        """What it is, and whether it has a bound."""
+        what = "the cache of " if self.kind == LRU else ""
+        return f"{what}{self.name or 'something'} ({self.bound_words})"
+
+    @property
+    def bound_words(self) -> str:
+        """Whether it has a bound."""
+        if self.bound is None:
+            return f"{self.kind} without a bound"
+        return f"{self.kind} of {'' if self.kind == LRU else 'at most '}{spaced(self.bound)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +122,14 @@ class Objects:
     types: tuple[TypeCount, ...] = ()
     """Those that have grown most, in bytes; those that take most if nothing is known about when it was ready."""
     containers: tuple[Container, ...] = ()
-    """Likewise, by entries."""
+    """Likewise, by bytes where those are known, else by entries."""
     caches: tuple[Cache, ...] = ()
     """Likewise."""
 
     @property
     def compared(self) -> bool:
         """Whether it is known what there was when the worker was ready."""
-        every: tuple[TypeCount | Container | Cache, ...] = (*self.types, *self.containers, *self.caches)
+        every: tuple[TypeCount | Container, ...] = (*self.types, *self.containers, *self.caches)
         return any(one.before is not None for one in every)
 
 
@@ -125,7 +139,7 @@ def largest_types(types: Iterable[TypeCount], before: Mapping[str, int] | None) 
     return tuple(sorted(known, key=lambda each: (-each.grown_bytes, -each.size, each.name))[:TYPES])
 
 
-N = TypeVar("N", "Container", "Cache")
+N = TypeVar("N", bound=Container)
 
 
 def largest(several: Iterable[N], before: Mapping[str, int] | None, most: int, unknown: Callable[[str], bool]) -> tuple[N, ...]:
@@ -139,9 +153,11 @@ def largest(several: Iterable[N], before: Mapping[str, int] | None, most: int, u
             return one
         return replace(one, before=before.get(one.name, 0))
 
-    def rank(one: N) -> tuple[int, int, str]:
-        grown = one.entries if one.grown is None and before is None else one.grown or 0
-        return (-grown if grown >= GROWN_ENTRIES else 0, -one.entries, one.name)
+    def rank(one: N) -> tuple[int, int, int, str]:
+        # nothing is known of before: all of it may be growth
+        as_if = replace(one, before=0) if one.grown is None and before is None else one
+        grown, size = as_if.grown or 0, as_if.grown_bytes or 0
+        return (-size if size >= GROWN_BYTES else 0, -grown if grown >= GROWN_ENTRIES else 0, -one.entries, one.name)
 
     # what was not looked at before, and is not large, would only hide the rest
     worth = (one for one in map(compared, several) if before is None or one.grown is not None or one.entries >= LARGE)
@@ -156,7 +172,7 @@ def grower_words(objects: Objects) -> str:
 
 def _most(objects: Objects) -> str:
     for one in _growers(objects):
-        return f"{_called(one)} grew by {spaced(one.grown or 0)} entries"
+        return f"{one.called} grew by {_growth_words(one.grown or 0, one.grown_bytes)}"
     # a container without a name tells less than what it holds: types come first
     grown = sorted(
         (each for each in objects.types if each.grown is not None and each.grown_bytes >= GROWN_BYTES), key=lambda each: -each.grown_bytes
@@ -164,11 +180,11 @@ def _most(objects: Objects) -> str:
     if grown:
         own = [each for each in grown if "." in each.name]  # a type of the application's, or of a library's, tells more than a list
         return ", ".join(_more(each) for each in dict.fromkeys((grown[0], *own[:1])))
-    every: list[Container | Cache] = [*objects.containers, *objects.caches]
+    every: list[Container] = [*objects.containers, *objects.caches]
     unknown = [one for one in every if one.name and one.entries >= LARGE]
     if unknown and not objects.compared:
         biggest = max(unknown, key=lambda one: one.entries)
-        return f"{_called(biggest)} has {spaced(biggest.entries)} entries"
+        return f"{biggest.called} has {spaced(biggest.entries)} entries"
     return ""
 
 
@@ -176,22 +192,20 @@ def _more(kind: TypeCount) -> str:
     return f"{spaced(kind.grown or 0)} more objects of {kind.name} ({format_size(kind.grown_bytes)})"
 
 
-def _growers(objects: Objects) -> list[Container | Cache]:
-    """What has a name and has grown by entries, the most first."""
-    every: list[Container | Cache] = [*objects.containers, *objects.caches]
-    named = [one for one in every if one.name and (one.grown or 0) >= GROWN_ENTRIES]
-    return sorted(named, key=lambda one: -(one.grown or 0))
+def _growth_words(entries: int, size: int | None) -> str:
+    large = f" ({format_size(size)})" if size is not None and size >= GROWN_BYTES else ""
+    return f"{spaced(entries)} {'entry' if entries == 1 else 'entries'}{large}"
 
 
-def _called(one: Container | Cache) -> str:
-    if isinstance(one, Container):
-        return one.name
-    return f"the cache of {one.name} ({bound_words(one)})"
+def _growers(objects: Objects) -> list[Container]:
+    """What has a name and has grown by entries or by bytes, the most first."""
+    named = [one for one in (*objects.containers, *objects.caches) if one.name and has_grown(one)]
+    return sorted(named, key=lambda one: (-(one.grown_bytes or 0), -(one.grown or 0)))
 
 
-def bound_words(cache: Cache) -> str:
-    """Whether it has a bound."""
-    return "lru_cache without a bound" if cache.bound is None else f"lru_cache of {spaced(cache.bound)}"
+def has_grown(one: Container) -> bool:
+    """Whether its growth is worth a word."""
+    return (one.grown or 0) > 0 and ((one.grown or 0) >= GROWN_ENTRIES or (one.grown_bytes or 0) >= GROWN_BYTES)
 
 
 def _handles(objects: Objects) -> str:
@@ -219,9 +233,17 @@ def keeper(several: Iterable[Objects | None]) -> str:
 
 
 def _common_container(known: Sequence[Objects]) -> str:
-    by_name = [{_called(one): one.grown or 0 for one in _growers(objects)} for objects in known]
-    found = _in_all(by_name)
-    return f"{found[0]} grew in all of the last {len(known)} workers, by {spaced(found[1])} entries in the median" if found else ""
+    by_name = [{one.called: one for one in _growers(objects)} for objects in known]
+    names = set.intersection(*map(set, by_name))
+    medians = []
+    for name in names:
+        sizes = [grown[name].grown_bytes for grown in by_name]
+        size = None if None in sizes else _median([size or 0 for size in sizes])
+        medians.append((size or 0, _median([grown[name].grown or 0 for grown in by_name]), name, size))
+    if not medians:
+        return ""
+    _, entries, name, size = max(medians, key=lambda one: one[:3])
+    return f"{name} grew in all of the last {len(known)} workers, by {_growth_words(entries, size)} in the median"
 
 
 def _common_type(known: Sequence[Objects]) -> str:
@@ -229,19 +251,17 @@ def _common_type(known: Sequence[Objects]) -> str:
         {each.name: each.grown_bytes for each in objects.types if each.grown is not None and each.grown_bytes >= GROWN_BYTES}
         for objects in known
     ]
-    found = _in_all(by_name)
-    return f"objects of {found[0]} grew in all of the last {len(known)} workers, by {format_size(found[1])} in the median" if found else ""
-
-
-def _in_all(by_name: Sequence[dict[str, int]]) -> tuple[str, int] | None:
-    """The name that is in all of these and has grown most in the median (the lower one of two), with that median."""
     names = set.intersection(*map(set, by_name))
-    # not by the module statistics, which a worker would have to import
-    medians = [(sorted(growth[name] for growth in by_name)[(len(by_name) - 1) // 2], name) for name in names]
+    medians = [(_median([growth[name] for growth in by_name]), name) for name in names]
     if not medians:
-        return None
+        return ""
     most, name = max(medians)
-    return name, most
+    return f"objects of {name} grew in all of the last {len(known)} workers, by {format_size(most)} in the median"
+
+
+def _median(several: Sequence[int]) -> int:
+    """The lower one of two in the middle: an interpolated number of entries is none. Not statistics', which a worker would import."""
+    return sorted(several)[(len(several) - 1) // 2]
 
 
 def spaced(number: int) -> str:

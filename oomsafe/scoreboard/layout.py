@@ -1,4 +1,4 @@
-"""The bytes of a scoreboard. Version 15, little-endian; sizes in bytes; -1 in a figure is None, never 0.
+"""The bytes of a scoreboard. Version 16, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
 A scoreboard is one header of 57344 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
 SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
@@ -95,7 +95,7 @@ from oomsafe.policy.state import State
 from oomsafe.policy.text import without_controls
 
 MAGIC = b"oomsafe\0"
-VERSION = 15
+VERSION = 16
 
 HEADER_SIZE = 57344
 SLOT_SIZE = 6144

@@ -4,8 +4,8 @@
      16  u32 of how many objects one was counted · u32 1: not all modules were looked at
      24  i64 objects tracked · threads · threads at ready · descriptors · descriptors at ready
      64  8 types of 88: name, 64 bytes of text · i64 objects · i64 bytes · i64 objects at ready
-    768  6 containers of 128: name, 96 bytes of text · kind, 16 bytes of text · i64 entries · i64 entries at ready
-   1536  4 caches of 120: name, 96 bytes of text · i64 entries · i64 bound · i64 entries at ready
+    768  5 containers of 136: name, 96 bytes of text · kind, 16 bytes of text · i64 entries · i64 bytes · i64 entries at ready
+   1448  4 caches of 144: the same · i64 bound
 
 A row whose figures are 0, but for names, is none. Everything that is read is checked: any worker can write it.
 """
@@ -22,8 +22,8 @@ from oomsafe.scoreboard.layout import as_text, optional, stored
 
 _HEAD = struct.Struct("<Qd2I5q")
 _TYPE = struct.Struct(f"<{TYPE_NAME}s3q")
-_CONTAINER = struct.Struct(f"<{NAME}s{KIND}s2q")
-_CACHE = struct.Struct(f"<{NAME}s3q")
+_CONTAINER = struct.Struct(f"<{NAME}s{KIND}s3q")
+_CACHE = struct.Struct(f"<{NAME}s{KIND}s4q")
 _TYPES_AT = _HEAD.size
 _CONTAINERS_AT = _TYPES_AT + TYPES * _TYPE.size
 _CACHES_AT = _CONTAINERS_AT + CONTAINERS * _CONTAINER.size
@@ -44,11 +44,9 @@ def packed(objects: Objects | None, generation: int, at: float) -> bytes:
         figures = map(_figure, (each.count, each.size, each.before))
         _TYPE.pack_into(raw, _TYPES_AT + number * _TYPE.size, _text(each.name, TYPE_NAME), *figures)
     for number, one in enumerate(objects.containers[:CONTAINERS]):
-        figures = map(_figure, (one.entries, one.before))
-        _CONTAINER.pack_into(raw, _CONTAINERS_AT + number * _CONTAINER.size, _text(one.name, NAME), _text(one.kind, KIND), *figures)
+        _CONTAINER.pack_into(raw, _CONTAINERS_AT + number * _CONTAINER.size, *_container(one))
     for number, cache in enumerate(objects.caches[:CACHES]):
-        figures = map(_figure, (cache.entries, cache.bound, cache.before))
-        _CACHE.pack_into(raw, _CACHES_AT + number * _CACHE.size, _text(cache.name, NAME), *figures)
+        _CACHE.pack_into(raw, _CACHES_AT + number * _CACHE.size, *_container(cache), _figure(cache.bound))
     return bytes(raw)
 
 
@@ -72,16 +70,20 @@ def unpacked(raw: bytes, generation: int, at: float) -> Objects | None:
             if count > 0 and size >= 0
         ),
         containers=tuple(
-            Container(name=_name(name), kind=_name(kind), entries=entries, before=optional(before))
-            for name, kind, entries, before in _rows(raw, _CONTAINER, _CONTAINERS_AT, CONTAINERS)
+            Container(name=_name(name), kind=_name(kind), entries=entries, size=optional(size), before=optional(before))
+            for name, kind, entries, size, before in _rows(raw, _CONTAINER, _CONTAINERS_AT, CONTAINERS)
             if entries > 0
         ),
         caches=tuple(
-            Cache(name=_name(name), entries=entries, bound=optional(bound), before=optional(before))
-            for name, entries, bound, before in _rows(raw, _CACHE, _CACHES_AT, CACHES)
+            Cache(name=_name(name), kind=_name(kind), entries=entries, size=optional(size), before=optional(before), bound=optional(bound))
+            for name, kind, entries, size, before, bound in _rows(raw, _CACHE, _CACHES_AT, CACHES)
             if entries > 0
         ),
     )
+
+
+def _container(one: Container) -> tuple[bytes, bytes, int, int, int]:
+    return _text(one.name, NAME), _text(one.kind, KIND), _figure(one.entries), _figure(one.size), _figure(one.before)
 
 
 def _rows(raw: bytes, form: struct.Struct, at: int, count: int) -> list[tuple[Any, ...]]:

@@ -13,15 +13,30 @@ import gc
 import sys
 import time
 from _functools import _lru_cache_wrapper  # type: ignore[import-not-found]  # not from functools, where others may have put theirs
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from importlib.machinery import ExtensionFileLoader, ModuleSpec, SourceFileLoader
 from itertools import islice
 from types import CellType, FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any, NamedTuple
 
-from oomsafe.policy.objects import NAME, TYPE_NAME, Cache, Container, TypeCount
+from oomsafe.policy.objects import LRU, NAME, TYPE_NAME, Cache, Container, TypeCount
 from oomsafe.policy.text import printable
+from oomsafe.worker.sizes import (
+    ENTRIES,
+    GC_HEAD,
+    HEAP_TYPE,
+    SHARED,
+    Length,
+    Sizes,
+    class_dict,
+    class_flags,
+    content_of,
+    has_values,
+    measure_of,
+    module_dict,
+    own_references,
+)
 
 #: A container with fewer entries is not remembered; one with more is not looked into as a whole, but in so many places.
 LEAST, BIG, PLACES = 100, 1000, 200
@@ -32,6 +47,15 @@ SAMPLE, ROUNDS = 24_000, 8
 #: The same for the baseline, which a worker takes before it serves.
 BASELINE_SAMPLE, BASELINE_PLACES = 2500, 20
 
+#: A cache, or a container that has a bound, is remembered with fewer entries: they may be large.
+LEAST_CACHED = 8
+
+#: Names of an attribute that bounds what an object holds, after underscores: of cachetools, asyncio.Queue, SQLAlchemy, Django and others.
+BOUNDS = frozenset(("maxsize", "max_size", "maxlen", "max_len", "max_entries", "capacity"))
+
+#: Of how many containers it is estimated how many bytes they hold.
+ESTIMATED = 12
+
 #: With more blocks than this no list of all objects is made: it would take too long, and 8 bytes for each.
 MOST_BLOCKS = 8_000_000
 
@@ -41,30 +65,18 @@ LEAST_COUNT, LEAST_COUNTED = 200, 10
 #: The most modules, and the most names in one of them or in a class, that are looked at.
 MOST_MODULES, MOST_NAMES = 20_000, 20_000
 
-#: An object that more than this refer to is not any one's.
-SHARED = 1000
-
 #: Which part of the time that has passed counts as spent, at least: 0.12 s are over after 0.3 s.
 WALL = 0.4
 
 #: How many objects are looked at between two looks at the clock.
 CHUNK = 25_000
 
-#: Bytes before each object that the garbage collector tracks.
-GC_HEAD = 16
-
-#: A bit of a type's flags: a class statement (or C code at run time) has made it (Include/object.h, Py_TPFLAGS_HEAPTYPE).
-_HEAP_TYPE = 1 << 9
-
 # the slots of built-in types, called as such: what a subclass has put in their place is never called
-_module_dict: Callable[[ModuleType], Any] = vars(ModuleType)["__dict__"].__get__
-_class_dict = type.__dict__["__dict__"].__get__
-_class_flags = type.__dict__["__flags__"].__get__
 _class_mro = type.__dict__["__mro__"].__get__
+_deque_maxlen: Callable[[Any], Any] = vars(deque)["maxlen"].__get__
 _class_qualname = type.__dict__["__qualname__"].__get__
 _class_module = type.__dict__["__module__"].__get__
 
-Length = Callable[[Any], int]
 _LENGTHS: tuple[tuple[type, Length], ...] = (
     (dict, dict.__len__),
     (list, list.__len__),
@@ -73,31 +85,23 @@ _LENGTHS: tuple[tuple[type, Length], ...] = (
     (tuple, tuple.__len__),
     (frozenset, frozenset.__len__),
 )
-_SIZES: tuple[tuple[type, Length], ...] = (
-    (OrderedDict, OrderedDict.__sizeof__),
-    (dict, dict.__sizeof__),
-    (list, list.__sizeof__),
-    (str, str.__sizeof__),
-    (bytes, bytes.__sizeof__),
-    (int, int.__sizeof__),
-    (set, set.__sizeof__),
-    (frozenset, frozenset.__sizeof__),
-    (bytearray, bytearray.__sizeof__),
-    (deque, deque.__sizeof__),
-    (type, type.__sizeof__),
-)
 _LRU: Any = _lru_cache_wrapper
 
 #: What a value of a type may be that is no container.
-_NOTHING, _FUNCTION, _METHOD, _CLASS, _CACHE, _INSTANCE = range(6)
+_NOTHING, _FUNCTION, _METHOD, _CLASS, _CACHE, _INSTANCE, _CACHING = range(7)
 
 
 class Found(NamedTuple):
-    """A container that a name leads to."""
+    """A container that a name leads to, or a cache."""
 
     name: str
     entries: int
     container: Any
+    kind: str
+    """The name of its type, or of that of the object which bounds it."""
+    is_cache: bool = False
+    bound: int | None = None
+    """The most entries that a cache keeps; None: it has no bound."""
 
 
 class Clock:
@@ -125,9 +129,10 @@ class Named:
         """
         self.complete = True
         """Whether there was time for all modules."""
-        self.containers: dict[int, Found] = {}
-        """By the id of the container."""
-        self.caches: dict[str, Cache] = {}
+        self.found: dict[int, Found] = {}
+        """By the id of the container, or of the cache."""
+        self.parts: dict[int, object] = {}
+        """What is a part of a cache that was found, by id."""
         self._kinds: dict[int, tuple[type, int, Length | None]] = {}
         self.visited: dict[int, object] = {}
         """Caches, classes and instances that were visited, by id."""
@@ -151,7 +156,7 @@ class Named:
                 continue
             _, what, length = kinds.get(id(kind)) or self._kind_of(kind)
             if length is not None:
-                if length(value) >= LEAST and type(name) is str:
+                if length(value) >= LEAST_CACHED and type(name) is str:
                     self._keep(f"{owner}.{name}", value, length(value))
             elif what != _NOTHING and type(name) is str:
                 self._visit(f"{owner}.{name}", value, what, deeper)
@@ -167,9 +172,9 @@ class Named:
         elif deeper and id(value) not in self.visited:
             self.visited[id(value)] = value
             if what == _CLASS:
-                self._walk(name, _class_dict(value), deeper=False)
+                self._walk(name, class_dict(value), deeper=False)
             else:
-                self._instance(name, value)
+                self._instance(name, value, what)
 
     def _kind_of(self, kind: type) -> tuple[type, int, Length | None]:
         found = self._kinds.get(id(kind))
@@ -178,8 +183,22 @@ class Named:
         return found
 
     def _keep(self, name: str, container: object, entries: int) -> None:
-        if entries >= LEAST:
-            self.containers.setdefault(id(container), Found(name, entries, container))
+        kind = type(container)
+        if (entries < LEAST and kind is not deque) or id(container) in self.found:
+            return
+        bound = None
+        if kind is deque:
+            bound = _deque_maxlen(container)
+        elif class_flags(kind) & HEAP_TYPE:
+            bound = _bound_among(_attributes(container))
+        if bound is not None and entries <= bound:
+            self._cached(name, container, entries, container, bound)
+        elif entries >= LEAST:
+            self.found[id(container)] = Found(name, entries, container, container_kind(container))
+
+    def _cached(self, name: str, container: object, entries: int, owner: object, bound: int | None) -> None:
+        """A cache, whose `owner` is what bounds it."""
+        self.found.setdefault(id(container), Found(name, entries, container, container_kind(owner), is_cache=True, bound=bound))
 
     def _method(self, name: str, function: object) -> None:
         """What a staticmethod, a classmethod or a property is made of."""
@@ -203,51 +222,66 @@ class Named:
                 self._inside(name, "default", default)
 
     def _inside(self, name: str, where: str, value: object) -> None:
-        length = self._kind_of(type(value))[2]
-        if length is not None and (entries := length(value)) >= LEAST:
-            self._keep(f"{name} ({where})", value, entries)
+        _, what, length = self._kind_of(type(value))
+        if length is not None:
+            self._keep(f"{name} ({where})", value, length(value))
+        elif what in (_INSTANCE, _CACHING) and id(value) not in self.visited:
+            self.visited[id(value)] = value
+            self._instance(f"{name} ({where})", value, what)
 
-    def _instance(self, name: str, instance: object) -> None:
+    def _instance(self, name: str, instance: object, what: int) -> None:
         """Its attributes are read only if one of them may be large, because that takes 3.11 and 3.12 a dictionary for the instance."""
-        if any(map(self._may_be_large, gc.get_referents(instance))):
-            for attribute, value in _attributes(instance):
-                length = self._kind_of(type(value))[2]
-                if length is not None:
-                    self._keep(f"{name}.{attribute}", value, length(value))
+        least = LEAST_CACHED if what == _CACHING else LEAST
+        if not any(self._may_be_large(value, least) for value in gc.get_referents(instance)):
+            return
+        attributes = list(_attributes(instance))
+        lengths = ((attribute, value, self._kind_of(type(value))[2]) for attribute, value in attributes)
+        held = [(attribute, value, length(value)) for attribute, value, length in lengths if length is not None]
+        bound = _bound_among(attributes)
+        most = max((entries for _, _, entries in held if bound is not None and LEAST_CACHED <= entries <= bound), default=None)
+        for attribute, value, entries in held:
+            if most is None:
+                self._keep(f"{name}.{attribute}", value, entries)
+            elif entries == most and id(value) not in self.found:
+                self._cached(name, value, entries, instance, bound)
+                most = -1  # what else it has is how it keeps its entries
+            else:
+                self.parts[id(value)] = value
 
-    def as_containers(self) -> list[Container]:
-        """What was found, by name."""
-        return [
-            Container(name=shown(found.name, NAME), kind=container_kind(found.container), entries=found.entries)
-            for found in self.containers.values()
-        ]
-
-    def _may_be_large(self, value: object) -> bool:
+    def _may_be_large(self, value: object, least: int) -> bool:
         length = self._kind_of(type(value))[2]
         if length is None:
             return False
         # an exact dictionary may be that of the instance itself
-        return length(value) >= LEAST or (type(value) is dict and any(map(self._is_large, list(value.values()))))
+        return length(value) >= least or (type(value) is dict and any(self._is_large(each, least) for each in list(value.values())))
 
-    def _is_large(self, value: object) -> bool:
+    def _is_large(self, value: object, least: int) -> bool:
         length = self._kind_of(type(value))[2]
-        return length is not None and length(value) >= LEAST
+        return length is not None and length(value) >= least
 
     def _cache(self, name: str, cache: Any) -> None:
         if id(cache) not in self.visited:
             self.visited[id(cache)] = cache
             found = read_cache(name, cache)
-            if found is not None and found.entries >= LEAST:
-                self.caches.setdefault(found.name, found)
+            if found is not None and found.entries >= LEAST_CACHED:
+                self.found.setdefault(id(cache), found)
 
 
-def read_cache(name: str, cache: Any) -> Cache | None:
+def read_cache(name: str, cache: Any) -> Found | None:
     """What a functools.lru_cache holds; None: it was made in another way, and may call what it likes when it is asked."""
     asks = _cache_attributes(cache).get("cache_parameters")
     if type(asks) is not FunctionType or asks.__code__.co_name != "<lambda>" or asks.__code__.co_filename != functools.__file__:
         return None
     info = _LRU.cache_info(cache)
-    return Cache(name=shown(name, NAME), entries=info.currsize, bound=info.maxsize)
+    return Found(name, info.currsize, cache, LRU, is_cache=True, bound=info.maxsize)
+
+
+def _bound_among(attributes: Iterable[tuple[str, object]]) -> int | None:
+    """The bound that an object with these attributes has for what it holds; None: it has none that is called so."""
+    for name, value in attributes:
+        if type(value) is int and value > 0 and name.lstrip("_").rpartition("__")[2].lstrip("_") in BOUNDS:
+            return value
+    return None
 
 
 def cache_name(cache: Any) -> str:
@@ -275,7 +309,9 @@ def _classified(kind: type) -> tuple[int, Length | None]:
         return _METHOD, None
     # each module has a specification and a loader, which hold nothing of the application's
     others = (ModuleType, ModuleSpec, SourceFileLoader, ExtensionFileLoader)
-    return (_INSTANCE if _class_flags(kind) & _HEAP_TYPE and not issubclass(kind, others) else _NOTHING), None
+    if not class_flags(kind) & HEAP_TYPE or issubclass(kind, others):
+        return _NOTHING, None
+    return (_CACHING if any(word in _plain(_class_qualname(kind)).lower() for word in ("cache", "lru")) else _INSTANCE), None
 
 
 def is_standard(name: str) -> bool:
@@ -298,7 +334,7 @@ def _modules(first: int | None, standard: bool) -> Iterator[tuple[str, dict[Any,
     theirs = [each for each in ordered if is_standard(each[0])] if standard else []
     for name, module in islice((*others, *theirs), MOST_MODULES):
         if issubclass(type(module), ModuleType):
-            names = _module_dict(module)
+            names = module_dict(module)
             if type(names) is dict:
                 yield name, names
 
@@ -311,7 +347,7 @@ def _items(names: Any) -> list[tuple[str, object]]:
 def _attributes(instance: object) -> Iterator[tuple[str, object]]:
     """The attributes that an instance holds itself, in its dictionary and its slots."""
     for base in _class_mro(type(instance)):
-        for name, value in _items(_class_dict(base)):
+        for name, value in _items(class_dict(base)):
             if type(value) is MemberDescriptorType:
                 try:
                     yield name, value.__get__(instance)
@@ -338,9 +374,9 @@ class _Row:
     def __init__(self, kind: type) -> None:
         self.kind = kind
         self.count = self.bytes = 0.0
-        self.size: Length = next((size for base, size in _SIZES if issubclass(kind, base)), object.__sizeof__)
+        self.size: Length = measure_of(kind)
         """Measures one, as far as built-in types can."""
-        self.has_values = self.size is object.__sizeof__ and bool(_class_flags(kind) & _HEAP_TYPE)
+        self.has_values = has_values(kind)
         """Whether its attributes take memory beside that."""
 
 
@@ -350,14 +386,20 @@ class Types:
     What it does not track (strings, bytes, numbers, dictionaries and tuples of such) is counted by its share of the references to it.
     """
 
-    def __init__(self, objects: list[Any]) -> None:
-        """`objects`: all that the collector tracks."""
+    def __init__(self, objects: list[Any], apart: Iterable[int] = ()) -> None:
+        """`objects`: all that the collector tracks. `apart`: ids of containers that are looked into later, each as a whole.
+
+        What those hold is not to count for as many objects as one of the sample stands for: a list of large blobs would decide alone.
+        """
         self.every = 1
         """Objects were counted from one in so many."""
         self._objects = objects
+        self._apart = frozenset(apart)
         self._rows: dict[int, _Row] = {}
         """By the type's id, which stays its own because the row keeps the type."""
-        self._own = _own_references()
+        self.large: dict[int, Any] = {}
+        """Large dictionaries and tuples that the collector does not track, by id."""
+        self._own = own_references()
 
     def count(self, clock: Clock, share: float, sample: int) -> None:
         """Count among `sample` objects, or fewer if that share of the time is spent first."""
@@ -383,17 +425,25 @@ class Types:
                 yield from _big(self._objects[start : start + CHUNK])
 
     def look_into_all(self, found: Iterable[Found], places: int, clock: Clock, share: float) -> None:
-        """The same for all that are big, as far as there is time."""
-        for each in sorted(found, key=lambda each: -each.entries):
-            if each.entries < BIG or clock.is_past(share):
+        """The same for all that are big, or set apart, as far as there is time."""
+        big = [each for each in found if each.entries >= BIG or id(each.container) in self._apart]
+        for each in sorted(big, key=lambda each: (id(each.container) not in self._apart, -each.entries)):
+            if clock.is_past(share):
                 return
-            self.look_into(each.container, each.entries, places)
+            if type(each.container) is _LRU:
+                self._weigh(*_cached(each))
+            else:
+                self.look_into(each.container, each.entries, places)
 
     def look_into(self, container: Any, length: int, places: int) -> None:
         """Count what a big container holds that the collector does not track."""
+        if not gc.is_tracked(container):  # else it is counted already
+            row = self._rows.get(id(type(container))) or self._row(type(container))
+            row.count += 1
+            row.bytes += row.size(container)
         step = max(1, length // places)
         try:
-            content = _content(container, step)
+            content = content_of(container, step)
         except RuntimeError:  # another thread has changed it meanwhile
             return
         self._weigh(content, step)
@@ -406,7 +456,7 @@ class Types:
             referents = gc.get_referents(each)
             row.count += 1
             row.bytes += row.size(each) + GC_HEAD + (8 * len(referents) if row.has_values else 0)
-            if len(referents) < BIG:
+            if len(referents) < BIG and id(each) not in self._apart:
                 self._weigh(referents, 1)
 
     def _weigh(self, found: list[Any], weight: float, deeper: int = 2) -> None:
@@ -414,11 +464,14 @@ class Types:
         rows, own = self._rows, self._own
         for each in found:
             if not gc.is_tracked(each):
+                kind = type(each)
+                if (kind is dict or kind is tuple) and (len(each) >= BIG or id(each) in self._apart):
+                    self.large[id(each)] = each  # once, and not for others that were not counted
+                    continue
                 references = sys.getrefcount(each) - own
                 if references > SHARED:
                     continue
                 share = weight / references if references > 1 else weight
-                kind = type(each)
                 row = rows.get(id(kind)) or self._row(kind)
                 row.count += share
                 row.bytes += share * row.size(each)
@@ -450,31 +503,13 @@ def _big(objects: list[Any]) -> list[Any]:
     ]
 
 
-def _own_references() -> int:
-    """How many references to an object Types._weigh() itself has."""
-    for each in gc.get_referents([object()]):
-        return sys.getrefcount(each)
-    return 0
-
-
-def _content(container: Any, step: int) -> list[Any]:
-    """Every `step`-th of what it holds. Raises RuntimeError if it is changed meanwhile."""
-    kind = type(container)
-    if issubclass(kind, dict):
-        return [each for pair in islice(dict.items(container), 0, None, step) for each in pair]
-    for base in (list, tuple, set, deque, frozenset):
-        if issubclass(kind, base):
-            return list(islice(base.__iter__(container), 0, None, step))
-    return []
-
-
 def type_name(kind: type) -> str:
     """``module.Class``, printable and short; without the module for built-in types."""
     module: object = None
-    if not _class_flags(kind) & _HEAP_TYPE:
+    if not class_flags(kind) & HEAP_TYPE:
         module = _class_module(kind)
     else:
-        for name, value in _items(_class_dict(kind)):
+        for name, value in _items(class_dict(kind)):
             if name == "__module__":
                 module = value
     name = _plain(_class_qualname(kind))
@@ -542,38 +577,89 @@ def _undisturbed(take: Callable[[], Census]) -> Census:
 
 def _census(clock: Clock, first: int | None) -> Census:
     objects = _listed()  # first, so that nothing of ours is among them
-    named = Named(clock, 0.6, first)
-    containers, caches = named.as_containers(), dict(named.caches)
+    named = Named(clock, 0.55, first)
+    sizes = _estimated(named.found.values(), objects is not None, clock, 0.7)
     if objects is None:
-        return Census(None, 1, named.complete, _number_of_modules(), [], containers, list(caches.values()))
-    types = Types(objects)
-    types.count(clock, 0.8, SAMPLE)
-    types.look_into_all(named.containers.values(), PLACES, clock, 0.9)
-    unnamed = {id(each): each for each in types.find_big(clock) if id(each) not in named.containers}
+        return _as_census(None, 1, named, [], sizes)
+    types = Types(objects, sizes)
+    types.count(clock, 0.85, SAMPLE)
+    types.look_into_all(named.found.values(), PLACES, clock, 0.92)
+    big = {id(each): each for each in (*types.find_big(clock), *types.large.values())}
+    unnamed = {at: each for at, each in big.items() if at not in named.found and at not in named.parts}
     for each in [each for each in unnamed.values() if type(each) is _LRU]:
         del unnamed[id(each)]
         cache = read_cache(cache_name(each), each)
-        if cache is not None and cache.entries >= LEAST:
-            if id(each) not in named.visited:
-                caches.setdefault(cache.name, cache)
-            for inner in gc.get_referents(each):  # the dictionary in which it keeps its entries is not another container
-                unnamed.pop(id(inner), None)
+        if cache is not None and cache.entries >= LEAST and id(each) not in named.visited:
+            named.found[id(each)] = cache
+    for each in [found.container for found in named.found.values() if type(found.container) is _LRU]:
+        for inner in gc.get_referents(each):  # the dictionary in which it keeps its entries is not another container
+            unnamed.pop(id(inner), None)
     for each in unnamed.values():
-        containers.append(Container(name="", kind=container_kind(each), entries=len(each)))
         types.look_into(each, len(each), PLACES)
-    return Census(len(objects), types.every, named.complete, _number_of_modules(), types.by_name(), containers, list(caches.values()))
+    return _as_census(len(objects), types.every, named, types.by_name(), sizes, unnamed.values())
 
 
 def _baseline(clock: Clock) -> Census:
     objects = _listed()
     named = Named(clock, 0.7, standard=False)
-    containers, caches = named.as_containers(), list(named.caches.values())
     if objects is None:
-        return Census(None, 1, named.complete, _number_of_modules(), [], containers, caches)
+        return _as_census(None, 1, named, [], {})
     types = Types(objects)
     types.count(clock, 0.9, BASELINE_SAMPLE)
-    types.look_into_all(named.containers.values(), BASELINE_PLACES, clock, 1.0)
-    return Census(len(objects), types.every, named.complete, _number_of_modules(), types.by_name(), containers, caches)
+    types.look_into_all(named.found.values(), BASELINE_PLACES, clock, 1.0)
+    return _as_census(len(objects), types.every, named, types.by_name(), {})
+
+
+def _as_census(
+    tracked: int | None, every: int, named: Named, types: list[TypeCount], sizes: dict[int, int], unnamed: Iterable[Any] = ()
+) -> Census:
+    containers = [
+        Container(name=shown(found.name, NAME), kind=found.kind, entries=found.entries, size=sizes.get(id(found.container)))
+        for found in named.found.values()
+        if not found.is_cache
+    ]
+    containers += [Container(name="", kind=container_kind(each), entries=len(each)) for each in unnamed]
+    caches = {
+        found.name: Cache(
+            name=shown(found.name, NAME), kind=found.kind, entries=found.entries, size=sizes.get(id(found.container)), bound=found.bound
+        )
+        for found in reversed(named.found.values())  # of two with one name, the one that was found first
+        if found.is_cache
+    }
+    return Census(tracked, every, named.complete, _number_of_modules(), types, containers, [*reversed(caches.values())])
+
+
+def _estimated(found: Iterable[Found], listed: bool, clock: Clock, share: float) -> dict[int, int]:
+    """About how many bytes those hold that seem to hold most, by id, as far as there is time. `listed`: there is a list of all objects."""
+    sizes = Sizes(listed)
+    first: list[tuple[int, int, Found]] = []
+    for number, one in enumerate(found):
+        if number % 50 == 0 and clock.is_past(share):
+            break
+        if not one.name.endswith(".__dict__"):  # a module's names are its code
+            seems = sizes.bare(*_cached(one)) if type(one.container) is _LRU else sizes.shallow(one.container, one.entries)
+            first.append((seems, number, one))
+    estimated = {}
+    for _, _, one in sorted(first, reverse=True)[:ESTIMATED]:
+        if clock.is_past(share):
+            break
+        size = sizes.held(*_cached(one)) if type(one.container) is _LRU else sizes.deep(one.container, one.entries)
+        if size is not None:
+            estimated[id(one.container)] = size
+    return estimated
+
+
+def _cached(found: Found) -> tuple[list[Any], float]:
+    """Some of what a functools.lru_cache holds, and for how many one of them stands."""
+    inner = gc.get_referents(found.container)
+    if found.bound is not None:  # it refers to each key and each result, and to the dictionary of them
+        inner = [each for each in inner if type(each) is not dict]
+    else:
+        own = [each for each in inner if type(each) is dict and dict.__len__(each) == found.entries]
+        inner = [each for one in own[:1] for pair in dict.items(one) for each in pair]
+    step = max(1, len(inner) // (2 * ENTRIES) | 1)  # an odd one, so that keys and results take turns
+    some = inner[::step]
+    return some, len(inner) / max(1, len(some))
 
 
 def _listed() -> list[Any] | None:

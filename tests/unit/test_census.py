@@ -344,6 +344,54 @@ def test_caches(app: types.ModuleType) -> None:
     assert 5003 not in [one.entries for one in taken.containers]  # its own dictionary is not one more
 
 
+class BoundedCache:
+    """As those that are written again in every project; what it keeps its entries in are two containers."""
+
+    def __init__(self, size: int, entries: int) -> None:
+        self.__maxsize = size
+        self._data = dict.fromkeys(range(entries), b"x" * 1000)
+        self._order = OrderedDict.fromkeys(range(entries - 1))
+
+
+class Remembers(OrderedDict):  # type: ignore[type-arg]
+    """A dictionary that says how much it will hold."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.max_entries = size
+
+
+class Room:
+    """What has a bound, but not for this."""
+
+    def __init__(self) -> None:
+        self.capacity = 4
+        self.visitors = list(range(600))
+
+
+def test_what_has_a_bound(app: types.ModuleType) -> None:
+    """Even with few entries, which may be large; not what is above it, which it does not bound."""
+    app.recent, app.fifo = deque([b"x"] * 30, maxlen=60), deque(range(5000))
+    app.cache, app.room, app.remembers = BoundedCache(50, 20), Room(), Remembers(500)
+    app.remembers.update(dict.fromkeys(range(120)))
+    app.wrapped = _closing_over(BoundedCache(3000, 2000))
+    taken = take_census(30.0)
+
+    caches = {cache.name: (cache.kind, cache.entries, cache.bound) for cache in taken.caches if cache.name.startswith("the_app")}
+    assert caches == {
+        "the_app.recent": ("deque", 30, 60),
+        "the_app.cache": ("BoundedCache", 20, 50),
+        "the_app.remembers": ("Remembers", 120, 500),
+        "the_app.wrapped (closure)": ("BoundedCache", 2000, 3000),
+    }
+    assert entries(taken) == {"the_app.CACHE": 500, "the_app.fifo": 5000, "the_app.room.visitors": 600}
+    assert (2000, 1999) not in {(one.entries, one.entries - 1) for one in taken.containers}
+
+
+def _closing_over(value: object) -> Callable[[], object]:
+    return lambda: value
+
+
 def test_what_was_there_first_keeps_its_name(app: types.ModuleType) -> None:
     """A module that is imported later, and has it under another name, does not rename it."""
     first = len(sys.modules)

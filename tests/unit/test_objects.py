@@ -38,6 +38,7 @@ GROWN = Container(name="apps.CACHE", kind="dict", entries=250_000, before=10_000
 SAME = Container(name="apps.TABLE", kind="dict", entries=900_000, before=900_000)
 UNNAMED = Container(name="", kind="list", entries=500_000)
 CACHED = Cache(name="apps.f", entries=50_000, bound=None, before=0)
+LARGE = Container(name="apps.BLOBS", kind="list", entries=300, size=90 * MIB, before=20)
 LISTS = TypeCount(name="list", count=300_000, size=30 * MIB, before=10_000)
 OWN = TypeCount(name="apps.Thing", count=200_000, size=20 * MIB, before=0)
 FEW = TypeCount(name="dict", count=1000, size=MIB // 4, before=10)
@@ -47,6 +48,13 @@ WORDS = {
     "a cache": (Objects(caches=(CACHED,)), "; the cache of apps.f (lru_cache without a bound) grew by 50 000 entries"),
     "a bounded cache": (
         Objects(caches=(replace(CACHED, bound=60_000),)), "; the cache of apps.f (lru_cache of 60 000) grew by 50 000 entries",
+    ),
+    "few entries, and large ones": (
+        Objects(containers=(GROWN, LARGE), types=(LISTS,)), "; apps.BLOBS grew by 280 entries (84.0 MiB)",
+    ),
+    "a bounded cache of another kind": (
+        Objects(caches=(replace(CACHED, kind="deque", bound=60_000, size=50 * MIB),)),
+        "; apps.f (deque of at most 60 000) grew by 50 000 entries (50.0 MiB)",
     ),
     "types, where no name leads": (
         Objects(containers=(SAME, UNNAMED), types=(LISTS, OWN, FEW)),
@@ -82,6 +90,10 @@ def test_the_words_in_the_line(objects: Objects, expected: str) -> None:
         ([Objects(containers=(GROWN,)), None, Objects(), Objects(containers=(GROWN, SAME))],
          "apps.CACHE grew in all of the last 2 workers, by 240 000 entries in the median"),
         ([Objects(containers=(GROWN,)), Objects(containers=(SAME,))], ""),
+        ([Objects(containers=(GROWN, LARGE)), Objects(containers=(LARGE, GROWN))],
+         "apps.BLOBS grew in all of the last 2 workers, by 280 entries (84.0 MiB) in the median"),
+        ([Objects(containers=(GROWN, LARGE)), Objects(containers=(replace(LARGE, size=None, before=0, entries=5000), GROWN))],
+         "apps.CACHE grew in all of the last 2 workers, by 240 000 entries in the median"),
         ([Objects(containers=(GROWN,))], ""),
         ([Objects(containers=(UNNAMED,), types=(OWN, LISTS))] * 2,
          "objects of list grew in all of the last 2 workers, by 29.0 MiB in the median"),
@@ -151,10 +163,12 @@ WHOLE = st.builds(
         max_size=TYPES,
     ).map(tuple),
     containers=st.lists(
-        st.builds(Container, name=NAMES, kind=NAMES, entries=st.integers(1, layout.LARGEST), before=FIGURE), max_size=CONTAINERS
+        st.builds(Container, name=NAMES, kind=NAMES, entries=st.integers(1, layout.LARGEST), size=FIGURE, before=FIGURE),
+        max_size=CONTAINERS,
     ).map(tuple),
     caches=st.lists(
-        st.builds(Cache, name=NAMES, entries=st.integers(1, layout.LARGEST), bound=FIGURE, before=FIGURE), max_size=CACHES
+        st.builds(Cache, name=NAMES, kind=NAMES, entries=st.integers(1, layout.LARGEST), size=FIGURE, bound=FIGURE, before=FIGURE),
+        max_size=CACHES,
     ).map(tuple),
 )  # fmt: skip
 
@@ -196,7 +210,7 @@ def test_how_it_is_shown() -> None:
     """A line each, and what is not known is not 0."""
     objects = Objects(
         tracked=1_240_000, every=25, threads=3, threads_before=3, descriptors=14, types=(OWN,), caches=(CACHED,), complete=False,
-        containers=(GROWN, UNNAMED, replace(GROWN, name="apps.OTHER", before=250_010)),
+        containers=(GROWN, UNNAMED, replace(GROWN, name="apps.OTHER", size=3 * MIB, before=250_010)),
     )  # fmt: skip
 
     lines = [str(line) for line in objects_lines("worker 5565", objects, 300)]
@@ -207,7 +221,7 @@ def test_how_it_is_shown() -> None:
         "  name                                      is                               has      size  since ready",
         "  apps.CACHE                                dict                 250 000 entries               +240 000",
         "  a list that no name of a module leads to  list                 500 000 entries                unknown",
-        "  apps.OTHER                                dict                 250 000 entries                    -10",
+        "  apps.OTHER                                dict                 250 000 entries   3.0 MiB          -10",
         "  apps.f                                    lru_cache, no bound   50 000 entries                +50 000",
         "  apps.Thing                                type                 200 000 objects  20.0 MiB     +200 000",
     ]
