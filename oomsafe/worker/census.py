@@ -53,8 +53,8 @@ LEAST_CACHED = 8
 #: Names of an attribute that bounds what an object holds, after underscores: of cachetools, asyncio.Queue, SQLAlchemy, Django and others.
 BOUNDS = frozenset(("maxsize", "max_size", "maxlen", "max_len", "max_entries", "capacity"))
 
-#: Of how many containers it is estimated how many bytes they hold.
-ESTIMATED = 12
+#: Of how many containers it is estimated how many bytes they hold, and of how many even if the time is spent: it takes 1 or 2 ms.
+ESTIMATED, ANYWAY = 12, 5
 
 #: With more blocks than this no list of all objects is made: it would take too long, and 8 bytes for each.
 MOST_BLOCKS = 8_000_000
@@ -630,30 +630,36 @@ def _as_census(
 
 
 def _estimated(found: Iterable[Found], listed: bool, clock: Clock, share: float) -> dict[int, int]:
-    """About how many bytes those hold that seem to hold most, by id, as far as there is time. `listed`: there is a list of all objects."""
+    """About how many bytes those hold that seem to hold most, by id: of a few always, of others while there is time.
+
+    `listed`: there is a list of all objects.
+    """
     sizes = Sizes(listed)
-    first: list[tuple[int, int, Found]] = []
-    for number, one in enumerate(found):
-        if number % 50 == 0 and clock.is_past(share):
+    likely = sorted(
+        (one for one in found if not one.name.endswith(".__dict__")),  # a module's names are its code
+        key=lambda one: (not one.is_cache, -one.entries),
+    )
+    seem: list[tuple[int, int, Found]] = []
+    for number, one in enumerate(likely):
+        if number >= ANYWAY * 10 and number % 50 == 0 and clock.is_past(share):
             break
-        if not one.name.endswith(".__dict__"):  # a module's names are its code
-            seems = sizes.bare(*_cached(one)) if type(one.container) is _LRU else sizes.shallow(one.container, one.entries)
-            first.append((seems, number, one))
+        size = sizes.bare(*_cached(one)) if type(one.container) is _LRU else sizes.shallow(one.container, one.entries)
+        seem.append((size, number, one))
     estimated = {}
-    for _, _, one in sorted(first, reverse=True)[:ESTIMATED]:
-        if clock.is_past(share):
+    for number, (_, _, one) in enumerate(sorted(seem, reverse=True)[:ESTIMATED]):
+        if number >= ANYWAY and clock.is_past(share):
             break
-        size = sizes.held(*_cached(one)) if type(one.container) is _LRU else sizes.deep(one.container, one.entries)
-        if size is not None:
-            estimated[id(one.container)] = size
+        held = sizes.held(*_cached(one)) if type(one.container) is _LRU else sizes.deep(one.container, one.entries)
+        if held is not None:
+            estimated[id(one.container)] = held
     return estimated
 
 
 def _cached(found: Found) -> tuple[list[Any], float]:
     """Some of what a functools.lru_cache holds, and for how many one of them stands."""
     inner = gc.get_referents(found.container)
-    if found.bound is not None:  # it refers to each key and each result, and to the dictionary of them
-        inner = [each for each in inner if type(each) is not dict]
+    if found.bound is not None:  # it refers to each key, to each result and to the type of what links them, and to a dictionary
+        inner = [each for each in inner if type(each) is not dict and not issubclass(type(each), type)]
     else:
         own = [each for each in inner if type(each) is dict and dict.__len__(each) == found.entries]
         inner = [each for one in own[:1] for pair in dict.items(one) for each in pair]

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from oomsafe.worker.census import take_census
+from oomsafe.policy.objects import LRU
+from oomsafe.worker.census import Found, _cached, take_census
+from oomsafe.worker.sizes import Sizes
 
 pytestmark = pytest.mark.skipif(sys.implementation.name != "cpython", reason="another Python does not list its objects so")
 
@@ -95,6 +97,17 @@ def test_sizes(app: types.ModuleType, kind: str) -> None:
 
     (found,) = [one for one in (*census.containers, *census.caches) if one.name == "the_app.held"]
     assert found.size is not None and (0.4 if "themselves" in kind else 0.75) <= found.size / taken <= 1.25, (found, taken)
+
+
+@pytest.mark.parametrize("entries", range(240, 270))
+def test_a_caches_results_are_found_whatever_its_size(app: types.ModuleType, entries: int) -> None:
+    """It refers to a key, a result and a type in turn: a sample must not always hit the same of these."""
+    app.held = functools.lru_cache(maxsize=1000)(lambda number: str(number) * 1000)
+    for number in range(1000, 1000 + entries):
+        app.held(number)
+    sizes = Sizes()
+
+    assert 0.75 <= sizes.held(*_cached(Found("", entries, app.held, LRU, is_cache=True, bound=1000))) / (4049 * entries) <= 1.25
 
 
 def test_numpys_arrays(app: types.ModuleType) -> None:
