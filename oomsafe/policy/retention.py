@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from oomsafe.policy.curve import FEW, Shape, shape_of
-from oomsafe.policy.objects import keeper
+from oomsafe.policy.objects import Cache, keeper
+from oomsafe.policy.recycle import PATIENT
 from oomsafe.policy.retirement import Retirement
 from oomsafe.policy.units import MIB, counted, format_size, one_of
 
@@ -49,6 +50,19 @@ LEAST_WORK = 10
 
 #: The growth for each piece of work, of the different workers, must lie this close together: the standard deviation over the mean.
 ALIKE = 0.5
+
+
+#: A cache with a bound that holds this share of what is in use of a worker's growth is what it grows by.
+MOSTLY_CACHED = 2 / 3
+
+#: What is in use does not rise with the work if it differs by at most this share where the work differs at least so many times.
+FLAT, WORK_DIFFERS = 0.1, 1.5
+
+#: Nor with the time, if this share of the growth was there at half of the work. (What is free but kept comes and goes, and blurs this.)
+BENT = 0.65
+
+#: Why workers are recycled whatever they hold: those that end at a limit all hold as much as that, whether they leak or not.
+WHATEVER_THEY_HOLD = frozenset(reason.value for reason in PATIENT)
 
 
 class Kind(Enum):
@@ -136,18 +150,35 @@ def judge(retired: Sequence[Retirement], unit: str = "pieces of work") -> Retent
     kept = [each for each in grown if (_kept_share(each) or 0.0) >= MOSTLY_KEPT]
     if len(kept) > len(grown) / 2:
         return _enough(_kept(kept), FOR_OTHERS, grown)
+    known = [one for one in grown if one.objects is not None and one.objects.compared]
+    # whether it has grown, too, is known only where it is known what there was before
+    cached = _cached(known) if len(known) >= FOR_OTHERS else _cached(grown)
+    if cached is not None and len(known) >= FOR_OTHERS:
+        return _enough(cached, FOR_OTHERS, grown)
     others = [each for each in grown if each not in kept and each.work >= LEAST_WORK]
     if len(others) < (len(grown) - len(kept)) / 2:
         why = f"most workers were recycled after less than {LEAST_WORK} {unit}: that does not tell a leak from what they need"
         return Retention(kind=Kind.UNKNOWN, workers=len(grown), why=why)
     lives = [_Life(each, shape) for each in others if (shape := shape_of(each)) is not None]
     going_on = [life for life in lives if life.goes_on]
+    flat = _flat(grown, unit)
     if len(going_on) >= MOST * len(lives) > 0 and _goes_on(going_on):
+        if flat:
+            why = f"{flat}, but it grew on until they ended: that has to do with time rather than with {unit}, or is a cache that fills"
+            return Retention(kind=Kind.UNKNOWN, workers=len(lives), why=why)
+        if cached is not None:
+            why = f"it may be a cache that fills: {cached.why}; what it had before is not known of enough workers"
+            return Retention(kind=Kind.UNKNOWN, workers=len(lives), why=why)
         return _enough(_leak(going_on, unit), FOR_A_LEAK, grown)
     needed = [life for life in lives if life.needed]
     if len(needed) > len(lives) / 2:
+        # a small cache is full with the first few pieces of work. What one had before is no matter where nothing leaks
+        if (cached := _cached([life.one for life in needed])) is not None:
+            return _enough(cached, FOR_OTHERS, grown)
         return _enough(_needed(needed, unit), FOR_OTHERS, grown)
     levels = [life.level for life in lives]
+    if flat and levels and statistics.median(levels) >= BENT:
+        return Retention(kind=Kind.CACHE, workers=len(grown), why=f"{flat}: it levels off", help=ABOVE)
     if levels and statistics.median(levels) >= LEVELLED:
         return _enough(_levelled(lives, levels), FOR_OTHERS, grown)
     why = (
@@ -206,6 +237,10 @@ def _help_for_malloc(kept: Sequence[Retirement]) -> str:
     return TRIMMED if trimmed > sum(each.parts.malloc_stuck or 0 for each in kept) else BY_MALLOC
 
 
+#: What helps if it levels off.
+ABOVE = "a soft limit above the level, or a smaller cache"
+
+
 def _needed(lives: Sequence[_Life], unit: str) -> Retention:
     size = format_size(round(statistics.median(life.jump for life in lives)))
     first = all(life.shape.jumped_after <= FEW for life in lives)
@@ -216,7 +251,41 @@ def _needed(lives: Sequence[_Life], unit: str) -> Retention:
 
 def _levelled(lives: Sequence[_Life], levels: Sequence[float]) -> Retention:
     why = f"at half of their work the workers had {_percents(levels)} of their growth: it levels off"
-    return Retention(kind=Kind.CACHE, workers=len(lives), why=why, help="a soft limit above the level, or a smaller cache")
+    return Retention(kind=Kind.CACHE, workers=len(lives), why=why, help=ABOVE)
+
+
+def _cached(grown: Sequence[Retirement]) -> Retention | None:
+    """The judgement if in most of these a cache with a bound holds most of what is in use of the growth; None: none does."""
+    found: dict[str, list[tuple[Cache, float]]] = {}
+    for one in grown:
+        in_use = max(MIB, (one.grown or 0) - (one.parts.kept or 0))
+        for cache in one.objects.caches if one.objects is not None else ():
+            held = (cache.size if cache.before is None else cache.grown_bytes) or 0
+            if cache.bound and held >= MOSTLY_CACHED * in_use:
+                found.setdefault(cache.called, []).append((cache, min(1.0, held / in_use)))
+    for called, several in found.items():
+        if len(several) > len(grown) / 2:
+            full = statistics.median((cache.size or 0) / cache.entries * (cache.bound or 0) for cache, _ in several)
+            why = (
+                f"{called} holds {_percents([share for _, share in several])} of what is in use of the growth, and has a bound: "
+                f"it was {_percents([min(1.0, cache.entries / (cache.bound or 1)) for cache, _ in several])} full"
+            )
+            helps = f"it holds about {format_size(round(full))} when it is full: a soft limit above that, or a smaller bound"
+            return Retention(kind=Kind.CACHE, workers=len(several), why=why, help=helps)
+    return None
+
+
+def _flat(grown: Sequence[Retirement], unit: str) -> str:
+    """In figures, that those which have done much more work than others have no more in use; empty: they have, or it can't be told."""
+    ended = [one for one in grown if one.reason in WHATEVER_THEY_HOLD and one.work >= LEAST_WORK and one.parts.kept is not None]
+    in_use = [(one.grown or 0) - (one.parts.kept or 0) for one in ended]
+    work = [one.work for one in ended]
+    if len(ended) < FOR_A_LEAK or len(ended) <= len(grown) / 2 or max(work) < WORK_DIFFERS * min(work):
+        return ""
+    if min(in_use) < GROWN or max(in_use) - min(in_use) > FLAT * min(in_use):
+        return ""
+    sizes = " to ".join(dict.fromkeys((format_size(min(in_use)), format_size(max(in_use)))))
+    return f"{sizes} of the growth are in use after {min(work)} {unit} as after {max(work)}"
 
 
 def _leak(lives: Sequence[_Life], unit: str) -> Retention:

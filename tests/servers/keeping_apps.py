@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -56,6 +57,21 @@ def cache(bound: int) -> None:
     cached[len(cached) % bound] = bytes(4 << 20) + b"x"
 
 
+@functools.lru_cache(maxsize=50_000)
+def thumbnail(_: int) -> bytes:
+    """As images that are made once."""
+    return bytes(20_000) + b"x"
+
+
+numbers = itertools.count()
+
+
+def thumbnails(count: int) -> None:
+    """No leak: a cache that would be full far beyond the worker's limit."""
+    for _ in range(count):
+        thumbnail(next(numbers))
+
+
 WAYS = {
     "/dicts": dicts,
     "/blobs": blobs,
@@ -65,6 +81,7 @@ WAYS = {
     "/cache": cache,
     "/late": late,
     "/pages": pages,
+    "/thumbnails": thumbnails,
 }
 
 
