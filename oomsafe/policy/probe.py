@@ -23,6 +23,9 @@ ROWS, STACKS, FRAMES = 20, 3, 40
 #: A line that keeps less than this in all, or less than this for each piece of work, is no finding.
 LEAST, LEAST_EACH = 64 * KIB, 64
 
+#: Nor is one that keeps less than this in a few blocks: CPython (3.11 and newer) keeps 16 KiB of each thread's stack of frames at a time.
+FEW_BLOCKS, LEAST_IN_FEW = 16, 256 * KIB
+
 #: Folders of installed packages.
 PACKAGES = ("site-packages/", "dist-packages/")
 
@@ -132,8 +135,7 @@ class Report:
     @property
     def first(self) -> Row | None:
         """The line that leaks most; None: none keeps enough to be called a leak."""
-        row = next((row for row in self.rows if not row.loads), None)
-        return row if row is not None and row.size >= LEAST and row.each >= LEAST_EACH else None
+        return next((row for row in self.rows if not row.loads and _is_finding(row)), None)
 
     @property
     def brief(self) -> str:
@@ -227,6 +229,11 @@ def _row(
         loads=sum(one.size for one in stacks if any(frame.file.startswith(IMPORTS) for frame in one.stack)) > size / 2,
         stacks=tuple(one.stack[:FRAMES] for one in largest[:STACKS]),
     )  # fmt: skip
+
+
+def _is_finding(row: Row) -> bool:
+    few = row.count is not None and row.count <= FEW_BLOCKS
+    return row.size >= (LEAST_IN_FEW if few else LEAST) and row.each >= LEAST_EACH
 
 
 def _ruled_out(window: Window, rows: Sequence[Row], calls: Mapping[str, int], alive: int) -> Iterable[str]:
