@@ -131,7 +131,7 @@ def test_what_is_no_leak(serve: Callable[..., Server], worker_class: str, path: 
     Beside a cache of large values malloc really keeps about as much, because each of several threads has an arena of its own. In workers
     that are replaced by the clock. Nothing else is ever said on the way.
     """
-    server = serve(worker_class, 2, app="keeping_apps:wsgi", soft_limit="500MiB", min_lifetime=0, max_lifetime="6s").serving(2)
+    server = serve(worker_class, 2, app="keeping_apps:wsgi", soft_limit="500MiB", min_lifetime=0, max_lifetime="4s").serving(2)
     kinds = set()
 
     def told() -> bool:
