@@ -42,7 +42,7 @@ def pool_text(pool: PoolView, width: int, now: float | None = None, *, ascii_onl
     if pool.last_recycle is not None:
         totals += _filled([f"last recycle at {_when(pool.last_recycle.at, now)}: {pool.last_recycle.line}"], dot, width, "dim")
     totals += _filled(_memory(pool), dot, width, "")
-    totals += _filled(_probe(pool, now), dot, width, "")
+    totals += _filled(probe_lines(pool, now), dot, width, "")
     for death in pool.deaths:
         totals += _filled([f"death at {_when(death.at, now)}: {death.line}"], dot, width, "")
     # Text, because names that other processes have written must not be read as markup
@@ -90,7 +90,7 @@ def _memory(pool: PoolView) -> list[str]:
     return [f"workers {leak}: {found.why} (oomsafe retired)"]
 
 
-def _probe(pool: PoolView, now: float) -> list[str]:
+def probe_lines(pool: PoolView, now: float) -> list[str]:
     """What the last probe has found, or how far it is."""
     probed = pool.probed
     if probed is None or probed.stage is Stage.NONE:

@@ -16,7 +16,7 @@ from rich.text import Text
 from oomsafe.cli.labelled import NARROWEST, labelled
 from oomsafe.cli.output import Out, until_closed
 from oomsafe.cli.pools import Found, find_pools, is_called, none_found
-from oomsafe.cli.recycle import NOT_ORDERED, UNANSWERED
+from oomsafe.cli.recycle import NOT_ORDERED, UNANSWERED, Outcome, called
 from oomsafe.errors import ScoreboardError
 from oomsafe.policy.probe import MOST_SECONDS, MOST_WORK, SECONDS, WORK
 from oomsafe.policy.probed import Probed, Stage
@@ -101,15 +101,25 @@ def _pool(name: str | None, pid: int | None, path: str | None) -> Found:
 
 
 def _probe(found: Found, pid: int | None, work: int, seconds: float) -> Probed:
+    worker = next((each for each in found.pool.workers if each.pid == pid), None)
+    outcome = order(found, worker, work, seconds)
+    if outcome.status:
+        raise ProbeError(outcome.line, outcome.status)
+    return _wait_for(found, found.pool.probed, seconds)
+
+
+def order(found: Found, worker: WorkerView | None, work: int = WORK, seconds: float = SECONDS) -> Outcome:
+    """Order this worker to trace its allocations; None: one that the supervisor chooses. Takes PATIENCE seconds at most.
+
+    Raises ScoreboardError if the order can't be given.
+    """
     pool = found.pool
     if pool.is_alone:
-        raise ProbeError("this process has no supervisor of oomsafe's: call oomsafe.probe() in it")
-    worker = next((each for each in pool.workers if each.pid == pid), None)
-    before = pool.probed
+        return Outcome(NOT_ORDERED, "this process has no supervisor of oomsafe's: call oomsafe.probe() in it")
     answer = order_probe(found.path, worker, work, seconds)
     if answer is not Answer.ORDERED:
-        raise ProbeError(_refusal(answer, pool), UNANSWERED if answer is None else NOT_ORDERED)
-    return _wait_for(found, before, seconds)
+        return Outcome(UNANSWERED if answer is None else NOT_ORDERED, _refusal(answer, pool))
+    return Outcome(0, f"{'one worker' if worker is None else called(pool, worker)} is to trace its allocations")
 
 
 def _refusal(answer: Answer | None, pool: PoolView) -> str:

@@ -181,6 +181,30 @@ def test_recycle_the_marked_one(serve: Callable[..., Gunicorn], top: Open) -> No
     assert len(set(gunicorn.workers()) & set(before)) == 1
 
 
+def test_trace_the_marked_one(serve: Callable[..., Gunicorn], top: Open) -> None:
+    """After a question: it is probed, which the screen shows until there is a finding; where that is refused, it says why."""
+    gunicorn = serve("sync", 2, soft_limit="1GiB", name="shop", env={"OOMSAFE_PROBE": "false"}).serving()
+    terminal = top(gunicorn)
+    shows(terminal, set(gunicorn.workers()))
+
+    terminal.press("Down", "t")
+    asked = re.search(r"trace allocations of worker (\d+) \(slot (\d+)\) of shop\? y/n", terminal.until("? y/n"))
+    assert asked
+    terminal.press("n")
+    terminal.until("nothing is done")
+    terminal.press("t")
+    terminal.until("? y/n")
+    terminal.press("y")
+    terminal.until(f"worker {asked[1]} (slot {asked[2]}) of shop is to trace its allocations")
+    terminal.until(f"worker {asked[1]} is probed: ")
+    gunicorn.wait_for("traces its allocations with")
+
+    terminal.press("t")
+    terminal.until("? y/n")
+    terminal.press("y")
+    terminal.until("a worker of this pool is probed already")
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_leaves_the_terminal_as_it_was(serve: Callable[..., Gunicorn], top: Open, number: signal.Signals, status: int) -> None:
     """And the exit status says which."""

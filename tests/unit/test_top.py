@@ -18,6 +18,7 @@ from oomsafe.cli.top import observer
 from oomsafe.cli.top.lines import COLUMNS, Sort, detail, fitted, heading, in_order, lines_of, worker_line
 from oomsafe.cli.top.observer import GONE_FOR, SELDOM, Observed, Observer, Worker
 from oomsafe.policy.ends import End
+from oomsafe.policy.probed import Probed, Stage
 from oomsafe.policy.state import State
 from oomsafe.policy.trend import Sample
 from oomsafe.policy.units import MIB
@@ -292,6 +293,22 @@ def test_a_real_board(new_board: Callable[..., object], tmp_path: Path) -> None:
 
     assert [worker.view.pid for worker in found.workers] == [os.getpid()]
     assert "is not a scoreboard" in none.problem
+
+
+def test_a_probe_has_a_line() -> None:
+    """While it goes on, and with what it has found; as text, and cut at the width."""
+    traces = Probed(at=900.0, pid=812, generation=3, stage=Stage.TRACES, text="traces its allocations", path="")
+    done = traces._replace(stage=Stage.DONE, text="app.py:42 in leak keeps 64 KiB a call of GET /[red]\x1b[31m")
+
+    def shown(probed: Probed, width: int) -> list[str]:
+        lines = lines_of([Observed("/a", replace(pool(), probed=probed), (), read_at=0.0)], Sort.USED)
+        return [line.text(width, 1000.0, True).plain for line in lines]
+
+    assert "  worker 812 is probed: traces its allocations" in shown(traces, 120)
+    (line,) = [line for line in shown(done, 160) if "probe of" in line]
+    assert "app.py:42 in leak keeps 64 KiB a call of GET /[red]" in line and line.isprintable()
+    assert all(len(line) <= 40 for line in shown(done, 40))
+    assert not [line for line in shown(traces._replace(stage=Stage.NONE), 120) if "prob" in line]
 
 
 def test_what_recycled_workers_show_stands_beside_the_figures() -> None:

@@ -18,8 +18,8 @@ from oomsafe.scoreboard.places import living_boards
 def top(path: str | None) -> None:
     """Show every pool live: workers against their limits, growth and time to limit, work in flight, recycles, deaths.
 
-    Keys: s sorts, p pauses, r recycles the marked worker after a confirmation, ? helps, q quits. Without a terminal, the pools are
-    printed once, as by status.
+    Keys: s sorts, p pauses, r recycles the marked worker, t has it trace its allocations, both after a confirmation, ? helps, q quits.
+    Without a terminal, the pools are printed once, as by status.
     """
     if not _is_a_terminal():
         pools = read_pools([path] if path else living_boards())

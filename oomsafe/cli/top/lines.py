@@ -12,8 +12,10 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from oomsafe.cli.bars import memory_bar
+from oomsafe.cli.pool_text import probe_lines
 from oomsafe.cli.top.observer import Observed, Worker
 from oomsafe.policy.ends import End
+from oomsafe.policy.probed import Stage
 from oomsafe.policy.retention import judge
 from oomsafe.policy.text import without_controls
 from oomsafe.policy.units import counted, format_change, format_duration, format_size
@@ -103,6 +105,8 @@ def _lines(observed: Observed, sort: Sort) -> Iterable[Line]:
         yield Line(path, plain(f"  {observed.problem}", "yellow"))
         return
     yield Line(path, partial(_totals, observed, pool))
+    if pool.probed is not None and pool.probed.stage is not Stage.NONE:
+        yield Line(path, partial(_probe, pool))
     for worker in in_order(observed.workers, sort):
         yield Line(path, partial(worker_line, worker), worker)
     for death in pool.deaths[:DEATHS]:
@@ -132,6 +136,11 @@ def _totals(observed: Observed, pool: PoolView, width: int, _: float, ascii_only
         joined = f"{line}{dot}{part}" if line else f"  {part}"
         line = joined if cell_len(joined) <= width else line
     return Text(line, "dim")
+
+
+def _probe(pool: PoolView, width: int, now: float, _: bool) -> Text:
+    """How far the last probe is, or what it has found."""
+    return _cut(Text(f"  {without_controls(' '.join(probe_lines(pool, now)))}"), width)
 
 
 def _death(death: DeathView, width: int, *_: object) -> Text:

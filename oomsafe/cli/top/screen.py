@@ -20,10 +20,12 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widget import Widget
 
+from oomsafe.cli import probe, recycle
 from oomsafe.cli.pools import Found, none_found
-from oomsafe.cli.recycle import called, order
+from oomsafe.cli.recycle import NOT_ORDERED, Outcome, called
 from oomsafe.cli.top.lines import Line, Sort, detail, heading, lines_of, plain
 from oomsafe.cli.top.observer import Observed, Observer, Worker
+from oomsafe.errors import ScoreboardError
 from oomsafe.policy.text import without_controls
 from oomsafe.policy.units import counted
 from oomsafe.scoreboard.view import WorkerView
@@ -36,6 +38,18 @@ SAID_FOR = 10.0
 
 #: The signals that end it, with the terminal as it was before.
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Deed(NamedTuple):
+    """What the operator may order for a worker, after a question."""
+
+    verb: str
+    order: Callable[[Found, WorkerView], Outcome]
+    """It may raise ScoreboardError."""
+
+
+#: Replace it; and have it find the line that leaks.
+RECYCLE, TRACE = Deed("recycle", recycle.order), Deed("trace allocations of", probe.order)
 
 
 class Key(NamedTuple):
@@ -56,7 +70,8 @@ KEYS = (
     Key(("q", "ctrl+c", "ctrl+q"), lambda top: top.end(), "quit", "quit"),
     Key(("s",), lambda top: top.sort(), "sort", "sort by the next of: used, % of limit, growth, time to limit, slot"),
     Key(("p", "space"), lambda top: top.pause(), "pause", "stop, or go on"),
-    Key(("r",), lambda top: top.ask(), "recycle", "replace the marked worker, after a question"),
+    Key(("r",), lambda top: top.ask(RECYCLE), "recycle", "replace the marked worker, after a question"),
+    Key(("t",), lambda top: top.ask(TRACE), "trace", "have the marked worker find the line that leaks (oomsafe probe), after a question"),
     Key(("question_mark", "h"), lambda top: top.explain(), "help", "show this, or the pools again"),
     Key(("up", "k"), lambda top: top.mark(-1), "", "mark the worker above"),
     Key(("down", "j"), lambda top: top.mark(1), "", "mark the worker below"),
@@ -173,8 +188,8 @@ class Top(App[int]):
         """None: nothing has been read yet."""
         self._sort = Sort.USED
         self._paused = self._explains = self._reads = False
-        self._asked: tuple[Found, WorkerView] | None = None
-        """The worker about whose end the operator is asked."""
+        self._asked: tuple[Deed, Found, WorkerView] | None = None
+        """What the operator is asked about."""
         self._said: tuple[str, float] = ("", 0.0)
 
     def run_to_its_end(self) -> int:
@@ -264,7 +279,8 @@ class Top(App[int]):
     def _foot(self, width: int) -> Text:
         line, until = self._said
         if self._asked is not None:
-            return Text(f"recycle {called(self._asked[0].pool, self._asked[1])}? y/n", "bold reverse")
+            deed, found, worker = self._asked
+            return Text(f"{deed.verb} {called(found.pool, worker)}? y/n", "bold reverse")
         if line and time.monotonic() < until:
             return Text(line, "bold")
         return Text("  ".join(f"{_name(key)} {key.short}" for key in KEYS if key.short), "dim")
@@ -311,13 +327,13 @@ class Top(App[int]):
         """Mark the worker a screen further down, or up."""
         self.mark(pages * max(1, self._lines.size.height - 1))
 
-    def ask(self) -> None:
-        """Ask whether the marked worker is to be recycled."""
+    def ask(self, deed: Deed) -> None:
+        """Ask whether that is to be done with the marked worker."""
         worker, found = self._marked()
         if worker is None or found is None:
             self._say("no worker is marked")
         else:
-            self._asked = found, worker.view
+            self._asked = deed, found, worker.view
             self._draw()
 
     def _answer(self, key: str) -> None:
@@ -326,11 +342,15 @@ class Top(App[int]):
         if asked is None or key.lower() != "y":
             self._say("nothing is done")
             return
-        self._say(f"ordering {called(asked[0].pool, asked[1])} to leave ...")
+        deed, found, worker = asked
+        self._say(f"{deed.verb} {called(found.pool, worker)}: asking its supervisor ...")
         self.run_worker(self._order(*asked))
 
-    async def _order(self, found: Found, worker: WorkerView) -> None:
-        outcome = await asyncio.to_thread(order, found, worker)
+    async def _order(self, deed: Deed, found: Found, worker: WorkerView) -> None:
+        try:
+            outcome = await asyncio.to_thread(deed.order, found, worker)
+        except ScoreboardError as error:
+            outcome = Outcome(NOT_ORDERED, f"{called(found.pool, worker)} can't be ordered: {without_controls(str(error))}")
         self._say(outcome.line)
 
 
