@@ -18,7 +18,7 @@ from oomsafe.log import log
 from oomsafe.policy.boot_line import dry, lifetime_in_force
 from oomsafe.policy.settings import Policy, load_policy
 from oomsafe.policy.units import format_size
-from oomsafe.policy.victims import auto_step
+from oomsafe.policy.victims import auto_raise
 from oomsafe.scoreboard.seat import enlist
 from oomsafe.worker.current import set_guard
 from oomsafe.worker.guard import Guard
@@ -37,9 +37,9 @@ def guard_child() -> None:
     if isinstance(worker, GuardedWorker):
         return  # install() guards this child already
     policy, warnings = load_policy(os.environ, {})
-    # no supervisor of ours sets the step, so it is computed here: it must put this child above its parent
-    capacity, step = read_capacity(supervisor_rss=rss_of(os.getppid())), policy.worker_oom_score_adj
-    enlist(policy, os.getppid(), auto_step(capacity.supervisor_rss, capacity.effective) if step == "auto" else step, None)
+    # no supervisor of ours sets the difference, so it is computed here: it must put this child above its parent
+    capacity, wanted = read_capacity(supervisor_rss=rss_of(os.getppid())), policy.worker_oom_score_adj
+    enlist(policy, os.getppid(), auto_raise(capacity.supervisor_rss, capacity.effective) if wanted == "auto" else wanted, None)
     if not isinstance(worker, Worker):
         log.warning("worker_process_init guards children of the prefork pool; here nothing is measured: call oomsafe.celery.install(app)")
         return

@@ -30,7 +30,7 @@ from oomsafe.policy.sizing.advice import Advice, TooSmall, advise
 from oomsafe.policy.sizing.facts import Facts
 from oomsafe.policy.text import printable, without_controls
 from oomsafe.policy.units import MIB, format_size, refused
-from oomsafe.policy.victims import auto_step
+from oomsafe.policy.victims import auto_raise
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.live import live
 from oomsafe.scoreboard.places import board_of, living_boards
@@ -273,7 +273,7 @@ def _deployment(advised: Advised, given: Given, file: str, app: str | None) -> D
         preload=facts.preloads and server == "gunicorn",
         memory=facts.room,
         cpus=None if facts.cpus is None else max(0.01, round(facts.cpus, 2)),
-        score=max(LEAST_SCORE, -auto_step(facts.parent, facts.room)),
+        score=max(LEAST_SCORE, -auto_raise(facts.parent, facts.room)),
         directory=_directory(),
         folder=_programs(),
     )

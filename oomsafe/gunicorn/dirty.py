@@ -31,7 +31,7 @@ from oomsafe.policy.readers import SCORE_MAX
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.policy.units import format_size
-from oomsafe.policy.victims import MARGIN, auto_step
+from oomsafe.policy.victims import MARGIN, auto_raise
 from oomsafe.scoreboard.slot import Slot
 from oomsafe.scoreboard.view import PoolView
 from oomsafe.supervisor.supervisor import Supervisor
@@ -276,11 +276,11 @@ class DirtyPool:
 
     def _scored(self) -> Policy:
         """The policy with the dirty workers' score: above that of the HTTP workers, which their master may have raised since."""
-        step = self._policy.worker_oom_score_adj
-        if step == "auto":
+        wanted = self._policy.worker_oom_score_adj
+        if wanted == "auto":
             biggest = max(rss_of(os.getpid()) or 0, rss_of(self._arbiter.ppid) or 0)
-            step = auto_step(biggest, read_capacity().effective)
-        return replace(self._policy, worker_oom_score_adj=min(SCORE_MAX, step + MARGIN) if step > 0 else step)
+            wanted = auto_raise(biggest, read_capacity().effective)
+        return replace(self._policy, worker_oom_score_adj=min(SCORE_MAX, wanted + MARGIN) if wanted > 0 else wanted)
 
     # In a worker.
 

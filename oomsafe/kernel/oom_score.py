@@ -33,11 +33,11 @@ def write_score(score: int, pid: int | str = "self", proc: str = "/proc") -> int
     return read_score(pid, proc)
 
 
-def raise_score(step: int, proc: str = "/proc") -> None:
-    """Raise this process's oom_score_adj by `step`, to 1000 at most; do nothing if it can't be read. Raises ScoreRefused."""
+def raise_score(by: int, proc: str = "/proc") -> None:
+    """Raise this process's oom_score_adj by `by`, to 1000 at most; do nothing if it can't be read. Raises ScoreRefused."""
     present = read_score(proc=proc)
-    if present is not None and step:
-        write_score(clamp_score(present + step), proc=proc)
+    if present is not None and by:
+        write_score(clamp_score(present + by), proc=proc)
 
 
 def _explained(score: int, pid: int | str, present: int | None, error: OSError) -> str:

@@ -31,7 +31,7 @@ class Ceiling(NamedTuple):
     """Bytes above `hard` at which the work is stopped."""
 
 
-class Step(Enum):
+class Act(Enum):
     """From mildest to last."""
 
     LEAVE = "leave"
@@ -42,7 +42,7 @@ class Step(Enum):
 class Ruling(NamedTuple):
     """The result of one check: what to do with the work."""
 
-    step: Step
+    act: Act
     used: int
     """Bytes, as the limits count them."""
     limit: int | None
@@ -59,11 +59,11 @@ def judge(ceiling: Ceiling, before: int, held: int, speed: float, warned: bool) 
     used = held if ceiling.absolute else max(0, held - before)
     stop_at = None if ceiling.hard is None else ceiling.hard + ceiling.spare
     if stop_at is not None and used > stop_at:
-        return Ruling(Step.STOP, used, ceiling.hard, OFTEN)
+        return Ruling(Act.STOP, used, ceiling.hard, OFTEN)
     if ceiling.soft is not None and used > ceiling.soft and not warned:
-        return Ruling(Step.TELL, used, ceiling.soft, OFTEN)
+        return Ruling(Act.TELL, used, ceiling.soft, OFTEN)
     ahead = [limit - used for limit in (ceiling.soft, stop_at) if limit is not None and limit >= used]
-    return Ruling(Step.LEAVE, used, None, next_check(min(ahead), speed) if ahead else SELDOM)
+    return Ruling(Act.LEAVE, used, None, next_check(min(ahead), speed) if ahead else SELDOM)
 
 
 def next_check(headroom: int, speed: float) -> float:

@@ -151,7 +151,7 @@ class History:
     """Since when it has been over its soft limit without a break; None while it is not."""
     breached_with: int | None = None
     """What it held when that began, in bytes."""
-    breached_by_step: bool = False
+    breached_by_jump: bool = False
     """Whether it went over the limit in one jump."""
     climbed: bool = True
     """Whether it was growing just before that, too, or whether that is not known."""
@@ -337,7 +337,7 @@ def has_settled(policy: Policy, limits: Limits, used: int | None, history: Histo
 
 def stays_put(limits: Limits, used: int | None, history: History) -> bool:
     """Whether this worker went over its soft limit in one jump, and has not grown since."""
-    if used is None or limits.soft is None or history.breached_with is None or not history.breached_by_step:
+    if used is None or limits.soft is None or history.breached_with is None or not history.breached_by_jump:
         return False
     return used - history.breached_with < limits.soft * SETTLED
 
@@ -352,7 +352,7 @@ def settled_limits(limits: Limits, used: int) -> Limits:
     return replace(limits, soft=raised, early=raised)
 
 
-def came_by_a_step(limits: Limits, began_with: int | None, growth: int | None) -> bool:
+def jumped(limits: Limits, began_with: int | None, growth: int | None) -> bool:
     """Whether a worker that began with `began_with` bytes went over its limit in one jump of `growth` bytes.
 
     False if a figure is None (not known).
@@ -365,15 +365,15 @@ def came_by_a_step(limits: Limits, began_with: int | None, growth: int | None) -
 def note_breach(history: History, limits: Limits, used: int | None, growth: int | None, pace: float | None, now: float) -> History:
     """`history` with the breach of a worker that uses `used` bytes: since when it has been over its limit, and how it got there.
 
-    `growth` and `pace` are those of Trend.step().
+    `growth` and `pace` are those of Trend.jump().
     """
     if used is None or limits.early is None or used <= limits.early:
         return replace(history, breached_since=None, breached_with=None)
     if history.breached_since is not None:
         return history
-    step = came_by_a_step(limits, history.ready_with, growth)
+    jump = jumped(limits, history.ready_with, growth)
     climbed = pace is None or pace * SAMPLE_EVERY >= limits.early * SETTLED
-    return replace(history, breached_since=now, breached_with=used, breached_by_step=step, climbed=climbed)
+    return replace(history, breached_since=now, breached_with=used, breached_by_jump=jump, climbed=climbed)
 
 
 def within_reach(limits: Limits, baseline: int | None, held: int | None) -> Limits:

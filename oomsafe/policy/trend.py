@@ -61,7 +61,7 @@ class Trend:
         """Discard the samples. Call it after memory was given back, because earlier growth no longer predicts later growth."""
         self._samples = []
 
-    def step(self, at: float, used: int) -> tuple[int | None, float | None]:
+    def jump(self, at: float, used: int) -> tuple[int | None, float | None]:
         """(growth, pace): bytes since the last sample before `at`, and bytes a second between that sample and the one before it.
 
         Either is None if there are too few samples.

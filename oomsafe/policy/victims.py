@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from oomsafe.policy.readers import SCORE_MAX, SCORE_MIN
 
 #: A worker's score is raised by at least this.
-LEAST_STEP = 300
+LEAST_RAISE = 300
 
 #: How far above its supervisor a fresh worker must rank, in thousandths of the limit (mm/oom_kill.c counts in those).
 MARGIN = 100
@@ -77,16 +77,16 @@ def clamp_score(score: int) -> int:
     return max(SCORE_MIN, min(SCORE_MAX, score))
 
 
-def auto_step(supervisor_rss: int | None, limit: int | None) -> int:
+def auto_raise(supervisor_rss: int | None, limit: int | None) -> int:
     """How far above its supervisor's a worker's oom_score_adj must be for the kernel to kill the worker first.
 
     A fresh worker may hold next to nothing while a preloading supervisor is the biggest process of
-    the pool, so the step makes up for all of the supervisor's memory, plus a tenth of the limit.
-    The smallest limit needs the biggest step, so a step that suffices in the pool's own cgroup also suffices
+    the pool, so the raise makes up for all of the supervisor's memory, plus a tenth of the limit.
+    The smallest limit needs the biggest raise, so one that suffices in the pool's own cgroup also suffices
     in its ancestors and machine-wide. If a figure is None it is +300.
     """
     point = thousandth(limit or 0)
     if not supervisor_rss or not point:
-        return LEAST_STEP
-    # -(-a // b) rounds up: a step that is too small by one may cost the supervisor
-    return max(LEAST_STEP, -(-supervisor_rss // point) + MARGIN)
+        return LEAST_RAISE
+    # -(-a // b) rounds up: a raise that is too small by one may cost the supervisor
+    return max(LEAST_RAISE, -(-supervisor_rss // point) + MARGIN)

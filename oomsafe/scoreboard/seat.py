@@ -23,7 +23,7 @@ class Seat:
     capacity: Capacity
     supervisor: int
     """Its pid."""
-    step: int
+    raise_by: int
     """The increment for the worker's oom_score_adj."""
     address: str | None
     """The scoreboard's address; None: there is no scoreboard."""
@@ -53,17 +53,17 @@ class Seat:
                 error,
             )
             board, slot = None, None
-        enlist(self.policy, self.supervisor, self.step, slot)
+        enlist(self.policy, self.supervisor, self.raise_by, slot)
         return board, slot
 
 
-def enlist(policy: Policy, supervisor: int, step: int, slot: Slot | None) -> None:
+def enlist(policy: Policy, supervisor: int, raise_by: int, slot: Slot | None) -> None:
     """In a worker, before it drops privileges: claim its slot, set its name and its score."""
     try:
         if not policy.dry_run:
-            raise_score(step)
+            raise_score(raise_by)
     except ScoreRefused as error:
         log.warning("%s", error)
     if slot is not None:
-        slot.claim()  # after setting the score, because the supervisor adjusts the score of claimed slots: not twice by the same step
+        slot.claim()  # after setting the score, because the supervisor adjusts the score of claimed slots: not twice by the same difference
         set_comm(comm_of(supervisor, slot))

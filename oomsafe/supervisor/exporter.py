@@ -71,9 +71,9 @@ class Child(NamedTuple):
 class Exporter:
     """Belongs to one supervisor. In a fork of the supervisor it does nothing."""
 
-    def __init__(self, policy: Policy, board: Callable[[], int | None], step: Callable[[], int]) -> None:
-        """`board` returns the scoreboard's descriptor, `step` how far a worker's oom_score_adj is above the supervisor's."""
-        self._policy, self._board, self._step = policy, board, step
+    def __init__(self, policy: Policy, board: Callable[[], int | None], raise_by: Callable[[], int]) -> None:
+        """`board` returns the scoreboard's descriptor, `raise_by` how far a worker's oom_score_adj is above the supervisor's."""
+        self._policy, self._board, self._raise = policy, board, raise_by
         self._child: Child | None = None
         self._heard = b""
         self._pause, self._start_at = FIRST_PAUSE, 0.0
@@ -179,7 +179,7 @@ class Exporter:
 
     def _score(self) -> int:
         """Its least oom_score_adj, a fresh worker's: the kernel kills it before this process, and workers, which are bigger, before it."""
-        return SCORE_MIN if self._policy.dry_run else clamp_score((read_score() or 0) + self._step())
+        return SCORE_MIN if self._policy.dry_run else clamp_score((read_score() or 0) + self._raise())
 
     def _listen(self, child: Child, now: float) -> None:
         while True:

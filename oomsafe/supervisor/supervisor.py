@@ -33,7 +33,7 @@ from oomsafe.policy.standing import Standing, follow, in_force, is_another_limit
 from oomsafe.policy.state import State
 from oomsafe.policy.text import printable, shortened, without_controls
 from oomsafe.policy.units import counted, format_size
-from oomsafe.policy.victims import auto_step, clamp_score
+from oomsafe.policy.victims import auto_raise, clamp_score
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.forks import own
 from oomsafe.scoreboard.seat import Seat, enlist
@@ -166,7 +166,7 @@ class Supervisor:
 
     def _export(self) -> Exporter | None:
         board = self.board
-        return None if board is None else Exporter(self.policy, lambda: board.descriptor, self._step)
+        return None if board is None else Exporter(self.policy, lambda: board.descriptor, self._raise)
 
     @property
     def name(self) -> str:
@@ -215,7 +215,7 @@ class Supervisor:
         """In the new worker, right after the fork and before it drops privileges: claim its slot, set its name and its score."""
         if self.preload is not None:
             self.preload.after_fork()
-        enlist(self.policy, self.pid, self._step(), slot)
+        enlist(self.policy, self.pid, self._raise(), slot)
 
     def seat(self, slot: Slot | None) -> Seat:
         """What a new process needs. Called before a process is spawned; for a fork, it may also be called after the fork."""
@@ -224,7 +224,7 @@ class Supervisor:
         board = self.board if slot is not None else None
         # a function of the user's may not pickle, and only the supervisor calls it
         policy = replace(self.policy, on_death=None) if callable(self.policy.on_death) else self.policy
-        return Seat(policy, self.capacity, self.pid, self._step(), address, number, generation, said(), board)
+        return Seat(policy, self.capacity, self.pid, self._raise(), address, number, generation, said(), board)
 
     def release(self, slot: Slot | None, ended: Ended | None = None) -> None:
         """In the supervisor, when the worker is gone; `ended` says how, None: a caller that records its death itself, or does not know.
@@ -381,7 +381,7 @@ class Supervisor:
         own = read_score()
         if own is None:
             return
-        wanted = clamp_score(own + self._step())
+        wanted = clamp_score(own + self._raise())
         # not board.pids, because a worker may have written any pid into its slot
         for pid, started in (*(self.board.processes if self.board else ()), *self.exporting):
             present = read_score(pid)
@@ -505,9 +505,9 @@ class Supervisor:
             drifted = said is None or budget is None or abs(budget - said) > said * MOVED
             self._describe(say=anew or (drifted and time.monotonic() - at >= SAY_EVERY), anew=anew)
 
-    def _step(self) -> int:
-        step = self.policy.worker_oom_score_adj
-        return auto_step(self.capacity.supervisor_rss, self.capacity.effective) if step == "auto" else step
+    def _raise(self) -> int:
+        wanted = self.policy.worker_oom_score_adj
+        return auto_raise(self.capacity.supervisor_rss, self.capacity.effective) if wanted == "auto" else wanted
 
     def _describe(self, say: bool, anew: bool = True) -> None:
         self._published = self.capacity
@@ -530,7 +530,7 @@ class Supervisor:
         return (
             f"oomsafe guards {counted(self.capacity.workers, 'workers')}{called(self.name)}: "
             f"{limits_in_force(self.policy, limits, self.capacity, ' each')}, supervisor {format_size(self.capacity.supervisor_rss)}, "
-            f"workers' oom_score_adj +{self._step()}{dry(self.policy)}"
+            f"workers' oom_score_adj +{self._raise()}{dry(self.policy)}"
         )
 
     def _say_who_dies(self) -> None:
@@ -570,7 +570,7 @@ class Supervisor:
         except ScoreRefused as error:
             log.warning("supervisor_oom_score_adj: %s", error)
         present = read_score()
-        if present is not None and present + self._step() > SCORE_MAX:
+        if present is not None and present + self._raise() > SCORE_MAX:
             log.warning(
                 "the supervisor's oom_score_adj is %d and nothing is above %d: the kernel can't be told to take a worker first",
                 present, SCORE_MAX,

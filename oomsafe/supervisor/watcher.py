@@ -19,7 +19,7 @@ from oomsafe.kernel.descendants import Descendants, Program, since_boot
 from oomsafe.kernel.process import sizes_of
 from oomsafe.kernel.target import Target
 from oomsafe.log import attempt, log
-from oomsafe.policy.ceilings import Ceiling, Step, judge
+from oomsafe.policy.ceilings import Act, Ceiling, judge
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
 from oomsafe.scoreboard.board import InHand, Scoreboard
@@ -233,16 +233,16 @@ class Watcher:
         warned = watched.warn_at > 0 and (now < watched.warn_at or self._board.has_heeded(work.number, work.generation, work.ticket))
         ruling = judge(ceiling, work.held, held, (held - watched.held) / max(0.0001, now - watched.at), warned)
         watched.held, watched.at, watched.due = held, now, now + ruling.again
-        if ruling.step is not Step.LEAVE and self._dry_run:
+        if ruling.act is not Act.LEAVE and self._dry_run:
             self._limited.pop(work.ticket, None)
             log.warning("a limit would be met (dry run): %s > %s, worker %d", format_size(ruling.used), format_size(ruling.limit), work.pid)
-        elif ruling.step is Step.TELL:
+        elif ruling.act is Act.TELL:
             if not watched.warn_at:
                 # with the ticket, so that a signal that arrives when the next piece of work has begun is ignored
                 self._board.tell_of_limit(work.number, work.generation, work.ticket, ruling.used, ruling.limit or 0)
             watched.warn_at, watched.again = now + watched.again, watched.again * 2
             self._tell(work)
-        elif ruling.step is Step.STOP:
+        elif ruling.act is Act.STOP:
             self._stop(work, ceiling, watched.descendants)
         elif ceiling.spare and ceiling.hard is not None and abs(ruling.used - watched.measured_at) > ceiling.hard // STEPS:
             watched.measured_at = ruling.used
@@ -262,7 +262,7 @@ class Watcher:
             programs.extend(descendants.measure())  # now, while they are still its descendants
             ruling = judge(ceiling, work.held, (self._measure(work) or 0) + _held(programs), 0, True)
             used = ruling.used
-            if ruling.step is not Step.STOP or self._board.hand(work.number, work.generation)[0] != work.ticket:
+            if ruling.act is not Act.STOP or self._board.hand(work.number, work.generation)[0] != work.ticket:
                 return False
             self.stopped[work.generation] = Stopped(work.ticket, used, ruling.limit or 0)  # before the kill: it is read on reaping
             return True

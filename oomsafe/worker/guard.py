@@ -381,7 +381,7 @@ class Guard:
         self.meter.check_at = now + CHECK_AGAIN
         used = self._used(now)
         self._history = replace(self._history, spent=self.hard_limit.spent, ordered=self._why_it_need_not_stay())
-        self._history = note_breach(self._history, self.limits, used, *self._trend.step(now, self.meter.held), now)
+        self._history = note_breach(self._history, self.limits, used, *self._trend.jump(now, self.meter.held), now)
         self._trend.add(now, self.meter.held)
         decision = self._decide(now, used)
         if decision.action is Action.RECLAIM:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oomsafe.policy.ceilings import OFTEN, SELDOM, SUDDEN, Ceiling, Step, in_order, judge, lowered, next_check
+from oomsafe.policy.ceilings import OFTEN, SELDOM, SUDDEN, Act, Ceiling, in_order, judge, lowered, next_check
 from oomsafe.policy.units import GIB, MIB
 from oomsafe.policy.verdicts import Verdict, verdict
 
@@ -24,9 +24,9 @@ def test_a_look(ceiling: Ceiling, before: int, rss: int, speed: float, told: boo
     over_hard = ceiling.hard is not None and used > ceiling.hard + ceiling.spare
     over_soft = ceiling.soft is not None and used > ceiling.soft
     assert look.used == used
-    assert (look.step is Step.STOP) == over_hard
-    assert (look.step is Step.TELL) == (over_soft and not told and not over_hard)
-    assert look.limit == {Step.STOP: ceiling.hard, Step.TELL: ceiling.soft, Step.LEAVE: None}[look.step]
+    assert (look.act is Act.STOP) == over_hard
+    assert (look.act is Act.TELL) == (over_soft and not told and not over_hard)
+    assert look.limit == {Act.STOP: ceiling.hard, Act.TELL: ceiling.soft, Act.LEAVE: None}[look.act]
     assert OFTEN <= look.again <= SELDOM
 
 
@@ -36,7 +36,7 @@ def test_nothing_gets_far_over_its_limit_between_two_looks(limit: int, speed: fl
     ceiling, used, last = Ceiling(hard=limit), 0.0, 0.0 if jumps else speed
     for _ in range(100_000):
         look = judge(ceiling, 0, int(used), last, False)
-        if look.step is Step.STOP:
+        if look.act is Act.STOP:
             break
         assert look.again * speed <= max(limit - used, OFTEN * speed) + 1
         used, last = used + look.again * speed, speed
@@ -80,5 +80,5 @@ def test_what_the_kernel_refuses_is_stopped_a_little_later() -> None:
 
     at, over = judge(ceiling, 0, 203 * MIB, 0, False), judge(ceiling, 0, 205 * MIB, 0, False)
 
-    assert (at.step, at.again) == (Step.LEAVE, OFTEN)
-    assert (over.step, over.limit) == (Step.STOP, 200 * MIB)
+    assert (at.act, at.again) == (Act.LEAVE, OFTEN)
+    assert (over.act, over.limit) == (Act.STOP, 200 * MIB)

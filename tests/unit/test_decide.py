@@ -21,11 +21,11 @@ from oomsafe.policy.recycle import (
     Pool,
     Reason,
     Snapshot,
-    came_by_a_step,
     decide,
     has_settled,
     holds_up,
     is_short,
+    jumped,
     settled_limits,
     within,
 )
@@ -50,7 +50,7 @@ NO_FIGURES = Snapshot(None, None)
 ORDERED = replace(OLD, ordered=Reason.OPERATOR)
 
 #: It came over its limit in one step, five seconds ago, and has stayed there.
-STEPPED = replace(OLD, breached_with=101 * MIB, breached_by_step=True, climbed=False)
+STEPPED = replace(OLD, breached_with=101 * MIB, breached_by_jump=True, climbed=False)
 
 
 def at(used: int | None, rss: int | None = None, speed: float = 0) -> Snapshot:
@@ -223,7 +223,7 @@ def test_each_rung(
 memory = st.integers(0, 300 * MIB)
 times = st.floats(NOW - 100, NOW)
 histories = st.builds(
-    History, ready_at=times, breached_since=st.none() | times, breached_with=st.none() | memory, breached_by_step=st.booleans(),
+    History, ready_at=times, breached_since=st.none() | times, breached_with=st.none() | memory, breached_by_jump=st.booleans(),
     climbed=st.booleans(), reclaimed_at=st.none() | times, futile=st.integers(0, 7), refused=st.booleans(),
     spent=st.booleans(), asked_at=st.none() | times,
     stays=st.booleans(),
@@ -378,7 +378,7 @@ def test_has_settled(breach: tuple[float | None, int | None, bool, bool], used: 
         NOW,
         None if since is None else NOW + since,
         None if began_with is None else began_with * MIB,
-        breached_by_step=step,
+        breached_by_jump=step,
         climbed=climbed,
     )
 
@@ -397,11 +397,11 @@ def test_one_that_stays_has_a_limit_all_the_same() -> None:
 @pytest.mark.parametrize(
     ("began_with", "growth", "expected"), [(30, 30, True), (30, 29, False), (None, 99, False), (30, None, False), (95, 1, True)]
 )
-def test_came_by_a_step(began_with: int | None, growth: int | None, expected: bool) -> None:
+def test_jumped(began_with: int | None, growth: int | None, expected: bool) -> None:
     """At least half of the way up from where it began, at once."""
     sizes = (None if size is None else size * MIB for size in (began_with, growth))
 
-    assert came_by_a_step(LIMITS, *sizes) is expected
+    assert jumped(LIMITS, *sizes) is expected
 
 
 @pytest.mark.parametrize(

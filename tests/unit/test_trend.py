@@ -55,12 +55,12 @@ def test_what_comes_too_soon_is_left_out() -> None:
     assert trend(10, 20, 30, every=SAMPLE_EVERY / 3).growth(100.25, 30) == (0, 80)
 
 
-def test_a_step() -> None:
+def test_a_jump() -> None:
     """What has come since the last sample, and the pace before it; a sample of this very moment is none from before."""
-    assert trend().step(101, 50) == (None, None)
-    assert trend(10).step(101, 50) == (40, None)
-    assert trend(10, 20, every=1.0).step(102, 50) == (30, 10.0)
-    assert trend(10, 20, 50, every=1.0).step(102, 50) == (30, 10.0)
+    assert trend().jump(101, 50) == (None, None)
+    assert trend(10).jump(101, 50) == (40, None)
+    assert trend(10, 20, every=1.0).jump(102, 50) == (30, 10.0)
+    assert trend(10, 20, 50, every=1.0).jump(102, 50) == (30, 10.0)
 
 
 def test_memory_that_was_given_back_is_another_story() -> None:
@@ -68,4 +68,4 @@ def test_memory_that_was_given_back_is_another_story() -> None:
     made = trend(10, 20, 30)
     made.forget()
 
-    assert (made.growth(102, 5), made.pace, made.step(102, 5)) == ((0, 0), None, (None, None))
+    assert (made.growth(102, 5), made.pace, made.jump(102, 5)) == ((0, 0), None, (None, None))

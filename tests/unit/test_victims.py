@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oomsafe.policy.victims import LEAST_STEP, MARGIN, Candidate, auto_step, badness, clamp_score, ranked, supervisor_margin, thousandth
+from oomsafe.policy.victims import LEAST_RAISE, MARGIN, Candidate, auto_raise, badness, clamp_score, ranked, supervisor_margin, thousandth
 
 GIB = 1 << 30
 
@@ -20,7 +20,7 @@ GIB = 1 << 30
 )
 def test_a_worker_dies_before_its_supervisor(supervisor: int, limit: int, bigger: int, own: int, worker: int) -> None:
     """Law: whatever the worker holds, it outranks the supervisor by a tenth of the limit, in the pool's cgroup and above it."""
-    score = own + auto_step(supervisor, limit)
+    score = own + auto_raise(supervisor, limit)
     if score > 1000:
         return  # nothing is above 1000: the supervisor is warned of it
 
@@ -33,9 +33,9 @@ def test_a_worker_dies_before_its_supervisor(supervisor: int, limit: int, bigger
 @given(st.none() | st.integers(0, 1 << 42), st.none() | st.integers(0, 1 << 42))
 def test_a_step_is_never_small(supervisor: int | None, limit: int | None) -> None:
     """Law: at least 300, also without figures."""
-    assert auto_step(supervisor, limit) >= LEAST_STEP
+    assert auto_raise(supervisor, limit) >= LEAST_RAISE
     if not supervisor or not limit:
-        assert auto_step(supervisor, limit) == LEAST_STEP
+        assert auto_raise(supervisor, limit) == LEAST_RAISE
 
 
 @given(st.integers(-5000, 5000))
