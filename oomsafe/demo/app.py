@@ -20,7 +20,7 @@ BALLOON, ROW = 2 << 30, 1 << 20
 BALLOON_PATH = "/export"
 
 #: A request of this path makes so many small objects, and one in so many of them stays until the next such request.
-FRAGMENT_PATH, OBJECTS, SURVIVES = "/report", 450_000, 20
+FRAGMENT_PATH, OBJECTS, SURVIVES = "/report", 300_000, 20
 
 _cache: list[bytes] = []
 _recent: list[dict[str, int]] = []

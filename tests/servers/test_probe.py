@@ -199,7 +199,7 @@ def test_a_worker_that_is_killed_meanwhile(serve: Callable[..., Server]) -> None
 
 def test_one_without_room_is_not_probed(serve: Callable[..., Server]) -> None:
     """The tracer would take it over its limit."""
-    server = serve("sync", 2, app="mix_apps:flask", files={"mix_apps.py": MIX}, soft_limit="50MiB", min_lifetime=0).serving()
+    server = serve("sync", 2, app="mix_apps:flask", files={"mix_apps.py": MIX}, soft_limit="45MiB", min_lifetime=0).serving()
 
     ended = probe(server, status=1)
 
