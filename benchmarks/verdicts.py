@@ -249,7 +249,7 @@ def main() -> None:
     with common.quiet_interrupt():
         for round_ in range(options.rounds * 2):
             for name in names:
-                wanted = 1 if name in CELERY else options.rounds * (2 if name == MIXED else 1)
+                wanted = max(1, options.rounds // 2) if name in CELERY else options.rounds * (2 if name == MIXED else 1)
                 if round_ < wanted:
                     common.progress(f"round {round_ + 1}: {name}")
                     seen[name].append(measure(name, next(numbers[name]), options))
