@@ -1,4 +1,4 @@
-"""What this process's allocators hold, asked of themselves. That takes milliseconds: it is for a worker that ends."""
+"""What this process's allocators hold, asked of themselves. That takes milliseconds: it is for a worker that ends, or a fork of one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import os
 import re
 import sys
 
-from oomsafe.kernel.files import read_record
 from oomsafe.kernel.malloc import trim
-from oomsafe.kernel.process import RSS
+from oomsafe.kernel.process import Resident, resident_of
 from oomsafe.policy.stock import Malloc, Parts, Pymalloc, parts_of, read_pymalloc
 
 #: How CPython's statistics begin.
@@ -21,18 +20,21 @@ FREE_LIST = re.compile(r"^ *\d+ (?:free|unused|live) .* bytes each = *[\d,]+\n",
 LONGEST = 1 << 18
 
 
-def take_stock(proc: str = "/proc") -> Parts | None:
+def take_stock(proc: str = "/proc", parent: Resident | None = None) -> Parts | None:
     """This process's memory by what it is, after malloc has given back what it can. None: its resident memory can't be read.
+
+    `parent`: in a fork that has done nothing yet, what its parent held: then it is the parent's memory, of which nothing is given back. (A
+    fork has the same allocators' tables, but the kernel does not copy page tables of files.)
 
     Takes 1 to 10 ms, more if malloc has many free blocks; call it with no other thread at work, because it redirects stderr for a moment.
     """
-    pymalloc, malloc, before = ask_pymalloc(), ask_malloc(), _resident(proc)
+    pymalloc, malloc, before = ask_pymalloc(), ask_malloc(), resident_of(proc=proc)
     trim()
-    after = _resident(proc)
+    after = resident_of(proc=proc)
     if before is None or after is None:
         return None
-    anon, files, shared = before
-    return parts_of(anon, files, shared, None if malloc is None else anon - after[0], pymalloc, malloc)
+    trimmed = None if malloc is None else before.anon - after.anon
+    return parts_of(*(parent or before), trimmed, pymalloc, malloc)
 
 
 def ask_pymalloc() -> Pymalloc | None:
@@ -82,12 +84,3 @@ def _printed(ask: object) -> str:
     finally:
         os.close(stderr)
         os.close(caught)
-
-
-def _resident(proc: str) -> tuple[int, int, int] | None:
-    """(anonymous, file, shared) bytes."""
-    found = RSS.search(read_record(f"{proc}/self/status") or b"")
-    if found is None:
-        return None
-    anon, files, shared = (1024 * int(size) for size in found.groups())
-    return anon, files, shared

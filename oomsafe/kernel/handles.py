@@ -20,6 +20,27 @@ def own_handles(proc: str = "/proc") -> Handles:
     return Handles(_entries(f"{proc}/self/task"), None if descriptors is None else max(0, descriptors - 1))
 
 
+#: Devices that read and write a process's memory by themselves: GPUs (NVIDIA, AMD, any by DRM), accelerators, RDMA.
+DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/", "/dev/accel/", "/dev/infiniband/")
+
+
+def own_device(proc: str = "/proc") -> str | None:
+    """The first device that this process has open and that may access its memory; None: there is none. 1 us for each descriptor."""
+    folder = f"{proc}/self/fd"
+    try:
+        descriptors = os.listdir(folder)
+    except OSError:
+        return None
+    for each in descriptors:
+        try:
+            path = os.readlink(f"{folder}/{each}")
+        except OSError:  # it is closed by now
+            continue
+        if path.startswith(DEVICES):
+            return path
+    return None
+
+
 def _entries(folder: str) -> int | None:
     try:
         return len(os.listdir(folder))

@@ -202,6 +202,25 @@ def peak_rss_of(pid: int, proc: str = "/proc") -> int | None:
     return read_keyed(f"{proc}/{pid}/status", factor=1024).get("VmHWM")
 
 
+class Resident(NamedTuple):
+    """A process's resident memory, in bytes."""
+
+    anon: int
+    files: int
+    shared: int
+
+
+def resident_of(pid: int | str = "self", proc: str = "/proc") -> Resident | None:
+    """A process's resident memory by kind (status, Linux 4.5); None if it is gone, or the kernel does not tell the kinds apart."""
+    found = RSS.search(read_record(f"{proc}/{pid}/status") or b"")
+    return None if found is None else Resident(*(1024 * int(size) for size in found.groups()))
+
+
+def page_tables_of(pid: int | str = "self", proc: str = "/proc") -> int | None:
+    """The bytes of a process's page tables (VmPTE in status), which a fork copies; None if they can't be read."""
+    return _kilobytes(read_record(f"{proc}/{pid}/status") or b"", b"VmPTE")
+
+
 def forget_peak(proc: str = "/proc") -> bool:
     """Reset this process's peak rss to what it holds now (clear_refs, 5; Linux 4.0); False if that fails."""
     try:
