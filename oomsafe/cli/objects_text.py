@@ -16,9 +16,9 @@ from oomsafe.policy.units import format_size
 _Row = tuple[str, str, str, str, str]
 
 
-def objects_lines(who: str, objects: Objects, width: int) -> list[Text]:
+def objects_lines(who: str, objects: Objects, width: int, held: str = "held at its end") -> list[Text]:
     """``worker 5565 held at its end: 1 240 000 objects …``, then a line for each container, cache and type."""
-    lines = labelled("", f"{who} held at its end: {_counts(objects)}", width, "bold", indent=2)
+    lines = labelled("", f"{who} {held}: {_counts(objects)}", width, "bold", indent=2)
     rows = [*map(_container, (*objects.containers, *objects.caches)), *map(_type, objects.types)]
     if not rows:
         return lines

@@ -11,8 +11,9 @@ import click
 from rich.console import Console
 
 from oomsafe.cli.pool_text import pool_text
-from oomsafe.cli.pools import find_pools, none_found
+from oomsafe.cli.pools import find_pools, is_called, none_found
 from oomsafe.kernel.process import parent_of
+from oomsafe.policy.text import without_controls
 from oomsafe.scoreboard.live import live
 from oomsafe.scoreboard.places import living_boards
 from oomsafe.scoreboard.view import PoolView
@@ -20,19 +21,28 @@ from oomsafe.scoreboard.view import PoolView
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--worker", "pid", type=click.IntRange(min=1), metavar="PID", help="Have this worker tell what its memory is, by objects.")
+@click.option("--pool", "name", metavar="NAME", help="Only the pool with this name, or whose supervisor has this pid.")
 @click.option("--scoreboard", "path", type=click.Path(), envvar="OOMSAFE_SCOREBOARD", help="Show only the pool with this scoreboard.")
-def status(as_json: bool, path: str | None) -> None:
+def status(as_json: bool, pid: int | None, name: str | None, path: str | None) -> None:
     """Show every pool: workers against their limits, requests, recycles, work in flight.
 
     Shows the pools of the user who runs it; for root, those of all users. Exits with 1 if there is none.
+
+    With --worker: what the memory of one worker is that serves, by allocators and by objects. A fork of it counts, and it serves on. Exits
+    with 1 if that was refused or failed, with 3 without an answer.
     """
-    pools = read_pools([path] if path else living_boards())
+    if pid is not None:
+        from oomsafe.cli.inspection import inspect  # imported here, because it takes more than most calls need
+
+        raise SystemExit(inspect(pid, name, path, as_json))
+    pools = [pool for pool in read_pools([path] if path else living_boards()) if name is None or is_called(pool, name)]
     if as_json:
         print(json.dumps({"pools": [as_record(pool) for pool in pools]}, allow_nan=False))
     elif pools:
         show(pools, Console())
     else:
-        print(none_found(), file=sys.stderr)
+        print(none_found() if name is None else f"no pool of this user is called {without_controls(name)}", file=sys.stderr)
     raise SystemExit(0 if pools else 1)
 
 
@@ -44,6 +54,8 @@ def as_record(pool: PoolView) -> dict[str, Any]:
     record["totals"] |= {"recycles": pool.totals.by_reason, "aborts": pool.totals.aborts_by_reason}
     if pool.probed is not None:
         record["probed"] = pool.probed._asdict() | {"stage": pool.probed.stage.name.lower()}
+    if pool.inspected is not None:
+        record["inspected"]["phase"] = pool.inspected.phase.name.lower()
     for shown, worker in zip(record["workers"], pool.workers, strict=True):
         shown["counters"] |= {"recycles": worker.counters.by_reason, "aborts": worker.counters.aborts_by_reason}
         for flight, work in zip(shown["in_flight"], worker.in_flight, strict=True):

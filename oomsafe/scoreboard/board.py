@@ -60,6 +60,7 @@ class Scoreboard:
         self.roll, self.marks, self.all_serve, self.others = roll.call, roll.marks, roll.all_serve, roll.others
         self.silent, self.saw, self.give_order, self.quiet_for = roll.silent, roll.saw, roll.give_order, roll.quiet_for
         self.cap, self.pass_on, self.order_probe, self.began_with = roll.cap, roll.pass_on, roll.order_probe, roll.began_with
+        self.order_inspection, self.is_ordered_to_be_inspected = roll.order_inspection, roll.is_ordered_to_be_inspected
         tickets = Tickets(self._memory, tenants)
         self.in_hand, self.hand = tickets.in_hand, tickets.hand
         self.tell_of_limit, self.has_heeded = tickets.tell_of_limit, tickets.has_heeded

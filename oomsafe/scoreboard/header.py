@@ -8,12 +8,14 @@ import time
 from typing import Generic, NamedTuple, TypeVar
 
 from oomsafe.policy.ends import End
+from oomsafe.policy.inspection import Inspection
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.probed import Probed, Stage
 from oomsafe.policy.retirement import POINTS, Point, Retirement
 from oomsafe.policy.stock import Parts
 from oomsafe.policy.text import printable, shortened
 from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.inspections import read_inspection, write_inspection
 from oomsafe.scoreboard.layout import optional, stored
 from oomsafe.scoreboard.lock import PoolLock
 
@@ -134,6 +136,12 @@ class Header:
         return held / budget if held is not None and budget else 0.0
 
     @property
+    def room(self) -> int | None:
+        """What the supervisor last found left up to the budget, in bytes, negative above it; None: not known."""
+        held, budget = self.held, optional(layout.POOL.unpack_from(self.memory, layout.POOL_AT)[4])
+        return None if held is None or budget is None else budget - held
+
+    @property
     def settled(self) -> int:
         """How many recycled workers in a row had settled above their soft limit. Read and set with the lock held."""
         return int(layout.SETTLED.unpack_from(self.memory, layout.SETTLED_AT)[0])
@@ -215,6 +223,19 @@ class Header:
     def probed(self) -> Probed | None:
         """The last probe; None: there was none."""
         return read_probed(self.memory)
+
+    def note_inspection(self, one: Inspection) -> None:
+        """The worker that is inspected tells, or a fork of it; the supervisor, if neither does."""
+        write_inspection(self.memory, one)
+
+    def note_stop(self, seconds: float) -> None:
+        """The worker that is inspected tells for how long it stood still: its fork may have told the rest by then."""
+        layout.write(self.memory, layout.STOPPED_AT, layout.MOMENT, seconds)
+
+    @property
+    def inspected(self) -> Inspection | None:
+        """The last inspection; None: there was none."""
+        return read_inspection(self.memory)
 
     def reclaims(self) -> tuple[int, int]:
         """How often workers that are gone have given memory back, and how many bytes of it."""

@@ -1,6 +1,6 @@
 """The bytes of a scoreboard. Version 16, little-endian; sizes in bytes; -1 in a figure is None, never 0.
 
-A scoreboard is one header of 57344 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
+A scoreboard is one header of 61440 bytes and then `slots` slots of 6144 bytes, one slot for each worker. It is mapped with room for
 SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
 
     header   0  magic "oomsafe\\0" · u32 version · u32 slots · u32 slot size
@@ -42,6 +42,12 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
                · u32 slot · u32 reason · u64 generation · u64 work done · f64 seconds served · i64 what it held when it was fresh
                · 8 i64 what its memory was (policy.stock.Parts) · 12 points of its life: u64 work done · i64 what it held then
          24576  16 of 2048: what objects these workers held (scoreboard.objects)
+         57344  the last inspection of a worker (written by that worker and by a fork of it; if neither tells anything, by the supervisor):
+               f64 when this was written, seconds since 1970, written last, 0: there is none · u64 pid · u64 generation · u32 slot
+               · u32 how far it is (policy.inspection.Phase) · u64 work done · f64 seconds served · i64 what it held when it was fresh
+               · 8 i64 what its memory is (policy.stock.Parts) · f64 seconds that it stood still, f64 seconds that its fork has counted,
+               both below 0: not known · 256 bytes of text: why there are no figures
+         59392  what objects it holds (scoreboard.objects)
 
     slot     0  u32 state · u32 order (written by the supervisor), 1: drain, 2: drain when over the limit,
                3: drain, for the pool's budget
@@ -65,6 +71,7 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
                was left up to the pool's limit · f64 until when it holds, on the machine's monotonic clock (written by the supervisor)
           6112  an order to trace its allocations: u64 for how many pieces of work, 0: no order · f64 for how many seconds (written by the
                supervisor, zeroed by the worker that takes it)
+          6128  u64 1: an order to tell what its memory is, while it serves (written by the supervisor, zeroed by the worker that takes it)
 
     counters 0  u64 work done · reclaims · bytes reclaimed · recycles by reason (8 of them) · aborts by reason (4 of them)
            120  24 routes of 152: name, 64 bytes of text · u64 sum of growth · u64 in each of 10 buckets
@@ -74,9 +81,10 @@ SLOTS_MAX slots, and the supervisor adds `slots` more when it needs them::
             24  name, 103 bytes as they came from outside: readers must make them printable
            127  u8 1 while in use: written last
 
-Each slot has one writer, its worker, except for the order and the fields at 144, 6040, 6076, 6080 and 6112. The header and the
+Each slot has one writer, its worker, except for the order and the fields at 144, 6040, 6076, 6080, 6112 and 6128. The header and the
 totals have one writer, the supervisor (except the fields at 20, 22, 128, 5984, 7184, 7384, 16384 and 24576, which the workers write under
-the lock, 6496, where all write the same, 7392, which one worker writes, and 6656, which a process outside the pool writes).
+the lock, 6496, where all write the same, 7392, 57344 and 59392, which one worker writes, and 6656, which a process outside the pool
+writes).
 A reader takes a copy, and copies again if a sequence was odd or has changed in the meantime.
 
 Every worker can write every byte, and may run as a different user than its supervisor. So the supervisor only writes what it knows by
@@ -97,7 +105,7 @@ from oomsafe.policy.text import without_controls
 MAGIC = b"oomsafe\0"
 VERSION = 16
 
-HEADER_SIZE = 57344
+HEADER_SIZE = 61440
 SLOT_SIZE = 6144
 IDENTITY = struct.Struct("<8s3I")
 REFUSED_AT, REFUSED = 20, struct.Struct("<H")
@@ -132,6 +140,11 @@ RETIRED_AT, RETIRED, RETIRED_KEPT = 16384, struct.Struct("<dQIIQQd9q24q200x"), 1
 #: Where in a retirement's fields its parts begin, and the points of its life.
 PARTS_PLACE, POINTS_PLACE = 8, 16
 OBJECTS_AT, OBJECTS_SIZE = 24576, 2048
+INSPECTED_AT, INSPECTED = 57344, struct.Struct("<dQQIIQd9q2d256s")
+#: Where in an inspection the seconds stand that the worker stood still.
+STOPPED_AT = INSPECTED_AT + struct.calcsize("<dQQIIQd9q")
+INSPECTED_OBJECTS_AT = 59392
+MOMENT = struct.Struct("<d")
 
 STATE = struct.Struct("<I")
 ORDER_AT, ORDER = 4, struct.Struct("<I")
@@ -152,6 +165,7 @@ AGED_AT, AGED = 6072, struct.Struct("<I")
 OPERATOR_AT, OPERATOR = 6076, struct.Struct("<I")
 CAP_AT, CAP = 6080, struct.Struct("<3qd")
 PROBE_AT, PROBE = 6112, struct.Struct("<Qd")
+INSPECT_AT, INSPECT = 6128, struct.Struct("<Q")
 CELL_NAME = 103
 CELL = struct.Struct(f"<xB6xdq{CELL_NAME}sB")
 #: The offset in a cell of its rss, which the worker corrects while several pieces of work are in flight.
@@ -220,13 +234,14 @@ assert DIED_AT + DIED.size <= MAILBOX_AT <= ANSWER_AT - MAILBOX.size
 assert ANSWER_AT + ANSWER.size <= DROPPABLE_AT <= ENDED_AT - DROPPABLE.size <= CULPRITS_AT - DROPPABLE.size - ENDED.size
 assert CULPRITS_AT + CULPRITS.size <= RETIREMENTS_AT <= PROBED_AT - RETIREMENTS.size <= DEATHS_AT - RETIREMENTS.size - PROBED.size
 assert DEATHS_AT + DEATHS * DEATH.size <= RETIRED_AT <= OBJECTS_AT - RETIRED_KEPT * RETIRED.size
-assert OBJECTS_AT + RETIRED_KEPT * OBJECTS_SIZE <= HEADER_SIZE
+assert OBJECTS_AT + RETIRED_KEPT * OBJECTS_SIZE <= INSPECTED_AT <= INSPECTED_OBJECTS_AT - INSPECTED.size
+assert INSPECTED_OBJECTS_AT + OBJECTS_SIZE <= HEADER_SIZE
 assert WARNED_AT + WARNED.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
 assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size
 assert SEEN_AT + SEEN.size <= AGED_AT <= OPERATOR_AT - AGED.size
 assert OPERATOR_AT + OPERATOR.size <= CAP_AT
-assert CAP_AT + CAP.size <= PROBE_AT <= SLOT_SIZE - PROBE.size
+assert CAP_AT + CAP.size <= PROBE_AT <= INSPECT_AT - PROBE.size <= SLOT_SIZE - PROBE.size - INSPECT.size
 assert FIGURES_AT + FIGURES.size == PUBLISHED_AT + PUBLISHED.size
 assert CELL.size == CELL_SIZE
 assert len(REASONS) <= 8

@@ -1,4 +1,4 @@
-"""An operator's order to a running pool: recycle this worker, or have one trace its allocations.
+"""An operator's order to a running pool: recycle this worker, have one trace its allocations, or tell what its memory is.
 
 His tool leaves it on the scoreboard, and the supervisor answers.
 
@@ -36,6 +36,8 @@ class What(IntEnum):
     RECYCLE = 1
     PROBE = 2
     """Trace the allocations of one worker; a pid of 0 lets the supervisor choose which."""
+    INSPECT = 3
+    """Have this worker tell what its memory is, while it serves."""
 
 
 class Answer(IntEnum):
@@ -52,9 +54,9 @@ class Answer(IntEnum):
     STALE = 5
     """The order is older than GOOD_FOR seconds, or comes from the future."""
     BUSY = 6
-    """A worker of this pool is probed already."""
+    """A worker of this pool is probed already, or inspected."""
     SHORT = 7
-    """The pool has no room for a tracer's memory, or no worker that has."""
+    """The pool has no room for a tracer's memory, or no worker that has; or none for what an inspection takes."""
     STRANGE = 8
     """The supervisor does not know such an order, or its figures are out of range."""
 
@@ -108,6 +110,11 @@ def order_probe(path: str, worker: WorkerView | None, work: int, seconds: float,
     """Order that supervisor to have this worker trace its allocations; None: a worker of its choice. Otherwise as order_recycle()."""
     who = (0, 0, 0, 0) if worker is None else (worker.slot, worker.pid, worker.started, worker.generation)
     return _order(path, OperatorOrder(0, *who, 0.0, What.PROBE, work, seconds), patience)
+
+
+def order_inspection(path: str, worker: WorkerView, patience: float = PATIENCE) -> Answer | None:
+    """Order that supervisor to have this worker tell what its memory is. Otherwise as order_recycle()."""
+    return _order(path, OperatorOrder(0, worker.slot, worker.pid, worker.started, worker.generation, 0.0, What.INSPECT), patience)
 
 
 def _order(path: str, order: OperatorOrder, patience: float) -> Answer | None:

@@ -169,6 +169,16 @@ class Roll:
         if self._tenants.is_of(number, generation):
             layout.write(self._memory, layout.slot_at(number) + layout.PROBE_AT, layout.PROBE, work, seconds)
 
+    def order_inspection(self, number: int, generation: int, ordered: bool = True) -> None:
+        """In the supervisor: tell this worker to tell what its memory is, while it serves; `ordered` False: not any more."""
+        if self._tenants.is_of(number, generation):
+            layout.write(self._memory, layout.slot_at(number) + layout.INSPECT_AT, layout.INSPECT, ordered)
+
+    def is_ordered_to_be_inspected(self, number: int, generation: int) -> bool:
+        """In the supervisor: whether this worker has that order, and has not taken it yet."""
+        at = layout.slot_at(number) + layout.INSPECT_AT
+        return self._tenants.is_of(number, generation) and bool(layout.INSPECT.unpack_from(self._memory, at)[0])
+
     def cap(self, number: int, generation: int, cap: Cap) -> None:
         """In the supervisor: tell this worker what it may have mapped at most for now."""
         if self._tenants.is_of(number, generation):

@@ -172,6 +172,18 @@ class Slot:
         return order
 
     @property
+    def is_to_be_inspected(self) -> bool:
+        """Whether this worker is to tell what its memory is, while it serves."""
+        return bool(layout.INSPECT.unpack_from(self._memory, self._at + layout.INSPECT_AT)[0])
+
+    def take_inspection_order(self) -> bool:
+        """The same, once."""
+        ordered = self.is_to_be_inspected
+        if ordered:
+            layout.write(self._memory, self._at + layout.INSPECT_AT, layout.INSPECT, 0)
+        return ordered
+
+    @property
     def cap(self) -> Cap:
         """The last cap that the supervisor has put on this worker, whether or not it is in force."""
         return Cap(*layout.CAP.unpack_from(self._memory, self._at + layout.CAP_AT))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from oomsafe.kernel.process import is_alive
 from oomsafe.policy.ends import End
+from oomsafe.policy.inspection import Inspection
 from oomsafe.policy.probed import Probed
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.retirement import Point, Retirement
@@ -19,6 +20,7 @@ from oomsafe.policy.stock import Parts
 from oomsafe.policy.text import printable, without_controls
 from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.header import read_probed
+from oomsafe.scoreboard.inspections import read_inspection
 from oomsafe.scoreboard.layout import Counters, as_text, optional
 from oomsafe.scoreboard.slot import Figures
 
@@ -153,6 +155,8 @@ class PoolView:
     """The last recycled workers that have told what their memory was, the latest first."""
     probed: Probed | None = None
     """The last probe of one of its workers; None: there was none."""
+    inspected: Inspection | None = None
+    """The last inspection of one of its workers; None: there was none."""
     culprits: dict[str, int] = field(default_factory=dict)
     """How often each known route was found to have made a recycled worker grow; layout.OTHER: any route beside these. Printable."""
 
@@ -223,6 +227,7 @@ def _read_once(fetch: Fetch, slots: int, known: Known | None, until: float, rout
         culprits=_culprits(header),
         retired=_retired(header),
         probed=read_probed(header),
+        inspected=read_inspection(header),
     )  # fmt: skip
 
 

@@ -11,15 +11,17 @@ from oomsafe.log import log
 from oomsafe.policy.settings import Policy
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.mailbox import GOOD_FOR, Answer, Mailbox, OperatorOrder, What
+from oomsafe.supervisor.inspections import Inspections
 from oomsafe.supervisor.probes import Probes
 
 
 class Orders:
     """The operator's orders to one pool. Created and used only by the supervisor."""
 
-    def __init__(self, board: Scoreboard, probes: Probes) -> None:
+    def __init__(self, board: Scoreboard, probes: Probes, inspections: Inspections) -> None:
         self._board = board
         self._probes = probes
+        self._inspections = inspections
         self._mailbox = Mailbox(board.header.memory)
         self._last = 0
         """The sequence of the last order that was answered."""
@@ -39,6 +41,8 @@ class Orders:
             return Answer.STALE
         if order.what == What.PROBE:
             return self._probes.heed(order, policy)
+        if order.what == What.INSPECT:  # in a dry run, too: it changes nothing
+            return self._inspections.heed(order)
         if order.what != What.RECYCLE:
             return Answer.STRANGE
         # some servers do not say which process they have started for a slot: then what counts is who of its children has claimed it

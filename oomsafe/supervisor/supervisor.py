@@ -45,6 +45,7 @@ from oomsafe.supervisor.budget import Budget
 from oomsafe.supervisor.caps import Caps
 from oomsafe.supervisor.deaths import Deaths, Ended
 from oomsafe.supervisor.exporter import Exporter
+from oomsafe.supervisor.inspections import Inspections
 from oomsafe.supervisor.last_words import LastWords
 from oomsafe.supervisor.onlooker import Onlooker
 from oomsafe.supervisor.orders import Orders
@@ -112,6 +113,7 @@ class Supervisor:
         self._replacements: Replacements | None = None
         self._onlooker: Onlooker | None = None
         self._probes: Probes | None = None
+        self._inspections: Inspections | None = None
         self._orders: Orders | None = None
         self.backstop: Backstop | None = None
         self._budget: Budget | None = None
@@ -146,7 +148,8 @@ class Supervisor:
             self._replacements = None if fleet is None else Replacements(self.board, fleet)
             self._onlooker = Onlooker(self.board, self._sizes.sizes_if)
             self._probes = Probes(self.board, self.reading)
-            self._orders = Orders(self.board, self._probes)
+            self._inspections = Inspections(self.board, self.reading)
+            self._orders = Orders(self.board, self._probes, self._inspections)
             self.backstop = Backstop(self.board, self._sizes.sizes_if)
             self._budget = None if fleet is None else Budget(self.board, self._sizes.sizes_if, fleet.may_surge)
             self._shedding = SheddingLine(self.board)
@@ -356,6 +359,8 @@ class Supervisor:
             self._orders.tick(self.policy)
         if self._probes is not None:
             self._probes.tick(self.policy)
+        if self._inspections is not None:
+            self._inspections.tick()
 
     def _follow_all(self, now: float) -> None:
         """Measure what is measured once a second."""

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from oomsafe.scoreboard.header import Header
     from oomsafe.scoreboard.seat import Seat
     from oomsafe.scoreboard.view import PoolView
+    from oomsafe.worker.inspector import Inspector
     from oomsafe.worker.probe import Probe
     from oomsafe.worker.siblings import Siblings
 
@@ -133,6 +134,7 @@ class Guard:
         self._suspects = Suspects(self.meter)
         self._life = Life()
         self._probe: Probe | None = None
+        self._inspector: Inspector | None = None
         self._idle = Idle(self.meter, self._header)
         self.hard_limit = HardLimit(self.meter, str(self), self.slot)
         self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self._neighbours.view)
@@ -285,6 +287,8 @@ class Guard:
             self._report.publish(time.monotonic())
             self._deciding.release()
         self.forget_row()
+        if self._inspector is not None:
+            attempt("the end of an inspection", "the server", self._inspector.end)
         probe = self._probe
         if probe is not None and probe.slows:  # what a tracer holds is no matter of the app's
             attempt("the end of a probe", "the server", partial(probe.finish, ends=True))
@@ -309,6 +313,7 @@ class Guard:
     def leave(self) -> None:
         """In a fork of the guarded process: publish nothing and decide nothing for the worker, which is the parent."""
         self.here = self.meter.crowded = False
+        self._inspector = None
         self.meter.leave()
         self.slot.leave()
         self.hard_limit.leave()
@@ -329,6 +334,8 @@ class Guard:
             if measured:
                 self.meter.publish_at = now + PUBLISH_EVERY  # first, so that a failure below does not prevent decisions
                 self._refresh(now)
+                if self._inspector is not None or self.slot.is_to_be_inspected:
+                    attempt("an inspection", "the server", partial(self._follow_inspection, now))
                 if self._report.asks:
                     self._report.wake_supervisor()  # again: it may have been asleep, or had no worker to spare
             elif self._life.young:
@@ -511,6 +518,27 @@ class Guard:
         probe.follow(now, None if soft is None or used is None else soft - used)
         if self._recycle is None and probe.is_its_moment(now):
             probe.finish(ends=False)
+
+    def _follow_inspection(self, now: float) -> None:
+        """Have a fork count what this worker holds, if that is ordered, and reap it."""
+        header = self._header
+        if header is None:
+            return
+        if self._inspector is None:
+            from oomsafe.worker.inspector import Inspector  # imported here, because only a worker that is inspected needs it
+
+            self._inspector = Inspector(
+                header, self.slot, self.meter, who=str(self), ready_at=self._history.ready_at, fresh=self._fresh, baseline=self._baseline
+            )
+        if self.slot.take_inspection_order():
+            traced = self._probe is not None and not self._probe.finished
+            self._inspector.begin("it leaves" if self.meter.leaving else "its allocations are traced" if traced else "")
+        self._inspector.follow(now)
+        if not self._inspector.is_busy:
+            self._inspector = None
+            self._gauge.forget()  # pages that a fork has, too, are nobody's own
+        else:
+            self.meter.publish_at = min(self.meter.publish_at, now + ASK_EVERY)
 
     def _reclaim(self, over: int) -> bool:
         """Give memory back, and decide again. `over`: bytes above the limit. Returns False if that happens in the background."""

@@ -1,4 +1,7 @@
-"""What the memory of a recycled worker was: it takes stock at its end. Only a worker that was recycled imports this."""
+"""What the memory of a recycled worker was: it takes stock at its end.
+
+Only a worker that was recycled imports this, or one that is inspected.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,9 @@ LEFT = 0.25
 #: To list all objects takes so many bytes for each block of Python's allocator, and memory that is shared may be copied.
 LIST_BYTES = 8
 
+#: Where nothing is known of what a worker had when it was ready.
+NOTHING = Baseline(Handles(None, None))
+
 
 def say_stock(
     guard: Guard, life: Life, *, header: Header | None, reason: Reason | None, ready_at: float, fresh: int | None, baseline: Baseline | None
@@ -68,18 +74,26 @@ def say_stock(
 
 def objects_of(baseline: Baseline | None) -> Objects:
     """This process's objects, and what has grown since its `baseline`."""
-    handles = own_handles()
-    before = baseline or Baseline(Handles(None, None))
-    found = Objects(
+    found = handles_of(baseline)
+    return counted(found, baseline) if can_count_objects() and is_room() else found
+
+
+def handles_of(baseline: Baseline | None) -> Objects:
+    """The same without the objects themselves: threads and descriptors."""
+    handles, before = own_handles(), (baseline or NOTHING).handles
+    return Objects(
         threads=handles.threads,
-        threads_before=before.handles.threads,
+        threads_before=before.threads,
         descriptors=handles.descriptors,
-        descriptors_before=before.handles.descriptors,
+        descriptors_before=before.descriptors,
     )
-    if not can_count_objects() or not _is_room():
-        return found
+
+
+def counted(found: Objects, baseline: Baseline | None) -> Objects:
+    """`found` with this process's objects, and what of them has grown since its `baseline`. Takes a list of all objects: see is_room()."""
     from oomsafe.worker.census import is_standard, take_census  # imported here, because another Python may not have what it needs
 
+    before = baseline or NOTHING
     census = take_census(FOR_OBJECTS, before.modules)
     return replace(
         found,
@@ -92,13 +106,14 @@ def objects_of(baseline: Baseline | None) -> Objects:
     )
 
 
-def _is_room() -> bool:
-    """Whether the pool has room for what counting takes: a list of all objects, and a copy of what this process shares with its parent.
+def is_room(copies: int = 0) -> bool:
+    """Whether the pool has room for what counting takes: a list of all objects, a copy of what this process shares with its parent, and
+    `copies` bytes besides.
 
     And as much besides that nobody waits for the memory of this worker meanwhile.
     """
     capacity = read_capacity()
     if capacity.limit is None or capacity.undroppable is None:
         return True
-    wanted = LIST_BYTES * sys.getallocatedblocks() + (shared_with_parent() or 0)
+    wanted = LIST_BYTES * sys.getallocatedblocks() + (shared_with_parent() or 0) + copies
     return capacity.limit - capacity.undroppable > max(wanted, LEFT * capacity.limit)

@@ -28,6 +28,7 @@ from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.layout import Counters
 from oomsafe.scoreboard.mailbox import GOOD_FOR, Answer, Mailbox, OperatorOrder, What, order_probe, order_recycle
 from oomsafe.scoreboard.slot import Figures, Slot
+from oomsafe.supervisor.inspections import Inspections
 from oomsafe.supervisor.orders import Orders
 from oomsafe.supervisor.probes import TRIES, Probes
 from oomsafe.supervisor.replacements import Reading
@@ -50,7 +51,11 @@ def one_worker(board: Scoreboard) -> Slot:
 
 def orders_of(board: Scoreboard, held: int = 0) -> Orders:
     """Of a pool whose budget is a GiB, and which holds so much of it."""
-    return Orders(board, Probes(board, lambda: Reading(Capacity(1 << 30, "a test"), 1 << 30, held)))
+
+    def reading() -> Reading:
+        return Reading(Capacity(1 << 30, "a test"), 1 << 30, held)
+
+    return Orders(board, Probes(board, reading), Inspections(board, reading))
 
 
 def put(board: Scoreboard, order: OperatorOrder) -> None:
