@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 NAME = "oomsafe-inspect"
 
 #: Seconds after which a fork ends by its own alarm, and after which its worker kills it: one that hangs may not have set its alarm yet.
-ENDS_AFTER, KILLED_AFTER = 3.0, 5.0
+ENDS_AFTER, KILLED_AFTER = 5.0, 8.0
 
 #: A fork copies page tables, and its worker stands still meanwhile: for 22 ms with 1 GiB of memory (2 MiB of tables), and for 65 to 210 ms
 #: with 4 GiB (8 MiB), as measured on two busy cores.
@@ -45,9 +45,9 @@ MOST_TABLES = 8 * MIB
 #: With threads and more memory blocks than this, it would take too long to find what other threads keep to themselves (see kernel.forking).
 MOST_BLOCKS = 8_000_000
 
-#: To look at an object is to write to its page, of which the fork then has a copy: of all pages with Python's objects at the worst. So
-#: many bytes a block, which is what the largest take.
-BLOCK = 512
+#: To look at an object is to write to its page, of which the fork then has a copy: of the pages with containers, most of all. So many bytes
+#: for each block of memory: 1.6 times as much as was copied, or more, with 300 000 lists, dicts, or large bytes and arrays.
+BLOCK = 256
 
 
 class Inspector:
