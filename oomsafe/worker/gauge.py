@@ -59,6 +59,10 @@ class Gauge:
         """Take a new sample at the next read. Call this after memory was given back."""
         self._sample_at = float("-inf")
 
+    def keep(self) -> None:
+        """Take no new sample until forget(): a fork of this process shares its pages for a while."""
+        self._sample_at = float("inf")
+
     def _sample(self, held: int, now: float) -> Shares | None:
         if now >= self._sample_at:
             self._before, self.shares = held - self._dirty, shared_out()

@@ -536,8 +536,9 @@ class Guard:
         self._inspector.follow(now)
         if not self._inspector.is_busy:
             self._inspector = None
-            self._gauge.forget()  # pages that a fork has, too, are nobody's own
+            self._gauge.forget()
         else:
+            self._gauge.keep()
             self.meter.publish_at = min(self.meter.publish_at, now + ASK_EVERY)
 
     def _reclaim(self, over: int) -> bool:

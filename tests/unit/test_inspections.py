@@ -19,7 +19,7 @@ from unit.test_orders import NOW, POLICY, answer, one_worker, put, right
 
 from oomsafe.cli.inspection import inspection_text, record_of
 from oomsafe.kernel.capacity import read_capacity
-from oomsafe.kernel.process import children_of
+from oomsafe.kernel.process import children_of, shared_out
 from oomsafe.policy.inspection import TEXT, Inspection, Phase
 from oomsafe.policy.limits import Capacity
 from oomsafe.policy.objects import Cache, Container, Objects, TypeCount
@@ -470,6 +470,31 @@ def test_a_worker_that_ends_leaves_no_fork(monkeypatch: pytest.MonkeyPatch) -> N
     guard.retire()
 
     assert children_of(os.getpid()) == children
+
+
+def test_what_the_worker_holds_by_itself_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that its fork has, too, are its own all the same: where soft limits count those, no sample is taken until it is gone."""
+    pool = Pool(Scoreboard.private())
+    guard = guarded(pool)
+    monkeypatch.setattr(inspector, "take_stock", lambda parent: hangs())
+    monkeypatch.setattr(inspector, "ENDS_AFTER", 0.3)
+
+    def own(after: float = 60.0) -> int:
+        """As its soft limit counts it, when another sample is due."""
+        guard.meter.measure()
+        return guard._gauge.read("uss", guard.meter.held, 0, time.monotonic() + after)
+
+    before = own(0.0)
+    pool.order()
+    guard.meter.publish_at = 0.0
+    guard.tick()
+    shared = shared_out()
+    assert shared is not None and shared.uss < before / 2
+
+    assert own() > 0.9 * before
+    assert told(pool, guard).phase is Phase.FAILED
+    assert own() > 0.9 * before
+    assert guard._gauge.shares is not None and guard._gauge.shares.uss > 0.9 * before
 
 
 def test_a_worker_that_leaves_is_not_inspected(monkeypatch: pytest.MonkeyPatch) -> None:
