@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,11 +15,13 @@ from typing import Any
 import pytest
 from celerying import Start
 from clients import Load
-from serving import Gunicorn, Server, until
+from serving import Gunicorn, Server, memory_of, until
 from uvicorning import Uvicorn
 
 from oomsafe.kernel.oom_score import read_score
 from oomsafe.kernel.process import children_of, peak_rss_of, rss_of
+from oomsafe.scoreboard import layout
+from oomsafe.scoreboard.mailbox import Answer, order_inspection
 
 MIB = 1 << 20
 
@@ -170,35 +173,31 @@ def test_a_process_without_a_supervisor_of_ours(serve_uvicorn: Callable[..., Uvi
 
 def test_a_worker_that_is_busy(serve: Callable[..., Gunicorn]) -> None:
     """In one request that takes long: the order is withdrawn, and is not carried out later. Meanwhile the pool is given no other."""
-    gunicorn = serve("sync", 1, soft_limit="1GiB").serving(1)
+    gunicorn = serve("sync", 1, soft_limit="1GiB", files={"request-held": ""}).serving(1)
     (pid,) = gunicorn.workers()
-    connection = gunicorn.connect(60)
-    connection.request("GET", "/wait?s=12")
-    until(lambda: gunicorn.worker(pid).in_flight, "it works")
-    ended: list[subprocess.CompletedProcess[str]] = []
-    first = threading.Thread(target=lambda: ended.append(status("--worker", pid, code=3)))
-    first.start()
-    until(lambda: is_ordered(gunicorn), "it has the order")
+    with contextlib.closing(gunicorn.connect(120)) as connection:
+        connection.request("GET", "/held?")
+        until(lambda: gunicorn.worker(pid).in_flight, "it works")
+        ended: list[subprocess.CompletedProcess[str]] = []
+        client = threading.Thread(target=lambda: ended.append(status("--worker", pid, code=3)))
+        client.start()
+        until(lambda: is_ordered(gunicorn), "it has the order", 60, 0.0)
 
-    second = status("--worker", pid, code=1)
-    first.join(60)
+        answer = order_inspection(gunicorn.pool_path(), gunicorn.worker(pid), 60)  # not by a process, which may take longer to start
+        client.join(60)
+        (gunicorn.folder / "request-held").unlink()
+        response = connection.getresponse()
 
-    assert second.stderr.endswith(" is not inspected: a worker of this pool is inspected already: try again in a moment\n")
+        assert (answer, response.status, response.read()) == (Answer.BUSY, 200, b"/held?")
     assert ended[0].stderr == (
         f"oomsafe: worker {pid} (slot 0) of apps:wsgi is not inspected: it has not taken the order within 5 s, which is withdrawn: "
         "it is busy in one call\n"
     )
-    assert connection.getresponse().status == 200
-    connection.close()
     is_as_it_was(gunicorn, pid, lambda: is_right(inspected(pid)))
 
 
 def is_ordered(server: Server) -> bool:
     """Whether the worker in the first slot has an order that it has not taken."""
-    from serving import memory_of
-
-    from oomsafe.scoreboard import layout
-
     return bool(layout.INSPECT.unpack_from(memory_of(server.pool_path()), layout.slot_at(0) + layout.INSPECT_AT)[0])
 
 
