@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from celerying import Start
 from clients import Load
+from dirtying import dirty, dirty_workers
 from serving import Gunicorn, Server, memory_of, until
 from uvicorning import Uvicorn
 
@@ -136,6 +137,20 @@ def test_a_worker_of_uvicorn_s(serve_uvicorn: Callable[..., Uvicorn], loop: str)
         is_as_it_was(uvicorn, pid, lambda: is_right(inspected(pid)))
 
     assert load.failed == []
+
+
+def test_a_dirty_worker_of_gunicorn_s(serve: Callable[..., Gunicorn]) -> None:
+    """Its pool has a supervisor of its own; no action fails."""
+    gunicorn = dirty(serve, 1)
+    (pid,) = dirty_workers(gunicorn)
+
+    with Load(gunicorn, "/dirty/act?n=", least=20) as load:
+        until(lambda: load.served > 5, "it has work")
+        is_right(inspected(pid))
+
+    assert load.failed == []
+    assert dirty_workers(gunicorn) == [pid]
+    until(lambda: children_of(pid) == [], "nothing of it is left")
 
 
 TASKS = "from celery import group; result = group(proj.leak.s(n, 0) for n in range({count})).delay().get(timeout=60)"
