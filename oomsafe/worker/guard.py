@@ -530,10 +530,10 @@ class Guard:
             self._inspector = Inspector(
                 header, self.slot, self.meter, who=str(self), ready_at=self._history.ready_at, fresh=self._fresh, baseline=self._baseline
             )
-        if self.slot.take_inspection_order():
+        self._inspector.follow(now)
+        if not self._inspector.is_busy and self.slot.take_inspection_order():
             traced = self._probe is not None and not self._probe.finished
             self._inspector.begin("it leaves" if self.meter.leaving else "its allocations are traced" if traced else "")
-        self._inspector.follow(now)
         if not self._inspector.is_busy:
             self._inspector = None
             self._gauge.forget()

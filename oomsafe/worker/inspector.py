@@ -69,9 +69,9 @@ class Inspector:
         return self._fork is not None
 
     def begin(self, refusal: str) -> None:
-        """Fork, or tell why not: `refusal`, if it is not empty."""
+        """Fork, or tell why not: `refusal`, if it is not empty. Not while it is busy."""
         resident = resident_of()
-        why = refusal or ("its last inspection is not over" if self.is_busy else "") or self._refusal(resident)
+        why = refusal or self._refusal(resident)
         if why or resident is None:
             self._fail(why)
             return

@@ -274,14 +274,14 @@ def guarded(pool: Pool) -> Guard:
     return guard
 
 
-def told(pool: Pool, guard: Guard, seconds: float = 20.0) -> Inspection:
-    """What the worker has told of its inspection, once it has reaped its fork."""
+def told(pool: Pool, guard: Guard, seconds: float = 20.0, *, waits: bool = True, since: float = 0.0) -> Inspection:
+    """What the worker has told of its inspection, after `since`; with `waits`, once it has reaped its fork."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         guard.meter.publish_at = 0.0
         guard.tick()
         found = pool.board.header.inspected
-        if found is not None and found.phase.is_over and guard._inspector is None:
+        if found is not None and found.phase.is_over and found.at > since and (guard._inspector is None or not waits):
             return found
         time.sleep(0.01)
     raise AssertionError(f"nothing was told: {pool.board.header.inspected}")
@@ -312,6 +312,26 @@ def test_a_worker_is_inspected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert children_of(os.getpid()) == children
     assert pool.slot.state is State.SERVING
     assert pool.order() is Answer.ORDERED
+
+
+def test_an_order_while_the_last_fork_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has told, so that the pool takes another order, and is not gone yet: the worker takes it as soon as it has reaped that one."""
+    pool = Pool(Scoreboard.private())
+    guard = guarded(pool)
+    fork = inspector.fork
+    monkeypatch.setattr(stocktaking, "FOR_OBJECTS", 0.01)
+    monkeypatch.setattr(inspector, "fork", lambda run, seconds: fork(lambda: (run(), time.sleep(0.3))[1], seconds))
+    pool.order()
+    first = told(pool, guard, waits=False)
+
+    assert guard._inspector is not None
+    assert pool.order() is Answer.ORDERED
+    guard.meter.publish_at = 0.0
+    guard.tick()
+    assert pool.board.header.inspected == first
+    second = told(pool, guard, since=first.at)
+
+    assert (first.phase, second.phase, second.text) == (Phase.DONE, Phase.DONE, "")
 
 
 def test_what_it_shows_is_the_worker_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
