@@ -38,6 +38,10 @@ NAME = "oomsafe-inspect"
 #: Seconds after which a fork ends by its own alarm, and after which its worker kills it: one that hangs may not have set its alarm yet.
 ENDS_AFTER, KILLED_AFTER = 5.0, 8.0
 
+#: Seconds that looking at a worker's objects may take, about. Nobody waits for it, and in a fork it takes copies of pages just to list
+#: them: with less, there was no time for the modules when the machine was busy.
+FOR_OBJECTS = 0.25
+
 #: A fork copies page tables, and its worker stands still meanwhile: for 22 ms with 1 GiB of memory (2 MiB of tables), and for 65 to 210 ms
 #: with 4 GiB (8 MiB), as measured on two busy cores.
 MOST_TABLES = 8 * MIB
@@ -173,7 +177,7 @@ def _count(header: Header, one: Inspection, resident: Resident, found: Objects, 
     set_comm(NAME)  # or who reads the kernel's report would take it for the worker
     try:
         parts = take_stock(parent=resident)  # first, before the census takes memory
-        told = replace(one, phase=Phase.DONE, parts=parts or Parts(), objects=counted(found, baseline))
+        told = replace(one, phase=Phase.DONE, parts=parts or Parts(), objects=counted(found, baseline, FOR_OBJECTS))
     except Exception as error:
         told = replace(one, phase=Phase.FAILED, text=f"the fork could not count: {error!r}"[:TEXT])
     last = header.inspected

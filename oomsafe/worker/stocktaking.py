@@ -75,7 +75,7 @@ def say_stock(
 def objects_of(baseline: Baseline | None) -> Objects:
     """This process's objects, and what has grown since its `baseline`."""
     found = handles_of(baseline)
-    return counted(found, baseline) if can_count_objects() and is_room() else found
+    return counted(found, baseline, FOR_OBJECTS) if can_count_objects() and is_room() else found
 
 
 def handles_of(baseline: Baseline | None) -> Objects:
@@ -89,12 +89,15 @@ def handles_of(baseline: Baseline | None) -> Objects:
     )
 
 
-def counted(found: Objects, baseline: Baseline | None) -> Objects:
-    """`found` with this process's objects, and what of them has grown since its `baseline`. Takes a list of all objects: see is_room()."""
+def counted(found: Objects, baseline: Baseline | None, seconds: float) -> Objects:
+    """`found` with this process's objects, and what of them has grown since its `baseline`, in about so many seconds at most.
+
+    Takes a list of all objects: see is_room().
+    """
     from oomsafe.worker.census import is_standard, take_census  # imported here, because another Python may not have what it needs
 
     before = baseline or NOTHING
-    census = take_census(FOR_OBJECTS, before.modules)
+    census = take_census(seconds, before.modules)
     return replace(
         found,
         tracked=census.tracked,

@@ -292,7 +292,7 @@ REMEMBERED = {number: str(number) for number in range(50_000)}
 
 def test_a_worker_is_inspected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fork of it counts what it has itself; it holds as much as before, serves, and has no child left."""
-    monkeypatch.setattr(stocktaking, "FOR_OBJECTS", 30.0)  # the test runner has imported everything
+    monkeypatch.setattr(inspector, "FOR_OBJECTS", 30.0)  # the test runner has imported everything
     monkeypatch.setattr(inspector, "ENDS_AFTER", 60.0)
     monkeypatch.setattr(inspector, "KILLED_AFTER", 60.0)
     pool = Pool(Scoreboard.private())
@@ -319,7 +319,7 @@ def test_an_order_while_the_last_fork_ends(monkeypatch: pytest.MonkeyPatch) -> N
     pool = Pool(Scoreboard.private())
     guard = guarded(pool)
     fork = inspector.fork
-    monkeypatch.setattr(stocktaking, "FOR_OBJECTS", 0.01)
+    monkeypatch.setattr(inspector, "FOR_OBJECTS", 0.01)
     monkeypatch.setattr(inspector, "fork", lambda run, seconds: fork(lambda: (run(), time.sleep(0.3))[1], seconds))
     pool.order()
     first = told(pool, guard, waits=False)
@@ -338,7 +338,7 @@ def test_what_it_shows_is_the_worker_s_own(monkeypatch: pytest.MonkeyPatch) -> N
     """Not the fork's: it has closed all descriptors, and no file is mapped in it yet."""
     pool = Pool(Scoreboard.private())
     guard = guarded(pool)
-    monkeypatch.setattr(stocktaking, "FOR_OBJECTS", 0.01)
+    monkeypatch.setattr(inspector, "FOR_OBJECTS", 0.01)
     before = len(os.listdir("/proc/self/fd"))
     pool.order()
 
