@@ -109,7 +109,8 @@ def test_it_names_what_has_grown(serve: Callable[..., Gunicorn]) -> None:
     assert "in use by Python objects " in one
     assert "growing_apps.CACHE" in one and "20 000 entries" in one
     assert "; the worker stood still for " in one
-    assert {"name": "growing_apps.CACHE", "kind": "dict", "entries": 20_000, "before": None} in told["objects"]["containers"]
+    (row,) = [row for row in told["objects"]["containers"] if row["name"] == "growing_apps.CACHE"]
+    assert (row["kind"], row["entries"], row["before"], row["size"] > MIB) == ("dict", 20_000, None, True)
     assert "secret" not in one + json.dumps(told)
     assert told["grown"] > 4 * MIB
     (pool,) = json.loads(status("--json", "--pool", "the-shop").stdout)["pools"]
@@ -128,9 +129,9 @@ def test_in_a_worker_that_knows_what_it_had(serve: Callable[..., Gunicorn]) -> N
     (pid,) = gunicorn.workers()
     gunicorn.get("/named?20000")
 
-    rows = complete(pid)["objects"]["containers"]
+    row = complete(pid)["objects"]["containers"][0]
 
-    assert rows[0] == {"name": "growing_apps.CACHE", "kind": "dict", "entries": 20_000, "before": 0}
+    assert (row["name"], row["kind"], row["entries"], row["before"]) == ("growing_apps.CACHE", "dict", 20_000, 0)
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
