@@ -453,7 +453,10 @@ class Types:
         for each in objects:
             kind = type(each)
             row = rows.get(id(kind)) or self._row(kind)
-            referents = gc.get_referents(each)
+            # Never of a module: those of C modules may be objects that are dead and wait to be used again, and die a second time when
+            # we let go of them. Python 3.12's asyncio then goes round in circles at the next collection (Modules/_asynciomodule.c,
+            # module_traverse). What a module holds is in its dictionary.
+            referents = [] if issubclass(kind, ModuleType) else gc.get_referents(each)
             row.count += 1
             row.bytes += row.size(each) + GC_HEAD + (8 * len(referents) if row.has_values else 0)
             if len(referents) < BIG and id(each) not in self._apart:

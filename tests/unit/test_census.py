@@ -487,6 +487,60 @@ class Finalized:
         calls.append("__del__")
 
 
+#: It has awaited futures, whose iterators asyncio keeps when they are dead, to use them again.
+AWAITED = """
+import asyncio, gc
+
+async def wait(future):
+    await future
+
+async def main():
+    futures = [asyncio.get_running_loop().create_future() for _ in range(20)]
+    tasks = [asyncio.ensure_future(wait(future)) for future in futures]
+    await asyncio.sleep(0)
+    for future in futures:
+        future.set_result(None)
+    await asyncio.gather(*tasks)
+
+asyncio.run(main())
+from oomsafe.worker.census import take_baseline, take_census
+
+for _ in range(3):
+    take_baseline(30.0)
+    take_census(30.0)
+    gc.collect()
+asyncio.run(main())
+print("goes on")
+"""
+
+
+def test_what_asyncio_keeps_for_later_stays_dead() -> None:
+    """Python 3.12 has its module refer to it: who asks for that, and lets go of it, has it die twice; no collection ever ends then."""
+    ended = subprocess.run([sys.executable, "-c", AWAITED], capture_output=True, text=True, timeout=60, check=False)
+
+    assert ended.stdout == "goes on\n", ended.stderr
+
+
+def test_nobody_asks_a_module_for_what_it_refers_to(app: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every Python: other modules in C may do likewise."""
+    app.cached, app.values = functools.lru_cache(maxsize=300)(lambda number: number), [types.ModuleType(f"m{at}") for at in range(200)]
+    for number in range(200):
+        app.cached(number)
+    asked: list[type] = []
+
+    def noted(*objects: object) -> list[Any]:
+        asked.extend(map(type, objects))
+        return get_referents(*objects)
+
+    get_referents = gc.get_referents
+    monkeypatch.setattr(gc, "get_referents", noted)
+    take_census(30.0)
+    take_baseline(30.0)
+
+    assert len(asked) > 1000
+    assert not [kind for kind in asked if issubclass(kind, types.ModuleType)]
+
+
 def test_no_garbage_is_collected() -> None:
     """Its finalizers are the application's."""
     threshold = gc.get_threshold()
