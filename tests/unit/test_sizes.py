@@ -8,10 +8,11 @@ import sys
 import tracemalloc
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from unit.children import in_child
 
 from oomsafe.policy.objects import LRU
 from oomsafe.worker.census import Found, _cached, take_census
@@ -72,64 +73,69 @@ KINDS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.fixture
-def app() -> Iterator[types.ModuleType]:
+def _module() -> types.ModuleType:
     """A module of the application's."""
     module = sys.modules["the_app"] = types.ModuleType("the_app")
-    yield module
-    del sys.modules["the_app"]
+    return module
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sizes(app: types.ModuleType, kind: str) -> None:
+def test_sizes(kind: str) -> None:
     """Within a quarter; what refers to itself counts for less, because a reference from elsewhere is taken for another's."""
-    gc.collect()
-    tracemalloc.start()
-    try:
+
+    def run() -> tuple[int | None, int]:
+        gc.collect()
+        tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
-        app.held = KINDS[kind]()
+        _module().held = KINDS[kind]()
         gc.collect()
         taken = tracemalloc.get_traced_memory()[0] - before
-    finally:
         tracemalloc.stop()
+        census = take_census(30.0)
+        (found,) = [one for one in (*census.containers, *census.caches) if one.name == "the_app.held"]
+        return found.size, taken
 
-    census = take_census(30.0)
+    size, taken = in_child(run)  # what malloc keeps of all that would be in the way of other tests
 
-    (found,) = [one for one in (*census.containers, *census.caches) if one.name == "the_app.held"]
-    assert found.size is not None and (0.4 if "themselves" in kind else 0.75) <= found.size / taken <= 1.25, (found, taken)
+    assert size is not None and (0.4 if "themselves" in kind else 0.75) <= size / taken <= 1.25, (size, taken)
 
 
 @pytest.mark.parametrize("entries", range(240, 270))
-def test_a_caches_results_are_found_whatever_its_size(app: types.ModuleType, entries: int) -> None:
+def test_a_caches_results_are_found_whatever_its_size(entries: int) -> None:
     """It refers to a key, a result and a type in turn: a sample must not always hit the same of these."""
-    app.held = functools.lru_cache(maxsize=1000)(lambda number: str(number) * 1000)
+    held = functools.lru_cache(maxsize=1000)(lambda number: str(number) * 1000)
     for number in range(1000, 1000 + entries):
-        app.held(number)
-    sizes = Sizes()
+        held(number)
 
-    assert 0.75 <= sizes.held(*_cached(Found("", entries, app.held, LRU, is_cache=True, bound=1000))) / (4049 * entries) <= 1.25
+    assert 0.75 <= Sizes().held(*_cached(Found("", entries, held, LRU, is_cache=True, bound=1000))) / (4049 * entries) <= 1.25
 
 
-def test_numpys_arrays(app: types.ModuleType) -> None:
+def test_numpys_arrays() -> None:
     """Their data counts, which neither Python nor its garbage collector knows of; that of a view does not."""
     numpy = pytest.importorskip("numpy")
-    whole = numpy.ones(5 * MIB // 8)
-    app.held, app.views = [numpy.ones(100 * KIB // 8) for _ in range(110)], [whole[:1000] for _ in range(110)]
 
-    sizes = {one.name: one.size for one in take_census(30.0).containers if one.name.startswith("the_app")}
+    def run() -> dict[str, int | None]:
+        app, whole = _module(), numpy.ones(5 * MIB // 8)
+        app.held, app.views = [numpy.ones(100 * KIB // 8) for _ in range(110)], [whole[:1000] for _ in range(110)]
+        return {one.name: one.size for one in take_census(30.0).containers if one.name.startswith("the_app")}
+
+    sizes = in_child(run)
 
     assert 10 * MIB < (sizes["the_app.held"] or 0) < 12 * MIB
     assert (sizes["the_app.views"] or 0) < MIB
 
 
-def test_what_many_share_is_not_one_containers_own(app: types.ModuleType) -> None:
+def test_what_many_share_is_not_one_containers_own() -> None:
     """Nor is the program: modules, classes, functions."""
-    texts = [str(number) * 1000 for number in range(1000)]
-    app.first, app.second, app.third, app.fourth = list(texts), list(texts), list(texts), texts
-    app.program = [types, pytest, Thing, take_census] * 50
 
-    sizes = {one.name: one.size or 0 for one in take_census(30.0).containers if one.name.startswith("the_app")}
+    def run() -> tuple[dict[str, int], int]:
+        app, texts = _module(), [str(number) * 1000 for number in range(1000)]
+        app.first, app.second, app.third, app.fourth = list(texts), list(texts), list(texts), texts
+        app.program = [types, pytest, Thing, take_census] * 50
+        sizes = {one.name: one.size or 0 for one in take_census(30.0).containers if one.name.startswith("the_app")}
+        return sizes, sum(map(sys.getsizeof, texts))
 
-    whole = sum(map(sys.getsizeof, texts))
+    sizes, whole = in_child(run)
+
     assert all(0.15 * whole < sizes[f"the_app.{name}"] < 0.35 * whole for name in ("first", "second", "third", "fourth")), (sizes, whole)
     assert sizes["the_app.program"] < 10 * KIB
