@@ -8,7 +8,7 @@ from enum import Enum
 from statistics import median
 
 from oomsafe.policy.oomlog.record import Event, Row
-from oomsafe.policy.readers import SCORE_MIN
+from oomsafe.policy.readers import SCORE_MAX, SCORE_MIN
 from oomsafe.policy.victims import PAGE_SIZE, badness
 
 #: Page sizes that Linux runs with, and how far the figures of one process may be apart: it goes on while the table is printed.
@@ -234,7 +234,7 @@ def _holder(row: Row, page_size: int, total: int | None) -> Holder:
     held = None if row.rss is None or row.swapents is None or tables is None else row.rss + row.swapents + tables
     adj = row.oom_score_adj
     points = None
-    if held is not None and adj is not None and adj != SCORE_MIN and row.pid != 1 and (adj == 0 or total is not None):
+    if held is not None and adj is not None and SCORE_MIN < adj <= SCORE_MAX and row.pid != 1 and (adj == 0 or total is not None):
         points = int(badness(held, adj, total or 0, page=1))  # all of them in pages
 
     def size(pages: int | None) -> int | None:

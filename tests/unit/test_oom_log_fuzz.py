@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oom_reports import HOG, LOGGERS, RELEASES, Process, killed_line, report
 
@@ -64,6 +64,7 @@ def test_what_is_printed_is_read(logger: str, release: str, processes: tuple[Pro
 
 
 @given(LOGGER, RELEASE, st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=12)), max_size=8), st.lists(st.floats(0, 1), max_size=4))
+@example("journalctl short-precise", "6.8", [], [0.75, 0.546875, 0.55])  # a score below -1000
 @settings(max_examples=300, deadline=None)
 def test_damaged_reports(logger: str, release: str, damages: list[tuple[float, bytes]], cuts: list[float]) -> None:
     """Bytes put in, and pieces taken out, anywhere: nothing is raised, and nothing raw is printed."""
