@@ -11,8 +11,9 @@ JOBS ?= $(shell $(PYTHON) -c 'import os; print(2 * len(os.sched_getaffinity(0)))
 demo: setup ## gunicorn with a leaking app, live, for 20 seconds
 	@$(BIN)/oomsafe demo $(ARGS)
 
+# the kernel's first, because they measure processes whose malloc is not to keep much yet
 test: setup ## every test; fast ones first
-	$(BIN)/pytest tests/unit tests/kernel -q -n $(JOBS)
+	$(BIN)/pytest tests/kernel tests/unit -q -n $(JOBS)
 	$(BIN)/pytest tests/servers tests/oom -n $(JOBS) --dist loadgroup $(ARGS)
 
 test-matrix: ## the tests on every Python that is here, with the newest and the lowest supported versions of the servers

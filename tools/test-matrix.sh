@@ -25,7 +25,7 @@ set_up() { # PYTHON VENV lowest|newest
 }
 
 run() { # VENV: first what is fast
-    "$1/bin/python" -m pytest -q -p no:cacheprovider -n "$jobs" tests/unit tests/kernel ${ARGS:-} &&
+    "$1/bin/python" -m pytest -q -p no:cacheprovider -n "$jobs" tests/kernel tests/unit ${ARGS:-} &&
         "$1/bin/python" -m pytest -q -p no:cacheprovider -n "$jobs" --dist loadgroup tests/servers ${ARGS:-}
 }
 
