@@ -77,7 +77,7 @@ def demo(
             if balloon:
                 result |= ballooning.result(running, load, without)
             if diagnosis:
-                result |= diagnosing.result(running)
+                result |= diagnosing.result(running, fragment)
     except RuntimeError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
@@ -93,7 +93,7 @@ def demo(
 def _server(server: str, worker_class: str, balloon: bool, without: bool, leak: bool, fragment: bool) -> DemoServer:
     if leak or fragment:
         app = "fragment" if fragment else "app"
-        return DemoServer(server, worker_class, WORKERS, diagnosing.SOFT_LIMIT, LIMIT, app=app, probe=True)
+        return DemoServer(server, worker_class, WORKERS, diagnosing.soft_limit(fragment), LIMIT, app=app, probe=True)
     limit = TASK_LIMIT if server == "celery" else LIMIT
     soft = None if without else ballooning.SOFT_LIMIT if balloon else SOFT_LIMIT
     hard = ballooning.HARD_LIMIT if balloon and not without else None

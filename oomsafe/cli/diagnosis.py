@@ -17,8 +17,9 @@ from oomsafe.policy.retention import Kind, Retention, judge
 from oomsafe.policy.text import without_controls
 from oomsafe.policy.units import MIB
 
-#: So low that all workers and their replacements at once have room in the demo's cgroup: nobody is to be killed, however slow the machine.
-SOFT_LIMIT = 90 * MIB
+#: Of the app that fragments, so low that all workers and their replacements at once have room in the demo's cgroup: each grows in one jump,
+#: and nobody is to be killed, however slow the machine. Of the leak, which the pool's budget sees coming, with room for a tracer.
+FRAGMENT_LIMIT, LEAK_LIMIT = 90 * MIB, 120 * MIB
 
 #: What stands in the opening line in place of the leak.
 RATE = "the pool is to find out whether the app leaks"
@@ -27,7 +28,12 @@ RATE = "the pool is to find out whether the app leaks"
 SECONDS = 90.0
 
 #: Requests a second, and clients that send them: of the leak, and of the one that fragments, which takes a quarter of a second.
-LEAK_RATE, FRAGMENT_RATE, CONNECTIONS = 400.0, 4.0, 8
+LEAK_RATE, FRAGMENT_RATE, CONNECTIONS = 200.0, 4.0, 8
+
+
+def soft_limit(fragment: bool) -> int:
+    """Its workers', in bytes."""
+    return FRAGMENT_LIMIT if fragment else LEAK_LIMIT
 
 
 def load(server: DemoServer, fragment: bool) -> Load:
@@ -51,13 +57,13 @@ def is_over(server: DemoServer) -> bool:
     return pool is not None and pool.probed is not None and pool.probed.stage in (Stage.DONE, Stage.NOTHING)
 
 
-def result(server: DemoServer) -> dict[str, Any]:
+def result(server: DemoServer, fragment: bool) -> dict[str, Any]:
     """What the demo's result has more."""
     found, pool = verdict(server), server.observed.pool
     probed = pool.probed if pool is not None else None
     line = probed.text if probed is not None and probed.stage is Stage.DONE else None
     return {
-        "soft_limit_bytes": SOFT_LIMIT,
+        "soft_limit_bytes": soft_limit(fragment),
         "verdict": found.kind.value,
         "why": found.why,
         "bytes_per_request": found.each,
