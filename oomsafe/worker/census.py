@@ -28,12 +28,12 @@ from oomsafe.worker.sizes import (
     HEAP_TYPE,
     SHARED,
     Length,
+    Measure,
+    Measures,
     Sizes,
     class_dict,
     class_flags,
     content_of,
-    has_values,
-    measure_of,
     module_dict,
     own_references,
 )
@@ -371,13 +371,9 @@ class _Row:
 
     __slots__ = ("bytes", "count", "has_values", "kind", "size")
 
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
+    def __init__(self, measure: Measure) -> None:
+        self.kind, self.size, _, self.has_values = measure
         self.count = self.bytes = 0.0
-        self.size: Length = measure_of(kind)
-        """Measures one, as far as built-in types can."""
-        self.has_values = has_values(kind)
-        """Whether its attributes take memory beside that."""
 
 
 class Types:
@@ -386,7 +382,7 @@ class Types:
     What it does not track (strings, bytes, numbers, dictionaries and tuples of such) is counted by its share of the references to it.
     """
 
-    def __init__(self, objects: list[Any], apart: Iterable[int] = ()) -> None:
+    def __init__(self, objects: list[Any], measures: Measures, apart: Iterable[int] = ()) -> None:
         """`objects`: all that the collector tracks. `apart`: ids of containers that are looked into later, each as a whole.
 
         What those hold is not to count for as many objects as one of the sample stands for: a list of large blobs would decide alone.
@@ -394,6 +390,7 @@ class Types:
         self.every = 1
         """Objects were counted from one in so many."""
         self._objects = objects
+        self._measures = measures
         self._apart = frozenset(apart)
         self._rows: dict[int, _Row] = {}
         """By the type's id, which stays its own because the row keeps the type."""
@@ -431,7 +428,7 @@ class Types:
             if clock.is_past(share):
                 return
             if type(each.container) is _LRU:
-                self._weigh(*_cached(each))
+                self._weigh(*some_of_cache(each))
             else:
                 self.look_into(each.container, each.entries, places)
 
@@ -482,7 +479,7 @@ class Types:
                     self._weigh(gc.get_referents(each), share, deeper - 1)
 
     def _row(self, kind: type) -> _Row:
-        row = self._rows[id(kind)] = _Row(kind)
+        row = self._rows[id(kind)] = _Row(self._measures.of(kind))
         return row
 
     def by_name(self) -> list[TypeCount]:
@@ -581,10 +578,11 @@ def _undisturbed(take: Callable[[], Census]) -> Census:
 def _census(clock: Clock, first: int | None) -> Census:
     objects = _listed()  # first, so that nothing of ours is among them
     named = Named(clock, 0.55, first)
-    sizes = _estimated(named.found.values(), objects is not None, clock, 0.7)
+    measures = Measures()
+    sizes = _estimated(named.found.values(), Sizes(measures, listed=objects is not None), clock, 0.7)
     if objects is None:
         return _as_census(None, 1, named, [], sizes)
-    types = Types(objects, sizes)
+    types = Types(objects, measures, sizes)
     types.count(clock, 0.85, SAMPLE)
     types.look_into_all(named.found.values(), PLACES, clock, 0.92)
     big = {id(each): each for each in (*types.find_big(clock), *types.large.values())}
@@ -607,7 +605,7 @@ def _baseline(clock: Clock) -> Census:
     named = Named(clock, 0.7, standard=False)
     if objects is None:
         return _as_census(None, 1, named, [], {})
-    types = Types(objects)
+    types = Types(objects, Measures())
     types.count(clock, 0.9, BASELINE_SAMPLE)
     types.look_into_all(named.found.values(), BASELINE_PLACES, clock, 1.0)
     return _as_census(len(objects), types.every, named, types.by_name(), {})
@@ -632,12 +630,8 @@ def _as_census(
     return Census(tracked, every, named.complete, _number_of_modules(), types, containers, [*reversed(caches.values())])
 
 
-def _estimated(found: Iterable[Found], listed: bool, clock: Clock, share: float) -> dict[int, int]:
-    """About how many bytes those hold that seem to hold most, by id: of a few always, of others while there is time.
-
-    `listed`: there is a list of all objects.
-    """
-    sizes = Sizes(listed)
+def _estimated(found: Iterable[Found], sizes: Sizes, clock: Clock, share: float) -> dict[int, int]:
+    """About how many bytes those hold that seem to hold most, by id: of a few always, of others while there is time."""
     likely = sorted(
         (one for one in found if not one.name.endswith(".__dict__")),  # a module's names are its code
         key=lambda one: (not one.is_cache, -one.entries),
@@ -646,19 +640,19 @@ def _estimated(found: Iterable[Found], listed: bool, clock: Clock, share: float)
     for number, one in enumerate(likely):
         if number >= ANYWAY * 10 and number % 50 == 0 and clock.is_past(share):
             break
-        size = sizes.bare(*_cached(one)) if type(one.container) is _LRU else sizes.shallow(one.container, one.entries)
+        size = sizes.bare(*some_of_cache(one)) if type(one.container) is _LRU else sizes.shallow(one.container, one.entries)
         seem.append((size, number, one))
     estimated = {}
     for number, (_, _, one) in enumerate(sorted(seem, reverse=True)[:ESTIMATED]):
         if number >= ANYWAY and clock.is_past(share):
             break
-        held = sizes.held(*_cached(one)) if type(one.container) is _LRU else sizes.deep(one.container, one.entries)
+        held = sizes.held(*some_of_cache(one)) if type(one.container) is _LRU else sizes.deep(one.container, one.entries)
         if held is not None:
             estimated[id(one.container)] = held
     return estimated
 
 
-def _cached(found: Found) -> tuple[list[Any], float]:
+def some_of_cache(found: Found) -> tuple[list[Any], float]:
     """Some of what a functools.lru_cache holds, and for how many one of them stands."""
     inner = gc.get_referents(found.container)
     if found.bound is not None:  # it refers to each key, to each result and to the type of what links them, and to a dictionary

@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from itertools import islice
 from types import BuiltinFunctionType, CodeType, FunctionType, GetSetDescriptorType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 Length = Callable[[Any], int]
 
@@ -56,17 +56,35 @@ _SIZES: tuple[tuple[type, Length], ...] = (
 _PROGRAM = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, CodeType)
 
 
-def measure_of(kind: type) -> Length:
-    """What measures one object of this type, without what it refers to, as far as built-in types can; and numpy's arrays."""
-    for base, size in (*_SIZES, *_numpy()):
-        if issubclass(kind, base):
-            return size
-    return object.__sizeof__
+class Measure(NamedTuple):
+    """How objects of one type are measured."""
+
+    kind: type
+    size: Length
+    """Bytes of one, without what it refers to, as far as built-in types can tell; and numpy's arrays."""
+    head: int
+    """Bytes before it."""
+    has_values: bool
+    """Whether its attributes take memory beside that."""
 
 
-def has_values(kind: type) -> bool:
-    """Whether the attributes of such an object take memory beside what measure_of() tells."""
-    return measure_of(kind) is object.__sizeof__ and bool(class_flags(kind) & HEAP_TYPE)
+class Measures:
+    """How objects of each type are measured. One is for one census, which finds that out once for each type."""
+
+    def __init__(self) -> None:
+        self._sizes = (*_SIZES, *_numpy())
+        self._known: dict[int, Measure] = {}
+        """By the type's id, which stays its own because this keeps the type."""
+
+    def of(self, kind: type) -> Measure:
+        """Of this type."""
+        found = self._known.get(id(kind))
+        if found is None:
+            size = next((size for base, size in self._sizes if issubclass(kind, base)), object.__sizeof__)
+            flags = class_flags(kind)
+            values = size is object.__sizeof__ and bool(flags & HEAP_TYPE)
+            found = self._known[id(kind)] = Measure(kind, size, GC_HEAD if flags & _HAVE_GC else 0, values)
+        return found
 
 
 def _numpy() -> tuple[tuple[type, Length], ...]:
@@ -107,14 +125,13 @@ def content_of(container: Any, step: int) -> list[Any]:
 
 
 class Sizes:
-    """Estimates containers. One is for one census: it remembers how objects of each type are measured."""
+    """Estimates containers."""
 
-    def __init__(self, listed: bool = False) -> None:
+    def __init__(self, measures: Measures, listed: bool = False) -> None:
         """`listed`: a list of all objects that the collector tracks refers to each of them, too."""
         self._own = own_references()
         self._listed = listed
-        self._measures: dict[int, tuple[type, Length, int, bool]] = {}
-        """By the type's id, which stays its own because this keeps the type."""
+        self._measures = measures
         self._visits = 0
 
     def shallow(self, container: Any, entries: int) -> int:
@@ -146,7 +163,7 @@ class Sizes:
     def _held(self, found: list[Any], weight: float, deeper: int) -> float:
         total = 0.0
         for each in found:
-            kind, measure, head, values = self._measure(type(each))
+            kind, measure, head, values = self._measures.of(type(each))
             tracked = gc.is_tracked(each)
             references = sys.getrefcount(each) - self._own - (tracked and self._listed)
             if references > SHARED or issubclass(kind, _PROGRAM):
@@ -160,15 +177,8 @@ class Sizes:
         return total
 
     def _size(self, each: object) -> int:
-        _, measure, head, _ = self._measure(type(each))
-        return measure(each) + head
-
-    def _measure(self, kind: type) -> tuple[type, Length, int, bool]:
-        found = self._measures.get(id(kind))
-        if found is None:
-            head = GC_HEAD if class_flags(kind) & _HAVE_GC else 0
-            found = self._measures[id(kind)] = (kind, measure_of(kind), head, has_values(kind))
-        return found
+        measure = self._measures.of(type(each))
+        return measure.size(each) + measure.head
 
 
 def _ends(container: Any, entries: int) -> tuple[list[Any], float]:

@@ -15,8 +15,8 @@ import pytest
 from unit.children import in_child
 
 from oomsafe.policy.objects import LRU
-from oomsafe.worker.census import Found, _cached, take_census
-from oomsafe.worker.sizes import Sizes
+from oomsafe.worker.census import Found, some_of_cache, take_census
+from oomsafe.worker.sizes import Measures, Sizes
 
 pytestmark = pytest.mark.skipif(sys.implementation.name != "cpython", reason="another Python does not list its objects so")
 
@@ -107,7 +107,9 @@ def test_a_caches_results_are_found_whatever_its_size(entries: int) -> None:
     for number in range(1000, 1000 + entries):
         held(number)
 
-    assert 0.75 <= Sizes().held(*_cached(Found("", entries, held, LRU, is_cache=True, bound=1000))) / (4049 * entries) <= 1.25
+    assert (
+        0.75 <= Sizes(Measures()).held(*some_of_cache(Found("", entries, held, LRU, is_cache=True, bound=1000))) / (4049 * entries) <= 1.25
+    )
 
 
 def test_numpys_arrays() -> None:
