@@ -199,11 +199,11 @@ def _growth_words(entries: int, size: int | None) -> str:
 
 def _growers(objects: Objects) -> list[Container]:
     """What has a name and has grown by entries or by bytes, the most first."""
-    named = [one for one in (*objects.containers, *objects.caches) if one.name and has_grown(one)]
+    named = [one for one in (*objects.containers, *objects.caches) if one.name and _has_grown(one)]
     return sorted(named, key=lambda one: (-(one.grown_bytes or 0), -(one.grown or 0)))
 
 
-def has_grown(one: Container) -> bool:
+def _has_grown(one: Container) -> bool:
     """Whether its growth is worth a word."""
     return (one.grown or 0) > 0 and ((one.grown or 0) >= GROWN_ENTRIES or (one.grown_bytes or 0) >= GROWN_BYTES)
 

@@ -152,8 +152,9 @@ def judge(retired: Sequence[Retirement], unit: str = "pieces of work") -> Retent
         return _enough(_kept(kept), FOR_OTHERS, grown)
     known = [one for one in grown if one.objects is not None and one.objects.compared]
     # whether it has grown, too, is known only where it is known what there was before
-    cached = _cached(known) if len(known) >= FOR_OTHERS else _cached(grown)
-    if cached is not None and len(known) >= FOR_OTHERS:
+    enough = len(known) >= FOR_OTHERS
+    cached = _cached(known if enough else grown)
+    if cached is not None and enough:
         return _enough(cached, FOR_OTHERS, grown)
     others = [each for each in grown if each not in kept and each.work >= LEAST_WORK]
     if len(others) < (len(grown) - len(kept)) / 2:

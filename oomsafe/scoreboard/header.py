@@ -132,14 +132,18 @@ class Header:
     @property
     def held_share(self) -> float:
         """What the pool held when the supervisor last measured it, as a share of its budget; 0: one of them is not known."""
-        held, budget = self.held, optional(layout.POOL.unpack_from(self.memory, layout.POOL_AT)[4])
+        held, budget = self._held_of_budget
         return held / budget if held is not None and budget else 0.0
 
     @property
     def room(self) -> int | None:
         """What the supervisor last found left up to the budget, in bytes, negative above it; None: not known."""
-        held, budget = self.held, optional(layout.POOL.unpack_from(self.memory, layout.POOL_AT)[4])
+        held, budget = self._held_of_budget
         return None if held is None or budget is None else budget - held
+
+    @property
+    def _held_of_budget(self) -> tuple[int | None, int | None]:
+        return self.held, optional(layout.POOL.unpack_from(self.memory, layout.POOL_AT)[4])
 
     @property
     def settled(self) -> int:
