@@ -14,8 +14,8 @@ from oomsafe.cli.columns import Column, cells_of, line_of, that_fit
 from oomsafe.cli.labelled import NARROWEST, labelled
 from oomsafe.cli.objects_text import objects_lines
 from oomsafe.cli.output import Out, until_closed
-from oomsafe.cli.pools import Found, find_pools, is_called, none_found, on_stderr
-from oomsafe.cli.recycle import NOT_ORDERED, UNANSWERED, called
+from oomsafe.cli.pools import Found, find_pools, on_stderr
+from oomsafe.cli.recycle import NOT_ORDERED, UNANSWERED, Outcome, called, find_worker
 from oomsafe.errors import ScoreboardError
 from oomsafe.policy.inspection import Inspection, Phase
 from oomsafe.policy.objects import spaced
@@ -105,17 +105,12 @@ def inspection_text(pool: PoolView, one: Inspection, width: int) -> Text:
 def _chosen(pid: int, name: str | None, path: str | None) -> tuple[Found, WorkerView]:
     problems: list[str] = []
     found = find_pools([path] if path else living_boards(), problems.append, routes=False)
-    named = [each for each in found if name is None or is_called(each.pool, name)]
-    workers = [(each, worker) for each in named for worker in each.pool.workers if worker.pid == pid]
-    if workers:
-        return workers[0]
-    for problem in problems:  # the worker may be of a pool that can't be read
-        on_stderr(problem)
-    if not found:
-        raise InspectionError(none_found())
-    if not named:
-        raise InspectionError(f"no pool of this user is called {name}")
-    raise InspectionError(f"no worker {pid} in {'the pools of this user' if name is None else name}")
+    chosen = find_worker(found, pid, name)
+    if isinstance(chosen, Outcome):
+        for problem in problems:  # the worker may be of a pool that can't be read
+            on_stderr(problem)
+        raise InspectionError(chosen.line, chosen.status)
+    return chosen
 
 
 def _ordered(found: Found, worker: WorkerView) -> Inspection:

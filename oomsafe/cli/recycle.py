@@ -45,7 +45,7 @@ def recycle(pid: int | None, name: str | None, slot: int | None, path: str | Non
     if (pid is None) == (name is None) or (name is None) != (slot is None):
         raise click.UsageError("name the worker by its PID, or by --pool NAME and --worker SLOT")
     problems: list[str] = []
-    chosen = _chosen(find_pools([path] if path else living_boards(), problems.append), pid, name, slot)
+    chosen = find_worker(find_pools([path] if path else living_boards(), problems.append), pid, name, slot)
     if isinstance(chosen, Outcome):
         for problem in problems:  # the worker may be of a pool that can't be read
             on_stderr(problem)
@@ -83,12 +83,12 @@ def called(pool: PoolView, worker: WorkerView) -> str:
     return f"worker {worker.pid} (slot {worker.slot}) of {pool.name or pool.server}"
 
 
-def _chosen(found: list[Found], pid: int | None, name: str | None, slot: int | None) -> tuple[Found, WorkerView] | Outcome:
-    """The one worker that is meant, or why there is none."""
+def find_worker(found: list[Found], pid: int | None, name: str | None, slot: int | None = None) -> tuple[Found, WorkerView] | Outcome:
+    """The one worker that is meant, by its pid or by its pool and its slot, or why there is none."""
     if not found:
         return Outcome(NOT_ORDERED, none_found())
     named = [each for each in found if name is None or is_called(each.pool, name)]
-    if name is not None and len(named) != 1:
+    if name is not None and (not named or (len(named) > 1 and pid is None)):
         several = f"{len(named)} pools are called {without_controls(name)}: name the worker by its pid, or the pool by its supervisor's"
         return Outcome(NOT_ORDERED, several if named else f"no pool of this user is called {without_controls(name)}")
     everyone = [(each, worker) for each in named for worker in each.pool.workers]
