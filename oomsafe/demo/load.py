@@ -10,9 +10,12 @@ from oomsafe.demo.app import BALLOON_PATH
 
 
 class Load:
-    """`connections` clients that together send `rate` requests a second until stop(). Loopback only."""
+    """`connections` clients that together send `rate` requests a second until stop(). Loopback only.
 
-    def __init__(self, port: int, connections: int = 8, rate: float = 400, path: str = "/leak") -> None:
+    `renew`: after so many requests a client takes a new connection; 0: it keeps one for all. Kept ones stay with the worker that was first.
+    """
+
+    def __init__(self, port: int, connections: int = 8, rate: float = 400, path: str = "/leak", renew: int = 0) -> None:
         self.requests = 0
         """How many requests were sent; each is answered or failed."""
         self.failed = 0
@@ -20,6 +23,7 @@ class Load:
         """The number of failures of each kind."""
         self._port, self._path = port, path
         self._pause = connections / rate
+        self._renew = renew
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._client, args=(n,), daemon=True) for n in range(connections)]
@@ -44,7 +48,7 @@ class Load:
             connection = connection or http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
             problem = _ask(connection, self._path, f"c{number}r{asked}")
             self._count(problem)
-            if problem:
+            if problem or (self._renew and asked % self._renew == 0):
                 connection.close()
                 connection = None
 
@@ -60,7 +64,7 @@ class BalloonLoad(Load):
     """Beside the same good requests, one client that asks for BALLOON_PATH each `every` seconds, one request after the other."""
 
     def __init__(self, port: int, every: float = 1.5) -> None:
-        super().__init__(port, rate=200, path="/page")
+        super().__init__(port, rate=200, path="/page", renew=10)
         self.balloons = 0
         """How many ballooning requests have ended."""
         self.ends: dict[str, int] = {}
