@@ -65,6 +65,10 @@ THREAD = 5 << 18
 #: Bytes that DataLimit.release makes room for, once.
 RESERVE = 2 << 20
 
+#: A soft value that a supervisor sets from outside has these lowest bits, so that the worker knows it for one whenever it looks, and does
+#: not take it for the application's. The kernel compares pages (value >> PAGE_SHIFT), and ulimit(1) sets whole KiB.
+PAGE, MARK = 4096, 0x5A5
+
 #: Seconds after which follow() no longer waits for a suspension or a grant to end. A new process gets its limits at the start of the call
 #: that makes it, so a call that takes longer (os.system) needs no suspension any more.
 LONGEST = 5.0
@@ -102,12 +106,12 @@ class Outside(NamedTuple):
 
     most: int | None
     """What the process may have mapped at most now, in bytes; None: whatever its own limit is."""
-    values: tuple[int, ...]
-    """The soft values that it has set: they are not the application's."""
+    before: int | None
+    """The soft value that it has found, and puts back: not one of the application's. None: there is none."""
 
 
 #: Without a supervisor that does so.
-NOBODY = Outside(None, ())
+NOBODY = Outside(None, None)
 
 
 class DataLimit:
@@ -339,7 +343,7 @@ class DataLimit:
         soft, hard = _limits()
         if soft == self._putting:
             self._put = soft
-        elif soft != self._put and soft not in self._by_supervisor().values:
+        elif soft != self._put and soft % PAGE != MARK and soft != self._by_supervisor().before:
             self._theirs = soft
         ceiling = min(self._theirs, hard)
         value, due = ceiling, self._due
@@ -409,6 +413,11 @@ def soft_of(pid: int) -> int | None:
     except ProcessLookupError:
         return None
     return soft if soft >= 0 else UNLIMITED
+
+
+def marked(value: int) -> int:
+    """The soft value, less than a page above this one, by which a process knows that its supervisor has set it."""
+    return value - value % PAGE + MARK
 
 
 def put_soft(pid: int, value: int) -> int | None:

@@ -127,8 +127,7 @@ def to_cap(growing: Sequence[Grower], share: int, left: int, kept: int, hard: in
 
     `left`: bytes up to the limit; `kept`: how many of them balloons may not have; `since`: seconds since the last check.
     """
-    # a balloon that is alone is to have what there is: it is refused only where memory is about to run out
-    ahead, jumps = min(AHEAD_AT_MOST, max(AHEAD, 2 * since)), JUMPS if sum(one.balloons for one in growing) > 1 else 0.0
+    ahead, jumps = _ahead(since), 0.0 if _alone(growing) else JUMPS
     left -= sum(one.takes(hard, ahead, jumps) for one in growing)
     found = []
     for one in growing:
@@ -136,6 +135,28 @@ def to_cap(growing: Sequence[Grower], share: int, left: int, kept: int, hard: in
             found.append(one)
             left += one.takes(hard, ahead, jumps) - one.takes(hard, ahead, capped=True)
     return found
+
+
+def may_map(growing: Sequence[Grower], left: int, kept: int, hard: int, since: float) -> int:
+    """Bytes that the first of `growing` may still map if it is capped: none if several balloon.
+
+    One that balloons alone gets all that there is, less what is kept and what the others take meanwhile: its request may be about to end,
+    however fast it grows. The parameters are those of to_cap().
+    """
+    if not _alone(growing):
+        return 0
+    first, *others = growing
+    ahead = _ahead(since)
+    return max(0, left - kept - first.granted - sum(one.takes(hard, ahead, 0.0) for one in others))
+
+
+def _alone(growing: Sequence[Grower]) -> bool:
+    """Whether one of them balloons, which is the first."""
+    return sum(one.balloons for one in growing) == 1
+
+
+def _ahead(since: float) -> float:
+    return min(AHEAD_AT_MOST, max(AHEAD, 2 * since))
 
 
 def pause(workers: Sequence[Grower], left: int) -> float:

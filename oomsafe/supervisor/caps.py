@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from oomsafe.kernel.capacity import read_capacity
 from oomsafe.kernel.kept_sizes import KeptSizes
 from oomsafe.kernel.process import stat_of
-from oomsafe.kernel.rlimit import SLACK, put_soft, soft_of, thread_size
+from oomsafe.kernel.rlimit import SLACK, marked, put_soft, soft_of, thread_size
 from oomsafe.log import once
 from oomsafe.policy.caps import (
     LATELY,
@@ -28,6 +28,7 @@ from oomsafe.policy.caps import (
     growers,
     grown_by,
     kept_of,
+    may_map,
     moved,
     next_pace,
     pause,
@@ -168,9 +169,10 @@ class Caps:
         left = self._room - (sum(one.held for one in seen) - self._held_then)
         kept = kept_of(self._limit)
         chosen = {one.generation for one in to_cap(growing, self._share, left, kept, self._hard, since)}
+        more = may_map(growing, left, kept, self._hard, since)
         for one in self._workers.values():
             if one.generation in chosen:
-                self._cap(one, now)
+                self._cap(one, now, more if one.generation == growing[0].generation else 0)
             elif one.cap is not None and ends(one.held_then, one.held, now - one.capped_at):
                 self._release(one)
             elif one.cap is not None:
@@ -206,20 +208,23 @@ class Caps:
         known = [rss for rss in began if rss is not None]
         return min(one.grown, grown_by(known, quiet or len(known) < len(began), one.rss, one.window, one.held))
 
-    def _cap(self, one: _Worker, now: float) -> None:
+    def _cap(self, one: _Worker, now: float, more: int) -> None:
+        """Let it map `more` bytes, and no more for now."""
+        most = marked(one.data + more)
         if one.cap is not None:
-            # what it gives back meanwhile, as an old table once the new one is filled, it does not get again
-            if one.data < one.cap.most - SLACK and soft_of(one.pid) == one.cap.most:
-                one.cap = one.cap._replace(most=one.data)
+            # what it gives back meanwhile, as an old table once the new one is filled, it does not get again unless there is room
+            most = min(most, one.cap.before)
+            if (most < one.cap.most - SLACK or (more and most > one.cap.most + SLACK)) and soft_of(one.pid) == one.cap.most:
+                one.cap = one.cap._replace(most=most)
                 self._board.cap(one.number, one.generation, one.cap)
-                put_soft(one.pid, one.data)
+                put_soft(one.pid, most)
             self._renew(one, now)
             return
         # its descriptor has just been read, so it is that process, and its parent has not reaped it since
         soft = soft_of(one.pid)
-        if soft is None or not one.data < soft <= one.data + self._hard + STARTS:
+        if soft is None or not most < soft <= one.data + self._hard + STARTS:
             return
-        cap = Cap(one.data, soft, max(0, self._room), now + CAPPED_FOR)
+        cap = Cap(most, soft, max(0, self._room), now + CAPPED_FOR)
         one.capped_at, one.held_then = now, one.held
         self._board.cap(one.number, one.generation, cap)
         before = put_soft(one.pid, cap.most)

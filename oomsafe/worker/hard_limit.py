@@ -138,7 +138,7 @@ class HardLimit:
         cap = self._slot.cap
         if not cap.most:
             return NOBODY
-        return Outside(cap.most if cap.holds(time.monotonic()) else None, (cap.most, cap.before))
+        return Outside(cap.most if cap.holds(time.monotonic()) else None, cap.before)
 
     def _room_of_pool(self) -> int | None:
         """What was left up to the pool's limit when the supervisor has capped this worker, a moment ago; None: it has not.

@@ -350,9 +350,10 @@ def test_what_the_supervisor_sets_is_not_the_applications() -> None:
         data = statm()[5]
         limit = DataLimit(lambda: reading(statm()[5], 100 * MIB), lambda: outside[0])
         told: dict[str, Any] = {"data": data, "before": (limit.follow(reading(data, 100 * MIB)), soft())}
-        cap = data + 10 * MIB
-        outside[0] = rlimit.Outside(cap, (cap, soft()))
-        set_soft(cap)
+        cap = rlimit.marked(data + 10 * MIB)
+        outside[0] = rlimit.Outside(cap, soft())
+        # it has set another one before, and is between its record of the new one and its call
+        set_soft(rlimit.marked(data + 9 * MIB))
         told["capped"] = [limit.follow(reading(data, 100 * MIB)), soft() - cap]
         limit.suspend()
         told["suspended"] = soft()
@@ -361,7 +362,7 @@ def test_what_the_supervisor_sets_is_not_the_applications() -> None:
         limit.grant(5 * MIB)
         told["granted"] = soft() - cap
         limit.withdraw(5 * MIB)
-        outside[0] = rlimit.Outside(None, outside[0].values)
+        outside[0] = rlimit.Outside(None, outside[0].before)
         told["afterwards"] = limit.follow(reading(data, 100 * MIB)), soft()
         limit.lift()
         told["left"] = soft()

@@ -33,6 +33,7 @@ from oomsafe.policy.caps import (
     growers,
     grown_by,
     kept_of,
+    may_map,
     moved,
     next_pace,
     pause,
@@ -115,6 +116,20 @@ def test_the_others_find_what_they_may_take(workers: list[Grower], left: int, ke
     takes = sum(one.takes(HARD, ahead, jumps) for one in rest) + sum(one.takes(HARD, ahead, capped=True) for one in capped)
     assert takes <= left - (kept if any(one.balloons for one in may) else 0) or len(capped) == len(may) or not may[len(capped)].balloons
     assert takes <= left or len(capped) == len(may)
+
+
+@given(workers_of_any_kind, st.integers(0, 4 * HARD), st.integers(0, HARD), st.floats(0, 1))
+def test_one_that_is_alone_fills_what_is_left(workers: list[Grower], left: int, kept: int, since: float) -> None:
+    """Law: with what it may map it is not refused while there is more than what is kept, nor gets more than that; with others, nothing."""
+    growing = growers(workers)
+    more = may_map(growing, left, kept, HARD, since)
+    balloons = [one for one in growing if one.balloons]
+    if len(balloons) != 1:
+        assert more == 0
+    else:
+        others = sum(one.takes(HARD, AHEAD_AT_MOST, 0.0) for one in growing if one not in balloons)
+        assert left - kept - others <= more + balloons[0].granted
+        assert more == 0 or more + balloons[0].granted <= left - kept
 
 
 @given(workers_of_any_kind, st.integers(0, 4 * HARD), st.integers(0, HARD), st.floats(0, 1))
@@ -281,6 +296,36 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pool]]:
     kept.close()
     for one in made:
         one.child.__exit__()
+
+
+def test_one_that_is_alone_has_what_there_is(pool: Callable[..., Pool]) -> None:
+    """However fast it grows, and what becomes free meanwhile, too; no more once another one balloons beside it."""
+    watched = pool(HARD, HARD, HARD)
+    watched.follow()
+    watched.watch(400)
+    fast, beside, _ = watched.workers
+    fast.grow(150)
+    _, *others = watched.softs()
+
+    def may_map() -> int:
+        found = watched.kept.mapped_if(fast.pid, fast.started)
+        assert found is not None
+        assert watched.softs()[0] == fast.slot.cap.most
+        return round((fast.slot.cap.most - found[0]) / MIB)
+
+    watched.watch(100)  # at 15 GiB/s it may take all that before it is measured again
+    assert may_map() == 80
+    assert fast.grow(50) == "has"
+    watched.watch(50)
+    assert may_map() == 30
+    assert fast.grow(35) == "refused"
+    watched.watch(70)
+    assert may_map() == 50
+    assert watched.softs()[1:] == others
+    beside.grow(100)
+    watched.watch(60)
+    assert may_map() == 0
+    assert fast.slot.cap.before == watched.softs()[2]
 
 
 def test_the_larger_gets_no_more_until_there_is_room(pool: Callable[..., Pool]) -> None:

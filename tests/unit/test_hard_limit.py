@@ -311,7 +311,7 @@ def test_refused_because_of_others(memory: Mapped, caplog: pytest.LogCaptureFixt
     assert made[0].outside() == NOBODY
     cap = Cap(most, 333 * MIB, 40 * MIB, time.monotonic() + ends)
     layout.write(guard.slot._memory, layout.CAP_AT, layout.CAP, *cap)
-    assert made[0].outside() == Outside(most if ends > 0 else None, (most, 333 * MIB))
+    assert made[0].outside() == Outside(most if ends > 0 else None, 333 * MIB)
 
     server = Server().run(WSGI(raising(MemoryError()), guard=guard))
 
