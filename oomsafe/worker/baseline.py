@@ -37,6 +37,17 @@ class Baseline(NamedTuple):
     modules: int | None = None
 
 
+class Beginning(NamedTuple):
+    """A worker when it began to serve."""
+
+    at: float
+    """On the monotonic clock."""
+    held: int | None
+    """Bytes, as its meter counts; None: not known."""
+    baseline: Baseline | None
+    """What else it had; None: not known."""
+
+
 def baseline_of(header: Header | None) -> Baseline:
     """This worker's, on whose scoreboard this is the header; None: on none.
 

@@ -44,9 +44,10 @@ from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.forks import own
 from oomsafe.scoreboard.slot import Slot
 from oomsafe.worker.background import Background
-from oomsafe.worker.baseline import Baseline, baseline_of
+from oomsafe.worker.baseline import Beginning, baseline_of
 from oomsafe.worker.cadence import ASK_EVERY, Cadence
 from oomsafe.worker.door import Door
+from oomsafe.worker.examination import Examination
 from oomsafe.worker.gauge import Gauge
 from oomsafe.worker.hard_limit import HardLimit
 from oomsafe.worker.idle import Idle
@@ -61,13 +62,10 @@ from oomsafe.worker.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from oomsafe.policy.grant import Grant
-    from oomsafe.policy.probe import Endpoint
     from oomsafe.scoreboard.alone import Alone
     from oomsafe.scoreboard.header import Header
     from oomsafe.scoreboard.seat import Seat
     from oomsafe.scoreboard.view import PoolView
-    from oomsafe.worker.inspector import Inspector
-    from oomsafe.worker.probe import Probe
     from oomsafe.worker.siblings import Siblings
 
 #: Seconds until a worker that is over its limit but may not leave yet checks again.
@@ -133,8 +131,7 @@ class Guard:
         self._trend = Trend()
         self._suspects = Suspects(self.meter)
         self._life = Life()
-        self._probe: Probe | None = None
-        self._inspector: Inspector | None = None
+        self._examination = Examination(self.meter, self.slot, self._header, str(self), unit)
         self._idle = Idle(self.meter, self._header)
         self.hard_limit = HardLimit(self.meter, str(self), self.slot)
         self._pressure = Pressure(self.policy, self._thresholds, self._neighbours, self._neighbours.view)
@@ -149,10 +146,7 @@ class Guard:
         self._ready = self._retired = False
         self._left_for: Reason | None = None
         """Why it is recycled; None: it is not."""
-        self._fresh: int | None = None
-        """What it held when it began to serve, in bytes, as the meter counts; None: not known."""
-        self._baseline: Baseline | None = None
-        """What else it had then; None: not known."""
+        self._began = Beginning(self._history.ready_at, None, None)
         if board is None:
             self.ready()
 
@@ -188,14 +182,15 @@ class Guard:
             self._pressure.update(now, Growth())  # the supervisor's figures may be a second old, in which a leak can fill the memory
         self._take_limits()
         self._history = replace(self._history, ready_with=self.baseline)
-        self._fresh = self.meter.held if self.meter.rss_known else None
+        self._began = Beginning(now, self.meter.held if self.meter.rss_known else None, None)
         self._life.begin(self.meter.held)
         self._idle.begin(self.meter.held, now)
         if self._header is not None:
             self._header.unit = self._unit.partition(" (")[0]
         attempt("the line at boot", "the server", self._say_room)
         if self._recycle is not None:
-            self._baseline = attempt("counting objects at boot", "the server", partial(baseline_of, self._header))
+            baseline = attempt("counting objects at boot", "the server", partial(baseline_of, self._header))
+            self._began = self._began._replace(baseline=baseline)
         self._suspects.follow(now)
         self._ready = True  # last, so that if something fails above, the next call tries again
         self._check(now)
@@ -287,22 +282,15 @@ class Guard:
             self._report.publish(time.monotonic())
             self._deciding.release()
         self.forget_row()
-        if self._inspector is not None:
-            attempt("the end of an inspection", "the server", self._inspector.end)
-        probe = self._probe
-        if probe is not None and probe.slows:  # what a tracer holds is no matter of the app's
-            attempt("the end of a probe", "the server", partial(probe.finish, ends=True))
-        elif self.meter.leaving:
+        self._examination.end()
+        if self.meter.leaving and not self._examination.slows:  # what a tracer holds is no matter of the app's
             attempt("taking stock", "the server", self._take_stock)
 
     def _take_stock(self) -> None:
         from oomsafe.worker.stocktaking import say_stock  # imported here, because only a worker that was recycled needs it
 
         self._follow_life()
-        say_stock(
-            self, self._life, header=self._header, reason=self._left_for, ready_at=self._history.ready_at, fresh=self._fresh,
-            baseline=self._baseline,
-        )  # fmt: skip
+        say_stock(self, self._life, self._began, header=self._header, reason=self._left_for)
 
     def forget_row(self) -> None:
         """This process serves no more: lift its hard limit, and remove its own scoreboard, if it has one, from `oomsafe status`."""
@@ -313,7 +301,7 @@ class Guard:
     def leave(self) -> None:
         """In a fork of the guarded process: publish nothing and decide nothing for the worker, which is the parent."""
         self.here = self.meter.crowded = False
-        self._inspector = None
+        self._examination.leave()
         self.meter.leave()
         self.slot.leave()
         self.hard_limit.leave()
@@ -334,7 +322,7 @@ class Guard:
             if measured:
                 self.meter.publish_at = now + PUBLISH_EVERY  # first, so that a failure below does not prevent decisions
                 self._refresh(now)
-                if self._inspector is not None or self.slot.is_to_be_inspected:
+                if self._examination.inspects:
                     attempt("an inspection", "the server", partial(self._follow_inspection, now))
                 if self._report.asks:
                     self._report.wake_supervisor()  # again: it may have been asleep, or had no worker to spare
@@ -345,7 +333,7 @@ class Guard:
                 self.meter.held > self._cadence.alert or self._report.asks or self.meter.crowded or self._history.breached_since is not None
             )
             due = due or now >= self._ages_at or self.hard_limit.spent or self.slot.operator_orders
-            due = due or (self._probe is not None and self._probe.waits_for_replacement)
+            due = due or self._examination.waits_for_replacement
             if not self._decided and (due or self.slot.order is not Order.NONE):
                 release = self._consider(now)
             elif measured and self._may_reclaim and self._idle.due(now):
@@ -367,8 +355,10 @@ class Guard:
             self._take_limits()
             self._report.need(now, self._used(now), self._need_not_stay(now))
             self.hard_limit.follow(self.limits.hard if self.policy.refuses_memory else None)
-            if self._probe is not None or self.slot.probe_order is not None:
-                self._follow_probe(now)
+            if self._examination.was_probed or self.slot.probe_order is not None:
+                soft, used = self.limits.early, self._used(now)
+                room = None if soft is None or used is None else soft - used
+                self._examination.follow_probe(now, room, replaced=self._recycle is not None)
         except MemoryError:
             self._starved = True
         except Exception as error:
@@ -492,54 +482,21 @@ class Guard:
             once("operator", logging.WARNING, "%s should be recycled by an operator's order, and nothing here can", self)
         if self._recycle is None:
             return None
-        probed = self._probe is not None and self._probe.waits_for_replacement
-        return Reason.OPERATOR if ordered else Reason.PROBED if probed else None
+        return Reason.OPERATOR if ordered else Reason.PROBED if self._examination.waits_for_replacement else None
 
     def probe(self, work: int = 2000, seconds: float = 60.0) -> bool:
         """Trace this process's allocations for so many pieces of work and so many seconds at most; the log says which lines keep memory.
 
         It begins within about two seconds. False: this process is traced already. Call it in a worker, not in its supervisor.
         """
-        if self._probe is not None and not self._probe.finished:
-            return False
-        from oomsafe.worker.probe import Probe  # imported here, because only a worker that is probed needs it
-
-        header, slot = self._header, self.slot
-        self._probe = Probe(self.meter, str(self), slot.number, slot.generation, self._unit, header, _endpoints, work, seconds)
-        return True
-
-    def _follow_probe(self, now: float) -> None:
-        if (self._probe is None or self._probe.finished) and (order := self.slot.take_probe_order()) is not None:
-            self.probe(*order)
-        probe = self._probe
-        if probe is None or probe.finished:
-            return
-        soft, used = self.limits.early, self._used(now)
-        probe.follow(now, None if soft is None or used is None else soft - used)
-        if self._recycle is None and probe.is_its_moment(now):
-            probe.finish(ends=False)
+        return self._examination.probe(work, seconds)
 
     def _follow_inspection(self, now: float) -> None:
-        """Have a fork count what this worker holds, if that is ordered, and reap it."""
-        header = self._header
-        if header is None:
-            return
-        if self._inspector is None:
-            from oomsafe.worker.inspector import Inspector  # imported here, because only a worker that is inspected needs it
-
-            self._inspector = Inspector(
-                header, self.slot, self.meter, who=str(self), ready_at=self._history.ready_at, fresh=self._fresh, baseline=self._baseline
-            )
-        self._inspector.follow(now)
-        if not self._inspector.is_busy and self.slot.take_inspection_order():
-            traced = self._probe is not None and not self._probe.finished
-            self._inspector.begin("it leaves" if self.meter.leaving else "its allocations are traced" if traced else "")
-        if not self._inspector.is_busy:
-            self._inspector = None
-            self._gauge.forget()
-        else:
+        if self._examination.follow_inspection(now, self._began):
             self._gauge.keep()
             self.meter.publish_at = min(self.meter.publish_at, now + ASK_EVERY)
+        else:
+            self._gauge.forget()
 
     def _reclaim(self, over: int) -> bool:
         """Give memory back, and decide again. `over`: bytes above the limit. Returns False if that happens in the background."""
@@ -560,7 +517,7 @@ class Guard:
     @property
     def _may_reclaim(self) -> bool:
         """Whether memory may be given back in this worker, below its limit too."""
-        return self._ready and self.policy.reclaim and not self.policy.dry_run and not self._decided and self._probe is None
+        return self._ready and self.policy.reclaim and not self.policy.dry_run and not self._decided and not self._examination.was_probed
 
     def _reclaim_idle(self) -> bool:
         """As _reclaim(), in a worker that has no work."""
@@ -634,10 +591,3 @@ class Guard:
 
     def __str__(self) -> str:
         return f"worker {self.pid} (slot {self.slot.number})"
-
-
-def _endpoints() -> list[Endpoint]:
-    from oomsafe.worker.current import called_by_routes
-    from oomsafe.worker.endpoints import endpoints_of
-
-    return endpoints_of(called_by_routes())

@@ -23,13 +23,14 @@ from oomsafe.policy.inspection import TEXT, Inspection, Phase
 from oomsafe.policy.limits import MACHINE
 from oomsafe.policy.stock import Parts
 from oomsafe.policy.units import MIB, format_size
-from oomsafe.worker.baseline import Baseline, can_count_objects
+from oomsafe.worker.baseline import can_count_objects
 from oomsafe.worker.stocktaking import LEFT, LIST_BYTES, counted, handles_of, is_room
 
 if TYPE_CHECKING:
     from oomsafe.policy.objects import Objects
     from oomsafe.scoreboard.header import Header
     from oomsafe.scoreboard.slot import Slot
+    from oomsafe.worker.baseline import Baseline, Beginning
     from oomsafe.worker.meter import Meter
 
 #: What the fork is called in ps, and in the kernel's report should it be killed.
@@ -57,12 +58,8 @@ BLOCK = 256
 class Inspector:
     """One worker's inspections, never two at a time. Used under its guard's lock."""
 
-    def __init__(
-        self, header: Header, slot: Slot, meter: Meter, *, who: str, ready_at: float, fresh: int | None, baseline: Baseline | None
-    ) -> None:
-        """`ready_at`: when the worker began to serve, on the monotonic clock. `fresh`, `baseline`: what it had then; None: not known."""
-        self._header, self._slot, self._meter, self._who = header, slot, meter, who
-        self._ready_at, self._fresh, self._baseline = ready_at, fresh, baseline
+    def __init__(self, header: Header, slot: Slot, meter: Meter, who: str, began: Beginning) -> None:
+        self._header, self._slot, self._meter, self._who, self._began = header, slot, meter, who, began
         self._fork: Fork | None = None
         self._began_at = 0.0
         self._killed = False
@@ -81,15 +78,16 @@ class Inspector:
             return
         one = self._inspection(Phase.COUNTS)
         self._header.note_inspection(one)
-        count = partial(_count, self._header, one, resident, handles_of(self._baseline), self._baseline)
-        began = time.monotonic()
+        baseline = self._began.baseline
+        count = partial(_count, self._header, one, resident, handles_of(baseline), baseline)
+        before = time.monotonic()
         try:
             self._fork = fork(count, ENDS_AFTER)
         except OSError as error:
             self._fail(f"it can't be forked: {error.strerror}")
             return
         self._began_at, self._killed = time.monotonic(), False
-        self._header.note_stop(self._began_at - began)
+        self._header.note_stop(self._began_at - before)
 
     def follow(self, now: float) -> None:
         """Reap the fork if it has ended, and kill it if it hangs. Called again and again while there is one."""
@@ -163,7 +161,7 @@ class Inspector:
     def _inspection(self, phase: Phase, text: str = "") -> Inspection:
         return Inspection(
             at=time.time(), pid=os.getpid(), slot=self._slot.number, generation=self._slot.generation, phase=phase, text=text[:TEXT],
-            work=self._meter.counters.work, served=time.monotonic() - self._ready_at, fresh=self._fresh,
+            work=self._meter.counters.work, served=time.monotonic() - self._began.at, fresh=self._began.held,
         )  # fmt: skip
 
     def _fail(self, why: str) -> None:

@@ -20,7 +20,7 @@ from oomsafe.policy.objects import CACHES, CONTAINERS, Objects, grower_words, la
 from oomsafe.policy.recycle import Reason
 from oomsafe.policy.retirement import Retirement
 from oomsafe.policy.stock import stock_line
-from oomsafe.worker.baseline import Baseline, can_count_objects
+from oomsafe.worker.baseline import Baseline, Beginning, can_count_objects
 
 if TYPE_CHECKING:
     from oomsafe.scoreboard.header import Header
@@ -41,19 +41,16 @@ LIST_BYTES = 8
 NOTHING = Baseline(Handles(None, None))
 
 
-def say_stock(
-    guard: Guard, life: Life, *, header: Header | None, reason: Reason | None, ready_at: float, fresh: int | None, baseline: Baseline | None
-) -> None:
+def say_stock(guard: Guard, life: Life, began: Beginning, *, header: Header | None, reason: Reason | None) -> None:
     """Say what the memory of this recycled worker was: it has nothing to do any more, and its replacement serves.
 
-    It is left in the scoreboard's `header`, too, if there is one, and the `reason` of the recycle is known. `ready_at`: when the worker
-    began to serve, on the monotonic clock. `fresh`: what it held then, in bytes; None: not known. `baseline`: what else it had then.
+    It is left in the scoreboard's `header`, too, if there is one, and the `reason` of the recycle is known.
     """
     parts = take_stock()
     if parts is None:
         return
-    objects = attempt("counting objects", "the server", partial(objects_of, baseline))
-    log.info("%s held at its end %s%s", guard, stock_line(parts, fresh), grower_words(objects) if objects else "")
+    objects = attempt("counting objects", "the server", partial(objects_of, began.baseline))
+    log.info("%s held at its end %s%s", guard, stock_line(parts, began.held), grower_words(objects) if objects else "")
     if header is not None and reason is not None:
         header.note_retirement(
             Retirement(
@@ -63,8 +60,8 @@ def say_stock(
                 generation=guard.slot.generation,
                 reason=reason.value,
                 work=guard.meter.counters.work,
-                served=time.monotonic() - ready_at,
-                fresh=fresh,
+                served=time.monotonic() - began.at,
+                fresh=began.held,
                 parts=parts,
                 points=life.points,
                 objects=objects,

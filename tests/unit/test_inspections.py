@@ -281,7 +281,7 @@ def told(pool: Pool, guard: Guard, seconds: float = 20.0, *, waits: bool = True,
         guard.meter.publish_at = 0.0
         guard.tick()
         found = pool.board.header.inspected
-        if found is not None and found.phase.is_over and found.at > since and (guard._inspector is None or not waits):
+        if found is not None and found.phase.is_over and found.at > since and (guard._examination._inspector is None or not waits):
             return found
         time.sleep(0.01)
     raise AssertionError(f"nothing was told: {pool.board.header.inspected}")
@@ -324,7 +324,7 @@ def test_an_order_while_the_last_fork_ends(monkeypatch: pytest.MonkeyPatch) -> N
     pool.order()
     first = told(pool, guard, waits=False)
 
-    assert guard._inspector is not None
+    assert guard._examination._inspector is not None
     assert pool.order() is Answer.ORDERED
     guard.meter.publish_at = 0.0
     guard.tick()
