@@ -25,8 +25,8 @@ from oomsafe.log import attempt, log, log_with
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.text import printable
 from oomsafe.policy.units import format_size
-from oomsafe.scoreboard.alone import Alone
 from oomsafe.scoreboard.board import InHand, Scoreboard
+from oomsafe.scoreboard.own_board import OwnBoard
 from oomsafe.supervisor.watcher import TELL, Watcher, WatcherThread, tell
 from oomsafe.worker.current import knows_routes, set_guard
 from oomsafe.worker.guard import Guard
@@ -80,9 +80,9 @@ class Single(bootsteps.StartStopStep):  # type: ignore[misc]
                 "use -P prefork, or soft_limit and OOMSAFE_SINGLE=exit", ", ".join(idle),
             )  # fmt: skip
         exits = os.environ.get("OOMSAFE_SINGLE") == "exit"
-        alone = Alone.create(found.policy.name or str(consumer.hostname or ""))
+        own_board = OwnBoard.create(found.policy.name or str(consumer.hostname or ""))
         guard = self._guard = consumer.oomsafe_guard = Guard(
-            found.policy, recycle=_shut_down_warmly if exits else None, unit="tasks", alone=alone
+            found.policy, recycle=_shut_down_warmly if exits else None, unit="tasks", own_board=own_board
         )
         set_guard(guard)
         self._routes = Routes()

@@ -56,8 +56,8 @@ class Given:
         facts = replace(facts, **{name: value for name, value in changed.items() if value is not None})  # type: ignore[arg-type]
         return facts if self.preload is None else preloaded(facts, self.preload)
 
-    def alone(self) -> Facts:
-        """Facts of these figures only, without a pool: the limit and the processors, if not given, are this process's.
+    def without_pool(self) -> Facts:
+        """Facts of these figures only: the limit and the processors, if not given, are this process's.
 
         Raises ConfigError if there is no limit.
         """

@@ -139,7 +139,7 @@ def _advised(given: Given, name: str | None, path: str | None, one: bool) -> lis
     if given.worker is not None and name is None and path is None:
         if given.over is not None:
             raise ConfigError("--over measures a live pool, and with --worker none is asked; a correct example: --pool NAME --over 60s")
-        return [_one(given.alone(), given)]
+        return [_one(given.without_pool(), given)]
     pools = _pools(name, path)
     if one and len(pools) > 1:
         names = ", ".join(printable(f"{pool.name or pool.server} ({pool.supervisor})") for pool in pools)
@@ -233,7 +233,7 @@ def _show(found: Iterable[Advised]) -> None:
 def _title(pool: PoolView | None) -> str:
     if pool is None:
         return "from the given figures"
-    who = "pid" if pool.is_alone else "supervisor"
+    who = "pid" if pool.is_single_process else "supervisor"
     return printable(", ".join(filter(None, [pool.name, pool.server, f"{who} {pool.supervisor}"])), 200)
 
 

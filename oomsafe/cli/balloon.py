@@ -36,17 +36,17 @@ def is_good(result: dict[str, Any]) -> bool:
 
 def summary(result: dict[str, Any], server: DemoServer, load: BalloonLoad, without: bool) -> Text:
     """The last lines."""
-    seen = server.observed
+    observed = server.observed
     failures = ", ".join(f"{count} {name}" for name, count in sorted(load.failures.items()))
     ends = ", ".join(f"{count} {name}" for name, count in sorted(load.ends.items()))
     rows = {
         "good requests": f"{result['requests']}, each answer checked",
         "failed": f"{result['failed']}{f' ({failures})' if failures else ''}",
         "balloons": f"{result['balloons']} ({ends})",
-        "killed by SIGKILL": str(seen.killed),
-        "peak of a worker": format_size(seen.peak_rss)
+        "killed by SIGKILL": str(observed.killed),
+        "peak of a worker": format_size(observed.peak_rss)
         + ("" if without else f", mapped files included (hard limit {format_size(HARD_LIMIT)} without them)"),
-        "supervisor": f"{server.pid}, {'alive from the first second to the last' if seen.supervisor_alive else 'DEAD'}",
+        "supervisor": f"{server.pid}, {'alive from the first second to the last' if observed.supervisor_alive else 'DEAD'}",
     }
     lines = [f"  {name:18} {value}" for name, value in rows.items()]
     return Text("\n".join(["", *lines, "", _verdict(result, without)]))

@@ -183,24 +183,24 @@ def _leak(server: DemoServer) -> int:
 
 def _picture(server: DemoServer, load: Any, spent: float) -> Group:
     """The live picture of the pool."""
-    seen = server.observed
+    observed = server.observed
     table = Table(box=None, padding=(0, 1))
     for column in ("worker", "state", "rss", "against its limit", f"{server.unit}s"):
         table.add_column(column, justify="right" if column in ("rss", f"{server.unit}s") else "left")
-    views = {worker.pid: worker for worker in seen.pool.workers} if seen.pool else {}
-    for pid, rss in sorted(seen.rss.items()):
+    views = {worker.pid: worker for worker in observed.pool.workers} if observed.pool else {}
+    for pid, rss in sorted(observed.rss.items()):
         view = views.get(pid)
-        limit = (view.figures.soft if view else None) or (SOFT_LIMIT if seen.pool else server.limit // WORKERS)
+        limit = (view.figures.soft if view else None) or (SOFT_LIMIT if observed.pool else server.limit // WORKERS)
         served = str(view.counters.work) if view else ""
         table.add_row(str(pid), view.state.value if view else "", format_size(rss), _bar(rss, limit), served)
-    recycles = sum(seen.pool.totals.recycles) if seen.pool else 0
-    supervisor = "alive" if seen.supervisor_alive else "DEAD"
+    recycles = sum(observed.pool.totals.recycles) if observed.pool else 0
+    supervisor = "alive" if observed.supervisor_alive else "DEAD"
     counts = {
         f"{server.unit}s": load.requests,
         "failed": load.failed,
         **({"balloons": load.balloons, "refused": load.refused} if isinstance(load, BalloonLoad) else {}),
         "recycles": recycles,
-        "killed": seen.killed,
+        "killed": observed.killed,
         "supervisor": supervisor,
     }
     line = "   ".join(f"{name} {count}" for name, count in counts.items())
@@ -208,33 +208,33 @@ def _picture(server: DemoServer, load: Any, spent: float) -> Group:
 
 
 def _result(server: DemoServer, load: Any, seconds: float, without: bool) -> dict[str, Any]:
-    seen = server.observed
+    observed = server.observed
     return {
         "seconds": seconds,
         "requests": load.requests,
         "failed": load.failed,
-        "recycles": sum(seen.pool.totals.recycles) if seen.pool else 0,
+        "recycles": sum(observed.pool.totals.recycles) if observed.pool else 0,
         "soft_limit_bytes": None if without else SOFT_LIMIT,
-        "peak_worker_rss_bytes": seen.peak_rss,
-        "supervisor_survived": seen.supervisor_alive,
+        "peak_worker_rss_bytes": observed.peak_rss,
+        "supervisor_survived": observed.supervisor_alive,
     }
 
 
 def _summary(result: dict[str, Any], server: DemoServer, load: Any, without: bool) -> Text:
-    seen = server.observed
-    reasons = seen.pool.totals.by_reason.items() if seen.pool else ()
+    observed = server.observed
+    reasons = observed.pool.totals.by_reason.items() if observed.pool else ()
     recycles = ", ".join(f"{count} for {reason}" for reason, count in reasons if count) or "none"
     failures = ", ".join(f"{count} {name}" for name, count in sorted(load.failures.items()))
-    supervisor = f"{server.pid}, {'alive from the first second to the last' if seen.supervisor_alive else 'DEAD'}"
-    apart = "; not counting those with a poison task" if seen.poisoned else ""
+    supervisor = f"{server.pid}, {'alive from the first second to the last' if observed.supervisor_alive else 'DEAD'}"
+    apart = "; not counting those with a poison task" if observed.poisoned else ""
     rows = {
         f"{server.unit}s": f"{result['requests']}, each answer checked",
         "failed": f"{result['failed']}{f' ({failures})' if failures else ''}",
         "recycles": recycles,
         **({"ballooned": f"{result['ballooned']} tasks, each failed by itself"} if "ballooned" in result else {}),
         **({"poison": _poison(load)} if result.get("poison") else {}),
-        "killed by SIGKILL": str(seen.killed),
-        "peak of a worker": format_size(seen.peak_rss) + ("" if without else f" (soft limit {format_size(SOFT_LIMIT)}{apart})"),
+        "killed by SIGKILL": str(observed.killed),
+        "peak of a worker": format_size(observed.peak_rss) + ("" if without else f" (soft limit {format_size(SOFT_LIMIT)}{apart})"),
         "supervisor": supervisor,
     }
     lines = [f"  {name:18} {value}" for name, value in rows.items()]

@@ -115,7 +115,7 @@ def _chosen(pid: int, name: str | None, path: str | None) -> tuple[Found, Worker
 
 def _ordered(found: Found, worker: WorkerView) -> Inspection:
     pool = found.pool
-    if pool.is_alone:
+    if pool.is_single_process:
         raise InspectionError(
             f"process {worker.pid} has no supervisor of oomsafe's: nothing there takes such an order, nor sees that it ends"
         )

@@ -53,13 +53,13 @@ def _title(pool: PoolView) -> list[str]:
     others = f"others use {format_size(pool.others)}" if pool.others else ""
     source = f"{pool.source}, {others}" if pool.source and others else pool.source or others
     where = f" ({source})" if source else ""
-    held = f"holds {format_size(pool.held)}, " if pool.held is not None or not pool.is_alone else ""
+    held = f"holds {format_size(pool.held)}, " if pool.held is not None or not pool.is_single_process else ""
     limits = f"{held}budget {format_size(pool.budget)}, limit {format_size(pool.limit)}{where}"
     return [part for part in (pool.name, pool.server, _whose(pool), limits) if part]
 
 
 def _whose(pool: PoolView) -> str:
-    if not pool.is_alone:
+    if not pool.is_single_process:
         return f"supervisor {pool.supervisor}" if pool.supervisor else ""
     # if a server has started several such processes, each has its own pool, and this shows that they belong together
     parent = parent_of(pool.supervisor)

@@ -114,7 +114,7 @@ def order(found: Found, worker: WorkerView | None, work: int = WORK, seconds: fl
     Raises ScoreboardError if the order can't be given.
     """
     pool = found.pool
-    if pool.is_alone:
+    if pool.is_single_process:
         return Outcome(NOT_ORDERED, "this process has no supervisor of oomsafe's: call oomsafe.probe() in it")
     answer = order_probe(found.path, worker, work, seconds)
     if answer is not Answer.ORDERED:

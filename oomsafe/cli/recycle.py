@@ -61,7 +61,7 @@ def recycle(pid: int | None, name: str | None, slot: int | None, path: str | Non
 def order(found: Found, worker: WorkerView) -> Outcome:
     """Order this worker to be recycled. Takes as long as its supervisor's answer: PATIENCE seconds at most."""
     who, pool = called(found.pool, worker), found.pool
-    if pool.is_alone:
+    if pool.is_single_process:
         return Outcome(NOT_ORDERED, f"{who} has no supervisor of oomsafe's: nothing here could replace it")
     try:
         answer = order_recycle(found.path, worker)

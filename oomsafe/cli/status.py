@@ -49,7 +49,7 @@ def status(as_json: bool, pid: int | None, name: str | None, path: str | None) -
 def as_record(pool: PoolView) -> dict[str, Any]:
     """A pool as JSON data: sizes in bytes, times in seconds since 1970, null for what is not known."""
     record = asdict(pool)
-    parent = parent_of(pool.supervisor) if pool.is_alone else None
+    parent = parent_of(pool.supervisor) if pool.is_single_process else None
     record["parent"] = None if parent is None else parent[0]
     record["totals"] |= {"recycles": pool.totals.by_reason, "aborts": pool.totals.aborts_by_reason}
     if pool.probed is not None:

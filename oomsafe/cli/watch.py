@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from oomsafe.cli.alert_command import AlertCommand, Message
-from oomsafe.cli.watched_pools import Gone, Pools, Seen, reading_of
+from oomsafe.cli.watched_pools import Gone, Living, Pools, reading_of
 from oomsafe.policy.alerts import TERMS, Event, Watch
 from oomsafe.policy.text import without_controls
 from oomsafe.scoreboard.places import can_hold_boards
@@ -98,19 +98,19 @@ class Loop:
         first = True
         while not self._signals.ended:
             began = time.monotonic()
-            gone, seen = self._read()
+            gone, living = self._read()
             events = [
                 event
                 for pool in gone
                 for event in self._watch.ended(pool.key, began, in_order=pool.in_order is not False, orphans=pool.orphans)
             ]
-            for pool in seen:
+            for pool in living:
                 events += self._watch.read(pool.key, reading_of(pool.view), began, new=pool.new)
             for event in events:
                 self._pass_on(event, began)
             if once and gone:
                 return int(gone[0].in_order is False)
-            if first and not seen:
+            if first and not living:
                 unseen = "" if can_hold_boards() else ", and no folder here is writable, so that a scoreboard is in memory only"
                 say(f"no pool of this user is guarded by oomsafe now{unseen}: waiting for one (root sees those of all users)")
             first = False
@@ -119,7 +119,7 @@ class Loop:
             self._rest(max(began + interval, time.monotonic() + BREATH))
         return None
 
-    def _read(self) -> tuple[list[Gone], list[Seen]]:
+    def _read(self) -> tuple[list[Gone], list[Living]]:
         failed, self._failed = self._failed, ""
         try:
             return self._pools.read()

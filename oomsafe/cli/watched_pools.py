@@ -25,7 +25,7 @@ from oomsafe.scoreboard.view import PoolView
 MOST = 256
 
 
-class Seen(NamedTuple):
+class Living(NamedTuple):
     """A living pool."""
 
     key: PoolKey
@@ -63,20 +63,20 @@ class Pools:
         self._read_at: float | None = None
         """When they were last read, seconds since 1970."""
 
-    def read(self) -> tuple[list[Gone], list[Seen]]:
+    def read(self) -> tuple[list[Gone], list[Living]]:
         """Those that have ended since the last reading, and those that live."""
         began = time.time()
         paths = [self._path] if self._path else living_boards()
         gone = [] if self._path else [self._ended(path) for path in list(self._known) if path not in set(paths)]
-        seen: list[Seen] = []
+        living: list[Living] = []
         for _, in_folder in groupby(paths, os.path.dirname):
             until = time.monotonic() + PATIENCE
             for path in in_folder:
                 left = until - time.monotonic()
                 if left > 0:  # else its owner has filled the folder with boards that take long to read
-                    self._read(path, min(EACH, left), gone, seen)
+                    self._read(path, min(EACH, left), gone, living)
         self._read_at = began
-        return gone, seen
+        return gone, living
 
     def close(self) -> None:
         """Close what is open."""
@@ -84,7 +84,7 @@ class Pools:
             known.reader.close()
         self._known.clear()
 
-    def _read(self, path: str, patience: float, gone: list[Gone], seen: list[Seen]) -> None:
+    def _read(self, path: str, patience: float, gone: list[Gone], living: list[Living]) -> None:
         known = self._known.get(path)
         if known is None and len(self._known) >= MOST:
             self._say_once(f"{path} is not watched: {MOST} pools are already")
@@ -120,7 +120,7 @@ class Pools:
             known.reader.close()
             known.reader, new = reader, False
         self._known[path] = known
-        seen.append(Seen(known.key, view, new))
+        living.append(Living(known.key, view, new))
 
     def _ended(self, path: str) -> Gone:
         """Read what the supervisor has left."""
@@ -135,7 +135,7 @@ class Pools:
         lives = is_alive(known.key.supervisor, known.key.started)
         if lives and left.ended is None and not os.path.lexists(path):
             self._say(f"{path} is gone, and supervisor {known.key.supervisor} lives: its pool can't be watched")
-        in_order = True if lives or left.ended is not None else None if left.is_alone else False
+        in_order = True if lives or left.ended is not None else None if left.is_single_process else False
         return Gone(known.key, in_order, 0 if in_order else len(left.workers))
 
     def _say_once(self, text: str) -> None:

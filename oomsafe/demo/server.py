@@ -113,19 +113,19 @@ class DemoServer(ServerProcess):
 
     def observe(self) -> list[str]:
         """Update `observed`, and return the notable new lines of the server's log."""
-        seen = self.observed
-        seen.supervisor_alive = self.alive
-        seen.rss = {pid: rss_of(pid) for pid in self.workers()}
-        peaks = [(pid, peak_rss_of(pid)) for pid in seen.rss]
+        observed = self.observed
+        observed.supervisor_alive = self.alive
+        observed.rss = {pid: rss_of(pid) for pid in self.workers()}
+        peaks = [(pid, peak_rss_of(pid)) for pid in observed.rss]
         if self._guarded:
-            seen.pool = self.find_pool() or seen.pool
-            peaks += [(worker.pid, worker.figures.peak_rss) for worker in seen.pool.workers] if seen.pool else []
+            observed.pool = self.find_pool() or observed.pool
+            peaks += [(worker.pid, worker.figures.peak_rss) for worker in observed.pool.workers] if observed.pool else []
         for pid, peak in peaks:
-            seen.peaks[pid] = max(seen.peaks.get(pid, 0), peak or 0)
+            observed.peaks[pid] = max(observed.peaks.get(pid, 0), peak or 0)
         lines = self._new_lines()
-        seen.poisoned |= {int(match[1]) for line in lines if (match := _POISONED.search(line))}
+        observed.poisoned |= {int(match[1]) for line in lines if (match := _POISONED.search(line))}
         # uvicorn does not log the cause of a worker's death; without oomsafe, only the kernel ends them
-        seen.killed += sum(bool(_KILLED.search(line)) or (not self._guarded and line.endswith("] died")) for line in lines)
+        observed.killed += sum(bool(_KILLED.search(line)) or (not self._guarded and line.endswith("] died")) for line in lines)
         return [match[1] for line in lines if (match := _NOTABLE.search(line))]
 
     def end(self) -> None:

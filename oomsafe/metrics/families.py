@@ -58,7 +58,7 @@ def _beside(pool: PoolView) -> dict[str, PoolView]:
             other = live(Scoreboard.snapshot(path))
         except ScoreboardError:  # that pool has ended in the meantime
             continue
-        if other.is_alone:
+        if other.is_single_process:
             continue
         found[other.server.rpartition(" ")[2]] = other
     return found
@@ -67,11 +67,11 @@ def _beside(pool: PoolView) -> dict[str, PoolView]:
 def _workers(pools: dict[str, PoolView]) -> Iterator[Family]:
     memory, limits = [], []
     for name, of, worker in ((name, pool, worker) for name, pool in pools.items() for worker in pool.workers):
-        seen, slot = worker.figures, f"{name}-{worker.slot}" if name else str(worker.slot)
-        sizes = {"rss": seen.rss, "anon": seen.anon, "private": seen.private, "pss": seen.pss, "uss": seen.uss}
+        figures, slot = worker.figures, f"{name}-{worker.slot}" if name else str(worker.slot)
+        sizes = {"rss": figures.rss, "anon": figures.anon, "private": figures.private, "pss": figures.pss, "uss": figures.uss}
         compared = {"used": worker.used, "held": of.held_by(worker)}
-        memory += _kinds(slot, {**sizes, "peak_rss": seen.peak_rss, "baseline": seen.baseline, **compared})
-        limits += _kinds(slot, {"soft": seen.soft, "hard": seen.hard})
+        memory += _kinds(slot, {**sizes, "peak_rss": figures.peak_rss, "baseline": figures.baseline, **compared})
+        limits += _kinds(slot, {"soft": figures.soft, "hard": figures.hard})
     text = "Memory of one worker, by slot; used is what its soft limit is compared with, held what its hard limit is."
     yield Family("oomsafe_worker_memory_bytes", "gauge", text, memory)
     yield Family("oomsafe_worker_limit_bytes", "gauge", "Limits of one worker, jitter included.", limits)

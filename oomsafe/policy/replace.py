@@ -23,7 +23,7 @@ from oomsafe.policy.state import State
 BACKOFF, LONGEST_BACKOFF = 1.0, 60.0
 
 
-class Seen(NamedTuple):
+class Member(NamedTuple):
     """One worker now, as the scoreboard shows it."""
 
     generation: int
@@ -124,7 +124,7 @@ class Step(NamedTuple):
     generation: int = 0
 
 
-def plan(ledger: Ledger, workers: Sequence[Seen], room: Room, now: float) -> tuple[Ledger, list[Step]]:
+def plan(ledger: Ledger, workers: Sequence[Member], room: Room, now: float) -> tuple[Ledger, list[Step]]:
     """The actions that are due, given the present `workers`, to be carried out in this order."""
     present = {worker.generation for worker in workers}
     steps: list[Step] = []
@@ -139,8 +139,8 @@ def plan(ledger: Ledger, workers: Sequence[Seen], room: Room, now: float) -> tup
             ledger, more = _hand_over(ledger, handover.replacement, by_generation, room)
             steps += more
             by_generation |= {s.generation: by_generation[s.generation]._replace(order=Order.GO) for s in more if s.do is Do.GO}
-    seen = list(by_generation.values())
-    steps += _permit(ledger, seen, room, now) or _begin(ledger, seen, room, now)
+    members = list(by_generation.values())
+    steps += _permit(ledger, members, room, now) or _begin(ledger, members, room, now)
     return ledger, steps
 
 
@@ -171,14 +171,14 @@ def gone(ledger: Ledger, generation: int, served: bool, now: float) -> tuple[Led
     return replace(ledger, handovers=kept), [Step(Do.SHRINK)] * (len(ledger.handovers) - len(kept))
 
 
-def recovered(ledger: Ledger, workers: Sequence[Seen]) -> Ledger:
+def recovered(ledger: Ledger, workers: Sequence[Member]) -> Ledger:
     """Forget the failures once a newer worker serves."""
     if ledger.failures and any(w.generation > ledger.failed and w.state.serves for w in workers):
         return replace(ledger, failures=0, not_before=0.0)
     return ledger
 
 
-def _hand_over(ledger: Ledger, replacement: int, workers: dict[int, Seen], room: Room) -> tuple[Ledger, list[Step]]:
+def _hand_over(ledger: Ledger, replacement: int, workers: dict[int, Member], room: Room) -> tuple[Ledger, list[Step]]:
     """If this replacement serves, the worst of the workers that ask may leave."""
     (handover,) = (handover for handover in ledger.handovers if handover.replacement == replacement)
     asker = workers[handover.victim]
@@ -205,7 +205,7 @@ def _with(ledger: Ledger, handover: Handover) -> Ledger:
     return replace(ledger, handovers=handovers)
 
 
-def _permit(ledger: Ledger, workers: Sequence[Seen], room: Room, now: float) -> list[Step]:
+def _permit(ledger: Ledger, workers: Sequence[Member], room: Room, now: float) -> list[Step]:
     """Which worker may leave before its replacement serves. One at a time: the last permitted worker must have begun to leave."""
     if any(worker.state is State.WAITING and worker.order is Order.PERMIT for worker in workers):
         return []
@@ -227,7 +227,7 @@ def _permit(ledger: Ledger, workers: Sequence[Seen], room: Room, now: float) -> 
     return [Step(Do.PERMIT, worst.generation)] if worst is not None and enough else []
 
 
-def _begin(ledger: Ledger, workers: Sequence[Seen], room: Room, now: float) -> list[Step]:
+def _begin(ledger: Ledger, workers: Sequence[Member], room: Room, now: float) -> list[Step]:
     """For which worker a replacement is spawned."""
     booting = sum(worker.state is State.STARTING for worker in workers)
     if room.short or not room.may_surge or now < ledger.not_before or booting >= room.boots or ledger.extra >= max(1, room.wanted):
@@ -241,10 +241,10 @@ def _begin(ledger: Ledger, workers: Sequence[Seen], room: Room, now: float) -> l
     return [] if worst is None else [Step(Do.SPAWN, worst.generation)]
 
 
-def _worst(of: list[Seen]) -> Seen | None:
+def _worst(of: list[Member]) -> Member | None:
     """The worker furthest above its limit; of those that are about as far, the oldest, so that none waits forever. None of none."""
 
-    def badness(worker: Seen) -> tuple[bool, int, int]:
+    def badness(worker: Member) -> tuple[bool, int, int]:
         # by powers of two; an unknown excess ranks like none
         return worker.urgent, max(0, worker.excess or 0).bit_length(), -worker.generation
 

@@ -160,7 +160,7 @@ COUNTERS_AT = 192
 CELLS_AT = 3968
 CELL_SIZE, CELLS = 128, 16
 MORE_AT, MORE = 6016, struct.Struct("<3q")
-SEEN_AT, SEEN = 6040, struct.Struct("<d3q")
+MEASURED_AT, MEASURED = 6040, struct.Struct("<d3q")
 AGED_AT, AGED = 6072, struct.Struct("<I")
 OPERATOR_AT, OPERATOR = 6076, struct.Struct("<I")
 CAP_AT, CAP = 6080, struct.Struct("<3qd")
@@ -177,7 +177,7 @@ SEQUENCE = struct.Struct("<Q")
 #: The most slots of a scoreboard. A reader of an untrusted scoreboard reads no more than these.
 SLOTS_MAX = 1024
 #: What stands as the server of a process that has no supervisor.
-ALONE = "single process"
+SINGLE_PROCESS = "single process"
 SIZE_MAX = HEADER_SIZE + SLOTS_MAX * SLOT_SIZE
 
 #: The value at which a counter stops.
@@ -238,8 +238,8 @@ assert OBJECTS_AT + RETIRED_KEPT * OBJECTS_SIZE <= INSPECTED_AT <= INSPECTED_OBJ
 assert INSPECTED_OBJECTS_AT + OBJECTS_SIZE <= HEADER_SIZE
 assert WARNED_AT + WARNED.size <= NEED_AT <= COUNTERS_AT - NEED.size
 assert COUNTERS_AT + COUNTERS_SIZE <= CELLS_AT
-assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= SEEN_AT - MORE.size
-assert SEEN_AT + SEEN.size <= AGED_AT <= OPERATOR_AT - AGED.size
+assert CELLS_AT + CELLS * CELL_SIZE <= MORE_AT <= MEASURED_AT - MORE.size
+assert MEASURED_AT + MEASURED.size <= AGED_AT <= OPERATOR_AT - AGED.size
 assert OPERATOR_AT + OPERATOR.size <= CAP_AT
 assert CAP_AT + CAP.size <= PROBE_AT <= INSPECT_AT - PROBE.size <= SLOT_SIZE - PROBE.size - INSPECT.size
 assert FIGURES_AT + FIGURES.size == PUBLISHED_AT + PUBLISHED.size
@@ -357,9 +357,9 @@ def optional(figure: int) -> int | None:
     return None if figure < 0 else figure
 
 
-def seen_since(slot: bytes | memoryview, published: float, at: int = 0) -> tuple[int | None, int | None, int | None] | None:
+def measured_since(slot: bytes | memoryview, published: float, at: int = 0) -> tuple[int | None, int | None, int | None] | None:
     """(rss, anon, what the soft limit is compared with) if the supervisor measured them after the worker last `published`; else None."""
-    when, *sizes = SEEN.unpack_from(slot, at + SEEN_AT)
+    when, *sizes = MEASURED.unpack_from(slot, at + MEASURED_AT)
     if not (seconds(when) or 0.0) > published:
         return None
     rss, anon, used = map(optional, sizes)

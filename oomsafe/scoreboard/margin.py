@@ -19,7 +19,7 @@ def margin_of(pool: PoolView, proc: str = "/proc") -> float | None:
     Negative: the kernel may take the supervisor first. Infinite: it never takes it. None: there is no worker or no supervisor, or the
     kernel hides what it counts (hidepid). Takes 60 us for each worker.
     """
-    if pool.is_alone or not pool.supervisor:
+    if pool.is_single_process or not pool.supervisor:
         return None
     supervisor = candidate_of(pool.supervisor, proc)
     # read first, so that a new process that got this pid meanwhile is not taken for the supervisor

@@ -130,7 +130,7 @@ class Roll:
         at = layout.slot_at(number)
         before, dirty = self._published(at)
         rss, anon, used = brought_forward(sizes, before, dirty or 0, counts_clean=counts_clean)
-        layout.write(self._memory, at + layout.SEEN_AT, layout.SEEN, time.time(), rss, anon, stored(used))
+        layout.write(self._memory, at + layout.MEASURED_AT, layout.MEASURED, time.time(), rss, anon, stored(used))
 
     def quiet_for(self, number: int, now: float) -> float | None:
         """Seconds since work last began in this slot's worker, by its own record, at `now` on the monotonic clock.
@@ -188,7 +188,7 @@ class Roll:
         at = layout.slot_at(number)
         # one read for all of these: a supervisor may do this ten times a second for each worker
         order, baseline, soft, hard, published, steady, burst = _PLAN.unpack_from(self._memory, at + layout.ORDER_AT)
-        rss, anon, used = layout.seen_since(self._memory, published, at) or self._published(at)[0]
+        rss, anon, used = layout.measured_since(self._memory, published, at) or self._published(at)[0]
         return Entry(
             number=number, generation=generation, state=state, rss=rss, anon=anon, baseline=optional(baseline), soft=optional(soft),
             hard=optional(hard), used=used, growth=Growth(float(max(0, steady)), float(max(0, burst))), order=order_of(order),

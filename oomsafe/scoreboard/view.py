@@ -165,9 +165,9 @@ class PoolView:
         return worker.figures.rss if self.metric in COUNT_CLEAN else worker.figures.anon
 
     @property
-    def is_alone(self) -> bool:
-        """Whether it is one process that has no supervisor of ours, as oomsafe/scoreboard/alone.py makes it."""
-        return all(worker.pid == self.supervisor for worker in self.workers) and self.server == layout.ALONE
+    def is_single_process(self) -> bool:
+        """Whether it is one process that has no supervisor of ours, as oomsafe/scoreboard/own_board.py makes it."""
+        return all(worker.pid == self.supervisor for worker in self.workers) and self.server == layout.SINGLE_PROCESS
 
 
 def read_pool(fetch: Fetch, slots: int, known: Known | None = None, patience: float = PATIENCE, *, routes: bool = True) -> PoolView:
@@ -185,7 +185,7 @@ def read_pool(fetch: Fetch, slots: int, known: Known | None = None, patience: fl
         time.sleep(0.0002)
 
 
-def view_alone(slot: bytes) -> PoolView:
+def view_of_one(slot: bytes) -> PoolView:
     """A pool of one worker without a scoreboard, whose private slot has these bytes."""
     worker = _worker(slot, 0, layout.OWNER.unpack_from(slot, layout.OWNER_AT)[:3])
     counters = Counters()
@@ -367,11 +367,11 @@ def _worker(copy: bytes, number: int, who: tuple[int, int, int], routes: bool = 
     ordered = layout.ORDER.unpack_from(copy, layout.ORDER_AT)[0] != 0
     used = optional(layout.NEED.unpack_from(copy, layout.NEED_AT)[0]) if published else None
     measured = published or None
-    seen = layout.seen_since(copy, published or 0.0)
-    if seen is not None:
-        rss, anon, used = seen
+    since = layout.measured_since(copy, published or 0.0)
+    if since is not None:
+        rss, anon, used = since
         figures = replace(figures, rss=rss, anon=anon)
-        measured = layout.seconds(layout.SEEN.unpack_from(copy, layout.SEEN_AT)[0])
+        measured = layout.seconds(layout.MEASURED.unpack_from(copy, layout.MEASURED_AT)[0])
     return WorkerView(
         slot=number, pid=who[0], started=who[1], generation=who[2], state=layout.read_state(copy), figures=figures,
         published=published or None, measured=measured, used=used, counters=counters, in_flight=_cells(copy), ordered=ordered,

@@ -162,11 +162,11 @@ class Caps:
         since, self._watched_at = now - self._watched_at, now
         for one in self._workers.values():
             self._measure(one)
-        seen = [one.grower(self._grown_by_work(one, now)) for one in self._workers.values()]
-        growing = growers(seen)
+        measured = [one.grower(self._grown_by_work(one, now)) for one in self._workers.values()]
+        growing = growers(measured)
         if growing or any(one.cap for one in self._workers.values()):
             self._took(read_capacity(held=lambda: 0))
-        left = self._room - (sum(one.held for one in seen) - self._held_then)
+        left = self._room - (sum(one.held for one in measured) - self._held_then)
         kept = kept_of(self._limit)
         chosen = {one.generation for one in to_cap(growing, self._share, left, kept, self._hard, since)}
         more = may_map(growing, left, kept, self._hard, since)
@@ -177,7 +177,7 @@ class Caps:
                 self._release(one)
             elif one.cap is not None:
                 self._renew(one, now)
-        return pause(seen, left - kept)
+        return pause(measured, left - kept)
 
     def _took(self, capacity: Capacity) -> None:
         if capacity.limit is not None and capacity.undroppable is not None:

@@ -20,7 +20,7 @@ from oomsafe.policy.state import State
 from oomsafe.policy.verdicts import Count, Verdict, verdicts
 from oomsafe.scoreboard.board import Scoreboard
 from oomsafe.scoreboard.slot import comm_of
-from oomsafe.scoreboard.view import WorkerView, view_alone
+from oomsafe.scoreboard.view import WorkerView, view_of_one
 from oomsafe.supervisor.backstop import flights_of
 from oomsafe.supervisor.watcher import Stopped, Watcher
 
@@ -248,7 +248,7 @@ class Deaths:
         try:
             slot = self._board.slot(number, generation)
             death.comm = comm_of(self._board.owner, slot).encode()
-            worker = view_alone(slot.copy()).workers[0]
+            worker = view_of_one(slot.copy()).workers[0]
             published = worker.figures.rss
             _take_over(death, worker)
         except ScoreboardError:  # the slot belongs to another worker, or the worker has overwritten its owner

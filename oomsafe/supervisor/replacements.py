@@ -11,7 +11,7 @@ from oomsafe.log import log
 from oomsafe.policy.limits import Capacity, turns
 from oomsafe.policy.readers import COUNT_CLEAN
 from oomsafe.policy.recycle import Order, is_out, is_short, outruns
-from oomsafe.policy.replace import Do, Ledger, Room, Seen, Step, failed, gone, plan, recovered, spawned
+from oomsafe.policy.replace import Do, Ledger, Member, Room, Step, failed, gone, plan, recovered, spawned
 from oomsafe.policy.settings import Policy
 from oomsafe.policy.state import State
 from oomsafe.policy.trend import LATELY, Growth
@@ -115,7 +115,7 @@ class Replacements:
         self._note_unserved(entries, now)
         self._withdraw(entries, now)
         if not policy.dry_run:
-            workers = [_seen(entry, policy) for entry in entries]
+            workers = [_member(entry, policy) for entry in entries]
             self.ledger = recovered(self.ledger, workers)
             if self.ledger.handovers or any(worker.state in (State.WAITING, State.DRAINING) for worker in workers):
                 room, why = self._room(policy, read(), entries, now)
@@ -146,7 +146,7 @@ class Replacements:
             if entry.generation == step.generation:
                 self._board.give_order(entry.number, entry.generation, Order.GO if step.do is Do.GO else Order.PERMIT)
                 if step.do is Do.PERMIT and why != NO_SURGE:
-                    others = sum(_seen(other, policy).serves for other in entries if other is not entry)
+                    others = sum(_member(other, policy).serves for other in entries if other is not entry)
                     log.warning(
                         "the worker in slot %d (%s) may go before its replacement is there: %s; %s",
                         entry.number, format_size(entry.used), why or "it is over its hard limit",
@@ -232,9 +232,9 @@ def fresh_of(entries: Sequence[Entry]) -> int | None:
     return int(statistics.median(fresh)) if fresh else None
 
 
-def _seen(entry: Entry, policy: Policy) -> Seen:
+def _member(entry: Entry, policy: Policy) -> Member:
     excess = None if entry.used is None or entry.soft is None else entry.used - entry.soft
     held = entry.rss if policy.metric in COUNT_CLEAN else entry.anon
     urgent = held is not None and entry.hard is not None and held > entry.hard
     order = Order.GO if entry.order is Order.BUDGET else entry.order
-    return Seen(entry.generation, entry.state, excess, order, urgent, entry.aged)
+    return Member(entry.generation, entry.state, excess, order, urgent, entry.aged)

@@ -486,10 +486,10 @@ class Supervisor:
     def _measure(self, workers: int) -> Capacity:
         """The capacity that the pool reckons with. A lowered limit takes effect at once here, and at each worker's next tick."""
         rss, held = self._sizes.sizes(self.pid) or (None, None)
-        seen = read_capacity(supervisor_rss=rss, workers=workers, beside=self._beside, held=self._held)
-        seen = replace(seen, supervisor_held=held)
-        self._standing = Standing(seen) if self._standing is None else follow(self._standing, seen, time.monotonic())
-        return in_force(self._standing, seen)
+        capacity = read_capacity(supervisor_rss=rss, workers=workers, beside=self._beside, held=self._held)
+        capacity = replace(capacity, supervisor_held=held)
+        self._standing = Standing(capacity) if self._standing is None else follow(self._standing, capacity, time.monotonic())
+        return in_force(self._standing, capacity)
 
     def _held(self) -> int:
         """What the pool's processes hold, in bytes, if no cgroup counts it. Exact if they may share much with this process."""

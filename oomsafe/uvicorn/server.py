@@ -14,7 +14,7 @@ from oomsafe.asgi.middleware import MemoryMiddleware
 from oomsafe.drain.uvicorn import UvicornDrain, log_with_uvicorn, recycles_alone
 from oomsafe.log import attempt, log
 from oomsafe.policy.settings import Policy, came_too_late, set_in
-from oomsafe.scoreboard.alone import Alone
+from oomsafe.scoreboard.own_board import OwnBoard
 from oomsafe.scoreboard.seat import Seat
 from oomsafe.uvicorn.reading import GIVE_IT, name_of, read_policy
 from oomsafe.worker.background import in_thread
@@ -94,8 +94,8 @@ class GuardedServer(Server):
             self._guard = Guard.of_seat(self._seat, board, slot, unit="requests", recycle=self._drain.begin, background=in_thread)
         else:
             recycle = self._drain.begin if recycles_alone(self.config) else None
-            alone = Alone.create(self._policy.name or name_of(self.config)) if self._seat is None else None
-            self._guard = guard = Guard(self._policy, recycle=recycle, background=in_thread, unit="requests", alone=alone)
+            own_board = OwnBoard.create(self._policy.name or name_of(self.config)) if self._seat is None else None
+            self._guard = guard = Guard(self._policy, recycle=recycle, background=in_thread, unit="requests", own_board=own_board)
             said = STAYS if recycle is None else Way(recycle).said
             attempt("the line at boot", "uvicorn", lambda: guard.say_limits(said))
         self._guard.at_the_door = True

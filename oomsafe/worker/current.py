@@ -15,7 +15,7 @@ from oomsafe.policy.units import refused
 from oomsafe.worker.guard import Guard, Recycle
 
 if TYPE_CHECKING:
-    from oomsafe.scoreboard.alone import Alone
+    from oomsafe.scoreboard.own_board import OwnBoard
     from oomsafe.worker.siblings import Siblings
 
 
@@ -163,13 +163,13 @@ def _advice(error: Exception) -> str:
     return ""
 
 
-def _own_board(policy: Policy, name_of: Callable[[], str] | None) -> Alone | None:
+def _own_board(policy: Policy, name_of: Callable[[], str] | None) -> OwnBoard | None:
     """For `oomsafe status`. None in a fork of a guarded process, of which there may be one for each request."""
     if _guard is not None:
         return None
-    from oomsafe.scoreboard.alone import Alone  # imported here, because most workers have a supervisor
+    from oomsafe.scoreboard.own_board import OwnBoard  # imported here, because most workers have a supervisor
 
-    return Alone.create(policy.name or (name_of() if name_of is not None else ""))
+    return OwnBoard.create(policy.name or (name_of() if name_of is not None else ""))
 
 
 def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None, name_of: Callable[[], str] | None) -> Guard | None:
@@ -183,7 +183,7 @@ def _alone(keywords: Mapping[str, Any], unit: str, recycle_of: RecycleOf | None,
         parent = None if os.environ.get("OOMSAFE_SINGLE") == "exit" else os.getppid()
         way = recycle_of(policy) if recycle_of is not None else None
         recycle, siblings = (None, None) if way is None else (way.recycle, _siblings(way.workers))
-        guard = Guard(policy, recycle=recycle, unit=unit, parent=parent, siblings=siblings, alone=_own_board(policy, name_of))
+        guard = Guard(policy, recycle=recycle, unit=unit, parent=parent, siblings=siblings, own_board=_own_board(policy, name_of))
     except Exception as error:
         if before is None:
             log.error(

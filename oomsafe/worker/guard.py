@@ -62,8 +62,8 @@ from oomsafe.worker.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from oomsafe.policy.grant import Grant
-    from oomsafe.scoreboard.alone import Alone
     from oomsafe.scoreboard.header import Header
+    from oomsafe.scoreboard.own_board import OwnBoard
     from oomsafe.scoreboard.seat import Seat
     from oomsafe.scoreboard.view import PoolView
     from oomsafe.worker.siblings import Siblings
@@ -84,7 +84,7 @@ class Guard:
     `unit` names the work in logs and in status, in the plural. A guard belongs to the process that created it: create one after a fork.
     With a `board`, the worker serves once ready() is called; without one, at once. `parent` is the process that starts another worker in
     this one's place: if it is gone, this worker stays. None: the parent is not known. `siblings` are the parent's other workers.
-    `alone` is the scoreboard of a process without a supervisor; None: `oomsafe status` does not show such a process.
+    `own_board` is the scoreboard of a process without a supervisor; None: `oomsafe status` does not show such a process.
     Without arguments, the guard is a pool of one.
     """
 
@@ -102,11 +102,11 @@ class Guard:
         memory: OwnMemory | None = None,
         parent: int | None = None,
         siblings: Siblings | None = None,
-        alone: Alone | None = None,
+        own_board: OwnBoard | None = None,
     ) -> None:
         self.policy = policy or Policy()
-        self._alone = alone
-        self.slot = slot or (Slot.private() if alone is None else alone.slot)
+        self._own_board = own_board
+        self.slot = slot or (Slot.private() if own_board is None else own_board.slot)
         self.meter = Meter(self.slot, memory, check=self._check, admit=self._admit)
         """Measures each piece of work. Adapters that must save a call use it directly."""
         self.meter.counts_clean = self.policy.metric in COUNT_CLEAN
@@ -201,7 +201,7 @@ class Guard:
     @property
     def _header(self) -> Header | None:
         """Of the scoreboard that this worker is on; None: it is on none."""
-        return self._board.header if self._board is not None else None if self._alone is None else self._alone.header
+        return self._board.header if self._board is not None else None if self._own_board is None else self._own_board.header
 
     def _say_room(self) -> None:
         """One line by the first worker of a load: what it has right after boot, and what that leaves."""
@@ -219,7 +219,7 @@ class Guard:
         from oomsafe.policy.boot_line import called, dry, limits_in_force  # imported here, because most workers have a supervisor
 
         limits = limits_in_force(self.policy, self.limits, self._thresholds.capacity)
-        name = called(self._alone.name if self._alone is not None else self.policy.name or "")
+        name = called(self._own_board.name if self._own_board is not None else self.policy.name or "")
         past = "" if self.limits.max_lifetime is None else ", or past its max_lifetime,"
         log.info("oomsafe guards this process%s: %s; above its soft limit%s %s%s", name, limits, past, above, dry(self.policy))
 
@@ -295,8 +295,8 @@ class Guard:
     def forget_row(self) -> None:
         """This process serves no more: lift its hard limit, and remove its own scoreboard, if it has one, from `oomsafe status`."""
         self.hard_limit.lift()
-        if self._alone is not None:
-            self._alone.remove()
+        if self._own_board is not None:
+            self._own_board.remove()
 
     def leave(self) -> None:
         """In a fork of the guarded process: publish nothing and decide nothing for the worker, which is the parent."""
@@ -576,8 +576,8 @@ class Guard:
         return f"{self} {doing}: {cause}, after {counted(self.meter.counters.work, self._unit)}{blamed}"
 
     def _take_limits(self) -> None:
-        if self._alone is not None:
-            self._alone.describe(self._thresholds.capacity, self.limits)
+        if self._own_board is not None:
+            self._own_board.describe(self._thresholds.capacity, self.limits)
         self.meter.limit(self._thresholds.soft)
         if not self.policy.dry_run or self.policy.shed:
             self._door.follow(time.monotonic(), self.meter.held)

@@ -57,8 +57,8 @@ class Neighbours:
         return found if found is not None and found.changes else None
 
     @property
-    def alone(self) -> bool:
-        """Whether there is no scoreboard, so that no supervisor would publish it."""
+    def measures_itself(self) -> bool:
+        """Whether the worker must find out itself what the kernel allows: it is on no scoreboard on which a supervisor would publish it."""
         return self._board is None
 
     @property
@@ -73,9 +73,9 @@ class Neighbours:
 
     def view(self) -> PoolView:
         """The whole pool from the scoreboard; without one, this worker alone."""
-        from oomsafe.scoreboard.view import view_alone  # imported here, because most workers never need it
+        from oomsafe.scoreboard.view import view_of_one  # imported here, because most workers never need it
 
-        return self._board.read() if self._board is not None else view_alone(self._slot.copy())
+        return self._board.read() if self._board is not None else view_of_one(self._slot.copy())
 
     @property
     def room(self) -> int | None:

@@ -107,7 +107,7 @@ class Thresholds:
     def _boots_too_long(self) -> bool:
         """Whether a boot takes longer than a lifetime, so that workers would boot all the time; the first worker to find out logs it."""
         most, boot = self._policy.max_lifetime, self._neighbours.boot
-        if most is None or self._neighbours.alone or most > boot:
+        if most is None or self._neighbours.measures_itself or most > boot:
             return False
         if self._neighbours.first_to_refuse(layout.REFUSES_LIFETIME):
             log.error(
@@ -146,7 +146,7 @@ class Thresholds:
             self._stays_until = now + SETTLED_FOR
         if anew or moved or self.capacity.workers != before.workers or now >= self._stays_until:
             self.set(None, now, say=False)
-        if anew and self._neighbours.alone:
+        if anew and self._neighbours.measures_itself:
             soft, budget = format_size(self.soft), format_size(self.budget)
             log.info(
                 "the memory limit has changed: soft limit %s, budget %s of %s (%s)",
@@ -166,7 +166,7 @@ class Thresholds:
         if allowed is not None:
             _, limit, smallest, others, supervisor = allowed
             return replace(capacity, limit=limit, smallest=smallest, others=others, supervisor_held=supervisor, levels=())
-        if self._measure is None or not self._neighbours.alone or now < self._measure_at:
+        if self._measure is None or not self._neighbours.measures_itself or now < self._measure_at:
             return capacity
         self._measure_at = now + MEASURE_EVERY
         measured = self._measure()

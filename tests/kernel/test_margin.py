@@ -10,7 +10,7 @@ from kernel.trees import MIB, Tree
 
 from oomsafe.policy.state import State
 from oomsafe.policy.victims import thousandth
-from oomsafe.scoreboard.layout import ALONE, Counters
+from oomsafe.scoreboard.layout import SINGLE_PROCESS, Counters
 from oomsafe.scoreboard.margin import margin_of
 from oomsafe.scoreboard.slot import Figures
 from oomsafe.scoreboard.view import PoolView, WorkerView
@@ -87,7 +87,7 @@ def test_what_is_not_known(tree: Tree) -> None:
     other = PoolView("test", SUPERVISOR, 5, 0.0, 2, 1, None, None, pool().workers)
     assert margin_of(pool(0), tree.proc) is None
     assert margin_of(other, tree.proc) is None
-    assert margin_of(PoolView(ALONE, 40, 40, 0.0, 1, 1, None, None), tree.proc) is None
+    assert margin_of(PoolView(SINGLE_PROCESS, 40, 40, 0.0, 1, 1, None, None), tree.proc) is None
     for pid in WORKERS:
         (tree.root / f"proc/{pid}/status").unlink()
     assert margin_of(pool(), tree.proc) is None

@@ -18,7 +18,7 @@ from oomsafe.kernel.sandbox import Sandbox
 from oomsafe.policy.victims import badness
 from oomsafe.scoreboard import layout
 from oomsafe.scoreboard.margin import margin_of
-from oomsafe.scoreboard.view import view_alone
+from oomsafe.scoreboard.view import view_of_one
 
 # they take the machine's memory cgroups, kernel log and processors: one after the other
 pytestmark = pytest.mark.xdist_group("oom")
@@ -143,7 +143,7 @@ def test_a_killed_worker_leaves_its_request_on_the_scoreboard(pool):
     killed = until(lambda: [pid for pid in workers if state(pid) == "Z"], "a worker is dead, and nobody has reaped it")[0]
     at = layout.HEADER_SIZE + workers[killed] * layout.SLOT_SIZE
     slot = memory_of(str(path))[at : at + layout.SLOT_SIZE]
-    (worker,) = view_alone(slot).workers
+    (worker,) = view_of_one(slot).workers
     assert (worker.pid, [work.name for work in worker.in_flight]) == (killed, ["GET /hog"])
     gunicorn.signal(signal.SIGCONT)
     gunicorn.serving(3)

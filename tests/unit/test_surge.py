@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from oomsafe.policy.recycle import Order
-from oomsafe.policy.replace import LONGEST_BACKOFF, Do, Handover, Ledger, Room, Seen, Step, failed, gone, plan, recovered, spawned
+from oomsafe.policy.replace import LONGEST_BACKOFF, Do, Handover, Ledger, Member, Room, Step, failed, gone, plan, recovered, spawned
 from oomsafe.policy.state import State
 
 _, STARTING, SERVING, WAITING, DRAINING, LEAVING = State
 
 
-def seen(*states: State) -> list[Seen]:
+def pool(*states: State) -> list[Member]:
     """Workers of generations 1, 2, ... in these states; each has twice as much above its limit as the one before."""
-    return [Seen(number, state, 1 << number) for number, state in enumerate(states, 1)]
+    return [Member(number, state, 1 << number) for number, state in enumerate(states, 1)]
 
 
-def ordered(order: Order, workers: list[Seen], generation: int = 1) -> list[Seen]:
+def ordered(order: Order, workers: list[Member], generation: int = 1) -> list[Member]:
     """The same, one of which has an order."""
     return [worker._replace(order=order) if worker.generation == generation else worker for worker in workers]
 
@@ -31,7 +31,7 @@ def ledger(*handovers: tuple[int, int, bool]) -> Ledger:
     return Ledger(tuple(Handover(*handover) for handover in handovers))
 
 
-AGED = Seen(1, WAITING, -1, aged=True)
+AGED = Member(1, WAITING, -1, aged=True)
 NOTHING = Ledger()
 SURGING = ledger((3, 1, False))
 HANDING = ledger((3, 1, True))
@@ -46,103 +46,103 @@ SPAWN, GO, PERMIT, SHRINK = Do
 @pytest.mark.parametrize(
     ("before", "workers", "room", "after", "steps"),
     [
-        pytest.param(NOTHING, seen(SERVING, SERVING), ROOM, NOTHING, [], id="nobody asks"),
-        pytest.param(NOTHING, seen(WAITING, SERVING), ROOM, NOTHING, [Step(SPAWN, 1)], id="one asks"),
-        pytest.param(NOTHING, seen(WAITING, WAITING), ROOM, NOTHING, [Step(SPAWN, 2)], id="the worst of two"),
-        pytest.param(NOTHING, seen(WAITING, STARTING), ROOM, NOTHING, [], id="another boots"),
-        pytest.param(NOTHING, seen(WAITING, STARTING), ROOM._replace(boots=2), NOTHING, [Step(SPAWN, 1)], id="two may boot"),
-        pytest.param(NOTHING, seen(WAITING), ONE, NOTHING, [Step(SPAWN, 1)], id="a pool of one"),
-        pytest.param(LATER, seen(WAITING, SERVING), ROOM, LATER, [], id="not so soon after a boot that failed"),
+        pytest.param(NOTHING, pool(SERVING, SERVING), ROOM, NOTHING, [], id="nobody asks"),
+        pytest.param(NOTHING, pool(WAITING, SERVING), ROOM, NOTHING, [Step(SPAWN, 1)], id="one asks"),
+        pytest.param(NOTHING, pool(WAITING, WAITING), ROOM, NOTHING, [Step(SPAWN, 2)], id="the worst of two"),
+        pytest.param(NOTHING, pool(WAITING, STARTING), ROOM, NOTHING, [], id="another boots"),
+        pytest.param(NOTHING, pool(WAITING, STARTING), ROOM._replace(boots=2), NOTHING, [Step(SPAWN, 1)], id="two may boot"),
+        pytest.param(NOTHING, pool(WAITING), ONE, NOTHING, [Step(SPAWN, 1)], id="a pool of one"),
+        pytest.param(LATER, pool(WAITING, SERVING), ROOM, LATER, [], id="not so soon after a boot that failed"),
         # its replacement comes first
-        pytest.param(SURGING, seen(WAITING, SERVING, STARTING), ROOM, SURGING, [], id="its replacement boots"),
-        pytest.param(SURGING, seen(WAITING, SERVING, SERVING), ROOM, HANDING, [Step(GO, 1)], id="and serves"),
-        pytest.param(SURGING, seen(SERVING, SERVING, SERVING), ROOM, HANDING, [Step(GO, 1)], id="nobody asks any more"),
-        pytest.param(SURGING, seen(WAITING, WAITING, SERVING), ROOM, ledger((3, 2, True)), [Step(GO, 2), Step(SPAWN, 1)], id="or a worse"),
+        pytest.param(SURGING, pool(WAITING, SERVING, STARTING), ROOM, SURGING, [], id="its replacement boots"),
+        pytest.param(SURGING, pool(WAITING, SERVING, SERVING), ROOM, HANDING, [Step(GO, 1)], id="and serves"),
+        pytest.param(SURGING, pool(SERVING, SERVING, SERVING), ROOM, HANDING, [Step(GO, 1)], id="nobody asks any more"),
+        pytest.param(SURGING, pool(WAITING, WAITING, SERVING), ROOM, ledger((3, 2, True)), [Step(GO, 2), Step(SPAWN, 1)], id="or a worse"),
         pytest.param(
             ledger((3, 1, False), (4, 2, False)),
-            seen(WAITING, WAITING, SERVING, STARTING),
+            pool(WAITING, WAITING, SERVING, STARTING),
             ROOM,
             ledger((4, 1, False), (3, 2, True)),
             [Step(GO, 2)],
             id="two swap theirs",
         ),
-        pytest.param(SURGING, seen(DRAINING, SERVING, STARTING), ROOM, HANDING, [], id="it did not wait"),
-        pytest.param(SURGING, seen(WAITING, SERVING, STARTING), SHORT, SURGING, [Step(PERMIT, 1)], id="short of memory meanwhile"),
+        pytest.param(SURGING, pool(DRAINING, SERVING, STARTING), ROOM, HANDING, [], id="it did not wait"),
+        pytest.param(SURGING, pool(WAITING, SERVING, STARTING), SHORT, SURGING, [Step(PERMIT, 1)], id="short of memory meanwhile"),
         # and does not wait for those who drain
-        pytest.param(HANDING, seen(DRAINING, WAITING, SERVING), ROOM, HANDING, [Step(SPAWN, 2)], id="one drains, the next asks"),
+        pytest.param(HANDING, pool(DRAINING, WAITING, SERVING), ROOM, HANDING, [Step(SPAWN, 2)], id="one drains, the next asks"),
         pytest.param(
-            ledger((3, 1, True), (4, 2, True)), seen(DRAINING, DRAINING, WAITING, SERVING), ROOM,
+            ledger((3, 1, True), (4, 2, True)), pool(DRAINING, DRAINING, WAITING, SERVING), ROOM,
             ledger((3, 1, True), (4, 2, True)), [], id="but never twice as many as wanted",
         ),
         # no room for one more
-        pytest.param(NOTHING, seen(WAITING, WAITING), FULL, NOTHING, [Step(PERMIT, 2)], id="no room, so drain first"),
-        pytest.param(NOTHING, [Seen(1, WAITING, -1), Seen(2, SERVING)], FULL, NOTHING, [], id="it is not over its limit yet"),
-        pytest.param(NOTHING, ordered(Order.PERMIT, seen(WAITING, WAITING)), FULL, NOTHING, [], id="another may go already"),
-        pytest.param(NOTHING, seen(WAITING, LEAVING), FULL, NOTHING, [], id="another leaves"),
-        pytest.param(NOTHING, seen(WAITING, STARTING), FULL, NOTHING, [], id="another starts"),
-        pytest.param(NOTHING, seen(WAITING), ONE_FULL, NOTHING, [], id="the only one stays while the budget holds it"),
-        pytest.param(NOTHING, seen(WAITING), ONE_FULL._replace(least=0), NOTHING, [Step(PERMIT, 1)], id="unless its user wants it so"),
-        pytest.param(LATER, seen(WAITING, SERVING), FULL, LATER, [], id="nor drain first after a boot that failed"),
+        pytest.param(NOTHING, pool(WAITING, WAITING), FULL, NOTHING, [Step(PERMIT, 2)], id="no room, so drain first"),
+        pytest.param(NOTHING, [Member(1, WAITING, -1), Member(2, SERVING)], FULL, NOTHING, [], id="it is not over its limit yet"),
+        pytest.param(NOTHING, ordered(Order.PERMIT, pool(WAITING, WAITING)), FULL, NOTHING, [], id="another may go already"),
+        pytest.param(NOTHING, pool(WAITING, LEAVING), FULL, NOTHING, [], id="another leaves"),
+        pytest.param(NOTHING, pool(WAITING, STARTING), FULL, NOTHING, [], id="another starts"),
+        pytest.param(NOTHING, pool(WAITING), ONE_FULL, NOTHING, [], id="the only one stays while the budget holds it"),
+        pytest.param(NOTHING, pool(WAITING), ONE_FULL._replace(least=0), NOTHING, [Step(PERMIT, 1)], id="unless its user wants it so"),
+        pytest.param(LATER, pool(WAITING, SERVING), FULL, LATER, [], id="nor drain first after a boot that failed"),
         # over a hard limit
-        pytest.param(NOTHING, [Seen(1, WAITING, 9, urgent=True), Seen(2, SERVING)], ROOM, NOTHING, [Step(PERMIT, 1)], id="hard"),
-        pytest.param(NOTHING, [Seen(1, WAITING, 9, urgent=True)], ONE, NOTHING, [Step(SPAWN, 1)], id="hard, and the only one"),
-        pytest.param(NOTHING, [Seen(1, WAITING, 1, urgent=True), Seen(2, WAITING, 9)], ROOM, NOTHING, [Step(PERMIT, 1)], id="hard first"),
+        pytest.param(NOTHING, [Member(1, WAITING, 9, urgent=True), Member(2, SERVING)], ROOM, NOTHING, [Step(PERMIT, 1)], id="hard"),
+        pytest.param(NOTHING, [Member(1, WAITING, 9, urgent=True)], ONE, NOTHING, [Step(SPAWN, 1)], id="hard, and the only one"),
+        pytest.param(NOTHING, [Member(1, WAITING, 1, urgent=True), Member(2, WAITING, 9)], ROOM, NOTHING, [Step(PERMIT, 1)], id="hard 1st"),
         # short of memory
-        pytest.param(NOTHING, seen(WAITING, WAITING), SHORT, NOTHING, [Step(PERMIT, 2)], id="short: the worst goes"),
-        pytest.param(NOTHING, seen(WAITING, DRAINING), SHORT, NOTHING, [], id="short: the others keep still"),
-        pytest.param(NOTHING, seen(WAITING, STARTING), SHORT, NOTHING, [], id="short: the last stays until another serves"),
-        pytest.param(NOTHING, seen(WAITING, STARTING, SERVING), SHORT, NOTHING, [Step(PERMIT, 1)], id="short: it is not the last"),
-        pytest.param(NOTHING, seen(WAITING), ONE_SHORT, NOTHING, [Step(PERMIT, 1)], id="short: a pool of one"),
-        pytest.param(NOTHING, seen(WAITING, DRAINING), OUT, NOTHING, [Step(PERMIT, 1)], id="about to be killed: whoever else is away"),
-        pytest.param(NOTHING, ordered(Order.PERMIT, seen(WAITING, WAITING)), OUT, NOTHING, [], id="one after the other"),
-        pytest.param(LATER, seen(WAITING, SERVING), SHORT, LATER, [Step(PERMIT, 1)], id="short, and boots fail"),
-        pytest.param(LATER, seen(WAITING), ONE_SHORT._replace(out=True), LATER, [], id="short, boots fail, and it is the last"),
+        pytest.param(NOTHING, pool(WAITING, WAITING), SHORT, NOTHING, [Step(PERMIT, 2)], id="short: the worst goes"),
+        pytest.param(NOTHING, pool(WAITING, DRAINING), SHORT, NOTHING, [], id="short: the others keep still"),
+        pytest.param(NOTHING, pool(WAITING, STARTING), SHORT, NOTHING, [], id="short: the last stays until another serves"),
+        pytest.param(NOTHING, pool(WAITING, STARTING, SERVING), SHORT, NOTHING, [Step(PERMIT, 1)], id="short: it is not the last"),
+        pytest.param(NOTHING, pool(WAITING), ONE_SHORT, NOTHING, [Step(PERMIT, 1)], id="short: a pool of one"),
+        pytest.param(NOTHING, pool(WAITING, DRAINING), OUT, NOTHING, [Step(PERMIT, 1)], id="about to be killed: whoever else is away"),
+        pytest.param(NOTHING, ordered(Order.PERMIT, pool(WAITING, WAITING)), OUT, NOTHING, [], id="one after the other"),
+        pytest.param(LATER, pool(WAITING, SERVING), SHORT, LATER, [Step(PERMIT, 1)], id="short, and boots fail"),
+        pytest.param(LATER, pool(WAITING), ONE_SHORT._replace(out=True), LATER, [], id="short, boots fail, and it is the last"),
         # for its age
-        pytest.param(NOTHING, [AGED, Seen(2, SERVING)], ROOM, NOTHING, [Step(SPAWN, 1)], id="old: its replacement first"),
+        pytest.param(NOTHING, [AGED, Member(2, SERVING)], ROOM, NOTHING, [Step(SPAWN, 1)], id="old: its replacement first"),
         pytest.param(NOTHING, [AGED], ONE, NOTHING, [Step(SPAWN, 1)], id="old, and a pool of one"),
-        pytest.param(NOTHING, [AGED, Seen(2, WAITING, 5)], ROOM, NOTHING, [Step(SPAWN, 2)], id="old: behind who is over its limit"),
-        pytest.param(NOTHING, [Seen(2, WAITING, -1, aged=True), AGED], ROOM, NOTHING, [Step(SPAWN, 1)], id="old: the oldest first"),
-        pytest.param(SURGING, [AGED, *seen(SERVING, SERVING, SERVING)[1:]], ROOM, HANDING, [Step(GO, 1)], id="old: its replacement serves"),
-        pytest.param(NOTHING, [AGED, Seen(2, SERVING)], FULL, NOTHING, [Step(PERMIT, 1)], id="old: no room, so drain first"),
-        pytest.param(NOTHING, [AGED, Seen(2, STARTING)], FULL, NOTHING, [], id="old: no room, and another starts"),
+        pytest.param(NOTHING, [AGED, Member(2, WAITING, 5)], ROOM, NOTHING, [Step(SPAWN, 2)], id="old: behind who is over its limit"),
+        pytest.param(NOTHING, [Member(2, WAITING, -1, aged=True), AGED], ROOM, NOTHING, [Step(SPAWN, 1)], id="old: the oldest first"),
+        pytest.param(SURGING, [AGED, *pool(SERVING, SERVING, SERVING)[1:]], ROOM, HANDING, [Step(GO, 1)], id="old: its replacement serves"),
+        pytest.param(NOTHING, [AGED, Member(2, SERVING)], FULL, NOTHING, [Step(PERMIT, 1)], id="old: no room, so drain first"),
+        pytest.param(NOTHING, [AGED, Member(2, STARTING)], FULL, NOTHING, [], id="old: no room, and another starts"),
         pytest.param(NOTHING, [AGED], ONE_FULL, NOTHING, [], id="old, no room, and the only one"),
-        pytest.param(NOTHING, [AGED, Seen(2, SERVING)], SHORT, NOTHING, [Step(PERMIT, 1)], id="old, and memory is short"),
-        pytest.param(NOTHING, [AGED, Seen(2, WAITING, 5)], SHORT, NOTHING, [Step(PERMIT, 2)], id="old, and another is over its limit"),
+        pytest.param(NOTHING, [AGED, Member(2, SERVING)], SHORT, NOTHING, [Step(PERMIT, 1)], id="old, and memory is short"),
+        pytest.param(NOTHING, [AGED, Member(2, WAITING, 5)], SHORT, NOTHING, [Step(PERMIT, 2)], id="old, and another is over its limit"),
         pytest.param(NOTHING, [AGED], ONE_SHORT, NOTHING, [], id="old, memory is short, and the only one"),
-        pytest.param(NOTHING, [AGED, Seen(2, DRAINING)], OUT, NOTHING, [], id="old is no reason to be the next to go"),
-        pytest.param(NOTHING, [AGED._replace(excess=3), Seen(2, DRAINING)], OUT, NOTHING, [Step(PERMIT, 1)], id="old, and over its limit"),
-        pytest.param(LATER, [AGED, Seen(2, SERVING)], SHORT, LATER, [], id="old, and boots fail"),
+        pytest.param(NOTHING, [AGED, Member(2, DRAINING)], OUT, NOTHING, [], id="old is no reason to be the next to go"),
+        pytest.param(NOTHING, [AGED._replace(excess=3), Member(2, DRAINING)], OUT, NOTHING, [Step(PERMIT, 1)], id="old, over its limit"),
+        pytest.param(LATER, [AGED, Member(2, SERVING)], SHORT, LATER, [], id="old, and boots fail"),
         # drained first, and there is room now
-        pytest.param(NOTHING, seen(DRAINING, SERVING), ROOM, NOTHING, [Step(SPAWN, 1)], id="one drains"),
-        pytest.param(NOTHING, seen(DRAINING, WAITING), ROOM, NOTHING, [Step(SPAWN, 1)], id="before one who asks"),
-        pytest.param(NOTHING, seen(DRAINING, SERVING), FULL, NOTHING, [], id="one drains and no room"),
-        pytest.param(NOTHING, seen(DRAINING, SERVING, SERVING), ROOM, NOTHING, [], id="one drains and nobody is missing"),
-        pytest.param(NOTHING, seen(DRAINING, SERVING, STARTING), ROOM, NOTHING, [], id="the server has replaced it"),
-        pytest.param(NOTHING, seen(LEAVING, SERVING), ROOM, NOTHING, [], id="one is gone in a moment"),
+        pytest.param(NOTHING, pool(DRAINING, SERVING), ROOM, NOTHING, [Step(SPAWN, 1)], id="one drains"),
+        pytest.param(NOTHING, pool(DRAINING, WAITING), ROOM, NOTHING, [Step(SPAWN, 1)], id="before one who asks"),
+        pytest.param(NOTHING, pool(DRAINING, SERVING), FULL, NOTHING, [], id="one drains and no room"),
+        pytest.param(NOTHING, pool(DRAINING, SERVING, SERVING), ROOM, NOTHING, [], id="one drains and nobody is missing"),
+        pytest.param(NOTHING, pool(DRAINING, SERVING, STARTING), ROOM, NOTHING, [], id="the server has replaced it"),
+        pytest.param(NOTHING, pool(LEAVING, SERVING), ROOM, NOTHING, [], id="one is gone in a moment"),
         # whose end nobody has told
-        pytest.param(SURGING, seen(WAITING, SERVING, SERVING)[1:], ROOM, NOTHING, [Step(SHRINK)], id="it is gone already"),
-        pytest.param(SURGING, seen(WAITING, SERVING), ROOM, NOTHING, [Step(SHRINK), Step(SPAWN, 1)], id="its replacement is gone"),
-        pytest.param(HANDING, seen(LEAVING, WAITING, SERVING)[1:], ROOM, NOTHING, [Step(SHRINK), Step(SPAWN, 2)], id="the next at once"),
+        pytest.param(SURGING, pool(WAITING, SERVING, SERVING)[1:], ROOM, NOTHING, [Step(SHRINK)], id="it is gone already"),
+        pytest.param(SURGING, pool(WAITING, SERVING), ROOM, NOTHING, [Step(SHRINK), Step(SPAWN, 1)], id="its replacement is gone"),
+        pytest.param(HANDING, pool(LEAVING, WAITING, SERVING)[1:], ROOM, NOTHING, [Step(SHRINK), Step(SPAWN, 2)], id="the next at once"),
     ],
 )  # fmt: skip
-def test_each_step(before: Ledger, workers: list[Seen], room: Room, after: Ledger, steps: list[Step]) -> None:
+def test_each_step(before: Ledger, workers: list[Member], room: Room, after: Ledger, steps: list[Step]) -> None:
     """One row a situation."""
     assert plan(before, workers, room, 100.0) == (after, steps)
 
 
 def test_an_unknown_figure_is_no_figure() -> None:
     """A worker whose excess can't be told is not worse than one that is over its limit, nor is it over it."""
-    unknown = Seen(1, WAITING, None)
+    unknown = Member(1, WAITING, None)
 
-    _, surging = plan(NOTHING, [unknown, Seen(2, WAITING, 5)], ROOM, 100.0)
-    _, full = plan(NOTHING, [unknown, Seen(2, SERVING)], FULL, 100.0)
+    _, surging = plan(NOTHING, [unknown, Member(2, WAITING, 5)], ROOM, 100.0)
+    _, full = plan(NOTHING, [unknown, Member(2, SERVING)], FULL, 100.0)
 
     assert (surging, full) == ([Step(SPAWN, 2)], [])
 
 
 def test_the_oldest_of_those_that_are_about_as_bad() -> None:
     """One that is always a little better than its newest neighbour must not wait for ever."""
-    _, steps = plan(NOTHING, [Seen(7, WAITING, 1000), Seen(9, WAITING, 1020)], ROOM, 100.0)
+    _, steps = plan(NOTHING, [Member(7, WAITING, 1000), Member(9, WAITING, 1020)], ROOM, 100.0)
 
     assert steps == [Step(SPAWN, 7)]
 
@@ -155,8 +155,8 @@ def test_backing_off() -> None:
         pauses.append(backing.not_before - 100.0)
 
     assert pauses == [1, 2, 4, 8, 16, 32, LONGEST_BACKOFF, LONGEST_BACKOFF, LONGEST_BACKOFF]
-    assert recovered(backing, [Seen(9, SERVING), Seen(10, STARTING)]) == backing
-    assert recovered(backing, [Seen(10, SERVING)]).failures == 0
+    assert recovered(backing, [Member(9, SERVING), Member(10, STARTING)]) == backing
+    assert recovered(backing, [Member(10, SERVING)]).failures == 0
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ class Surges(RuleBasedStateMachine):
     @rule()
     def look(self) -> None:
         self.now += 1
-        workers = [Seen(generation, w.state, w.excess, w.order, aged=w.aged) for generation, w in self.server.workers.items()]
+        workers = [Member(generation, w.state, w.excess, w.order, aged=w.aged) for generation, w in self.server.workers.items()]
         self.ledger = recovered(self.ledger, workers)
         self.least = max(1, self.wanted - self.turns)
         self.ledger, steps = plan(self.ledger, workers, self.room._replace(least=self.least, wanted=self.wanted), self.now)

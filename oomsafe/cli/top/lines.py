@@ -114,7 +114,7 @@ def _lines(observed: Observed, sort: Sort) -> Iterable[Line]:
 
 
 def _title(pool: PoolView, width: int, _: float, ascii_only: bool) -> Text:
-    whose = f"supervisor {pool.supervisor}" if not pool.is_alone else f"pid {pool.supervisor}"
+    whose = f"supervisor {pool.supervisor}" if not pool.is_single_process else f"pid {pool.supervisor}"
     return _cut(Text((", " if ascii_only else " · ").join(part for part in (pool.name, pool.server, whose) if part), "bold"), width)
 
 

@@ -131,7 +131,7 @@ class Observer:
         if before.pool is None or now - gone_at >= GONE_FOR:
             del self._pools[path]
         else:
-            ended = f"{'process' if before.pool.is_alone else 'its supervisor'} {before.pool.supervisor} has ended"
+            ended = f"{'process' if before.pool.is_single_process else 'its supervisor'} {before.pool.supervisor} has ended"
             self._pools[path] = replace(before, workers=(), problem=ended, gone_at=gone_at)
 
 

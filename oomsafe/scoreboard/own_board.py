@@ -17,7 +17,7 @@ from oomsafe.scoreboard.lock import Kept, PoolLock
 from oomsafe.scoreboard.slot import Slot
 
 
-class Alone:
+class OwnBoard:
     """Created by create(), with the process's guard. The process removes the file when it ends; if it is killed, a later sweep removes it
     (14 KiB)."""
 
@@ -31,9 +31,9 @@ class Alone:
         self.slot.claim()
 
     @classmethod
-    def create(cls, name: str = "") -> Alone | None:
+    def create(cls, name: str = "") -> OwnBoard | None:
         """A new scoreboard of this process; None, without a log line, if no folder can hold it, so that `status` does not show it."""
-        size, header = backing.blank(1, 1, layout.ALONE)
+        size, header = backing.blank(1, 1, layout.SINGLE_PROCESS)
         layout.NAME.pack_into(header, layout.NAME_AT, shortened(without_controls(name), LONGEST_NAME).encode("utf-8", "replace"))
         for folder in places.folders():
             try:
