@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from rich.text import Text
@@ -13,16 +14,13 @@ from rich.text import Text
 from oomsafe.cli.columns import Column, cells_of, line_of, that_fit
 from oomsafe.cli.labelled import NARROWEST, labelled
 from oomsafe.cli.objects_text import objects_lines
+from oomsafe.cli.orders import NOT_ORDERED, UNANSWERED, OrderError, Outcome, called, give, worker_of
 from oomsafe.cli.output import Out, until_closed
-from oomsafe.cli.pools import Found, find_pools, on_stderr
-from oomsafe.cli.recycle import NOT_ORDERED, UNANSWERED, Outcome, called, find_worker
-from oomsafe.errors import ScoreboardError
+from oomsafe.cli.pools import Found, find_pools
 from oomsafe.policy.inspection import Inspection, Phase
 from oomsafe.policy.objects import spaced
-from oomsafe.policy.text import without_controls
 from oomsafe.policy.units import format_change, format_duration, format_size
-from oomsafe.scoreboard.mailbox import PATIENCE, Answer, order_inspection
-from oomsafe.scoreboard.places import living_boards
+from oomsafe.scoreboard.mailbox import Answer, order_inspection
 from oomsafe.scoreboard.view import PoolView, WorkerView
 
 #: The version of the JSON object.
@@ -44,22 +42,14 @@ PARTS = {
 }
 
 
-class InspectionError(Exception):
-    """Why nothing can be told; `status` is the command's exit status."""
-
-    def __init__(self, text: str, status: int = NOT_ORDERED) -> None:
-        super().__init__(text)
-        self.status = status
-
-
 def inspect(pid: int, name: str | None, path: str | None, as_json: bool) -> int:
     """Order it, wait, and print what the worker has told; the exit status."""
     try:
-        found, worker = _chosen(pid, name, path)
+        found, worker = worker_of(path, pid, name)
         one = _ordered(found, worker)
-    except (InspectionError, ScoreboardError) as error:
-        print(f"oomsafe: {without_controls(str(error))}", file=sys.stderr)
-        return getattr(error, "status", NOT_ORDERED)
+    except OrderError as error:
+        print(f"oomsafe: {error}", file=sys.stderr)
+        return error.status
     with until_closed():
         if as_json:
             print(json.dumps(record_of(found.pool, one), allow_nan=False))
@@ -102,50 +92,29 @@ def inspection_text(pool: PoolView, one: Inspection, width: int) -> Text:
     return Text("\n").join(lines)
 
 
-def _chosen(pid: int, name: str | None, path: str | None) -> tuple[Found, WorkerView]:
-    problems: list[str] = []
-    found = find_pools([path] if path else living_boards(), problems.append, routes=False)
-    chosen = find_worker(found, pid, name)
-    if isinstance(chosen, Outcome):
-        for problem in problems:  # the worker may be of a pool that can't be read
-            on_stderr(problem)
-        raise InspectionError(chosen.line, chosen.status)
-    return chosen
-
-
 def _ordered(found: Found, worker: WorkerView) -> Inspection:
     pool = found.pool
     if pool.is_single_process:
-        raise InspectionError(
-            f"process {worker.pid} has no supervisor of oomsafe's: nothing there takes such an order, nor sees that it ends"
-        )
+        raise OrderError(f"process {worker.pid} has no supervisor of oomsafe's: nothing there takes such an order, nor sees that it ends")
     before, who = pool.inspected, called(pool, worker)
-    answer = order_inspection(found.path, worker)
-    if answer is not Answer.ORDERED:
-        raise InspectionError(_refusal(answer, pool, who), UNANSWERED if answer is None else NOT_ORDERED)
+    words = {
+        Answer.ORDERED: Outcome(0, ""),
+        Answer.BUSY: Outcome(NOT_ORDERED, f"{who} is not inspected: another worker of its pool is, just now: try again in a moment"),
+        Answer.SHORT: Outcome(NOT_ORDERED, f"{who} is not inspected: the pool is short of memory, with no room up to its budget"),
+    }
+    outcome = give(partial(order_inspection, found.path, worker), pool, who, words)
+    if outcome.status:
+        raise OrderError(outcome.line, outcome.status)
     until = time.monotonic() + WITHIN
     while time.monotonic() < until:
         pools = find_pools([found.path], routes=False)
         if not pools:
-            raise InspectionError("the pool has ended")
+            raise OrderError("the pool has ended")
         now = pools[0].pool.inspected
         if now is not None and now.generation == worker.generation and now.phase.is_over and (before is None or now.at != before.at):
             if now.phase is not Phase.DONE:
                 status = UNANSWERED if now.phase is Phase.UNTAKEN else NOT_ORDERED
-                raise InspectionError(f"{who} is not inspected: {now.text}", status)
+                raise OrderError(f"{who} is not inspected: {now.text}", status)
             return now
         time.sleep(CHECK_EVERY)
-    raise InspectionError(f"{who} has not told what its memory is within {WITHIN:.0f} s", UNANSWERED)
-
-
-def _refusal(answer: Answer | None, pool: PoolView, who: str) -> str:
-    if answer is None:
-        return f"{who}: supervisor {pool.supervisor} has not answered within {PATIENCE:.0f} s; the order is withdrawn"
-    why = {
-        Answer.BUSY: "a worker of this pool is inspected already: try again in a moment",
-        Answer.SHORT: "the pool is short of memory: it has no room up to its budget",
-        Answer.UNKNOWN: "it is gone",
-        Answer.LEAVES: "it does not serve now",
-        Answer.STALE: f"the order came too late to supervisor {pool.supervisor}",
-    }.get(answer, f"supervisor {pool.supervisor} does not know this order")
-    return f"{who} is not inspected: {why}"
+    raise OrderError(f"{who} has not told what its memory is within {WITHIN:.0f} s", UNANSWERED)

@@ -8,22 +8,22 @@ import stat
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import click
 from rich.text import Text
 
 from oomsafe.cli.labelled import NARROWEST, labelled
+from oomsafe.cli.orders import NOT_ORDERED, UNANSWERED, OrderError, Outcome, called, give, pool_of
 from oomsafe.cli.output import Out, until_closed
-from oomsafe.cli.pools import Found, find_pools, is_called, none_found
-from oomsafe.cli.recycle import NOT_ORDERED, UNANSWERED, Outcome, called
+from oomsafe.cli.pools import Found, find_pools
 from oomsafe.errors import ScoreboardError
 from oomsafe.policy.probe import MOST_SECONDS, MOST_WORK, SECONDS, WORK
 from oomsafe.policy.probed import Probed, Stage
 from oomsafe.policy.text import without_controls
 from oomsafe.policy.units import format_size
-from oomsafe.scoreboard.mailbox import PATIENCE, Answer, order_probe
-from oomsafe.scoreboard.places import living_boards
+from oomsafe.scoreboard.mailbox import Answer, order_probe
 from oomsafe.scoreboard.recordings import RECORDING, open_probe_file, read_report
 from oomsafe.scoreboard.view import PoolView, WorkerView
 
@@ -34,14 +34,6 @@ CHECK_EVERY, AFTERWARDS = 0.2, 120.0
 ROWS, STACK = 8, 12
 
 NO_LINE = 4
-
-
-class ProbeError(Exception):
-    """Why there is no report; `status` is the command's exit status."""
-
-    def __init__(self, text: str, status: int = NOT_ORDERED) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 @click.command()
@@ -63,10 +55,10 @@ def probe(
     found, 4 if none keeps memory, 1 if the probe was refused or failed, 3 without an answer.
     """
     try:
-        found = _pool(name, pid, path)
+        found = pool_of(path, pid, name)
         probed = found.pool.probed if last else _probe(found, pid, work, seconds)
         if probed is None:
-            raise ProbeError("no worker of this pool was probed yet")
+            raise OrderError("no worker of this pool was probed yet")
         report = _report_of(probed)
         with until_closed():
             if as_json:
@@ -77,62 +69,34 @@ def probe(
         if html is not None:
             _write_html(report, html)
         raise SystemExit(0 if report.get("brief") else NO_LINE)
-    except (ProbeError, ScoreboardError) as error:
+    except (OrderError, ScoreboardError) as error:
         print(f"oomsafe: {without_controls(str(error))}", file=sys.stderr)
         raise SystemExit(getattr(error, "status", NOT_ORDERED)) from None
-
-
-def _pool(name: str | None, pid: int | None, path: str | None) -> Found:
-    problems: list[str] = []
-    found = find_pools([path] if path else living_boards(), problems.append, routes=False)
-    named = [each for each in found if name is None or is_called(each.pool, name)]
-    named = [each for each in named if pid is None or any(worker.pid == pid for worker in each.pool.workers)]
-    if len(named) == 1:
-        return named[0]
-    for problem in problems:
-        print(f"oomsafe: {problem}", file=sys.stderr)
-    if not found:
-        raise ProbeError(none_found())
-    who = f"worker {pid}" if pid is not None else f"pool called {name}" if name is not None else ""
-    if not named:
-        raise ProbeError(f"there is no {who}")
-    names = ", ".join(f"{each.pool.name or each.pool.server} ({each.pool.supervisor})" for each in named[:8])
-    raise ProbeError(f"there are {len(named)} pools: name one with --pool: {names}")
 
 
 def _probe(found: Found, pid: int | None, work: int, seconds: float) -> Probed:
     worker = next((each for each in found.pool.workers if each.pid == pid), None)
     outcome = order(found, worker, work, seconds)
     if outcome.status:
-        raise ProbeError(outcome.line, outcome.status)
+        raise OrderError(outcome.line, outcome.status)
     return _wait_for(found, found.pool.probed, seconds)
 
 
 def order(found: Found, worker: WorkerView | None, work: int = WORK, seconds: float = SECONDS) -> Outcome:
-    """Order this worker to trace its allocations; None: one that the supervisor chooses. Takes PATIENCE seconds at most.
-
-    Raises ScoreboardError if the order can't be given.
-    """
+    """Order this worker to trace its allocations; None: one that the supervisor chooses. As give()."""
     pool = found.pool
     if pool.is_single_process:
         return Outcome(NOT_ORDERED, "this process has no supervisor of oomsafe's: call oomsafe.probe() in it")
-    answer = order_probe(found.path, worker, work, seconds)
-    if answer is not Answer.ORDERED:
-        return Outcome(UNANSWERED if answer is None else NOT_ORDERED, _refusal(answer, pool))
-    return Outcome(0, f"{'one worker' if worker is None else called(pool, worker)} is to trace its allocations")
-
-
-def _refusal(answer: Answer | None, pool: PoolView) -> str:
-    if answer is None:
-        return f"supervisor {pool.supervisor} has not answered within {PATIENCE:.0f} s; the order is withdrawn"
-    return {
-        Answer.BUSY: "a worker of this pool is probed already: see oomsafe probe --last",
-        Answer.SHORT: "no worker of this pool has room for a tracer's memory now, up to its soft limit and the pool's budget",
-        Answer.DRY_RUN: "the pool is in a dry run: nothing is done",
-        Answer.UNKNOWN: "this worker is gone",
-        Answer.LEAVES: "this worker does not serve now",
-        Answer.STALE: f"the order came too late to supervisor {pool.supervisor}",
-    }.get(answer, f"supervisor {pool.supervisor} does not know this order")
+    words = {
+        Answer.ORDERED: Outcome(0, f"{'one worker' if worker is None else called(pool, worker)} is to trace its allocations"),
+        Answer.BUSY: Outcome(NOT_ORDERED, "a worker of this pool is probed already: see oomsafe probe --last"),
+        Answer.SHORT: Outcome(
+            NOT_ORDERED, "no worker of this pool has room for a tracer's memory now, up to its soft limit and the pool's budget"
+        ),
+        Answer.DRY_RUN: Outcome(NOT_ORDERED, "the pool is in a dry run: nothing is done"),
+    }
+    who = pool.name or pool.server if worker is None else called(pool, worker)
+    return give(partial(order_probe, found.path, worker, work, seconds), pool, who, words)
 
 
 def _wait_for(found: Found, before: Probed | None, seconds: float) -> Probed:
@@ -142,16 +106,16 @@ def _wait_for(found: Found, before: Probed | None, seconds: float) -> Probed:
     while time.monotonic() < until:
         pools = find_pools([found.path], routes=False)
         if not pools:
-            raise ProbeError("the pool has ended")
+            raise OrderError("the pool has ended")
         now = pools[0].pool.probed
         if now is not None and (before is None or now.at > before.at):
             if now.stage.is_over:
                 if now.stage is Stage.FAILED:
-                    raise ProbeError(f"worker {now.pid}: {now.text}")
+                    raise OrderError(f"worker {now.pid}: {now.text}")
                 return now
             shown = _show(pools[0].pool, now, shown)
         time.sleep(CHECK_EVERY)
-    raise ProbeError(f"the probe has not ended within {seconds + AFTERWARDS:.0f} s", UNANSWERED)
+    raise OrderError(f"the probe has not ended within {seconds + AFTERWARDS:.0f} s", UNANSWERED)
 
 
 class _Shown(NamedTuple):
@@ -171,11 +135,11 @@ def _show(pool: PoolView, now: Probed, shown: _Shown | None) -> _Shown:
 
 def _report_of(probed: Probed) -> dict[str, Any]:
     if probed.stage is Stage.FAILED:
-        raise ProbeError(f"worker {probed.pid}: {probed.text}")
+        raise OrderError(f"worker {probed.pid}: {probed.text}")
     if not probed.stage.is_over:
-        raise ProbeError(f"worker {probed.pid} is still at it: {probed.text}")
+        raise OrderError(f"worker {probed.pid} is still at it: {probed.text}")
     if not probed.path:
-        raise ProbeError(f"{probed.text}; its report could not be written: see the log of worker {probed.pid}")
+        raise OrderError(f"{probed.text}; its report could not be written: see the log of worker {probed.pid}")
     return read_report(probed.path)
 
 
@@ -235,11 +199,11 @@ def _write_html(report: dict[str, Any], html: str) -> None:
     """memray's own flame graph of what is alive. For its user's eyes alone: it has lines of the app's source."""
     recording = report.get("recording")
     if not isinstance(recording, str):
-        raise ProbeError("--html needs a recording of memray's, and this probe has used tracemalloc: pip install 'oomsafe[probe]'")
+        raise OrderError("--html needs a recording of memray's, and this probe has used tracemalloc: pip install 'oomsafe[probe]'")
     fd = open_probe_file(recording, RECORDING)
     if os.fstat(fd).st_uid != os.geteuid():
         os.close(fd)
-        raise ProbeError(f"{recording} belongs to user {os.stat(recording).st_uid}: run --html --last as that user")
+        raise OrderError(f"{recording} belongs to user {os.stat(recording).st_uid}: run --html --last as that user")
     os.close(fd)
     old = os.umask(0o077)
     try:
@@ -251,7 +215,7 @@ def _write_html(report: dict[str, Any], html: str) -> None:
         os.umask(old)
     if ended.returncode != 0:
         said = (ended.stderr or ended.stdout).strip().splitlines()
-        raise ProbeError(f"memray could not draw it: {said[-1] if said else ended.returncode}")
+        raise OrderError(f"memray could not draw it: {said[-1] if said else ended.returncode}")
     if stat.S_IMODE(os.stat(html).st_mode) & 0o077:  # it was there before
         os.chmod(html, 0o600)
     print(f"flame graph: {without_controls(html)}", file=sys.stderr)

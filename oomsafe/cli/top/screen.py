@@ -21,11 +21,10 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from oomsafe.cli import probe, recycle
+from oomsafe.cli.orders import Outcome, called
 from oomsafe.cli.pools import Found, none_found
-from oomsafe.cli.recycle import NOT_ORDERED, Outcome, called
 from oomsafe.cli.top.lines import Line, Sort, detail, heading, lines_of, plain
 from oomsafe.cli.top.observer import Observed, Observer, Worker
-from oomsafe.errors import ScoreboardError
 from oomsafe.policy.text import without_controls
 from oomsafe.policy.units import counted
 from oomsafe.scoreboard.view import WorkerView
@@ -45,7 +44,6 @@ class Deed(NamedTuple):
 
     verb: str
     order: Callable[[Found, WorkerView], Outcome]
-    """It may raise ScoreboardError."""
 
 
 #: Replace it; and have it find the line that leaks.
@@ -347,10 +345,7 @@ class Top(App[int]):
         self.run_worker(self._order(*asked))
 
     async def _order(self, deed: Deed, found: Found, worker: WorkerView) -> None:
-        try:
-            outcome = await asyncio.to_thread(deed.order, found, worker)
-        except ScoreboardError as error:
-            outcome = Outcome(NOT_ORDERED, f"{called(found.pool, worker)} can't be ordered: {without_controls(str(error))}")
+        outcome = await asyncio.to_thread(deed.order, found, worker)
         self._say(outcome.line)
 
 
