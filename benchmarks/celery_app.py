@@ -6,6 +6,7 @@ import json
 import os
 import time
 
+import mix_apps
 from celery import Celery
 
 app = Celery("celery_app", broker=os.environ["BROKER"], backend=os.environ["BACKEND"])
@@ -20,7 +21,7 @@ if "POLICY" in os.environ:
 kept: list[bytes] = []
 
 _RUNS = os.open(os.environ["RUNS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-_LEAK = int(os.environ["LEAK"])
+_LEAK = int(os.environ["LEAK_BYTES"])
 
 
 @app.task(name="noop")
@@ -44,6 +45,10 @@ def balloon(mib: int, seconds: float) -> str:
     held = b"x" * (mib << 20)
     time.sleep(seconds)
     return f"nobody minded {len(held)} bytes"
+
+
+for name, work in mix_apps.WORKS.items():
+    app.task(work, name=f"mix.{name}")
 
 
 @app.task(name="grow")

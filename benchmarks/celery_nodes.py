@@ -179,7 +179,7 @@ class Node(ServerProcess):
             "BACKEND": here.backend,
             "CELERY_CONF": json.dumps(settings),
             "RUNS": str(self.runs),
-            "LEAK": str(leak),
+            "LEAK_BYTES": str(leak),
             "OOMSAFE_STATE": str(here.folder / "state"),
             **({} if policy is None else {"POLICY": json.dumps(policy)}),
         }

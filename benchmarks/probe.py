@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import celery_nodes as nodes
 from common import PORT, Server
 
 HERE = Path(__file__).parent
@@ -37,6 +38,8 @@ POOLS = {
     "uvicorn, coroutines": [*UVICORN, "--workers", "{workers}", "mix_apps:fast"],
     "uvicorn, thread pool": [*UVICORN, "--workers", "{workers}", "mix_apps:pool"],
 }
+
+CELERY = "Celery prefork"
 
 #: What no module can be imported from: memray is not installed.
 WITHOUT = "raise ImportError('not here')\n"
@@ -92,6 +95,47 @@ def pool(command: list[str], workers: int = 2, leak: str = "bytes", memray: bool
                 mix.stop()
 
 
+@contextlib.contextmanager
+def node(memray: bool) -> Iterator[tuple[nodes.Node, Tasks]]:
+    """A Celery node with two children; about fifty tasks wait for it at any time."""
+    with nodes.place("redis") as here:
+        if not memray:
+            (here.folder / "memray.py").write_text(WITHOUT)
+        with nodes.Node(here, {}, {"soft_limit": "2GiB"}) as running:
+            tasks = Tasks(here)
+            try:
+                running.until(lambda: (found := running.find_pool()) is not None and len(found.workers) == nodes.CHILDREN, "it works", 60)
+                yield running, tasks
+            finally:
+                tasks.stop()
+
+
+class Tasks:
+    """Sends all tasks of the mix in no order."""
+
+    failed = 0
+    """None does: that is not counted."""
+
+    def __init__(self, here: nodes.Place) -> None:
+        self._here, self._stop = here, threading.Event()
+        self._thread = threading.Thread(target=self._send, daemon=True)
+        self._thread.start()
+
+    def _send(self) -> None:
+        choice = random.Random(0)
+        while not self._stop.is_set():
+            if self._here.waiting() > 50:
+                time.sleep(0.02)
+                continue
+            for path in choice.choices(PATHS, k=20):
+                self._here.send(f"mix.{path[1:]}", [()])
+
+    def stop(self) -> None:
+        """It sends no more."""
+        self._stop.set()
+        self._thread.join()
+
+
 def probed(pid: int, *argv: str) -> dict[str, Any]:
     """The report; what went wrong is in it as `error`."""
     command = [sys.executable, "-m", "oomsafe", "probe", "--pool", str(pid), "--json", *argv]
@@ -112,16 +156,17 @@ def names(rounds: int, only: str) -> None:
     """How often it is right."""
     print("| pool | leak | with | right | bytes a call | slower | seconds | failed |")
     print("|---|---|---|---|---|---|---|---|")
-    rows = [(name, "bytes", memray) for name in POOLS for memray in (True, False)] + [("gthread", "numpy", True), ("gthread", "c", True)]
+    rows = [(name, "bytes", memray) for name in (*POOLS, CELERY) for memray in (True, False)]
+    rows += [("gthread", "numpy", True), ("gthread", "c", True)]
     for name, leak, memray in rows:
         if not re.search(only, f"{name} {leak} {'memray' if memray else 'tracemalloc'}"):
             continue
         right, each, slower, seconds, failed, wrong = 0, [], [], [], 0, []
         for _ in range(rounds):
-            with pool(POOLS[name], leak=leak, memray=memray) as (server, mix):
+            with node(memray) if name == CELERY else pool(POOLS[name], leak=leak, memray=memray) as (server, mix):
                 report = probed(server.process.pid, "--requests", str(WINDOW), "--seconds", "120")
             failed += mix.failed
-            if is_right(report, "GET /leak", "keep"):
+            if is_right(report, "mix.leak" if name == CELERY else "GET /leak", "keep"):
                 right += 1
             else:
                 wrong.append(report.get("error") or report.get("line"))
