@@ -6,6 +6,9 @@ READY := $(VENV)/.ready-$(shell cat pyproject.toml tools/setup.sh | cksum | cut 
 # real servers beside each other: two a core, more would only wait for each other
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(2 * len(os.sched_getaffinity(0)))')
 
+# where it is set, each of some thousand processes would compile all that it imports
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-matrix test-vm test-peers test-apps check setup clean
 
 demo: setup ## gunicorn with a leaking app, live, for 20 seconds

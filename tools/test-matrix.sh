@@ -4,6 +4,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 [ $# -gt 0 ] || set -- 3.10-lowest 3.11-lowest 3.12-lowest 3.13-lowest 3.10-newest 3.11-newest 3.12-newest 3.13-newest
+unset PYTHONDONTWRITEBYTECODE # see the Makefile
 jobs=${JOBS:-$(($(nproc) * 2))}
 
 python_of() { # 3.11 -> its interpreter; nothing where there is none

@@ -116,7 +116,7 @@ def test_one_that_finds_its_memory(pool: Any, server: str) -> None:
     Of what is there 30 to 60 MiB are left then: at its pace it could fill them before it is measured again.
     """
     # a piece of 1 MiB may stay free in a heap that small ones grow in, and then a later request finds as much less
-    found, sandbox = pool(server, 430 * MIB, env={"MALLOC_MMAP_THRESHOLD_": str(128 << 10)})
+    found, sandbox = pool(server, 350 * MIB, env={"MALLOC_MMAP_THRESHOLD_": str(128 << 10)})
     found.serving(3)
 
     ended, beside = threading.Event(), []

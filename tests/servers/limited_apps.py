@@ -8,14 +8,6 @@ import subprocess
 import time
 from pathlib import Path
 
-from django.conf import settings
-from fastapi import FastAPI
-from flask import Flask
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
-
 MIB = 1 << 20
 
 leaked = []
@@ -29,7 +21,7 @@ def balloon(kind):
     if kind == "text":
         return json.loads("[" + "[1,2,3,4]," * 5_000_000 + "0]")
     if kind == "fits":
-        return [bytearray(MIB) for _ in range(200)]
+        return [bytearray(MIB) for _ in range(250)]
     if kind == "list":
         return [[number] for number in range(12_000_000)]
     if kind == "dict":
@@ -132,38 +124,70 @@ async def asgi(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 
-flask = Flask(__name__)
+def plain(request):
+    """In a thread of the pool."""
+    from starlette.responses import PlainTextResponse
+
+    return PlainTextResponse(answer(request.path_params["name"]))
 
 
-@flask.route("/<name>")
-def view(name):
-    """As Flask's."""
+async def coroutine(name):
+    """In the event loop."""
     return answer(name)
 
 
-def plain(request: Request) -> Response:
-    """In a thread of the pool."""
-    return PlainTextResponse(answer(request.path_params["name"]))
+def make_flask():
+    from flask import Flask
+
+    app = Flask(__name__)
+    app.add_url_rule("/<name>", "view", answer)
+    return app
 
 
-async def coroutine(request: Request) -> Response:
-    """In the event loop."""
-    return PlainTextResponse(answer(request.path_params["name"]))
+def make_starlette():
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+
+    async def in_the_event_loop(request):
+        return PlainTextResponse(answer(request.path_params["name"]))
+
+    return Starlette(routes=[Route("/sync/{name}", plain), Route("/{name}", in_the_event_loop)])
 
 
-starlette = Starlette(routes=[Route("/sync/{name}", plain), Route("/{name}", coroutine)])
-fastapi = FastAPI()
-fastapi.add_api_route("/sync/{name}", lambda name: answer(name), methods=["GET"])
-fastapi.add_api_route("/{name}", coroutine, methods=["GET"])
+def make_fastapi():
+    from fastapi import FastAPI
+    from fastapi.responses import PlainTextResponse
 
-if not settings.configured:
+    app = FastAPI()
+    app.add_api_route("/sync/{name}", lambda name: answer(name), methods=["GET"])
+    app.add_api_route("/{name}", coroutine, methods=["GET"], response_class=PlainTextResponse)
+    return app
+
+
+def make_django(kind):
+    from django.conf import settings
+
     settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="none", DEBUG=False)
     import django
-    from django.core.asgi import get_asgi_application
-    from django.core.wsgi import get_wsgi_application
     from django.http import HttpResponse
     from django.urls import path
 
     django.setup()
-    urlpatterns = [path("<name>", lambda request, name: HttpResponse(answer(name)))]
-    django_wsgi, django_asgi = get_wsgi_application(), get_asgi_application()
+    globals()["urlpatterns"] = [path("<name>", lambda request, name: HttpResponse(answer(name)))]
+    if kind == "django_wsgi":
+        from django.core.wsgi import get_wsgi_application
+
+        return get_wsgi_application()
+    from django.core.asgi import get_asgi_application
+
+    return get_asgi_application()
+
+
+def __getattr__(name):
+    """Each framework only where it is asked for: all of them would take every worker a second to import."""
+    if name in ("django_wsgi", "django_asgi"):
+        return make_django(name)
+    if name in ("flask", "starlette", "fastapi"):
+        return globals()[f"make_{name}"]()
+    raise AttributeError(name)
