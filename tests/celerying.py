@@ -9,15 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from celery_client import Clients
 from versions import takes_commands_of_others
 
 from oomsafe.demo.server_process import ENDING_WITH_US, ServerProcess, environment
 
 PROJECT = Path(__file__).parent / "celery_worker"
 
+CLIENTS = Clients()
+
 
 class CeleryWorker(ServerProcess):
-    """One node. `ask(code)` runs a line of Python in a process of its own, with `proj` imported, and returns what it makes."""
+    """One node. `ask(code)` runs a line of Python in another process, with `proj` imported, and returns what it makes."""
 
     GRACE = 15.0
 
@@ -53,11 +56,10 @@ class CeleryWorker(ServerProcess):
     def ask(self, code: str, seconds: float = 60) -> Any:
         """Run `code`, which sets `result`, as a client would."""
         script = f"import json, proj\n{code}\nprint(json.dumps(result))"
-        ended = subprocess.run(
-            [sys.executable, "-c", script], cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=seconds, check=False
-        )
-        assert ended.returncode == 0, ended.stderr + self.log()
-        return json.loads(ended.stdout.splitlines()[-1])
+        try:
+            return json.loads(CLIENTS.run(script, self.folder, self.env, seconds).splitlines()[-1])
+        except (AssertionError, TimeoutError) as error:
+            raise AssertionError(f"{error}\n{self.log()}") from None
 
     def celery(self, *argv: str) -> Any:
         """What a command of Celery's own, or one of ours, answers, by node."""
