@@ -34,9 +34,12 @@ T = TypeVar("T")
 PATIENCE = 20.0
 
 #: Prefix of a command that gets SIGTERM if the process that started it is killed, and so can't end it (prctl(2), PR_SET_PDEATHSIG; Linux).
-#: And that heeds SIGINT, which a shell has all ignore that it starts in the background.
-_FIRST = "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, 15); signal.signal(signal.SIGINT, signal.SIG_DFL); "
-ENDING_WITH_US = [sys.executable, "-c", f"{_FIRST}os.execvp(sys.argv[1], sys.argv[1:])"] if sys.platform == "linux" else []
+#: And that heeds SIGINT, which a shell has all ignore that it starts in the background, and SIGHUP, which nohup has ignored.
+_FIRST = (
+    "import ctypes, os, sys; from signal import SIG_DFL, SIGHUP, SIGINT, signal; ctypes.CDLL(None).prctl(1, 15); "
+    "signal(SIGINT, SIG_DFL); signal(SIGHUP, SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+)
+ENDING_WITH_US = [sys.executable, "-I", "-S", "-c", _FIRST] if sys.platform == "linux" else []
 
 
 class ServerProcess:
