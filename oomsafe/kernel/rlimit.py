@@ -344,7 +344,7 @@ class DataLimit:
         if soft == self._putting:
             self._put = soft
         elif soft != self._put and soft % PAGE != MARK and soft != self._by_supervisor().before:
-            self._theirs = soft
+            self._theirs, self._put = soft, None  # what was set from here is gone: should it come back, the application has set it
         ceiling = min(self._theirs, hard)
         value, due = ceiling, self._due
         self._outside = ceiling if self._wanted is None else min(self._wanted, ceiling)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from needs import need
 from starting import until_refused
@@ -660,6 +660,7 @@ EVEN, SIGNED = st.integers(0, 1 << 40).map(lambda n: 2 * n), st.integers(-1 << 4
 
 
 @given(st.lists(st.tuples(STEP, EVEN, SIGNED), max_size=30))
+@example([("app", 9 * MIB, 0), ("follow", 0, 0), ("suspend", 0, 0), ("app", 0, 0), ("follow", 0, 0), ("app", 9 * MIB, 0), ("follow", 0, 0)])
 def test_whatever_happens_it_leaves_what_it_should(steps: list[tuple[str, int, int]]) -> None:
     """No more than the room at a tick, beside grants; never more than the application's own value, and that where it is suspended."""
     own, held, suspended, granted = UNLIMITED, UNLIMITED, 0, 0
