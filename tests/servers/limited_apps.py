@@ -115,7 +115,7 @@ async def asgi(scope, receive, send):
         await send({"type": "http.response.body", "body": b"a part", "more_body": True})
         balloon("small")
     if name == "upload":
-        body = b""
+        body = bytearray()
         while (message := await receive()).get("more_body"):
             body += message["body"]
         name = "hello"
