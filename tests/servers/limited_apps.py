@@ -186,8 +186,11 @@ def make_django(kind):
 
 def __getattr__(name):
     """Each framework only where it is asked for: all of them would take every worker a second to import."""
+    makers = {"flask": make_flask, "starlette": make_starlette, "fastapi": make_fastapi}
     if name in ("django_wsgi", "django_asgi"):
-        return make_django(name)
-    if name in ("flask", "starlette", "fastapi"):
-        return globals()[f"make_{name}"]()
-    raise AttributeError(name)
+        globals()[name] = make_django(name)
+    elif name in makers:
+        globals()[name] = makers[name]()
+    else:
+        raise AttributeError(name)
+    return globals()[name]
