@@ -40,16 +40,20 @@ def test_each_kill_is_confirmed_at_once(cgroup, serve, serve_uvicorn, kind):
     policy = {"soft_limit": "380MiB", "jitter": 0}
     app = {"app": "ending_apps:asgi", "wrap": sandbox.command}
     server = serve_uvicorn(**app, **policy) if kind == "uvicorn" else serve(kind, 2, **app, **policy)
-    for kill in range(1, 11):
+    for _ in range(10):
         server.serving(2)
+        before = sandbox.cgroup.oom_kills()
         hog(server)
-        until(lambda kill=kill: sandbox.cgroup.oom_kills() == kill, "the kernel kills")
+        # now and then it takes the idle worker, too, before the memory of the other one is free
+        kills = until(lambda before=before: found if (found := sandbox.cgroup.oom_kills()) > before else 0, "the kernel kills")
         counted = time.monotonic()
-        until(lambda kill=kill: len(confirmed(server)) == kill, "it is told", pause=0.005)
+        until(lambda kills=kills: len(confirmed(server)) >= kills, "it is told", pause=0.005)
         assert time.monotonic() - counted < 2.0  # at once, and not at the end of some minute; beside other tests
 
-    assert [line for line in confirmed(server) if "; in flight: GET /hog (" not in line or "GET /hog took " not in line] == []
-    assert {verdict: count for verdict, count in server.pool().ends.items() if count} == {"oom_confirmed": 10}
+    kills, lines = sandbox.cgroup.oom_kills(), confirmed(server)
+    assert len([line for line in lines if "; in flight: GET /hog (" in line and "GET /hog took " in line]) == 10
+    assert len([line for line in lines if "; nothing was in flight; " in line]) == kills - 10
+    assert {verdict: count for verdict, count in server.pool().ends.items() if count} == {"oom_confirmed": kills}
 
 
 @pytest.mark.parametrize("log", [True, False])
