@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat pyproject.toml tools/setup.sh | cksum | cut -d' ' -f1)
-# real servers beside each other, which wait for half of their time
-JOBS ?= $(shell $(PYTHON) -c 'import os; print(5 * len(os.sched_getaffinity(0)) // 2)')
+# real servers beside each other: two a core, more would only wait for each other
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(2 * len(os.sched_getaffinity(0)))')
 
 # where it is set, each of some thousand processes would compile all that it imports
 unexport PYTHONDONTWRITEBYTECODE
