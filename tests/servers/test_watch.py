@@ -128,7 +128,8 @@ def test_the_end_of_a_single_process_is_not_known(watching: Watcher, tmp_path: P
 def test_pools_come_and_go(serve: Serve, watching: Watcher) -> None:
     """Those that begin later are watched, too: one ends in order, one is killed."""
     watch = watching("--json")
-    stopped, killed = (serve("sync", 1, soft_limit="1GiB").serving(1) for _ in range(2))
+    # of names of their own: what takes the place of a pool that is gone, and goes too, is not told again, and other tests kill pools
+    stopped, killed = (serve("sync", 1, soft_limit="1GiB", name=name).serving(1) for name in ("stopped", "killed"))
     for gunicorn in (stopped, killed):
         watch.follows(gunicorn.pid)
 
@@ -165,7 +166,7 @@ def test_a_hanging_command_blocks_neither_the_watch_nor_its_end(serve: Serve, wa
     # only for these pools: those of other tests may have so many events that no more commands are run
     hangs = 'if grep -q -f pools "event-$$.new"; then mv "event-$$.new" "event-$$"; exec sleep 600; fi'
     command = script(tmp_path, "hang", f'cat > "event-$$.new"; {hangs}')
-    pools = [serve("sync", 1, soft_limit="1GiB").serving(1) for _ in range(2)]
+    pools = [serve("sync", 1, soft_limit="1GiB", name=name).serving(1) for name in ("hangs", "hangs-too")]
     (tmp_path / "pools").write_text("".join(f'"supervisor": {gunicorn.pid},\n' for gunicorn in pools))
     watch = watching("--on-alert", command)
 
