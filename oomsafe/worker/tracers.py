@@ -44,6 +44,11 @@ class Tracer(Protocol):
         """What the tracer itself holds, in bytes; None: not known."""
 
 
+#: Bytes that CPython (3.11 and newer) maps at a time for a thread's frames (DATA_STACK_CHUNK_SIZE in Python/pystate.c), and keeps until the
+#: call returns that needed them: they are no matter of its line's.
+CHUNK = 16 << 10
+
+
 class Memray:
     """memray, which records to a file. In the format that keeps one record for each stack.
 
@@ -89,10 +94,12 @@ class Memray:
     def alive(self) -> Iterator[Alive]:
         """Read it from the file."""
         self.stop()
-        from memray import FileReader
+        from memray import AllocatorType, FileReader
 
         with FileReader(self._path) as reader:
             for record in reader.get_leaked_allocation_records(merge_threads=True):
+                if record.allocator == AllocatorType.MMAP and record.size == record.n_allocations * CHUNK:
+                    continue
                 stack = tuple(Frame(file, line, function) for function, file, line in record.stack_trace())
                 yield Alive(record.size, None, stack)  # it has merged them, and counts less
 

@@ -89,6 +89,36 @@ for tracer in (Memray(lambda: sys.argv[1]), Tracemalloc()):
 """
 
 
+WAITING = """
+import sys, threading
+from oomsafe.worker.tracers import Memray
+
+waits, go_on = threading.Semaphore(0), threading.Event()
+
+def wait(levels):
+    if levels:
+        return wait(levels - 1)
+    waits.release()
+    go_on.wait()
+
+tracer = Memray(lambda: sys.argv[1])
+tracer.start()
+threads = [threading.Thread(target=wait, args=(300,)) for _ in range(5)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    waits.acquire()
+print([one.size for one in tracer.alive() if one.size >= 16384 and one.stack and one.stack[0].function == "wait"])
+go_on.set()
+"""
+
+
+def test_the_memory_of_frames_is_not_the_line_s(tmp_path: Path) -> None:
+    """Of threads that are in the middle of deep calls."""
+    pytest.importorskip("memray")
+    assert run(tmp_path, script=WAITING) == "[]"
+
+
 @pytest.mark.parametrize(
     ("before", "expected"),
     [
