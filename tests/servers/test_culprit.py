@@ -24,7 +24,7 @@ def test_uvicorn_names_who_leaks_and_not_who_waits(serve_uvicorn):
 
 def names_the_leak(server, slow="0.4"):
     """Six recycles name it; none names another, and few name nobody: what a worker does in its first second may not tell enough."""
-    with Load(server, f"/slow?s={slow}", clients=4), Load(server, "/leak?kib=300", clients=4) as load:
+    with Load(server, f"/slow?s={slow}", clients=4), Load(server, "/leak?kib=200", clients=4) as load:
         server.wait_for("; GET /leak keeps about ", times=6, seconds=120)
 
     assert load.failed == []
