@@ -41,9 +41,7 @@ class Examination:
         from oomsafe.worker.probe import Probe  # imported here, because only a worker that is probed needs it
 
         slot = self._slot
-        self._probe = Probe(
-            self._meter, self._who, slot.number, slot.generation, self._unit, self._header, _endpoints, work, seconds
-        )  # fmt: skip
+        self._probe = Probe(self._meter, self._who, slot.number, slot.generation, self._unit, self._header, _endpoints, work, seconds)
         return True
 
     @property
@@ -104,7 +102,7 @@ class Examination:
         """The worker has no work any more, and ends."""
         if self._inspector is not None:
             attempt("the end of an inspection", "the server", self._inspector.end)
-        if self._probe is not None and self._probe.slows:
+        if self._probe is not None and self.slows:
             attempt("the end of a probe", "the server", partial(self._probe.finish, ends=True))
 
     @property

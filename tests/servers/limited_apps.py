@@ -124,18 +124,6 @@ async def asgi(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 
-def plain(request):
-    """In a thread of the pool."""
-    from starlette.responses import PlainTextResponse
-
-    return PlainTextResponse(answer(request.path_params["name"]))
-
-
-async def coroutine(name):
-    """In the event loop."""
-    return answer(name)
-
-
 def make_flask():
     from flask import Flask
 
@@ -149,19 +137,25 @@ def make_starlette():
     from starlette.responses import PlainTextResponse
     from starlette.routing import Route
 
-    async def in_the_event_loop(request):
+    def in_a_thread(request):
         return PlainTextResponse(answer(request.path_params["name"]))
 
-    return Starlette(routes=[Route("/sync/{name}", plain), Route("/{name}", in_the_event_loop)])
+    async def in_the_event_loop(request):
+        return in_a_thread(request)
+
+    return Starlette(routes=[Route("/sync/{name}", in_a_thread), Route("/{name}", in_the_event_loop)])
 
 
 def make_fastapi():
     from fastapi import FastAPI
     from fastapi.responses import PlainTextResponse
 
+    async def in_the_event_loop(name):
+        return answer(name)
+
     app = FastAPI()
     app.add_api_route("/sync/{name}", lambda name: answer(name), methods=["GET"])
-    app.add_api_route("/{name}", coroutine, methods=["GET"], response_class=PlainTextResponse)
+    app.add_api_route("/{name}", in_the_event_loop, methods=["GET"], response_class=PlainTextResponse)
     return app
 
 
