@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,24 @@ class Watching(ServerProcess):
 
 
 def wait_until_followed(watch: int, supervisor: int) -> None:
-    """Until the process `watch` has read the scoreboard of this supervisor.
+    """Until the process `watch` has read the scoreboard of this supervisor."""
+    until(follows(watch, supervisor), f"{watch} has read the scoreboard of {supervisor}", pause=0.01)
+
+
+def follows(watch: int, supervisor: int) -> Callable[[], bool]:
+    """A function that returns whether this has been seen, to be asked every 10 ms.
 
     Each look opens the scoreboard anew, reads it, and closes the descriptor of the look before: with the second one the first was read.
+    A file that only names the memory is opened before the memory is, in the same look.
     """
-    found: set[str] = set()
+    found: set[tuple[str, tuple[int, int]]] = set()
 
     def twice() -> bool:
         boards = set(_boards(supervisor).values())
-        found.update(number for number, board in _boards(watch).items() if board in boards)
-        return len(found) >= 2
+        found.update((number, board) for number, board in _boards(watch).items() if board in boards)
+        return len(found) > len({board for _, board in found})
 
-    until(twice, f"{watch} has read the scoreboard of {supervisor}", pause=0.01)
+    return twice
 
 
 def _boards(pid: int) -> dict[str, tuple[int, int]]:

@@ -15,7 +15,7 @@ from celerying import CeleryWorker
 from dirtying import dirty, dirty_pool
 from serving import APPS, Gunicorn, until
 from uvicorning import Uvicorn
-from watching import WATCH, Watching, events_in, script, wait_until_followed
+from watching import WATCH, Watching, events_in, follows, script, wait_until_followed
 
 from oomsafe.demo.server_process import ServerProcess, environment
 from oomsafe.scoreboard.places import board_of
@@ -231,7 +231,9 @@ def test_whoever_reads_its_output_may_go(serve: Serve, tmp_path: Path, with_comm
     with subprocess.Popen([*WATCH, *more], stdout=writes, stderr=subprocess.PIPE) as watch:
         os.close(writes)
         os.close(reads)
-        wait_until_followed(watch.pid, gunicorn.pid)
+        # what there is to print of another test's pool ends it before
+        followed = follows(watch.pid, gunicorn.pid)
+        until(lambda: watch.poll() is not None or followed(), "it has read its scoreboard, or has ended", pause=0.01)
 
         gunicorn.signal(signal.SIGKILL)
 
