@@ -23,9 +23,6 @@ ROWS, STACKS, FRAMES = 20, 3, 40
 #: A line that keeps less than this in all, or less than this for each piece of work, is no finding.
 LEAST, LEAST_EACH = 64 * KIB, 64
 
-#: Nor is one that keeps less than this in a few blocks: CPython (3.11 and newer) keeps 16 KiB of each thread's stack of frames at a time.
-FEW_BLOCKS, LEAST_IN_FEW = 16, 256 * KIB
-
 #: Folders of installed packages.
 PACKAGES = ("site-packages/", "dist-packages/")
 
@@ -232,8 +229,7 @@ def _row(
 
 
 def _is_finding(row: Row) -> bool:
-    few = row.count is not None and row.count <= FEW_BLOCKS
-    return row.size >= (LEAST_IN_FEW if few else LEAST) and row.each >= LEAST_EACH
+    return row.size >= LEAST and row.each >= LEAST_EACH
 
 
 def _ruled_out(window: Window, rows: Sequence[Row], calls: Mapping[str, int], alive: int) -> Iterable[str]:

@@ -124,15 +124,6 @@ def test_a_little_is_no_leak(size: int, work: int) -> None:
     assert named_in(report).startswith("no line keeps enough to be called a leak, most has app/kept.py:5 in keep: ")
 
 
-def test_a_few_blocks_are_no_leak() -> None:
-    """Python keeps some for each thread. What leaks less, but block by block, is named, although it comes after them."""
-    stacks, leak = Alive(8 * 16_640, 8, (FLASK,)), Alive(100 * 1024, 100, (HELPER, VIEW, FLASK))
-
-    assert judged(stacks).first is None
-    assert judged(stacks, leak).first == judged(leak).first is not None
-    assert judged(Alive(300 * 1024, 4, (HELPER, VIEW, FLASK))).first is not None
-
-
 def test_what_the_tracer_does_not_see_is_said() -> None:
     """Growth that is no memory in use, and work in flight."""
     report = judged(Alive(100_000, 1, (HELPER,)), grown=90 << 20, kept_free=80 << 20, in_flight=2)
