@@ -60,6 +60,8 @@ class Pools:
         self._path, self._say = path, say
         self._known: dict[str, _Known] = {}
         self._said: set[str] = set()
+        self._left_out: set[str] = set()
+        """The scoreboards for which there was no time at the last reading: they are read first at the next one."""
         self._read_at: float | None = None
         """When they were last read, seconds since 1970."""
 
@@ -69,12 +71,17 @@ class Pools:
         paths = [self._path] if self._path else living_boards()
         gone = [] if self._path else [self._ended(path) for path in list(self._known) if path not in set(paths)]
         living: list[Living] = []
-        for _, in_folder in groupby(paths, os.path.dirname):
+        left_out: set[str] = set()
+        for folder, in_folder in groupby(paths, os.path.dirname):
             until = time.monotonic() + PATIENCE
-            for path in in_folder:
+            for path in sorted(in_folder, key=lambda path: path not in self._left_out):
                 left = until - time.monotonic()
-                if left > 0:  # else its owner has filled the folder with boards that take long to read
+                if left > 0:
                     self._read(path, min(EACH, left), gone, living)
+                else:  # its owner has filled the folder with boards that take long to read
+                    left_out.add(path)
+                    self._say_once(f"{folder}: not all pools can be read within {PATIENCE:g} s: they are watched in turn, each more rarely")
+        self._left_out = left_out
         self._read_at = began
         return gone, living
 

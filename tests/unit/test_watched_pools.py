@@ -111,6 +111,23 @@ def test_too_many_are_not_watched(board: Scoreboard, lines: list[str], monkeypat
     assert lines == [f"{board.path} is not watched: 0 pools are already"]
 
 
+def test_those_for_which_there_was_no_time_are_read_first_the_next_time(
+    board: Scoreboard, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is full of boards that take long to read hides none of them for good, and that is said."""
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    _be_long(board)
+    pools = Pools(None, lines.append)
+    with Child(_create_one_that_takes_long) as child:
+        folder = os.path.dirname(child.hear())
+        found = [[living.view.supervisor for living in pools.read()[1]] for _ in range(4)]
+    pools.close()
+
+    assert sorted(found[0] + found[1]) == sorted([os.getpid(), child.pid])
+    assert found[2:] == found[:2]
+    assert lines == [f"{folder}: not all pools can be read within 0.05 s: they are watched in turn, each more rarely"]
+
+
 def test_only_one_pool(board: Scoreboard, lines: list[str], tmp_path: Path) -> None:
     """By its path; until it is there, that is said once."""
     missing = Pools(str(tmp_path / "missing"), lines.append)
@@ -160,6 +177,18 @@ def test_what_a_reading_has(board: Scoreboard) -> None:
     }
     assert (reading.last_death, reading.last_recycle) == ("worker 5 was killed", "worker 4 recycling")
     assert reading_of(replace(view, held=None, deaths=[DeathView(1.0, "exited", "x")], last_recycle=None)).held is None
+
+
+def _be_long(board: Scoreboard) -> None:
+    """As one that is written to all the time, or by who was killed meanwhile."""
+    layout.SEQUENCE.pack_into(board.header.memory, layout.SEQUENCE_AT, 1)
+
+
+def _create_one_that_takes_long(line: Line) -> None:
+    board, _ = Scoreboard.create(1, "long")
+    _be_long(board)
+    line.say(board.path)
+    time.sleep(600)
 
 
 def _create(line: Line) -> None:
