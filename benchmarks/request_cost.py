@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
 import re
 import shutil
 import statistics
@@ -137,36 +138,67 @@ def in_process(kind: str) -> dict[str, list[float]]:
     return medians
 
 
-def in_process_table(medians: dict[str, list[float]], calls: dict[str, float]) -> str:
-    """Microseconds a request, what that is above bare, and system calls."""
+def in_process_table(medians: dict[str, list[float]], counts: dict[str, dict[str, float]]) -> str:
+    """Microseconds a request, what that is above bare, and what was counted."""
     least = {name: min(values) for name, values in medians.items()}
     rows = [
-        [name, f"{figure:.2f}", "" if name == "bare" else f"{figure - least['bare']:+.2f}", f"{calls[name]:.1f}" if name in calls else ""]
+        [
+            name,
+            f"{figure:.2f}",
+            "" if name == "bare" else f"{figure - least['bare']:+.2f}",
+            f"{calls:.1f}" if (calls := counts["system calls"].get(name)) is not None else "",
+            f"{executed / 1000:.1f}" if (executed := counts["instructions"].get(name)) is not None else "",
+        ]
         for name, figure in least.items()
     ]
-    return common.table(["", "us a request", "added, us", "system calls a request"], rows)
+    return common.table(["", "us a request", "added, us", "system calls a request", "thousand instructions a request"], rows)
 
 
-# --- system calls
+# --- what other load does not disturb
 
 
 def syscalls(kind: str, name: str) -> float | None:
     """System calls a request that one contestant makes in process, by strace; None without it."""
-    if shutil.which("strace") is None:
-        return None
-    many, few = (_traced(kind, name, requests) for requests in (2000, 1000))
-    return None if many is None or few is None else (many - few) / 1000
-
-
-def _traced(kind: str, name: str, requests: int) -> int | None:
     with tempfile.NamedTemporaryFile("r") as counts:
-        command = ["strace", "-f", "-c", "-o", counts.name, sys.executable, __file__, "--only-call", kind, name, str(requests)]
-        try:
-            subprocess.run(command, check=True, timeout=common.PATIENCE, capture_output=True)
-        except (subprocess.SubprocessError, OSError):
-            return None  # ptrace is not allowed here
-        found = re.search(r"^\s*100\.00.*?(\d+)(?:\s+\d+)?\s+total", Path(counts.name).read_text(), re.MULTILINE)
-    return int(found[1]) if found else None
+
+        def made(requests: int) -> int:
+            _called(["strace", "-f", "-c", "-o", counts.name], kind, name, requests)
+            return _found(r"^\s*100\.00.*?(\d+)(?:\s+\d+)?\s+total", counts.name)
+
+        return _for_one("strace", made)
+
+
+def instructions(kind: str, name: str) -> float | None:
+    """Instructions a request outside the kernel, by valgrind; None without it."""
+    with tempfile.NamedTemporaryFile("r") as counts:
+
+        def made(requests: int) -> int:
+            _called(["valgrind", "--tool=cachegrind", "--cache-sim=no", f"--cachegrind-out-file={counts.name}"], kind, name, requests)
+            return _found(r"^summary: (\d+)", counts.name)
+
+        return _for_one("valgrind", made)
+
+
+def _for_one(tool: str, made: Callable[[int], int]) -> float | None:
+    """The difference that a request makes; None where this tool is not there, or may not trace here (ptrace)."""
+    if shutil.which(tool) is None:
+        return None
+    try:
+        return (made(2000) - made(1000)) / 1000
+    except (subprocess.SubprocessError, OSError):
+        return None
+
+
+def _called(tool: list[str], kind: str, name: str, requests: int) -> None:
+    command = [*tool, sys.executable, __file__, "--only-call", kind, name, str(requests)]
+    environ = {**os.environ, "PYTHONHASHSEED": "0"}  # else dicts collide at other places in each run
+    subprocess.run(command, check=True, timeout=6 * common.PATIENCE, capture_output=True, env=environ)
+
+
+def _found(pattern: str, path: str) -> int:
+    found = re.search(pattern, Path(path).read_text(), re.MULTILINE)
+    assert found is not None, f"no count in {path}"
+    return int(found[1])
 
 
 def only_call(kind: str, name: str, requests: int) -> None:
@@ -293,9 +325,12 @@ def measure(part: str, options: argparse.Namespace) -> list[tuple[str, str, Any]
 
 def _process_part(kind: str, app: str) -> tuple[str, str, Any]:
     medians = in_process(kind)
-    calls = {name: count for name in medians if (count := syscalls(kind, name)) is not None}
+    counts = {
+        what: {name: found for name in medians if (found := count(kind, name)) is not None}
+        for what, count in (("system calls", syscalls), ("instructions", instructions))
+    }
     heading = f"{app} called in process: least of {REPETITIONS} medians of {BATCHES} batches of {BATCH}"
-    return heading, in_process_table(medians, calls), {"us": medians, "system calls": calls}
+    return heading, in_process_table(medians, counts), {"us": medians, **counts}
 
 
 if __name__ == "__main__":
