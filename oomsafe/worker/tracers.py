@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
+from oomsafe.kernel.handles import own_handles
 from oomsafe.policy.probe import Alive, Frame
 
 #: Frames of each stack that tracemalloc keeps. Each costs time at every allocation: six reach from a line through a helper or two to the
@@ -48,6 +49,19 @@ class Tracer(Protocol):
 #: call returns that needed them: they are no matter of its line's.
 CHUNK = 16 << 10
 
+#: The greatest object that Python's own allocator has (SMALL_REQUEST_THRESHOLD in Objects/obmalloc.c).
+SMALL = 512
+
+
+def holds_frames(size: int, allocations: int, threads: int) -> bool:
+    """Whether what was allocated at one stack can be no more than memory for the frames of so many threads.
+
+    Each has one CHUNK at most that is due to a call at one depth. memray adds up whatever has the same stack, the frame objects that it makes
+    Python have (3.13: 192 bytes) among it, and tells the allocator of the first alone.
+    """
+    chunks, rest = divmod(size, CHUNK)
+    return 0 < chunks <= min(threads, allocations) and rest <= (allocations - chunks) * SMALL
+
 
 class Memray:
     """memray, which records to a file. In the format that keeps one record for each stack.
@@ -59,6 +73,7 @@ class Memray:
     def __init__(self, new_file: Callable[[], str]) -> None:
         self._new_file = new_file
         self._tracker: Any = None
+        self._threads = 0
         self._path = ""
         self.name = "memray"
 
@@ -90,15 +105,16 @@ class Memray:
         tracker, self._tracker = self._tracker, None
         if tracker is not None:
             tracker.__exit__(None, None, None)
+            self._threads = own_handles().threads or 1
 
     def alive(self) -> Iterator[Alive]:
         """Read it from the file."""
         self.stop()
-        from memray import AllocatorType, FileReader
+        from memray import FileReader
 
         with FileReader(self._path) as reader:
             for record in reader.get_leaked_allocation_records(merge_threads=True):
-                if record.allocator == AllocatorType.MMAP and record.size == record.n_allocations * CHUNK:
+                if holds_frames(record.size, record.n_allocations, self._threads):
                     continue
                 stack = tuple(Frame(file, line, function) for function, file, line in record.stack_trace())
                 yield Alive(record.size, None, stack)  # it has merged them, and counts less

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from oomsafe.worker.tracers import holds_frames
+
 SCRIPT = """
 import sys, threading
 from oomsafe.worker.tracers import CanNotTraceError, Memray, Tracemalloc
@@ -117,6 +119,23 @@ def test_the_memory_of_frames_is_not_the_line_s(tmp_path: Path) -> None:
     """Of threads that are in the middle of deep calls."""
     pytest.importorskip("memray")
     assert run(tmp_path, script=WAITING) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("size", "allocations", "threads", "expected"),
+    [
+        (5 * 16384, 5, 6, True),
+        (5 * (16384 + 192), 10, 6, True),  # Python 3.13
+        (5 * 16384, 5, 4, False),  # more than there are threads
+        (5 * (16384 + 1000), 10, 6, False),
+        (65569, 1, 8, False),  # one block of a leak
+        (2000 * (16384 + 112), 4000, 8, False),  # arrays of numpy
+        (1000, 10, 8, False),
+    ],
+)
+def test_what_threads_need_for_their_frames(size: int, allocations: int, threads: int, expected: bool) -> None:
+    """By its size, and by how many there can be."""
+    assert holds_frames(size, allocations, threads) is expected
 
 
 @pytest.mark.parametrize(
