@@ -167,7 +167,8 @@ def test_a_dirty_worker_of_gunicorn_s(serve: Callable[..., Gunicorn]) -> None:
     until(lambda: children_of(pid) == [], "nothing of it is left")
 
 
-TASKS = "from celery import group; result = group(proj.leak.s(n, 0) for n in range({count})).delay().get(timeout=60)"
+#: A group's own get() waits for ever with Celery 5.3.0 and Redis.
+TASKS = "result = [sent.get(timeout=60) for sent in [proj.leak.delay(n, 0) for n in range({count})]]"
 
 
 def test_a_child_of_celery_s(celery: Start) -> None:
