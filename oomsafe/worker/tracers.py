@@ -56,8 +56,8 @@ SMALL = 512
 def holds_frames(size: int, allocations: int, threads: int) -> bool:
     """Whether what was allocated at one stack can be no more than memory for the frames of so many threads.
 
-    Each has one CHUNK at most that is due to a call at one depth. memray adds up whatever has the same stack, the frame objects that it makes
-    Python have (3.13: 192 bytes) among it, and tells the allocator of the first alone.
+    Each has one CHUNK at most that is due to a call at one depth. memray adds up whatever has the same stack, frame objects that it has
+    Python make among it (3.13: 192 bytes), and tells the allocator of the first alone.
     """
     chunks, rest = divmod(size, CHUNK)
     return 0 < chunks <= min(threads, allocations) and rest <= (allocations - chunks) * SMALL
