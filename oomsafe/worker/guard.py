@@ -337,7 +337,8 @@ class Guard:
             if not self._decided and (due or self.slot.order is not Order.NONE):
                 release = self._consider(now)
             elif measured and self._may_reclaim and self._idle.due(now):
-                release = self._reclaim_idle()
+                tried = self._idle.tried
+                release = self._give_back(f"{self}, which is idle,", lambda freed: tried(freed, time.monotonic()), idle=True)
         finally:
             if release:
                 self._deciding.release()
@@ -500,15 +501,10 @@ class Guard:
 
     def _reclaim(self, over: int) -> bool:
         """Give memory back, and decide again. `over`: bytes above the limit. Returns False if that happens in the background."""
-        from oomsafe.worker.reclaim import Reclaim  # imported here, because only a worker over its limit needs it
-
         self.meter.crowded = self._door.waits_for_reclaim(time.monotonic(), self.limits.soft)
-        return Reclaim(self.meter, self._background, str(self)).run(partial(self._reclaimed, over), self._deciding.release)
+        return self._give_back(str(self), partial(self._reclaimed, over))
 
     def _reclaimed(self, over: int, freed: int) -> None:
-        self._gauge.forget()
-        if freed >= MIB:
-            self._trend.forget()
         # the time of its end, so that a reclaim that took long is not followed by another at once
         now = time.monotonic()
         self._history = replace(self._history, reclaimed_at=now, futile=futile_after(self._history.futile, over, freed))
@@ -519,17 +515,18 @@ class Guard:
         """Whether memory may be given back in this worker, below its limit too."""
         return self._ready and self.policy.reclaim and not self.policy.dry_run and not self._decided and not self._examination.was_probed
 
-    def _reclaim_idle(self) -> bool:
-        """As _reclaim(), in a worker that has no work."""
+    def _give_back(self, who: str, then: Callable[[int], None], idle: bool = False) -> bool:
+        """See Reclaim.run."""
         from oomsafe.worker.reclaim import Reclaim  # imported here, because only a worker that has grown needs it
 
-        return Reclaim(self.meter, self._background, f"{self}, which is idle,").run(self._reclaimed_idle, self._deciding.release, idle=True)
+        def given_back(freed: int) -> None:
+            # what was measured before says nothing about the process as it is now
+            self._gauge.forget()
+            if freed >= MIB:
+                self._trend.forget()
+            then(freed)
 
-    def _reclaimed_idle(self, freed: int) -> None:
-        self._idle.tried(freed, time.monotonic())
-        self._gauge.forget()
-        if freed >= MIB:
-            self._trend.forget()
+        return Reclaim(self.meter, self._background, who).run(given_back, self._deciding.release, idle=idle)
 
     def _go(self, reason: Reason, now: float, used: int | None) -> None:
         """Recycle this worker, or log that it should be recycled."""
