@@ -28,16 +28,16 @@ def test_leaking_children_are_recycled_between_tasks(celery: Start, broker: str)
     """Three recycles or more, each task's own result comes back, and the scoreboard tells the same as the log."""
     node = celery(broker, soft_limit="120MiB", min_lifetime=0).ready()
 
-    results = node.ask(LEAKING.format(tasks=400, kib=1280), seconds=120)
+    results = node.ask(LEAKING.format(tasks=600, kib=1280), seconds=120)
 
-    assert results == list(range(400))
+    assert results == list(range(600))
     recycled = node.lines(" recycling: ")
     assert len(recycled) >= 3
     assert [line for line in recycled if not RECYCLING.search(line)] == []
     until(lambda: [worker.state for worker in node.pool().workers] == ["serving"] * 2, "two children serve again")
     # two children that meet at the list of names have one count its task under another, this once
-    until(lambda: sum(sum(row[1:]) for row in node.pool().totals.routes.values()) == 400, "the scoreboard has counted every task")
-    assert sum(node.pool().totals.routes["proj.leak"][1:]) > 390
+    until(lambda: sum(sum(row[1:]) for row in node.pool().totals.routes.values()) == 600, "the scoreboard has counted every task")
+    assert sum(node.pool().totals.routes["proj.leak"][1:]) > 590
     assert node.pool().totals.recycles[0] == len(node.lines(" recycling: "))
     assert node.process.poll() is None
 
@@ -181,13 +181,14 @@ def test_connected_by_hand(celery: Start, broker: str) -> None:
     _, score, _ = node.ask("result = proj.about.delay().get(timeout=30)")
     assert score >= int(Path(f"/proc/{node.pid}/oom_score_adj").read_text()) + 300
 
-    assert node.ask(LEAKING.format(tasks=240, kib=1280), seconds=120) == list(range(240))
+    # a life does about forty of them, or a hundred more while it waits for the other child's replacement
+    assert node.ask(LEAKING.format(tasks=480, kib=1280), seconds=120) == list(range(480))
 
     recycled = node.lines(" recycling: ")
     assert len(recycled) >= 3
     assert [line for line in recycled if not RECYCLING.search(line)] == []
     assert len(node.lines("oomsafe guards each child by itself: soft limit 90.0 MiB")) == 1
-    assert len(node.lines("] received")) == 241
+    assert len(node.lines("] received")) == 481
     assert not node.lines("oomsafe failed")
 
 

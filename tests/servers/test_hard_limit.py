@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from serving import ASGI_CLASSES, CLASSES, until
+from versions import loses_none
 
 MIB = 1 << 20
 LIMIT = 300 * MIB
@@ -132,6 +133,7 @@ def test_an_upload_that_is_read_at_once(serve_uvicorn: Callable[..., Any]) -> No
 
 def test_neighbours_in_threads(serve: Callable[..., Any]) -> None:
     """While one request after the other balloons in big pieces, those beside it in the same worker are answered."""
+    loses_none("gthread")  # it is recycled meanwhile
     server = serve("gthread", 1, settings="threads = 8", app="limited_apps:wsgi", min_lifetime="10m", **LIMITS).serving(1)
     failed: list[Any] = []
     ended = threading.Event()

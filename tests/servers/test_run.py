@@ -437,8 +437,8 @@ def test_a_celery_node_is_guarded(celery):
     env = {"OOMSAFE_SOFT_LIMIT": "120MiB", "OOMSAFE_MIN_LIFETIME": "0"}
     node = celery(install=False, env=env, wrap=lambda command: [*OOMSAFE, "--", *command]).ready()
 
-    tasks = "results = [proj.leak.delay(number, 1280) for number in range(400)]; result = [r.get(timeout=60) for r in results]"
-    assert node.ask(tasks, seconds=120) == list(range(400))
+    tasks = "results = [proj.leak.delay(number, 1280) for number in range(600)]; result = [r.get(timeout=60) for r in results]"
+    assert node.ask(tasks, seconds=120) == list(range(600))
 
-    assert len(node.lines(" recycling: ")) >= 4  # as many as fit into the leak, whichever child has which task
+    assert len(node.lines(" recycling: ")) >= 3
     assert node.lines(": soft limit 120 MiB each")
