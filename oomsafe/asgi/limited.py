@@ -8,7 +8,7 @@ from typing import Any
 
 from oomsafe.asgi.refusing import refuse
 from oomsafe.http.carrier import KEY
-from oomsafe.http.refusal import ANSWERED, CUT, REFUSED, TOO_LARGE, listen
+from oomsafe.http.refusal import ANSWERED, CUT, REFUSED, TOO_LARGE, listen, whole
 from oomsafe.worker.guard import Guard
 
 Message = MutableMapping[str, Any]
@@ -33,10 +33,12 @@ class Limited:
             nonlocal begun, replaced
             if replaced:
                 return  # what follows belongs to the response that was replaced
-            if message["type"] == "http.response.start" and message["status"] == 500:
-                # Starlette answers inside its `except` and raises the error again; Django tells of it before
+            if message["type"] == "http.response.start":
+                # Starlette answers inside its `except` and raises the error again; Django tells of it before. What was noted is taken out
+                # whatever the answer is, because it holds what the request has allocated
                 error = scope.pop(REFUSED, None) or sys.exc_info()[1]
-                if isinstance(error, MemoryError) and self._guard.hard_limit.refuses(scope.get(KEY), error, ANSWERED):
+                out_of_memory = error if message["status"] == 500 and isinstance(error, MemoryError) else None
+                if out_of_memory is not None and self._guard.hard_limit.refuses(scope.get(KEY), out_of_memory, ANSWERED):
                     begun = replaced = True
                     await refuse(TOO_LARGE, scope, send)
                     return
@@ -48,6 +50,7 @@ class Limited:
         except MemoryError as error:
             if replaced:
                 return None  # the same once more
+            whole(scope, error)
             if not self._guard.hard_limit.refuses(scope.get(KEY), error, CUT if begun else ANSWERED) or begun:
                 raise  # the server closes the connection, so that nobody takes a part for the whole
         await refuse(TOO_LARGE, scope, send)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from oomsafe.log import attempt
+from oomsafe.worker.hard_limit import chain
 
 #: The key in a scope or an environ of the MemoryError that a framework has answered by itself.
 REFUSED = "oomsafe.refused"
@@ -56,7 +57,20 @@ def listen() -> None:
 def mark(carrier: MutableMapping[str, Any], error: BaseException | None) -> None:
     """Note in a request's scope or environ that a framework answers this error, if it is a MemoryError."""
     if isinstance(error, MemoryError):
-        carrier[REFUSED] = error
+        carrier[REFUSED] = whole(carrier, error)
+
+
+def whole(carrier: MutableMapping[str, Any], error: MemoryError) -> MemoryError:
+    """`error`, with the one that was noted before as that during whose handling it came.
+
+    Who reports an error needs memory, too. Python 3.12 and newer raise the MemoryErrors of the interpreter itself without a context
+    (_PyErr_NoMemory in Python/errors.c), and so without the error whose frames hold what the request has allocated.
+    """
+    before = carrier.pop(REFUSED, None)
+    if before is not None and not any(one is before for one in chain(error)) and not any(one is error for one in chain(before)):
+        (*_, first) = chain(error)
+        first.__context__ = before
+    return error
 
 
 def _flask(_: Any, exception: BaseException | None = None, **more: Any) -> None:  # noqa: ARG001

@@ -215,7 +215,7 @@ def _frames(error: BaseException) -> Iterator[TracebackType]:
         trace = trace.tb_next
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
     """The error, and those that it came from or while they were handled."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -227,7 +227,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def where_of(error: BaseException) -> str:
     """`` in export (shop/views.py:42)``: the innermost frame of the first MemoryError, which others may have come from: whoever reports one
     needs memory, too. Empty if there is none."""
-    first = [error, *(one for one in _chain(error) if isinstance(one, MemoryError))][-1]
+    first = [error, *(one for one in chain(error) if isinstance(one, MemoryError))][-1]
     for trace in (*_frames(first),)[-1:]:
         code = trace.tb_frame.f_code
         file = "/".join(code.co_filename.split("/")[-2:])
@@ -238,7 +238,7 @@ def where_of(error: BaseException) -> str:
 def let_go(error: BaseException) -> None:
     """Empty the frames that have ended with this error, or with one that it came from: they hold what the request has allocated, and must
     not until it is logged."""
-    for one in _chain(error):
+    for one in chain(error):
         for trace in _frames(one):
             try:
                 trace.tb_frame.clear()

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from oomsafe.http.carrier import KEY
-from oomsafe.http.refusal import ANSWERED, CUT, REFUSED, TOO_LARGE, listen
+from oomsafe.http.refusal import ANSWERED, CUT, REFUSED, TOO_LARGE, listen, whole
 from oomsafe.worker.guard import Guard
 from oomsafe.wsgi import refusing
 
@@ -58,14 +58,16 @@ class Response:
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
         """start_response for the app; in place of a framework's 500 for a MemoryError, it starts a 503."""
-        error = self._environ.pop(REFUSED, None) if status.startswith("500") else None
-        if error is not None and self._guard.hard_limit.refuses(self._environ.get(KEY), error, ANSWERED):
+        # taken out whatever the answer is: it holds what the request has allocated
+        error = self._environ.pop(REFUSED, None)
+        if error is not None and status.startswith("500") and self._guard.hard_limit.refuses(self._environ.get(KEY), error, ANSWERED):
             self.replaced = True
             return refusing.start(TOO_LARGE, self._start, exc_info)
         return self._start(status, headers) if exc_info is None else self._start(status, headers, exc_info)
 
     def refused(self, error: MemoryError) -> list[bytes]:
         """The body in place of what has failed with this error. Raises the error again if it is not the limit's, or too late for 503."""
+        whole(self._environ, error)
         if not self._guard.hard_limit.refuses(self._environ.get(KEY), error, CUT if self.sent else ANSWERED):
             raise error
         if self.sent:

@@ -162,7 +162,9 @@ def make_fastapi():
 def make_django(kind):
     from django.conf import settings
 
-    settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="none", DEBUG=False)
+    # as in production: whoever is mailed gets a report of each error, which reads the values of all variables
+    mail = {"ADMINS": [("Ops", "ops@example.com")], "EMAIL_BACKEND": "django.core.mail.backends.dummy.EmailBackend"}
+    settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], SECRET_KEY="none", DEBUG=False, **mail)
     import django
     from django.http import HttpResponse
     from django.urls import path

@@ -395,6 +395,63 @@ def test_a_framework_s_500(memory: Mapped, marked: BaseException | None, status:
     assert closed == ["closed"]
 
 
+def run_out(kept: list[weakref.ref[Big]]) -> MemoryError:
+    """The error of a request that has allocated something."""
+
+    def balloon() -> None:
+        big = Big()
+        kept.append(weakref.ref(big))
+        raise MemoryError
+
+    try:
+        balloon()
+    except MemoryError as error:
+        return error
+    raise AssertionError
+
+
+def test_who_reports_an_error_runs_out_of_memory_too(memory: Mapped, caplog: pytest.LogCaptureFixture) -> None:
+    """The second error comes without the first one (Python 3.12 and newer), which the framework has told of."""
+    kept: list[weakref.ref[Big]] = []
+    told: list[BaseException] = []  # as the report has it
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        told.append(run_out(kept))
+        mark(environ, told[0])
+        raise MemoryError
+
+    assert Server().run(WSGI(app, guard=guarded(memory))).status == "503 Service Unavailable"
+    assert kept[0]() is None
+    assert "in balloon (unit/test_hard_limit.py:" in caplog.text
+
+    def told_twice(environ: dict[str, Any], start_response: Any) -> Any:
+        told[:] = [run_out(kept), MemoryError()]
+        for error in (*told, told[0]):
+            mark(environ, error)
+        start_response("500 Oops", [])
+        return [b"oops"]
+
+    assert Server().run(WSGI(told_twice, guard=guarded(memory))).status == "503 Service Unavailable"
+    assert kept[1]() is None
+
+
+def test_an_error_that_is_answered_otherwise_is_not_kept(memory: Mapped) -> None:
+    """An app that has a page of its own for it: the environ lives as long as the request."""
+    for status in ("507 Insufficient Storage", "200 OK"):
+        environ = {**ENVIRON}
+
+        def app(environ: dict[str, Any], start_response: Any, status: str = status) -> Any:
+            mark(environ, MemoryError())
+            start_response(status, [])
+            return [b"sorry"]
+
+        seen: list[str] = []
+        WSGI(app, guard=guarded(memory))(environ, lambda status, *_, seen=seen: seen.append(status))
+
+        assert seen == [status]
+        assert REFUSED not in environ
+
+
 def test_sized_bodies_stay_sized(memory: Mapped) -> None:
     """Some servers set Content-Length by that; a file that the server sends by itself is passed through."""
 
@@ -486,7 +543,26 @@ async def respond(send: Any) -> None:
     await send({"type": "http.response.body", "body": b"oops"})
 
 
-@pytest.mark.parametrize("app", [fails, answers, tells])
+async def tells_and_fails(scope: Any, receive: Any, send: Any) -> None:
+    """As Django does where its report of the error finds no memory."""
+    mark(scope, run_out([]))
+    raise MemoryError
+
+
+async def has_a_page_of_its_own(scope: Any, receive: Any, send: Any) -> None:
+    """For this error."""
+    mark(scope, MemoryError())
+    await send({"type": "http.response.start", "status": 507, "headers": []})
+    await send({"type": "http.response.body", "body": b"sorry"})
+    assert REFUSED not in scope
+
+
+def test_asgi_answered_otherwise(memory: Mapped) -> None:
+    """It stays what it is, and the scope, which lives as long as the request, does not keep the error."""
+    assert [message.get("status") for message in called(has_a_page_of_its_own, guarded(memory))] == [507, None]
+
+
+@pytest.mark.parametrize("app", [fails, answers, tells, tells_and_fails])
 def test_asgi(memory: Mapped, app: Any, caplog: pytest.LogCaptureFixture) -> None:
     """One 503, one line, one count, whatever the app makes of it."""
     guard = guarded(memory)
