@@ -144,7 +144,7 @@ def test_demo_recycles_and_loses_nothing(worker_class: str) -> None:
     ended = run("demo", "--json", "--seconds", "8", *which)
 
     result = json.loads(ended.stdout)
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     assert list(result) == [*KEYS, "supervisor_survived"]
     assert result["worker_class"] == worker_class
     assert result["requests"] > 1000
