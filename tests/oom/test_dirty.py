@@ -25,7 +25,7 @@ def test_the_kernel_kills_the_dirty_worker(cgroup, serve):
     """Five of five times the dirty worker first, beside HTTP workers that are bigger; and both arbiters live."""
     sandbox = cgroup(LIMIT)
     # a worker that is recycled because the pool is above its budget is to be taken before any other
-    gunicorn = dirty(serve, 1, soft_limit="380MiB", budget="100%", wrap=sandbox.command)
+    gunicorn = dirty(serve, 1, soft_limit="380MiB", budget="4GiB", wrap=sandbox.command)
     arbiter = dirty_arbiter(gunicorn)
 
     # no load meanwhile: what is charged to a full cgroup while its victim still exits has the kernel take another, now and then
@@ -43,6 +43,7 @@ def test_the_kernel_kills_the_dirty_worker(cgroup, serve):
         gunicorn.wait_for(f"dirty pool: worker {victim} (slot ")
         ours = {victim, *map(int, re.findall(r"Booting worker with pid: (\d+)", gunicorn.log()))}
         assert next(pid for at, pid in killed() if at > before and pid in ours) == victim
+        assert gunicorn.get("/")[0] == 200
         gunicorn.serving(2)
 
     assert arbiter in gunicorn.workers()

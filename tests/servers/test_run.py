@@ -440,5 +440,5 @@ def test_a_celery_node_is_guarded(celery):
     tasks = "results = [proj.leak.delay(number, 1280) for number in range(600)]; result = [r.get(timeout=60) for r in results]"
     assert node.ask(tasks, seconds=120) == list(range(600))
 
-    assert len(node.lines(" recycling: ")) >= 3
+    assert len(node.lines(" recycling: ")) >= 4  # whichever child has which task
     assert node.lines(": soft limit 120 MiB each")
